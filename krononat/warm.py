@@ -1,0 +1,93 @@
+"""Have every compiled path ready before the first packet: a packet must never meet the compiler.
+
+Compiling one entry compiles all that it calls, for all branches, so it is enough to call each entry that Python uses once, with
+arguments of the very types of a worker and nothing to do. From a warm cache that is loading, not compiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from shards import cuckoo, parse, pipeline, recovery, rings, sessions, shard
+from shards.burst import Burst, new_burst
+from shards.state import Array, Sizes, State, new_state
+
+_SMALL = Sizes(
+    extents=2, buckets=64, externals=1, accounts=2, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
+    shards=1, neighbours=64,
+)  # fmt: skip
+
+
+@cache
+def _stage() -> tuple[State, Array, Burst]:
+    """A core with nothing in it, frames and columns; made once."""
+    state = new_state(_SMALL)
+    return state, np.zeros(4096, np.uint8), new_burst()
+
+
+def _table() -> None:
+    state, _, burst = _stage()
+    cuckoo.lookup_bulk(state, burst.key0, burst.key1, burst.ref, burst.verdict, 0)
+
+
+def _parse() -> None:
+    state, frames, burst = _stage()
+    parse.parse(state, frames, burst, 0)
+
+
+def _recovery() -> None:
+    recovery.attach(_stage()[0], 0)
+
+
+def _pipeline() -> None:
+    state, frames, burst = _stage()
+    pipeline.process(state, frames, burst, 0, 0)
+    pipeline.settle(state, burst, 0)
+
+
+def _delete() -> None:
+    state = _stage()[0]
+    sessions.expire(state, 0, 0)
+    if state.sessions[1]["kind"]:  # there is none: compiled, not called
+        sessions.delete(state, 1, 0)
+    _compile_delete(state)
+
+
+def _compile_delete(state: State) -> None:
+    compiler = getattr(sessions.delete, "compile", None)
+    if compiler is not None:
+        from numba import typeof, types
+
+        compiler((typeof(state), types.int64, types.int64))
+
+
+def _loop() -> None:
+    state, frames, burst = _stage()
+    shard.breathe(state, rings.no_rings(), frames, burst, shard.new_waiting(), 0, 0)
+
+
+STEPS: list[tuple[str, Callable[[], None]]] = [
+    ("table", _table),
+    ("parse", _parse),
+    ("attach and recovery", _recovery),
+    ("packet path", _pipeline),
+    ("ends of sessions", _delete),
+    ("loop with rings", _loop),
+]
+
+
+def load() -> None:
+    """Run every step; from a warm cache a fraction of a second."""
+    for _, step in STEPS:
+        step()
+
+
+def compile(progress: Callable[[str, int, int], None]) -> None:
+    """Run every step and tell `progress(name, done, of)` before each and once at the end."""
+    for done, (name, step) in enumerate(STEPS):
+        progress(name, done, len(STEPS))
+        step()
+    progress("done", len(STEPS), len(STEPS))

@@ -1,0 +1,59 @@
+"""The packets in flight: a table with a row per packet, a column per fact.
+
+Each stage reads the columns to its left and fills its own:
+
+    receive: port at length | parse: l3 .. direction | lookup: key0 key1 ref | serve: verdict .. detail | rewrite: out_*
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from shards.state import Array
+
+BURST = 256  # packets in flight at most
+
+
+class Burst(NamedTuple):
+    """Columns of int64 (keys: uint64), `BURST` long. Offsets are absolute in the frame memory; addresses host integers."""
+
+    # receive
+    port: Array  # row of PORT it came in by
+    at: Array  # offset of its Ethernet header
+    length: Array  # bytes of frame
+    deadline: Array  # tick until which a frame that was held before may go on waiting; 0 for one that was not
+    # parse (l3 and l4 are known to lie inside the frame)
+    l3: Array
+    l4: Array
+    ip_length: Array  # IPv4 total length
+    protocol: Array
+    source: Array
+    destination: Array
+    source_port: Array  # ICMP query: identifier on the querying side, else 0
+    destination_port: Array
+    tcp_flags: Array
+    icmp_error: Array  # 1: it carries an embedded packet
+    direction: Array
+    # lookup
+    key0: Array
+    key1: Array
+    ref: Array  # unit of the arena, 0 miss
+    # serve
+    verdict: Array
+    session: Array  # line, 0 none
+    mapping: Array  # half-line, for what goes by mapping alone
+    next_hop: Array  # row of NEIGHBOUR
+    turned: Array  # line of the first session of a hairpinned packet, else 0
+    detail: Array  # what the verdict's sentence wants to name: rule number, MTU of the next link
+    # rewrite
+    out_port: Array
+    out_at: Array
+    out_length: Array
+
+
+def new_burst(size: int = BURST) -> Burst:
+    """Empty columns."""
+    columns = {name: np.zeros(size, np.uint64 if name in ("key0", "key1") else np.int64) for name in Burst._fields}
+    return Burst(**columns)

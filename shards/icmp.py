@@ -1,0 +1,281 @@
+"""ICMP errors: those that pass, with the packet that they carry put right (RFC 5508 sections 4 and 5), and those of our own
+(RFC 1812 section 4.3), rate-limited, never about another error, quoting the packet as its sender knew it.
+"""
+
+from __future__ import annotations
+
+from shards import cuckoo, nat, sessions, wire
+from shards.burst import Burst
+from shards.jit import hot, whole
+from shards.rewrite import adjust_transport, link_header
+from shards.serve import passable
+from shards.state import ICMP, INBOUND, INTERNAL, EXTERNAL, OUTBOUND, TCP, UDP, Array, State
+from shards.timers import age, remaining
+from shards.verdict import (
+    FORWARDED_IN,
+    FORWARDED_OUT,
+    HAIRPIN_REFUSED,
+    HAIRPINNED,
+    HELD_BACK,
+    ICMP_EMBEDDED_BAD,
+    ICMP_UNRELATED,
+    NEIGHBOUR_UNRESOLVED,
+    NEIGHBOURS_EXHAUSTED,
+    ORIGINATED,
+    RULE_REJECTED,
+    SUPPRESSED,
+    TOO_BIG,
+    TTL_EXCEEDED,
+    UNDECIDED,
+)
+from shards.wire import adjust, read8, read16, read32, write8, write16, write32
+
+_HEADER = 8  # of an ICMP error, before the embedded packet
+_QUOTE_BYTES = 548  # so that the whole error has at most 576 bytes (RFC 1812 4.3.2.3)
+
+# --- errors that pass -----------------------------------------------------------------------------------------------------
+
+
+@hot
+def pass_error(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
+    """Verdict of an ICMP error; where it is to be forwarded its addresses and the embedded packet have been put right.
+
+    It neither refreshes nor ends a session (RFC 5508 REQ-6, RFC 4787 REQ-12).
+    """
+    inner = burst.l4[i] + _HEADER
+    if not _embedded_is_sound(frames, inner, burst.l3[i] + burst.ip_length[i]):
+        return ICMP_EMBEDDED_BAD
+    # Whoever sent the embedded packet is told about it, and nobody else.
+    if read32(frames, inner + 12) != burst.destination[i]:
+        return ICMP_UNRELATED
+    verdict = _find(state, frames, burst, i, inner, now)
+    if verdict != UNDECIDED:
+        return verdict
+    l3 = burst.l3[i]
+    turns = burst.direction[i] == OUTBOUND and burst.next_hop[i] == nat.HAIRPIN_HOP
+    if turns:
+        return _turn(state, frames, burst, i, inner, now)
+    fragmenting = read16(frames, l3 + 6)
+    verdict = passable(state.neighbours, state.ports, burst.next_hop[i], read8(frames, l3 + 8), burst.ip_length[i], fragmenting)
+    if verdict == UNDECIDED:
+        _translate(state, frames, burst, i, inner)
+        verdict = FORWARDED_OUT if burst.direction[i] == OUTBOUND else FORWARDED_IN
+    return verdict
+
+
+@hot
+def _embedded_is_sound(frames: Array, inner: int, end: int) -> bool:
+    """An IPv4 header with a right checksum and at least eight bytes of a first fragment behind it (RFC 5508 REQ-3)."""
+    if end - inner < wire.IPV4_BYTES + 8:
+        return False
+    header = 4 * (read8(frames, inner) & 15)
+    if read8(frames, inner) >> 4 != 4 or header < wire.IPV4_BYTES or inner + header + 8 > end:
+        return False
+    if wire.fold(wire.sum16(frames, inner, header)) != 0xFFFF or read16(frames, inner + 6) & 0x1FFF:
+        return False
+    return True
+
+
+@hot
+def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: int) -> int:
+    """Session, or mapping, that the embedded packet went by the other way; with it the next hop. Verdict, or UNDECIDED."""
+    l4 = inner + 4 * (read8(frames, inner) & 15)
+    protocol = read8(frames, inner + 9)
+    near = read16(frames, l4 + 4) if protocol == ICMP else read16(frames, l4 if burst.direction[i] == INBOUND else l4 + 2)
+    far = 0 if protocol == ICMP else read16(frames, l4 + 2 if burst.direction[i] == INBOUND else l4)
+    port = state.ports[burst.port[i]]
+    inbound = burst.direction[i] == INBOUND
+    # Inbound, it is about a packet of ours: the local end is its source. Outbound, about one that came in: its destination.
+    local, remote = read32(frames, inner + 12 if inbound else inner + 16), read32(frames, inner + 16 if inbound else inner + 12)
+    realm = whole(port["external_realm"] if inbound else port["internal_realm"])
+    key1 = sessions.key_1(remote, near, far)
+    line = cuckoo.lookup(state, sessions.key_0(local, realm, protocol), key1) >> 2
+    burst.session[i] = 0
+    burst.mapping[i] = 0
+    if line and remaining(now, whole(state.sessions[line]["expiry"])) > 0:
+        row = state.sessions[line]
+        if inbound and row["outward"] == nat.HAIRPIN_HOP and burst.turned[i] == 0:
+            return ICMP_UNRELATED
+        burst.session[i] = line
+        burst.mapping[i] = row["mapping"]
+        burst.next_hop[i] = row["inward"] if inbound else row["outward"]
+        return UNDECIDED
+    half = _mapping_of(state, local, realm, protocol, near, inbound)
+    if half == 0:
+        return ICMP_UNRELATED
+    burst.mapping[i] = half
+    return _hop_by_mapping(state, burst, i, half, remote, inbound, now)
+
+
+@hot
+def _mapping_of(state: State, local: int, realm: int, protocol: int, port: int, inbound: bool) -> int:
+    if not inbound:
+        return sessions.find_mapping(state, local, realm, protocol, port)
+    external = sessions.external_ordinal(state, local)
+    return nat.ports.owner(state, external, protocol, port) if external >= 0 else 0
+
+
+@hot
+def _hop_by_mapping(state: State, burst: Burst, i: int, half: int, remote: int, inbound: bool, now: int) -> int:
+    if inbound:
+        hop = nat.next_hop(state, INTERNAL, whole(state.mappings[half]["internal_address"]), now)
+    elif sessions.external_ordinal(state, remote) >= 0:
+        hop = nat.HAIRPIN_HOP
+    else:
+        hop = nat.next_hop(state, EXTERNAL, remote, now)
+    burst.next_hop[i] = hop
+    return UNDECIDED if hop else NEIGHBOURS_EXHAUSTED
+
+
+@hot
+def _translate(state: State, frames: Array, burst: Burst, i: int, inner: int) -> None:
+    """Put the outer address and the embedded endpoint right, then the checksums."""
+    mapping = state.mappings[burst.mapping[i]]
+    internal, internal_port = whole(mapping["internal_address"]), whole(mapping["internal_port"])
+    external, external_port = whole(mapping["external_address"]), whole(mapping["external_port"])
+    if burst.direction[i] == INBOUND:
+        _replace(frames, burst.l3[i], 16, internal)
+        _replace_embedded(frames, inner, burst.l3[i] + burst.ip_length[i], 12, internal, internal_port)
+    else:
+        # From a router inside as well: outside nobody knows its address (RFC 5508 REQ-5).
+        _replace(frames, burst.l3[i], 12, external)
+        _replace_embedded(frames, inner, burst.l3[i] + burst.ip_length[i], 16, external, external_port)
+    l4, length = burst.l4[i], burst.ip_length[i] - (burst.l4[i] - burst.l3[i])
+    write16(frames, l4 + 2, 0)
+    write16(frames, l4 + 2, wire.checksum(frames, l4, length))
+
+
+@hot
+def _replace(frames: Array, l3: int, field: int, address: int) -> int:
+    """Write an address of an IPv4 header; the difference it makes."""
+    delta = wire.difference(read32(frames, l3 + field), address)
+    write32(frames, l3 + field, address)
+    adjust(frames, l3 + 10, delta)
+    return delta
+
+
+@hot
+def _replace_embedded(frames: Array, inner: int, end: int, field: int, address: int, port: int) -> None:
+    """Translate an embedded endpoint back; its transport checksum only where the quote reaches that far."""
+    delta = _replace(frames, inner, field, address)
+    l4, protocol = inner + 4 * (read8(frames, inner) & 15), read8(frames, inner + 9)
+    at = l4 + 4 if protocol == ICMP else (l4 if field == 12 else l4 + 2)
+    ports = wire.difference(read16(frames, at), port)
+    write16(frames, at, port)
+    if protocol != TCP or l4 + 18 <= end:
+        adjust_transport(frames, l4, protocol, ports if protocol == ICMP else wire.fold(delta + ports))
+
+
+@hot
+def _turn(state: State, frames: Array, burst: Burst, i: int, inner: int, now: int) -> int:
+    """A hairpinned error (RFC 5508 REQ-7): out as if to the Internet, and in again to the other subscriber."""
+    if state.settings[0]["hairpin"] == 0:
+        return HAIRPIN_REFUSED
+    if read8(frames, burst.l3[i] + 8) <= 1:
+        return TTL_EXCEEDED
+    _translate(state, frames, burst, i, inner)
+    burst.turned[i] = 1
+    burst.direction[i] = INBOUND
+    burst.source[i] = state.mappings[burst.mapping[i]]["external_address"]
+    verdict = _find(state, frames, burst, i, inner, now)
+    if verdict == UNDECIDED:
+        l3 = burst.l3[i]
+        fragmenting = read16(frames, l3 + 6)
+        verdict = passable(state.neighbours, state.ports, burst.next_hop[i], read8(frames, l3 + 8), burst.ip_length[i], fragmenting)
+    if verdict == UNDECIDED:
+        _translate(state, frames, burst, i, inner)
+        return HAIRPINNED
+    # Half translated, it cannot be served again from the start, so it is not held.
+    return NEIGHBOUR_UNRESOLVED if verdict == HELD_BACK else verdict
+
+
+# --- errors of our own ----------------------------------------------------------------------------------------------------
+
+
+@hot
+def reply_type(settings: Array, verdict: int) -> int:
+    """ICMP type << 8 | code that a packet with this verdict is answered with; 0 for silence (no drop is answered with 0/0)."""
+    if verdict == TTL_EXCEEDED:
+        return wire.TIME_EXCEEDED << 8
+    if verdict == TOO_BIG:
+        return wire.UNREACHABLE << 8 | 4
+    if verdict == RULE_REJECTED:
+        return wire.UNREACHABLE << 8 | whole(settings[0]["reject_code"])
+    if verdict == NEIGHBOUR_UNRESOLVED:
+        return wire.UNREACHABLE << 8 | 1
+    return 0
+
+
+@hot
+def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    """Turn a refused packet into the error that tells its sender, if there is one to tell and the rate allows it."""
+    kind = reply_type(state.settings, burst.verdict[i])
+    if kind == 0:
+        return
+    port = state.ports[burst.port[i]]
+    if burst.icmp_error[i] or port["address"] == 0 or not _rate_allows(state, now):
+        state.counters[SUPPRESSED, 0] += 1
+        return
+    mtu = _next_mtu(state, burst, i) if burst.verdict[i] == TOO_BIG else 0
+    quote = min(burst.ip_length[i], _QUOTE_BYTES)
+    l3 = burst.l3[i] - wire.IPV4_BYTES - _HEADER
+    # The new headers go before the packet, which is quoted where it lies; so the sender's MAC must be read first.
+    sender = frames[burst.at[i] + 6 : burst.at[i] + 12].copy()
+    _write_error(frames, l3 + wire.IPV4_BYTES, kind, mtu, quote)
+    # Not the column: a hairpinned packet's has turned round already.
+    asker = read32(frames, burst.l3[i] + 12)
+    _write_header(frames, l3, whole(port["address"]), asker, _HEADER + quote, _next_id(state))
+    burst.out_at[i] = link_header(frames, l3, port, sender)
+    burst.out_port[i] = burst.port[i]
+    burst.out_length[i] = l3 - burst.out_at[i] + wire.IPV4_BYTES + _HEADER + quote
+    state.counters[ORIGINATED, 0] += 1
+
+
+@hot
+def _next_mtu(state: State, burst: Burst, i: int) -> int:
+    return whole(state.ports[whole(state.neighbours[burst.next_hop[i]]["port"])]["mtu"])
+
+
+@hot
+def _next_id(state: State) -> int:
+    core = state.core[0]
+    core["ip_id"] = (whole(core["ip_id"]) + 1) & 0xFFFF
+    return whole(core["ip_id"])
+
+
+@hot
+def _write_error(frames: Array, l4: int, kind: int, mtu: int, quote: int) -> None:
+    write16(frames, l4, kind)
+    write16(frames, l4 + 2, 0)
+    write32(frames, l4 + 4, mtu)  # RFC 1191: the low half; else unused
+    write16(frames, l4 + 2, wire.checksum(frames, l4, _HEADER + quote))
+
+
+@hot
+def _write_header(frames: Array, l3: int, source: int, destination: int, payload: int, identification: int) -> None:
+    write8(frames, l3, 0x45)
+    write8(frames, l3 + 1, 0xC0)  # internetwork control (RFC 1812 4.3.2.5)
+    write16(frames, l3 + 2, wire.IPV4_BYTES + payload)
+    write16(frames, l3 + 4, identification)
+    write16(frames, l3 + 6, 0)
+    write8(frames, l3 + 8, 64)
+    write8(frames, l3 + 9, ICMP)
+    write16(frames, l3 + 10, 0)
+    write32(frames, l3 + 12, source)
+    write32(frames, l3 + 16, destination)
+    write16(frames, l3 + 10, wire.checksum(frames, l3, wire.IPV4_BYTES))
+
+
+@hot
+def _rate_allows(state: State, now: int) -> bool:
+    """Token bucket of the core (RFC 1812 4.3.2.8): `icmp_rate` a second, `icmp_burst` saved; counted in thousandths."""
+    settings, core = state.settings[0], state.core[0]
+    rate = whole(settings["icmp_rate"])
+    full = 1000 * max(whole(settings["icmp_burst"]), 1)
+    tokens = min(full, whole(core["icmp_tokens"]) + min(age(now, whole(core["icmp_tokens_at"])), 1 << 20) * rate)
+    core["icmp_tokens_at"] = now & 0xFFFFFFFF
+    if rate == 0 or tokens < 1000:
+        core["icmp_tokens"] = tokens
+        return False
+    core["icmp_tokens"] = tokens - 1000
+    return True

@@ -1,0 +1,266 @@
+"""The miss path: which side a packet comes from, and what makes or admits a session (RFC 4787, 5382, 5508, 6888).
+
+Outbound: subscriber -> rules -> limits -> mapping found or made -> session. Inbound: external endpoint -> mapping -> rules ->
+filtering. An inbound packet that only a mapping lets in is forwarded by the mapping: a session appears with the answer, so
+outsiders cannot fill a subscriber's quota.
+"""
+
+from __future__ import annotations
+
+from shards import firewall, neighbours, ports, sessions, tcp
+from shards.burst import Burst
+from shards.jit import hot, whole
+from shards.parse import is_query
+from shards.state import (
+    ACCEPT,
+    ADDRESS_DEPENDENT,
+    DROP,
+    ENDPOINT_INDEPENDENT,
+    EXTERNAL,
+    ICMP,
+    INBOUND,
+    INTERNAL,
+    OUTBOUND,
+    Array,
+    State,
+)
+from shards.verdict import (
+    FILTERED,
+    HAIRPIN_REFUSED,
+    ICMP_TYPE_NOT_SERVED,
+    INSIDE_DESTINATION,
+    NEIGHBOURS_EXHAUSTED,
+    NO_MAPPING,
+    NOT_OUR_DESTINATION,
+    RULE_DROPPED,
+    RULE_REJECTED,
+    SPOOFED_SOURCE,
+    TCP_NOT_OPENING,
+    UNDECIDED,
+)
+from shards.wire import read8
+
+HAIRPIN_HOP = 0xFFFF  # in a session's `outward`: not a neighbour, the packet turns round inside
+
+
+@hot
+def find_account(state: State, realm: int, address: int) -> tuple[int, int]:
+    """(account, subscriber account) of an internal address: a device's and its subscriber's, or twice the latter; 0 if unknown."""
+    subscriber = _account_in(state, state.prefixes, whole(state.settings[0]["prefixes"]), realm, address)
+    if subscriber == 0:
+        return 0, 0
+    device = _account_in(state, state.devices, whole(state.settings[0]["devices"]), realm, address)
+    return (device, subscriber) if device else (subscriber, subscriber)
+
+
+@hot
+def _account_in(state: State, prefixes: Array, count: int, realm: int, address: int) -> int:
+    """Account of the longest of `prefixes` that holds the address; first use writes the account's constant facts."""
+    for p in range(count):
+        prefix = prefixes[p]
+        if address & whole(prefix["mask"]) == whole(prefix["network"]) and realm == whole(prefix["realm"]):
+            number = (address - whole(prefix["network"])) >> whole(prefix["shift"])
+            account = whole(prefix["first_account"]) + number
+            row = state.accounts[account]
+            if row["base"] == 0:
+                row["base"] = whole(prefix["network"]) + (number << whole(prefix["shift"]))
+                row["parent"] = prefix["parent"]
+                row["pool"] = prefix["pool"]
+                row["shard"] = prefix["shard"]
+            return account
+    return 0
+
+
+@hot
+def is_internal(state: State, realm: int, address: int) -> bool:
+    """Whether an address lies in a subscriber prefix."""
+    for p in range(whole(state.settings[0]["prefixes"])):
+        prefix = state.prefixes[p]
+        if address & whole(prefix["mask"]) == whole(prefix["network"]) and realm == whole(prefix["realm"]):
+            return True
+    return False
+
+
+@hot
+def choose_keys(state: State, burst: Burst, count: int) -> None:
+    """Direction and lookup key of every undecided row. ICMP errors have no key of their own: their embedded packet has."""
+    for i in range(count):
+        if burst.verdict[i] != UNDECIDED:
+            burst.key0[i] = 0
+            burst.key1[i] = 0
+            continue
+        port = state.ports[burst.port[i]]
+        side = port["side"]
+        if side == INTERNAL:
+            burst.direction[i] = OUTBOUND
+        elif side == EXTERNAL:
+            burst.direction[i] = INBOUND
+        else:
+            burst.direction[i] = OUTBOUND if is_internal(state, whole(port["internal_realm"]), burst.source[i]) else INBOUND
+        set_key(state, burst, i)
+
+
+@hot
+def set_key(state: State, burst: Burst, i: int) -> None:
+    """Key of a row whose direction is known: local endpoint, remote endpoint, realm, protocol."""
+    if burst.icmp_error[i]:
+        burst.key0[i] = 0
+        burst.key1[i] = 0
+        return
+    port = state.ports[burst.port[i]]
+    protocol = burst.protocol[i]
+    if burst.direction[i] == OUTBOUND:
+        remote_port = 0 if protocol == ICMP else burst.destination_port[i]
+        burst.key0[i] = sessions.key_0(burst.source[i], whole(port["internal_realm"]), protocol)
+        burst.key1[i] = sessions.key_1(burst.destination[i], burst.source_port[i], remote_port)
+    else:
+        remote_port = 0 if protocol == ICMP else burst.source_port[i]
+        burst.key0[i] = sessions.key_0(burst.destination[i], whole(port["external_realm"]), protocol)
+        burst.key1[i] = sessions.key_1(burst.source[i], burst.destination_port[i], remote_port)
+
+
+@hot
+def next_hop(state: State, side: int, address: int, now: int) -> int:
+    """Neighbour for `address` on a side: itself where it is on-link, else the side's gateway; 0 when no more fit."""
+    p = whole(state.settings[0]["internal_port"] if side == INTERNAL else state.settings[0]["external_port"])
+    port = state.ports[p]
+    gateway = whole(port["internal_gateway"] if side == INTERNAL else port["external_gateway"])
+    on_link = address & whole(port["mask"]) == whole(port["network"])
+    if gateway and not on_link:
+        return gateway
+    found = neighbours.find(state, p, address)
+    return found if found else neighbours.want(state, p, address, now)
+
+
+@hot
+def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
+    """Open a session for an outbound packet; its line goes into the row. Verdict, or UNDECIDED: serve it as a hit now."""
+    port = state.ports[burst.port[i]]
+    realm = whole(port["internal_realm"])
+    source, source_port, protocol = burst.source[i], burst.source_port[i], burst.protocol[i]
+    account, subscriber = find_account(state, realm, source)
+    if account == 0:
+        return SPOOFED_SOURCE
+    if is_internal(state, realm, burst.destination[i]):
+        return INSIDE_DESTINATION
+    turns = sessions.external_ordinal(state, burst.destination[i]) >= 0
+    if turns and state.settings[0]["hairpin"] == 0:
+        return HAIRPIN_REFUSED
+    if protocol == ICMP and not is_query(read8(frames, burst.l4[i])):
+        return ICMP_TYPE_NOT_SERVED
+    half = sessions.find_mapping(state, source, realm, protocol, source_port)
+    if not tcp.may_open(protocol, burst.tcp_flags[i], half != 0):
+        return TCP_NOT_OPENING
+    verdict = _obey_rules(state, burst, i, OUTBOUND, source, source_port, burst.destination[i], burst.destination_port[i])
+    if verdict == UNDECIDED:
+        verdict = firewall.admit(state, account, half == 0, now)
+    if verdict == UNDECIDED and half == 0:
+        verdict, half = _map(state, account, subscriber, realm, protocol, source, source_port, now)
+    if verdict == UNDECIDED:
+        verdict = _open(state, burst, i, half, turns, now)
+        if verdict != UNDECIDED:
+            _drop_if_idle(state, half, now)
+    return verdict
+
+
+@hot
+def _obey_rules(
+    state: State, burst: Burst, i: int, direction: int, internal: int, internal_port: int, remote: int, remote_port: int
+) -> int:
+    action, number = firewall.judge(state, direction, burst.protocol[i], internal, internal_port, remote, remote_port)
+    burst.detail[i] = number
+    if action == ACCEPT:
+        return UNDECIDED
+    return RULE_DROPPED if action == DROP else RULE_REJECTED
+
+
+@hot
+def _map(
+    state: State, account: int, subscriber: int, realm: int, protocol: int, address: int, port: int, now: int
+) -> tuple[int, int]:
+    """(verdict or UNDECIDED, half-line) of a new mapping. Ports are the subscriber's; a device of his has none of its own."""
+    verdict, external, external_port = ports.claim(state, subscriber, protocol, address, realm, port, now)
+    if verdict:
+        return verdict, 0
+    shard = whole(state.accounts[subscriber]["shard"])
+    return sessions.make_mapping(state, shard, account, address, realm, protocol, port, external, external_port)
+
+
+@hot
+def _open(state: State, burst: Burst, i: int, half: int, turns: bool, now: int) -> int:
+    """Make the session and give it its next hops, so that no later packet has to look for them."""
+    protocol = burst.protocol[i]
+    inward = next_hop(state, INTERNAL, burst.source[i], now)
+    outward = HAIRPIN_HOP if turns else next_hop(state, EXTERNAL, burst.destination[i], now)
+    if inward == 0 or outward == 0:
+        return NEIGHBOURS_EXHAUSTED
+    remote_port = 0 if protocol == ICMP else burst.destination_port[i]
+    opening = tcp.first_state(protocol, burst.tcp_flags[i])
+    expiry = now + tcp.timeout(state.settings, opening)
+    shard = whole(state.accounts[whole(state.mappings[half]["account"])]["shard"])
+    realm = whole(state.ports[burst.port[i]]["external_realm"])
+    verdict, line = sessions.make_session(state, shard, half, burst.destination[i], remote_port, realm, opening, expiry, now)
+    if verdict:
+        return verdict
+    row = state.sessions[line]
+    row["inward"] = inward
+    row["outward"] = outward
+    row["rules"] = state.settings[0]["rules_version"]
+    burst.session[i] = line
+    return UNDECIDED
+
+
+@hot
+def _drop_if_idle(state: State, half: int, now: int) -> None:
+    """A mapping that was made for a session that could not be made does not stay."""
+    mapping = state.mappings[half]
+    if mapping["sessions"] == 0 and mapping["static"] == 0:
+        shard = whole(state.accounts[whole(mapping["account"])]["shard"])
+        sessions.end_mapping(state, shard, half, now)
+
+
+@hot
+def inbound_miss(state: State, burst: Burst, i: int, now: int) -> int:
+    """Find the mapping that lets an inbound packet in; its half-line goes into the row. Verdict, or UNDECIDED."""
+    port = state.ports[burst.port[i]]
+    realm, destination = whole(port["internal_realm"]), burst.destination[i]
+    external = sessions.external_ordinal(state, destination)
+    if external < 0:
+        return INSIDE_DESTINATION if is_internal(state, realm, destination) else NOT_OUR_DESTINATION
+    if burst.turned[i] == 0 and not plausible_outsider(state, realm, burst.source[i]):
+        return SPOOFED_SOURCE
+    half = ports.owner(state, external, burst.protocol[i], burst.destination_port[i])
+    if half == 0:
+        return NO_MAPPING
+    mapping = state.mappings[half]
+    internal, internal_port = whole(mapping["internal_address"]), whole(mapping["internal_port"])
+    verdict = _obey_rules(state, burst, i, INBOUND, internal, internal_port, burst.source[i], burst.source_port[i])
+    if verdict != UNDECIDED:
+        return verdict
+    if not _lets_in(state, burst, i, external, half):
+        return FILTERED
+    hop = next_hop(state, INTERNAL, internal, now)
+    if hop == 0:
+        return NEIGHBOURS_EXHAUSTED
+    burst.mapping[i] = half
+    burst.next_hop[i] = hop
+    return UNDECIDED
+
+
+@hot
+def plausible_outsider(state: State, realm: int, source: int) -> bool:
+    """Nobody outside has one of our subscribers' or pools' addresses (BCP 38)."""
+    return not is_internal(state, realm, source) and sessions.external_ordinal(state, source) < 0
+
+
+@hot
+def _lets_in(state: State, burst: Burst, i: int, external: int, half: int) -> bool:
+    """Filtering (RFC 4787 section 5) of a packet without a session. A static mapping lets everyone in: that is what it is for."""
+    filtering = whole(state.pools[whole(state.externals[external]["pool"])]["filtering"])
+    if filtering == ENDPOINT_INDEPENDENT or state.mappings[half]["static"] != 0:
+        return True
+    if filtering != ADDRESS_DEPENDENT:
+        return False
+    realm = whole(state.ports[burst.port[i]]["external_realm"])
+    destination, port = burst.destination[i], burst.destination_port[i]
+    return sessions.find_permission(state, destination, realm, burst.protocol[i], port, burst.source[i]) != 0

@@ -1,0 +1,137 @@
+"""Machine instructions that numba has no word for, each beside a plain Python twin.
+
+The plain function is what it means and what pure mode runs; compiled code gets the instruction in its place (`_stands_for`).
+`tests/test_native.py` holds one against the other. None of these checks bounds, ``NUMBA_BOUNDSCHECK`` or not: an index must be
+known to be right. `prefetch` alone may be given any index, since the processor ignores what it cannot read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from shards.jit import PURE
+from shards.state import Array
+
+Word = Any  # np.uint64, which mypy would not let meet an int
+
+TAGS = 8  # 16-bit tags at the head of a bucket line: one SIMD register of 128 bits
+
+
+def prefetch(array: Array, index: int) -> None:
+    """Ask for the cache line of `array[index]` (of its first byte), whatever the dtype; more axes: of that row."""
+
+
+def match_tags(lines: Array, line: int, tag: int) -> int:
+    """Which of the first eight words of `lines[line]`, uint16 (n, >= 8), equal `tag`: bit i for word i."""
+    return sum(1 << i for i, word in enumerate(lines[line, :TAGS].tolist()) if word == tag)
+
+
+def first_bit(bits: int) -> int:
+    """Position of the lowest bit set; `bits` is not 0."""
+    return (int(bits) & -int(bits)).bit_length() - 1
+
+
+def choose(condition: bool, yes: int, no: int) -> int:
+    """`yes if condition else no`, never as a branch: for what the processor could only guess."""
+    return yes if condition else no
+
+
+def fold_multiply(a: Word, b: Word) -> Word:
+    """Upper half xor lower half of the 128-bit product."""
+    product = int(a) * int(b)
+    return np.uint64((product >> 64) ^ (product & 0xFFFF_FFFF_FFFF_FFFF))
+
+
+if not PURE:
+    from llvmlite import ir
+    from numba import core, extending
+
+    # What numba says of its types is right in parts only.
+    cgutils: Any = core.cgutils
+    types: Any = core.types
+    extend: Any = extending
+    _instruction: Callable[[Callable[..., Any]], Any] = extend.intrinsic
+
+    def _stands_for(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+        return cast(Callable[[Callable[..., Any]], Any], extend.overload(plain, strict=False))  # strict compares annotations
+
+    _BYTE, _WIDE, _DOUBLE = ir.IntType(8), ir.IntType(64), ir.IntType(128)
+    _INT32, _TAGS = ir.IntType(32), ir.VectorType(ir.IntType(16), TAGS)
+    _NOTHING, _FIRST = ir.Constant(_TAGS, ir.Undefined), ir.Constant(ir.VectorType(_INT32, TAGS), [0] * TAGS)
+
+    def _address(context: Any, builder: Any, array_type: Any, array: Any, index_type: Any, index: Any) -> Any:
+        """Byte pointer to `array[index]` along the first axis."""
+        view = context.make_array(array_type)(context, builder, array)
+        stride = cgutils.unpack_tuple(builder, view.strides, array_type.ndim)[0]
+        offset = builder.mul(context.cast(builder, index, index_type, types.intp), stride)
+        return builder.gep(builder.bitcast(view.data, _BYTE.as_pointer()), [offset])
+
+    @_instruction
+    def _prefetch(_: Any, array: Any, index: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            address = _address(context, builder, array, arguments[0], index, arguments[1])
+            kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT32, _INT32, _INT32])
+            ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(ask, [address, _INT32(0), _INT32(3), _INT32(1)])  # for reading, into every level, data
+            return context.get_dummy_value()
+
+        return types.none(array, index), emit
+
+    @_instruction
+    def _match_tags(_: Any, lines: Any, line: Any, tag: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            address = _address(context, builder, lines, arguments[0], line, arguments[1])
+            words = builder.load(builder.bitcast(address, _TAGS.as_pointer()), align=16)
+            wanted = context.cast(builder, arguments[2], tag, types.uint16)
+            splat = builder.shuffle_vector(builder.insert_element(_NOTHING, wanted, _INT32(0)), _NOTHING, _FIRST)
+            return builder.zext(builder.bitcast(builder.icmp_unsigned("==", words, splat), _BYTE), _WIDE)
+
+        return types.int64(lines, line, tag), emit
+
+    @_instruction
+    def _first_bit(_: Any, bits: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.cttz(context.cast(builder, arguments[0], bits, types.int64), ir.IntType(1)(1))
+
+        return types.int64(bits), emit
+
+    @_instruction
+    def _choose(_: Any, condition: Any, yes: Any, no: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            chosen = builder.select(*arguments)
+            chosen.set_metadata("unpredictable", builder.module.add_metadata([]))
+            return chosen
+
+        return types.int64(types.boolean, types.int64, types.int64), emit
+
+    @_instruction
+    def _fold_multiply(_: Any, a: Any, b: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            product = builder.mul(*(builder.zext(argument, _DOUBLE) for argument in arguments))
+            upper = builder.trunc(builder.lshr(product, _DOUBLE(64)), _WIDE)
+            return builder.xor(upper, builder.trunc(product, _WIDE))
+
+        return types.uint64(types.uint64, types.uint64), emit
+
+    @_stands_for(prefetch)
+    def _(array: Any, index: Any) -> Any:
+        return lambda array, index: _prefetch(array, index)
+
+    @_stands_for(match_tags)
+    def _(lines: Any, line: Any, tag: Any) -> Any:
+        return lambda lines, line, tag: _match_tags(lines, line, tag)
+
+    @_stands_for(first_bit)
+    def _(bits: Any) -> Any:
+        return lambda bits: _first_bit(bits)
+
+    @_stands_for(choose)
+    def _(condition: Any, yes: Any, no: Any) -> Any:
+        return lambda condition, yes, no: _choose(condition, yes, no)
+
+    @_stands_for(fold_multiply)
+    def _(a: Any, b: Any) -> Any:
+        return lambda a, b: _fold_multiply(a, b)

@@ -1,0 +1,78 @@
+"""Next hops: an open-addressed table by (address, port) whose row numbers sessions store, so a row never moves.
+
+The worker asks (`want`), the supervisor answers: it resolves rows that are WANTED through the kernel and writes MAC and state.
+Probing is linear and bounded instead of counting how full the table is: a crowded neighbourhood is full, and says so.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shards.jit import hot
+from shards.state import FAILED, WANTED, Array, State
+
+PROBES = 64  # rows looked at, at most
+
+# A row may change hands once no session can name it any more: FAILED, and unused for longer than any timer lasts.
+FORGOTTEN = 8_400_000  # ticks
+
+_ODD = 0x45D9F3B5  # below 2**31, so that its product with 32 bits is the same number in Python and in 64-bit registers
+
+
+@hot
+def first(state: State, port: int, address: int) -> int:
+    """Where probing for a neighbour begins; keyed, so that nobody outside can crowd a neighbourhood."""
+    key = int(np.int64(state.settings[0]["seed"][1] >> np.uint64(32)))
+    mixed = (address ^ key ^ (port << 24)) * _ODD
+    return (mixed ^ (mixed >> 29)) & (len(state.neighbours) - 1)
+
+
+@hot
+def find(state: State, port: int, address: int) -> int:
+    """Row of the neighbour `address` (host integer) on `port` (row of PORT), or 0."""
+    at = first(state, port, address)
+    for _ in range(min(PROBES, len(state.neighbours))):
+        row = state.neighbours[at]
+        if at != 0 and int(row["state"]) == 0:
+            return 0
+        if at != 0 and int(row["address"]) == address and int(row["port"]) == port:
+            return at
+        at = (at + 1) & (len(state.neighbours) - 1)
+    return 0
+
+
+@hot
+def want(state: State, port: int, address: int, now: int) -> int:
+    """Row of the neighbour, marked as used at tick `now`; a new one starts out WANTED. 0 where there is no room."""
+    at = find(state, port, address)
+    if at == 0:
+        at = _vacant(state, port, address, now)
+        if at != 0:
+            _occupy(state, at, port, address)
+    if at != 0:
+        state.neighbours[at]["used"] = now & 0xFFFFFFFF
+    return at
+
+
+@hot
+def _vacant(state: State, port: int, address: int, now: int) -> int:
+    """A row that may be taken: an empty one, else the first that is forgotten, else 0."""
+    at, forgotten = first(state, port, address), 0
+    for _ in range(min(PROBES, len(state.neighbours))):
+        row = state.neighbours[at]
+        if at != 0 and int(row["state"]) == 0:
+            return at
+        old = (now - int(row["used"])) & 0xFFFFFFFF > FORGOTTEN
+        if at != 0 and forgotten == 0 and int(row["state"]) == FAILED and old:
+            forgotten = at
+        at = (at + 1) & (len(state.neighbours) - 1)
+    return forgotten
+
+
+@hot
+def _occupy(state: State, at: int, port: int, address: int) -> None:
+    row: Array = state.neighbours[at]
+    row["address"] = address
+    row["port"] = port
+    row["state"] = WANTED  # last: the supervisor looks for it
+    state.core[0]["neighbours_wanted"] = (int(state.core[0]["neighbours_wanted"]) + 1) & 0xFFFFFFFF

@@ -1,0 +1,245 @@
+"""From bytes to columns, and the security boundary: compiled code checks no bounds, so this stage compares every offset with
+the length, and after it l3, l4 and the headers behind them are known to lie inside the frame.
+
+RFC 791, 792, 768, 9293; what must never be forwarded: RFC 1122 3.2.1.3, RFC 1812 5.2.2 and 5.3.7, RFC 6890, RFC 7126.
+"""
+
+from __future__ import annotations
+
+from shards import wire
+from shards.burst import Burst
+from shards.jit import hot, whole
+from shards.state import ICMP, INBOUND, TCP, UDP, Array, State
+from shards.verdict import (
+    BAD_ICMP_CHECKSUM,
+    BAD_IP_CHECKSUM,
+    BAD_IP_HEADER,
+    BAD_L4_HEADER,
+    BAD_LENGTH,
+    BAD_TCP_FLAGS,
+    CHECKSUMS_COMPLETED,
+    FOREIGN_MAC,
+    FRAGMENT,
+    ICMP_TYPE_NOT_SERVED,
+    IPV6_NOT_SERVED,
+    LAND,
+    MARTIAN_DESTINATION,
+    MARTIAN_SOURCE,
+    NOT_IP,
+    PROTOCOL_NOT_SERVED,
+    RUNT,
+    SOURCE_ROUTED,
+    UNDECIDED,
+    VLAN_UNEXPECTED,
+)
+from shards.wire import read8, read16, read32, write16
+
+# The smallest header of each protocol that we translate, by protocol number; 0 = not served.
+_TCP_BYTES, _UDP_BYTES, _ICMP_BYTES = 20, 8, 8
+
+
+@hot
+def parse(state: State, frames: Array, burst: Burst, count: int) -> None:
+    """Fill the parse columns of `count` rows; a row that cannot be used gets its verdict here."""
+    for i in range(count):
+        burst.ref[i] = 0
+        burst.session[i] = 0
+        burst.mapping[i] = 0
+        burst.next_hop[i] = 0
+        burst.turned[i] = 0
+        burst.detail[i] = 0
+        burst.out_length[i] = 0
+        burst.icmp_error[i] = 0
+        burst.tcp_flags[i] = 0
+        burst.direction[i] = INBOUND
+        at, length = burst.at[i], burst.length[i]
+        port = state.ports[burst.port[i]]
+        verdict, l3 = _link(frames, at, length, port)
+        burst.l3[i] = l3
+        if verdict == UNDECIDED:
+            verdict = _network(frames, l3, at + length)
+        if verdict == UNDECIDED:
+            l4 = l3 + 4 * (read8(frames, l3) & 15)
+            burst.l4[i] = l4
+            burst.ip_length[i] = read16(frames, l3 + 2)
+            protocol = read8(frames, l3 + 9)
+            burst.protocol[i] = protocol
+            burst.source[i] = read32(frames, l3 + 12)
+            burst.destination[i] = read32(frames, l3 + 16)
+            end = l3 + burst.ip_length[i]
+            if protocol == TCP:
+                verdict = _tcp(frames, burst, i, l4, end)
+            elif protocol == UDP:
+                verdict = _udp(frames, burst, i, l4, end)
+            elif protocol == ICMP:
+                verdict = _icmp(frames, burst, i, l4, end)
+            else:
+                verdict = PROTOCOL_NOT_SERVED
+            if verdict == UNDECIDED and port["partial"] != 0 and protocol != ICMP:
+                state.counters[CHECKSUMS_COMPLETED, 0] += _complete(frames, l3, l4, protocol, end)
+        burst.verdict[i] = verdict
+
+
+@hot
+def _link(frames: Array, at: int, length: int, port: Array) -> tuple[int, int]:
+    """Verdict and offset of the IPv4 header: right station, right VLAN, IPv4."""
+    if length < wire.ETHERNET_BYTES:
+        return RUNT, 0
+    ethertype, l3 = read16(frames, at + 12), at + wire.ETHERNET_BYTES
+    vlan = 0
+    if ethertype == wire.ETHERTYPE_TAG:
+        if length < wire.ETHERNET_BYTES + wire.TAG_BYTES:
+            return RUNT, 0
+        vlan = read16(frames, at + 14) & 0xFFF
+        ethertype, l3 = read16(frames, at + 16), l3 + wire.TAG_BYTES
+    mac = port["mac"]
+    for k in range(6):
+        if frames[at + k] != mac[k]:
+            return FOREIGN_MAC, 0
+    if vlan != whole(port["vlan"]):
+        return VLAN_UNEXPECTED, 0
+    if ethertype == wire.ETHERTYPE_IPV6:
+        return IPV6_NOT_SERVED, 0
+    if ethertype != wire.ETHERTYPE_IPV4:
+        return NOT_IP, 0
+    return UNDECIDED, l3
+
+
+@hot
+def _network(frames: Array, l3: int, end: int) -> int:
+    """Verdict on the IPv4 header; `end` is the end of the frame (beyond the packet there may be Ethernet padding)."""
+    if end - l3 < wire.IPV4_BYTES:
+        return RUNT
+    first = read8(frames, l3)
+    header = 4 * (first & 15)
+    if first >> 4 != 4 or header < wire.IPV4_BYTES:
+        return BAD_IP_HEADER
+    total = read16(frames, l3 + 2)
+    if total < header or l3 + total > end:
+        return BAD_LENGTH
+    if wire.fold(wire.sum16(frames, l3, header)) != 0xFFFF:
+        return BAD_IP_CHECKSUM
+    if header > wire.IPV4_BYTES and _source_routed(frames, l3 + wire.IPV4_BYTES, l3 + header):
+        return SOURCE_ROUTED
+    source, destination = read32(frames, l3 + 12), read32(frames, l3 + 16)
+    if martian(source):
+        return MARTIAN_SOURCE
+    if martian(destination):
+        return MARTIAN_DESTINATION
+    if source == destination:
+        return LAND
+    if read16(frames, l3 + 6) & 0x3FFF:
+        return FRAGMENT
+    return UNDECIDED
+
+
+@hot
+def martian(address: int) -> bool:
+    """An address that neither sends nor receives beyond its own link (RFC 6890): 0/8, 127/8, 169.254/16, 224/4, 240/4."""
+    top = address >> 24
+    return top == 0 or top == 127 or top >= 224 or address >> 16 == 0xA9FE
+
+
+@hot
+def _source_routed(frames: Array, at: int, end: int) -> bool:
+    """Whether the options hold loose or strict source routing (RFC 7126 4.3, 4.4); malformed options count as such."""
+    while at < end:
+        kind = read8(frames, at)
+        if kind == 0:
+            return False
+        if kind == 1:
+            at += 1
+            continue
+        if kind == 131 or kind == 137 or at + 1 >= end:
+            return True
+        size = read8(frames, at + 1)
+        if size < 2 or at + size > end:
+            return True
+        at += size
+    return False
+
+
+@hot
+def _tcp(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
+    if end - l4 < _TCP_BYTES:
+        return BAD_L4_HEADER
+    offset = 4 * (read8(frames, l4 + 12) >> 4)
+    if offset < _TCP_BYTES or l4 + offset > end:
+        return BAD_L4_HEADER
+    flags = read8(frames, l4 + 13) & 0x3F
+    burst.source_port[i] = read16(frames, l4)
+    burst.destination_port[i] = read16(frames, l4 + 2)
+    burst.tcp_flags[i] = flags
+    opening = flags & wire.SYN
+    if flags == 0 or (opening and flags & (wire.FIN | wire.RST)) or flags & (wire.FIN | wire.ACK | wire.RST) == wire.FIN:
+        return BAD_TCP_FLAGS
+    return UNDECIDED
+
+
+@hot
+def _udp(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
+    if end - l4 < _UDP_BYTES:
+        return BAD_L4_HEADER
+    length = read16(frames, l4 + 4)
+    if length < _UDP_BYTES or l4 + length > end:
+        return BAD_LENGTH
+    burst.source_port[i] = read16(frames, l4)
+    burst.destination_port[i] = read16(frames, l4 + 2)
+    return UNDECIDED
+
+
+@hot
+def _icmp(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
+    """Queries put their identifier where the other protocols have the port of the asking side; errors are marked."""
+    if end - l4 < _ICMP_BYTES:
+        return BAD_L4_HEADER
+    if wire.fold(wire.sum16(frames, l4, end - l4)) != 0xFFFF:
+        return BAD_ICMP_CHECKSUM
+    kind = read8(frames, l4)
+    identifier = read16(frames, l4 + 4)
+    burst.source_port[i] = identifier
+    burst.destination_port[i] = identifier
+    if is_error(kind):
+        burst.icmp_error[i] = 1
+        return UNDECIDED
+    if is_query(kind) or kind == wire.ECHO_REPLY or kind == wire.TIMESTAMP_REPLY:
+        return UNDECIDED
+    return ICMP_TYPE_NOT_SERVED
+
+
+@hot
+def is_query(kind: int) -> bool:
+    """ICMP types that ask (RFC 5508 section 3); information request and address mask are obsolete (RFC 6918)."""
+    return kind == wire.ECHO or kind == wire.TIMESTAMP
+
+
+@hot
+def is_error(kind: int) -> bool:
+    """ICMP types that carry an embedded packet and may pass a NAT (redirects may not: RFC 1812 5.2.7.2)."""
+    return kind == wire.UNREACHABLE or kind == wire.TIME_EXCEEDED or kind == wire.PARAMETER_PROBLEM or kind == wire.SOURCE_QUENCH
+
+
+@hot
+def pseudo_sum(frames: Array, l3: int, protocol: int, length: int) -> int:
+    """Folded sum of the pseudo header (RFC 9293 3.1): addresses, protocol, transport length."""
+    return wire.fold(wire.sum16(frames, l3 + 12, 8) + protocol + length)
+
+
+@hot
+def _complete(frames: Array, l3: int, l4: int, protocol: int, end: int) -> int:
+    """Finish a partial checksum (the bare pseudo-header sum that a local sender leaves to its device); 1 if it was one.
+
+    A field that is right as it stands is left alone, and so is every wrong one that is not this very sum: damage is not repaired.
+    """
+    length = end - l4 if protocol == TCP else read16(frames, l4 + 4)
+    field = l4 + 16 if protocol == TCP else l4 + 6
+    pseudo = pseudo_sum(frames, l3, protocol, length)
+    if read16(frames, field) != pseudo:
+        return 0
+    total = wire.fold(wire.sum16(frames, l4, length))
+    if wire.fold(total + pseudo) == 0xFFFF:
+        return 0
+    # The sum over the segment already holds the pseudo-header sum, in the checksum field itself.
+    check = ~total & 0xFFFF
+    write16(frames, field, check if check or protocol == TCP else 0xFFFF)
+    return 1

@@ -1,0 +1,246 @@
+"""External ports: a paired address and blocks of ports for each account, ports derived first (RFC 4787, 6056, 6888, 7857).
+
+The port of a mapping is a keyed function of its internal endpoint within the block, or the next free one. So it is hard to guess,
+and a backup that never received the mapping makes the same one, nearly always. A freed port is held down: `owners` then says
+in which second it was freed, which needs neither list nor timer. Blocks are made of 64-port chunks; each carries the replica
+side that may hand it out and the epoch in which it was.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shards.jit import hot, whole
+from shards.state import (
+    BLOCKS_AT_MOST,
+    CHUNK_PORTS,
+    HELD,
+    ICMP,
+    TCP,
+    Array,
+    State,
+)
+from shards.verdict import (
+    BLOCKS_RETURNED,
+    BLOCKS_TAKEN,
+    POOL_EXHAUSTED,
+    PORTS_DERIVED,
+    PORTS_EXHAUSTED,
+    PORTS_MOVED,
+)
+
+_FOR_PORT, _FOR_ADDRESS, _FOR_BLOCK = 1, 2, 3  # what a derived number is for: they must not repeat each other
+
+_U = np.uint64
+
+
+@hot
+def _rotate(x: int, bits: int) -> int:
+    return (_U(x) << _U(bits)) | (_U(x) >> _U(64 - bits))  # type: ignore[return-value]
+
+
+@hot
+def siphash(secret0: int, secret1: int, word0: int, word1: int) -> int:
+    """SipHash-2-4 of the sixteen bytes of two little-endian words under a 128-bit key (Aumasson and Bernstein, 2012)."""
+    v0 = _U(secret0) ^ _U(0x736F6D6570736575)
+    v1 = _U(secret1) ^ _U(0x646F72616E646F6D)
+    v2 = _U(secret0) ^ _U(0x6C7967656E657261)
+    v3 = _U(secret1) ^ _U(0x7465646279746573)
+    message = _U(word0)
+    for block in range(4):
+        # Third block: the length, sixteen, in the top byte. Fourth: no message, the two remaining of four final rounds.
+        if block == 1:
+            message = _U(word1)
+        elif block == 2:
+            message = _U(16 << 56)
+        elif block == 3:
+            message = _U(0)
+            v2 ^= _U(0xFF)
+        v3 ^= message
+        for _ in range(4 if block == 3 else 2):
+            v0 = v0 + v1
+            v1 = _rotate(v1, 13) ^ v0
+            v0 = _rotate(v0, 32)
+            v2 = v2 + v3
+            v3 = _rotate(v3, 16) ^ v2
+            v0 = v0 + v3
+            v3 = _rotate(v3, 21) ^ v0
+            v2 = v2 + v1
+            v1 = _rotate(v1, 17) ^ v2
+            v2 = _rotate(v2, 32)
+        v0 ^= message
+    return v0 ^ v1 ^ v2 ^ v3  # type: ignore[return-value]
+
+
+@hot
+def derive(settings: Array, purpose: int, address: int, realm: int, protocol: int, port: int, below: int) -> int:
+    """A number below `below` (at most 2**31) that only the holder of the secret can foretell (RFC 6056 3.3.3)."""
+    secret = settings[0]["secret"]
+    word0 = _U(address) | _U(realm) << _U(32) | _U(protocol) << _U(56)
+    word1 = _U(port) | _U(purpose) << _U(32)
+    return whole(np.int64(siphash(secret[0], secret[1], word0, word1) >> _U(33)) % below)
+
+
+@hot
+def port_space(protocol: int) -> int:
+    """Each protocol has ports (identifiers) of its own: column of `owners`."""
+    if protocol == ICMP:
+        return 0
+    return 1 if protocol == TCP else 2
+
+
+@hot
+def is_free(owner: int, now: int, hold_down_s: int) -> bool:
+    """Whether a port may be handed out: never used, or freed at least the hold-down ago (RFC 6888 REQ-8)."""
+    if owner == 0:
+        return True
+    if owner & HELD == 0:
+        return False
+    # `>`: the second in which it was freed had begun before, so at `==` a part of the last one may be missing.
+    return hold_down_s == 0 or ((now // 1000 - owner) & 0x7FFFFFFF) > hold_down_s
+
+
+@hot
+def claim(state: State, holder: int, protocol: int, address: int, realm: int, port: int, now: int) -> tuple[int, int, int]:
+    """(verdict or 0, external ordinal, external port) for a new mapping of the subscriber account `holder`.
+
+    Nothing is marked as owned yet, but a block may have been taken: only if none of the subscriber's own has a free port.
+    """
+    account = state.accounts[holder]
+    pool = state.pools[whole(account["pool"])]
+    size, space, vacant = whole(pool["block_size"]), port_space(protocol), -1
+    start = derive(state.settings, _FOR_PORT, address, realm, protocol, port, size)
+    for k in range(min(whole(pool["blocks_each"]), BLOCKS_AT_MOST)):
+        block = whole(account["blocks"][k]) - 1
+        if block < 0:
+            vacant = k if vacant < 0 else vacant
+            continue
+        found = _free_port(state, whole(account["external"]) - 1, space, block * size, size, start, now)
+        if found >= 0:
+            return _claimed(state, whole(account["external"]) - 1, found, k == 0 and found == block * size + start)
+    if vacant < 0:
+        return PORTS_EXHAUSTED, 0, 0
+    verdict = _take_block(state, holder, vacant, realm, space, now)
+    if verdict:
+        return verdict, 0, 0
+    external, base = whole(account["external"]) - 1, (whole(account["blocks"][vacant]) - 1) * size
+    found = _free_port(state, external, space, base, size, start, now)
+    return _claimed(state, external, found, vacant == 0 and found == base + start)
+
+
+@hot
+def _claimed(state: State, external: int, port: int, derived: bool) -> tuple[int, int, int]:
+    state.counters[PORTS_DERIVED if derived else PORTS_MOVED, 0] += 1
+    return 0, external, port
+
+
+@hot
+def _free_port(state: State, external: int, space: int, base: int, size: int, start: int, now: int) -> int:
+    """First free port of a block from its `start`-th on, round; -1 if all are taken or held."""
+    owners = state.owners[external, space]
+    hold_down_s = whole(state.settings[0]["hold_down_s"])
+    for k in range(size):
+        offset = start + k
+        if offset >= size:
+            offset -= size
+        if is_free(whole(owners[base + offset]), now, hold_down_s):
+            return base + offset
+    return -1
+
+
+@hot
+def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: int) -> int:
+    """Give the account its `k`-th block; POOL_EXHAUSTED if there is none, on its paired address or, unpaired, on any."""
+    account = state.accounts[holder]
+    pool = state.pools[whole(account["pool"])]
+    first, count = whole(pool["first_external"]), whole(pool["externals"])
+    base = whole(account["base"])
+    paired = whole(account["external"])
+    start = paired - 1 - first if paired else derive(state.settings, _FOR_ADDRESS, base, realm, 0, 0, count)
+    for j in range(1 if paired else count):
+        external = first + (start + j) % count
+        begin = derive(state.settings, _FOR_BLOCK, base, realm, 0, k, 1 << 30)
+        block = _free_block(state, external, pool, begin, space, now)
+        if block >= 0:
+            own_block(state, external, block, whole(pool["block_size"]), holder + 1)
+            account["external"] = external + 1
+            account["blocks"][k] = block + 1  # last: an account without the block owns none of its chunks (see recovery)
+            pool["blocks_free"] -= 1
+            state.counters[BLOCKS_TAKEN, 0] += 1
+            return 0
+    return POOL_EXHAUSTED
+
+
+@hot
+def _free_block(state: State, external: int, pool: Array, start: int, space: int, now: int) -> int:
+    """First free block of our replica side, not held down wholly, of an address from the `start`-th on, round; -1: there is none."""
+    first, blocks = whole(pool["first_block"]), whole(pool["end_block"]) - whole(pool["first_block"])
+    size = whole(pool["block_size"])
+    chunks_each = size // CHUNK_PORTS
+    side = state.shards[whole(pool["shard"])]["side"]
+    for k in range(blocks):
+        block = first + (start + k) % blocks
+        chunk = state.chunks[external, block * chunks_each]
+        if chunk["account"] != 0 or chunk["side"] != side:
+            continue
+        if _free_port(state, external, space, block * size, size, 0, now) >= 0:
+            return block
+    return -1
+
+
+@hot
+def own_block(state: State, external: int, block: int, size: int, owner: int) -> None:
+    """Write who owns a block (account + 1, or 0) into each of its chunks, with the epoch of the shard."""
+    each = size // CHUNK_PORTS
+    shard = state.pools[whole(state.externals[external]["pool"])]["shard"]
+    for k in range(block * each, (block + 1) * each):
+        chunk = state.chunks[external, k]
+        chunk["account"] = owner
+        chunk["epoch"] = state.shards[shard]["epoch"]
+
+
+@hot
+def own(state: State, external: int, space: int, port: int, mapping: int) -> None:
+    """The port belongs to `mapping` (a half-line) from now on."""
+    state.owners[external, space, port] = mapping
+    state.chunks[external, port // CHUNK_PORTS]["used"] += 1
+
+
+@hot
+def owner(state: State, external: int, protocol: int, port: int) -> int:
+    """Half-line of the mapping that owns an external endpoint; 0 if it is free or held down."""
+    found = whole(state.owners[external, port_space(protocol), port])
+    return found if found < HELD else 0
+
+
+@hot
+def release(state: State, external: int, space: int, port: int, now: int) -> None:
+    """The port's mapping ended: hold it down, and give the block back if this was its last port."""
+    state.owners[external, space, port] = HELD | (now // 1000 & 0x7FFFFFFF)
+    chunk = state.chunks[external, port // CHUNK_PORTS]
+    chunk["used"] -= 1
+    if chunk["used"] == 0 and chunk["account"] != 0:
+        _return_block(state, external, port, whole(chunk["account"]) - 1)
+
+
+@hot
+def _return_block(state: State, external: int, port: int, holder: int) -> None:
+    """Give the block around `port` back if none of its ports is in use; held ones stay held, whoever gets it next."""
+    pool = state.pools[whole(state.externals[external]["pool"])]
+    size = whole(pool["block_size"])
+    block, each = port // size, size // CHUNK_PORTS
+    for k in range(block * each, (block + 1) * each):
+        if state.chunks[external, k]["used"] != 0:
+            return
+    account = state.accounts[holder]
+    held = 0
+    for k in range(BLOCKS_AT_MOST):
+        if account["blocks"][k] == block + 1:
+            account["blocks"][k] = 0
+        elif account["blocks"][k] != 0:
+            held += 1
+    if held == 0:
+        account["external"] = 0
+    own_block(state, external, block, size, 0)
+    pool["blocks_free"] += 1
+    state.counters[BLOCKS_RETURNED, 0] += 1

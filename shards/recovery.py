@@ -1,0 +1,201 @@
+"""Attach to a core's memory: rows are the truth, everything else is made again from them.
+
+A worker may have been killed at any instruction. So the index, the timers, the free lists, the owners of ports, the chunks and
+what accounts use are not repaired but rebuilt; a session whose mapping is gone, or a mapping that nothing uses, was being born or
+was dying, and ends. What is not derived stays: hold-down marks, generations, counters, pairings of addresses.
+
+Order of the passes: what a later one asks about, an earlier one has rebuilt.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shards import cuckoo, journal, nat, ports, sessions, slabs, timers
+from shards.jit import hot, whole
+from shards.state import (
+    BLOCKS_AT_MOST,
+    CHUNK_PORTS,
+    EXTENT_LINES,
+    FREE,
+    HELD,
+    NAT_MAPPING,
+    NAT_SESSION,
+    PORT_SPACES,
+    WHEEL_SHIFT,
+    State,
+)
+
+
+@hot
+def attach(state: State, now: int) -> int:
+    """Make a core's memory ready for packets: empty at the first start, else as it was left. Sessions found alive."""
+    _forget(state, now)
+    for account in range(1, len(state.accounts)):
+        _own_blocks(state, account)
+    _count_free_blocks(state)
+    for extent in range(whole(state.core[0]["next_extent"])):
+        if state.extents[extent]["kind"] == NAT_MAPPING:
+            _mappings_of(state, extent)
+    install_statics(state)
+    found = 0
+    for extent in range(whole(state.core[0]["next_extent"])):
+        if state.extents[extent]["kind"] == NAT_SESSION:
+            found += _sessions_of(state, extent, now)
+    for extent in range(whole(state.core[0]["next_extent"])):
+        if state.extents[extent]["kind"] == NAT_MAPPING:
+            _end_idle(state, extent, now)
+    return found
+
+
+@hot
+def _forget(state: State, now: int) -> None:
+    """Empty all that is derived."""
+    cuckoo.clear(state)
+    state.wheel[:] = 0
+    core = state.core[0]
+    core["wheel_at"] = now >> WHEEL_SHIFT
+    core["held"] = 0
+    for s in range(len(state.shards)):
+        shard = state.shards[s]
+        shard["session_free"] = 0
+        shard["mapping_free"] = 0
+        shard["session_fresh"] = shard["session_fresh_end"]  # every line below an extent's end goes to a free list
+        shard["mapping_fresh"] = shard["mapping_fresh_end"]
+        shard["sessions"] = 0
+        shard["mappings"] = 0
+    for a in range(len(state.accounts)):
+        account = state.accounts[a]
+        if account["sessions"] or account["mappings"]:
+            account["sessions"] = 0
+            account["mappings"] = 0
+    for external in range(len(state.externals)):
+        _disown(state, external)
+
+
+@hot
+def _disown(state: State, external: int) -> None:
+    """Free every port and chunk of an address; hold-down stays. Untouched memory stays untouched."""
+    for space in range(PORT_SPACES):
+        owners = state.owners[external, space]
+        for port in range(len(owners)):
+            if owners[port] != 0 and whole(owners[port]) & HELD == 0:
+                owners[port] = 0
+    for c in range(65536 // CHUNK_PORTS):
+        chunk = state.chunks[external, c]
+        if chunk["used"] or chunk["account"]:
+            chunk["used"] = 0
+            chunk["account"] = 0
+
+
+@hot
+def _own_blocks(state: State, number: int) -> None:
+    """Write an account's blocks into the chunks: the account's list is the truth."""
+    account = state.accounts[number]
+    external = whole(account["external"]) - 1
+    if external < 0:
+        return
+    size = whole(state.pools[whole(account["pool"])]["block_size"])
+    for k in range(BLOCKS_AT_MOST):
+        if account["blocks"][k]:
+            ports.own_block(state, external, whole(account["blocks"][k]) - 1, size, number + 1)
+
+
+@hot
+def _count_free_blocks(state: State) -> None:
+    """Free blocks of each pool, as its chunks say."""
+    for p in range(whole(state.settings[0]["pools"])):
+        pool = state.pools[p]
+        each, first = whole(pool["block_size"]) // CHUNK_PORTS, whole(pool["first_external"])
+        free = 0
+        for external in range(first, first + whole(pool["externals"])):
+            for block in range(whole(pool["first_block"]), whole(pool["end_block"])):
+                free += state.chunks[external, block * each]["account"] == 0
+        pool["blocks_free"] = free
+
+
+@hot
+def _mappings_of(state: State, extent: int) -> None:
+    """Index the mappings of an extent, give them their ports, put the rest on the free list. Their sessions count anew."""
+    shard = whole(state.extents[extent]["shard"])
+    for half in range(max(extent * EXTENT_LINES * 2, 2), (extent + 1) * EXTENT_LINES * 2):
+        row = state.mappings[half]
+        row["sessions"] = 0
+        external = sessions.external_ordinal(state, whole(row["external_address"])) if row["kind"] == NAT_MAPPING else -1
+        if external < 0 or not cuckoo.insert(state, state.words[half * 4], state.words[half * 4 + 1], half << 1):
+            # Permissions go as well: the sessions that need one make it again.
+            row["kind"] = FREE
+            slabs.free_half(state, shard, half)
+            continue
+        ports.own(state, external, ports.port_space(whole(row["internal_realm"]) >> 24), whole(row["external_port"]), half)
+        sessions.charge(state, whole(row["account"]), 0, 1)
+        state.shards[shard]["mappings"] += 1
+
+
+@hot
+def _sessions_of(state: State, extent: int, now: int) -> int:
+    """Index and arm the living sessions of an extent, put the rest on the free list; how many live."""
+    shard, found = whole(state.extents[extent]["shard"]), 0
+    for line in range(max(extent * EXTENT_LINES, 1), (extent + 1) * EXTENT_LINES):
+        row = state.sessions[line]
+        mapping = state.mappings[whole(row["mapping"])]
+        if row["kind"] == NAT_SESSION and (not _belongs(row, mapping) or sessions.index_session(state, line)):
+            journal.bury(state, line << 1, whole(row["generation"]))
+            row["kind"] = FREE
+        if row["kind"] == FREE:
+            slabs.free_line(state, shard, line)
+            continue
+        mapping["sessions"] += 1
+        timers.arm(state, line, now + timers.remaining(now, whole(row["expiry"])))
+        sessions.charge(state, whole(mapping["account"]), 1, 0)
+        state.shards[shard]["sessions"] += 1
+        found += 1
+    return found
+
+
+@hot
+def _belongs(session: State, mapping: State) -> bool:
+    """Whether a session's mapping is still the one that it was made from."""
+    return bool(
+        mapping["kind"] == NAT_MAPPING
+        and mapping["internal_address"] == session["internal_address"]
+        and mapping["internal_realm"] == session["internal_realm"]
+        and mapping["internal_port"] == session["internal_port"]
+        and mapping["external_address"] == session["external_address"]
+        and mapping["external_port"] == session["external_port"]
+    )
+
+
+@hot
+def _end_idle(state: State, extent: int, now: int) -> None:
+    """End the mappings of an extent that no session uses."""
+    shard = whole(state.extents[extent]["shard"])
+    for half in range(max(extent * EXTENT_LINES * 2, 2), (extent + 1) * EXTENT_LINES * 2):
+        row = state.mappings[half]
+        if row["kind"] == NAT_MAPPING and row["sessions"] == 0 and row["static"] == 0:
+            sessions.end_mapping(state, shard, half, now)
+
+
+@hot
+def install_statics(state: State) -> None:
+    """Make the static mappings of the configuration that are not there yet."""
+    for s in range(whole(state.settings[0]["statics"])):
+        static = state.statics[s]
+        realm = whole(state.ports[whole(state.settings[0]["internal_port"])]["internal_realm"])
+        address, port, protocol = whole(static["internal_address"]), whole(static["internal_port"]), whole(static["protocol"])
+        external = sessions.external_ordinal(state, whole(static["external_address"]))
+        account, _ = nat.find_account(state, realm, address)
+        # The configuration was checked; a static mapping whose ends are unknown would be a fault of ours, and is left out.
+        if external < 0 or account == 0 or sessions.find_mapping(state, address, realm, protocol, port):
+            continue
+        shard = whole(state.accounts[account]["shard"])
+        verdict, half = sessions.make_mapping(
+            state, shard, account, address, realm, protocol, port, external, whole(static["external_port"])
+        )
+        if verdict == 0:
+            state.mappings[half]["static"] = 1
+
+
+def living(state: State) -> int:
+    """Sessions alive, over all shards."""
+    return whole(np.sum(state.shards["sessions"]))

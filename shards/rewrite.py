@@ -1,0 +1,142 @@
+"""What a forwarded packet looks like: addresses and ports translated, checksums adjusted, TTL one less, a new Ethernet header.
+
+Checksums of IPv4, TCP and UDP are updated by the difference (RFC 1624), never computed anew: a wrong one stays as wrong.
+"""
+
+from __future__ import annotations
+
+from shards import wire
+from shards.burst import Burst
+from shards.jit import hot, whole
+from shards.state import ICMP, INBOUND, OUTBOUND, TCP, Array, State
+from shards.verdict import FORWARDED_IN, FORWARDED_OUT, HAIRPINNED, MSS_CLAMPED
+from shards.wire import SYN, adjust, read8, read16, write8, write16, write32
+
+_SOURCE, _DESTINATION = 12, 16  # offsets of the addresses in the IPv4 header
+_MSS_KIND, _MSS_BYTES = 2, 4  # RFC 9293 3.7.1
+
+
+@hot
+def rewrite(state: State, frames: Array, burst: Burst, count: int) -> None:
+    """Put every row that is to be forwarded right; errors have had their addresses put right already (see `icmp`)."""
+    mss = whole(state.settings[0]["mss"])
+    sessions, mappings, ports, neighbours = state.sessions, state.mappings, state.ports, state.neighbours
+    for i in range(count):
+        verdict = burst.verdict[i]
+        if verdict != FORWARDED_OUT and verdict != FORWARDED_IN and verdict != HAIRPINNED:
+            continue
+        l3, l4, protocol = burst.l3[i], burst.l4[i], burst.protocol[i]
+        if burst.icmp_error[i] == 0:
+            if burst.turned[i]:
+                _by_session(frames, l3, l4, protocol, sessions[burst.turned[i]], OUTBOUND)
+            if burst.session[i]:
+                _by_session(frames, l3, l4, protocol, sessions[burst.session[i]], burst.direction[i])
+            else:
+                _by_mapping(frames, l3, l4, protocol, mappings[burst.mapping[i]])
+            if mss and burst.tcp_flags[i] & SYN:
+                state.counters[MSS_CLAMPED, 0] += clamp_mss(frames, l4, mss)
+        _age(frames, l3)
+        neighbour = neighbours[burst.next_hop[i]]
+        out = whole(neighbour["port"])
+        at = link_header(frames, l3, ports[out], neighbour["mac"])
+        burst.out_port[i] = out
+        burst.out_at[i] = at
+        burst.out_length[i] = l3 - at + burst.ip_length[i]
+
+
+@hot
+def _by_session(frames: Array, l3: int, l4: int, protocol: int, session: Array, direction: int) -> None:
+    """Translate one side of a packet with the differences that its session keeps ready."""
+    delta_l3, delta_l4 = whole(session["delta_l3"]), whole(session["delta_l4"])
+    if direction == OUTBOUND:
+        write32(frames, l3 + _SOURCE, whole(session["external_address"]))
+        _write_port(frames, l4, protocol, OUTBOUND, whole(session["external_port"]))
+    else:
+        write32(frames, l3 + _DESTINATION, whole(session["internal_address"]))
+        _write_port(frames, l4, protocol, INBOUND, whole(session["internal_port"]))
+        delta_l3, delta_l4 = wire.negated(delta_l3), wire.negated(delta_l4)
+    adjust(frames, l3 + 10, delta_l3)
+    adjust_transport(frames, l4, protocol, delta_l4)
+
+
+@hot
+def _by_mapping(frames: Array, l3: int, l4: int, protocol: int, mapping: Array) -> None:
+    """Translate the destination of an inbound packet that has no session."""
+    delta_l3 = wire.difference(whole(mapping["external_address"]), whole(mapping["internal_address"]))
+    ports = wire.difference(whole(mapping["external_port"]), whole(mapping["internal_port"]))
+    write32(frames, l3 + _DESTINATION, whole(mapping["internal_address"]))
+    _write_port(frames, l4, protocol, INBOUND, whole(mapping["internal_port"]))
+    adjust(frames, l3 + 10, delta_l3)
+    adjust_transport(frames, l4, protocol, ports if protocol == ICMP else wire.fold(delta_l3 + ports))
+
+
+@hot
+def _write_port(frames: Array, l4: int, protocol: int, direction: int, port: int) -> None:
+    if protocol == ICMP:
+        write16(frames, l4 + 4, port)
+    else:
+        write16(frames, l4 if direction == OUTBOUND else l4 + 2, port)
+
+
+@hot
+def adjust_transport(frames: Array, l4: int, protocol: int, delta: int) -> None:
+    """Update the checksum behind the IP header. A UDP checksum of 0 means none, and 0 is sent as 0xFFFF (RFC 768)."""
+    if protocol == TCP:
+        adjust(frames, l4 + 16, delta)
+    elif protocol == ICMP:
+        adjust(frames, l4 + 2, delta)
+    else:
+        check = read16(frames, l4 + 6)
+        if check:
+            check = wire.adjusted(check, delta)
+            write16(frames, l4 + 6, check if check else 0xFFFF)
+
+
+@hot
+def _age(frames: Array, l3: int) -> None:
+    """One hop less to live; the TTL is the high byte of its word, so the checksum's sum falls by 0x0100."""
+    write8(frames, l3 + 8, read8(frames, l3 + 8) - 1)
+    adjust(frames, l3 + 10, wire.negated(0x0100))
+
+
+@hot
+def link_header(frames: Array, l3: int, port: Array, mac: Array) -> int:
+    """Write the Ethernet header that `port` needs (with its tag, IEEE 802.1Q, where it has one) before `l3`; where it begins."""
+    vlan = whole(port["vlan"])
+    at = l3 - wire.ETHERNET_BYTES - (wire.TAG_BYTES if vlan else 0)
+    own = port["mac"]
+    for k in range(6):
+        frames[at + k] = mac[k]
+        frames[at + 6 + k] = own[k]
+    if vlan:
+        write16(frames, at + 12, wire.ETHERTYPE_TAG)
+        write16(frames, at + 14, vlan)
+    write16(frames, l3 - 2, wire.ETHERTYPE_IPV4)
+    return at
+
+
+@hot
+def clamp_mss(frames: Array, l4: int, mss: int) -> int:
+    """Lower the MSS option of a SYN to `mss`; 1 if it was higher. `parse` has seen that the header lies inside the packet."""
+    at, end = l4 + 20, l4 + 4 * (read8(frames, l4 + 12) >> 4)
+    while at + 1 < end:
+        kind = read8(frames, at)
+        if kind == 0:
+            return 0
+        if kind == 1:
+            at += 1
+            continue
+        size = read8(frames, at + 1)
+        if size < 2 or at + size > end:
+            return 0
+        if kind == _MSS_KIND and size == _MSS_BYTES:
+            old = read16(frames, at + 2)
+            if old <= mss:
+                return 0
+            write16(frames, at + 2, mss)
+            # An option at an odd offset adds to the sum with its bytes swapped (RFC 1071 section 2 B).
+            delta = wire.difference(old, mss)
+            adjust(frames, l4 + 16, delta if (at - l4) & 1 == 0 else (delta >> 8) | (delta & 0xFF) << 8)
+            return 1
+        at += size
+    return 0

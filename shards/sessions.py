@@ -1,0 +1,304 @@
+"""Mappings, sessions and permissions: made, found and ended (RFC 6146 section 3.5: BIB and session tables).
+
+A session row is the truth; the index, timers, owners of ports and accounts follow from the rows (see `recovery`). So a row's
+`kind` is written last when it is born and first when it dies.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shards import cuckoo, journal, ports, slabs, timers, wire
+from shards.jit import hot, whole
+from shards.native import Word
+from shards.state import (
+    ADDRESS_DEPENDENT,
+    FREE,
+    ICMP,
+    NAT_MAPPING,
+    NAT_PERMISSION,
+    NAT_SESSION,
+    State,
+)
+from shards.verdict import (
+    MAPPINGS_CREATED,
+    MAPPINGS_ENDED,
+    ROWS_EXHAUSTED,
+    SESSION_LIMIT,
+    SESSIONS_CREATED,
+    SESSIONS_DELETED,
+    SESSIONS_EXPIRED,
+    TABLE_FULL,
+)
+
+_U = np.uint64
+PERMISSION_BIT = 128  # in the protocol of a permission's key: no packet has such a key
+SESSIONS_EACH = 65535  # of a mapping at most, by the width of its count
+
+
+@hot
+def key_0(address: int, realm: int, protocol: int) -> Word:
+    """First word of a key: the local endpoint's address, its realm, the protocol."""
+    return _U(address) | _U(realm) << _U(32) | _U(protocol) << _U(56)
+
+
+@hot
+def key_1(remote: int, local_port: int, remote_port: int) -> Word:
+    """Second word of a key: the remote address and both ports."""
+    return _U(remote) | _U(local_port) << _U(32) | _U(remote_port) << _U(48)
+
+
+@hot
+def find_mapping(state: State, address: int, realm: int, protocol: int, port: int) -> int:
+    """Half-line of the mapping of an internal endpoint, 0 if it has none."""
+    return cuckoo.lookup(state, key_0(address, realm, protocol), key_1(0, port, 0)) >> 1
+
+
+@hot
+def find_permission(state: State, address: int, realm: int, protocol: int, port: int, remote: int) -> int:
+    """Half-line of what lets `remote` reach an external endpoint, 0 if nothing does."""
+    return cuckoo.lookup(state, key_0(address, realm, protocol | PERMISSION_BIT), key_1(remote, port, 0)) >> 1
+
+
+@hot
+def external_ordinal(state: State, address: int) -> int:
+    """Ordinal of an address in `externals`, -1 if it is in no pool. Within a pool they stand in ascending order."""
+    for p in range(whole(state.settings[0]["pools"])):
+        low = np.int64(state.pools[p]["first_external"])
+        end = low + np.int64(state.pools[p]["externals"])
+        high = end
+        while low < high:
+            middle = (low + high) >> 1
+            if whole(state.externals[middle]["address"]) < address:
+                low = middle + 1
+            else:
+                high = middle
+        if low < end and whole(state.externals[low]["address"]) == address:
+            return low
+    return -1
+
+
+@hot
+def charge(state: State, account: int, sessions: int, mappings: int) -> None:
+    """Add to what an account, and the one above it, uses."""
+    while account:
+        row = state.accounts[account]
+        row["sessions"] = whole(row["sessions"]) + sessions
+        row["mappings"] = whole(row["mappings"]) + mappings
+        account = whole(row["parent"])
+
+
+@hot
+def make_mapping(
+    state: State, shard: int, account: int, address: int, realm: int, protocol: int, port: int, external: int, external_port: int
+) -> tuple[int, int]:
+    """(verdict or 0, half-line) of a new mapping; the external port must be free and is owned by it afterwards."""
+    half = slabs.new_half(state, shard)
+    if half == 0:
+        return ROWS_EXHAUSTED, 0
+    row = state.mappings[half]
+    row["internal_address"] = address
+    row["internal_realm"] = realm | protocol << 24
+    row["remote_address"] = 0
+    row["internal_port"] = port
+    row["remote_port"] = 0
+    row["external_address"] = state.externals[external]["address"]
+    row["external_port"] = external_port
+    row["sessions"] = 0
+    row["static"] = 0
+    if not cuckoo.insert(state, key_0(address, realm, protocol), key_1(0, port, 0), half << 1):
+        slabs.free_half(state, shard, half)
+        return TABLE_FULL, 0
+    row["account"] = account
+    row["generation"] = (whole(row["generation"]) + 1) & 0xFFFF
+    row["kind"] = NAT_MAPPING
+    ports.own(state, external, ports.port_space(protocol), external_port, half)
+    charge(state, account, 0, 1)
+    state.shards[shard]["mappings"] += 1
+    state.counters[MAPPINGS_CREATED, 0] += 1
+    journal.mark(state, half)
+    return 0, half
+
+
+@hot
+def end_mapping(state: State, shard: int, half: int, now: int) -> None:
+    """End a mapping that no session uses: its port goes into hold-down."""
+    row = state.mappings[half]
+    row["kind"] = FREE
+    protocol, realm = whole(row["internal_realm"]) >> 24, whole(row["internal_realm"]) & 0xFFFFFF
+    cuckoo.erase(state, key_0(whole(row["internal_address"]), realm, protocol), key_1(0, whole(row["internal_port"]), 0), half << 1)
+    external = external_ordinal(state, whole(row["external_address"]))
+    ports.release(state, external, ports.port_space(protocol), whole(row["external_port"]), now)
+    charge(state, whole(row["account"]), 0, -1)
+    state.shards[shard]["mappings"] -= 1
+    state.counters[MAPPINGS_ENDED, 0] += 1
+    journal.bury(state, half, whole(row["generation"]))
+    slabs.free_half(state, shard, half)
+
+
+@hot
+def make_session(
+    state: State, shard: int, half: int, remote: int, remote_port: int, external_realm: int, tcp_state: int, expiry: int, now: int
+) -> tuple[int, int]:
+    """(verdict or 0, line) of a new session of mapping `half`; next hops and rule version are the caller's to write."""
+    mapping = state.mappings[half]
+    if whole(mapping["sessions"]) >= SESSIONS_EACH:
+        return SESSION_LIMIT, 0
+    line = slabs.new_line(state, shard)
+    if line == 0:
+        return ROWS_EXHAUSTED, 0
+    protocol = whole(mapping["internal_realm"]) >> 24
+    row = state.sessions[line]
+    row["internal_address"] = mapping["internal_address"]
+    row["internal_realm"] = mapping["internal_realm"]
+    row["remote_address"] = remote
+    row["internal_port"] = mapping["internal_port"]
+    row["remote_port"] = remote_port
+    row["external_address"] = mapping["external_address"]
+    row["external_realm"] = external_realm | protocol << 24
+    row["remote_address_again"] = remote
+    row["external_port"] = mapping["external_port"]
+    row["remote_port_again"] = remote_port
+    row["mapping"] = half
+    row["delta_l3"] = wire.difference(whole(mapping["internal_address"]), whole(mapping["external_address"]))
+    port_delta = wire.difference(whole(mapping["internal_port"]), whole(mapping["external_port"]))
+    # ICMP has no pseudo header: only the identifier counts.
+    row["delta_l4"] = port_delta if protocol == ICMP else wire.fold(whole(row["delta_l3"]) + port_delta)
+    row["created"] = now & 0xFFFFFFFF
+    row["expiry"] = expiry & 0xFFFFFFFF
+    row["packets"] = 0
+    row["state"] = tcp_state
+    row["shard"] = shard
+    row["generation"] = (whole(row["generation"]) + 1) & 0xFFFF
+    verdict = index_session(state, line)
+    if verdict:
+        slabs.free_line(state, shard, line)
+        return verdict, 0
+    row["kind"] = NAT_SESSION
+    mapping["sessions"] += 1
+    timers.arm(state, line, expiry)
+    charge(state, whole(mapping["account"]), 1, 0)
+    state.shards[shard]["sessions"] += 1
+    state.counters[SESSIONS_CREATED, 0] += 1
+    journal.mark(state, line << 1)
+    return 0, line
+
+
+@hot
+def index_session(state: State, line: int) -> int:
+    """Enter both tuples, and the permission where the pool filters by address; all or nothing. Verdict, or 0."""
+    out0, out1 = state.words[line * 8], state.words[line * 8 + 1]
+    in0, in1 = state.words[line * 8 + 2], state.words[line * 8 + 3]
+    if not cuckoo.insert(state, out0, out1, line << 2):
+        return TABLE_FULL
+    if not cuckoo.insert(state, in0, in1, line << 2 | 1):
+        cuckoo.erase(state, out0, out1, line << 2)
+        return TABLE_FULL
+    if filters_by_address(state, line):
+        verdict = _permit(state, line)
+        if verdict:
+            cuckoo.erase(state, out0, out1, line << 2)
+            cuckoo.erase(state, in0, in1, line << 2 | 1)
+            return verdict
+    return 0
+
+
+@hot
+def filters_by_address(state: State, line: int) -> bool:
+    """Whether the session's pool lets in whatever comes from an address that was written to (RFC 4787 5, "address-dependent")."""
+    row = state.sessions[line]
+    if whole(row["internal_realm"]) >> 24 == ICMP:  # a query's session has no remote port: it is its own permission
+        return False
+    external = external_ordinal(state, whole(row["external_address"]))
+    return whole(state.pools[whole(state.externals[external]["pool"])]["filtering"]) == ADDRESS_DEPENDENT
+
+
+@hot
+def _permit(state: State, line: int) -> int:
+    """Count one more session that lets its remote address in; verdict, or 0."""
+    session = state.sessions[line]
+    address, port, remote = whole(session["external_address"]), whole(session["external_port"]), whole(session["remote_address"])
+    realm, protocol = whole(session["external_realm"]) & 0xFFFFFF, whole(session["external_realm"]) >> 24
+    half = find_permission(state, address, realm, protocol, port, remote)
+    if half == 0:
+        shard = whole(session["shard"])
+        half = slabs.new_half(state, shard)
+        if half == 0:
+            return ROWS_EXHAUSTED
+        row = state.mappings[half]
+        row["internal_address"] = address
+        row["internal_realm"] = realm | (protocol | PERMISSION_BIT) << 24
+        row["remote_address"] = remote
+        row["internal_port"] = port
+        row["remote_port"] = 0
+        row["sessions"] = 0
+        row["static"] = 0
+        if not cuckoo.insert(state, key_0(address, realm, protocol | PERMISSION_BIT), key_1(remote, port, 0), half << 1):
+            slabs.free_half(state, shard, half)
+            return TABLE_FULL
+        row["kind"] = NAT_PERMISSION
+    state.mappings[half]["sessions"] += 1
+    return 0
+
+
+@hot
+def _forbid(state: State, line: int) -> None:
+    """One session less that lets its remote address in."""
+    session = state.sessions[line]
+    address, port, remote = whole(session["external_address"]), whole(session["external_port"]), whole(session["remote_address"])
+    realm, protocol = whole(session["external_realm"]) & 0xFFFFFF, whole(session["external_realm"]) >> 24
+    half = find_permission(state, address, realm, protocol, port, remote)
+    if half == 0:
+        return
+    row = state.mappings[half]
+    row["sessions"] -= 1
+    if row["sessions"] == 0:
+        row["kind"] = FREE
+        cuckoo.erase(state, key_0(address, realm, protocol | PERMISSION_BIT), key_1(remote, port, 0), half << 1)
+        slabs.free_half(state, whole(session["shard"]), half)
+
+
+@hot
+def end_session(state: State, line: int, now: int) -> None:
+    """End a session that is off the wheel; with its last one a dynamic mapping ends as well."""
+    row = state.sessions[line]
+    row["kind"] = FREE
+    cuckoo.erase(state, state.words[line * 8], state.words[line * 8 + 1], line << 2)
+    cuckoo.erase(state, state.words[line * 8 + 2], state.words[line * 8 + 3], line << 2 | 1)
+    if filters_by_address(state, line):
+        _forbid(state, line)
+    shard, half = whole(row["shard"]), whole(row["mapping"])
+    mapping = state.mappings[half]
+    mapping["sessions"] -= 1
+    charge(state, whole(mapping["account"]), -1, 0)
+    state.shards[shard]["sessions"] -= 1
+    if mapping["sessions"] == 0 and mapping["static"] == 0:
+        end_mapping(state, shard, half, now)
+    journal.bury(state, line << 1, whole(row["generation"]))
+    slabs.free_line(state, shard, line)
+
+
+@hot
+def delete(state: State, line: int, now: int) -> None:
+    """End a living session before its time."""
+    timers.disarm(state, line)
+    end_session(state, line, now)
+    state.counters[SESSIONS_DELETED, 0] += 1
+
+
+@hot
+def expire(state: State, now: int, at_most: int) -> int:
+    """Serve the wheel up to `now`: end what is due, put what was refreshed further along. Rows looked at, at most `at_most`."""
+    seen = 0
+    while seen < at_most:
+        line = timers.due(state, now)
+        if line == 0:
+            break
+        seen += 1
+        left = timers.remaining(now, whole(state.sessions[line]["expiry"]))
+        if left > 0:
+            timers.arm(state, line, now + left)
+        else:
+            end_session(state, line, now)
+            state.counters[SESSIONS_EXPIRED, 0] += 1
+    return seen

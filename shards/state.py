@@ -1,0 +1,448 @@
+"""Everything mutable of a core, as flat arrays in one piece of shared memory.
+
+The memory is a memfd that the supervisor holds, so it outlives the worker; a restarted worker maps it again and rebuilds what
+can be derived (index, timers, free lists, port owners, accounts) from the rows, which are the truth. `open_state` makes the
+arrays; nothing here needs the compiler, so the CLI reads a live shard with it.
+
+Units. Times are **ticks of one millisecond** since boot, stored in 32 bits and compared by age (they wrap after 49 days).
+Addresses, ports and lengths are host integers; realms are 24-bit indices (0 is the Internet). A *line* is 64 bytes of the
+arena, a *unit* 16 bytes: a session is a line, a mapping half a line, and what the index stores is the unit where a key stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+LAYOUT = 1  # of rows and sections; a worker refuses memory of another layout
+
+# --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
+
+FREE, NAT_SESSION, NAT_MAPPING, NAT_PERMISSION = 0, 1, 2, 3
+
+ICMP, TCP, UDP = 1, 6, 17
+
+OUTBOUND, INBOUND = 0, 1  # direction of a packet: from or towards the subscriber
+INTERNAL, EXTERNAL, BOTH = 1, 2, 3  # side of a port; BOTH is the router on a stick
+
+SIDES = {INTERNAL: "internal", EXTERNAL: "external", BOTH: "both"}
+PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
+
+# --- rows -----------------------------------------------------------------------------------------------------------------
+
+# A session row begins with its two keys, each two 64-bit words exactly as they are hashed and compared:
+#   word 0 = address | realm << 32 | protocol << 56        word 1 = remote address | local port << 32 | remote port << 48
+# The remote stands in both; that costs six bytes and makes a comparison two loads, whatever the direction.
+SESSION = np.dtype(
+    [
+        ("internal_address", "u4"),
+        ("internal_realm", "u4"),  # realm | protocol << 24
+        ("remote_address", "u4"),
+        ("internal_port", "u2"),  # ICMP query: the identifier
+        ("remote_port", "u2"),  # ICMP query: 0
+        ("external_address", "u4"),
+        ("external_realm", "u4"),  # realm | protocol << 24
+        ("remote_address_again", "u4"),
+        ("external_port", "u2"),
+        ("remote_port_again", "u2"),
+        ("mapping", "u4"),  # half-line of its mapping
+        ("expiry", "u4"),  # tick; the truth about being alive
+        ("created", "u4"),  # tick
+        ("packets", "u4"),  # both directions, wraps
+        ("delta_l3", "u2"),  # RFC 1624 difference of the outbound rewrite, IPv4 header (inbound: its complement)
+        ("delta_l4", "u2"),  # the same for TCP, UDP (addresses and port) or ICMP (identifier)
+        ("generation", "u2"),  # counts the lives of this row number
+        ("shard", "u2"),
+        ("rules", "u2"),  # version of the rule list that admitted it
+        ("inward", "u2"),  # neighbour towards the subscriber
+        ("outward", "u2"),  # neighbour towards the Internet
+        ("state", "u1"),  # tcp.STATES, or sessions.UDP_*/ICMP_*
+        ("kind", "u1"),  # written last when born, first when it dies
+    ]
+)
+assert SESSION.itemsize == 64
+
+# A mapping (RFC 6146: BIB entry): internal endpoint <-> external endpoint. Its key has remote 0:0.
+# The same row as a *permission* (pools that filter by address): its key is external endpoint and remote address, with
+# protocol | 128, and `sessions` counts those that have that remote.
+MAPPING = np.dtype(
+    [
+        ("internal_address", "u4"),
+        ("internal_realm", "u4"),  # realm | protocol << 24
+        ("remote_address", "u4"),  # mapping: 0
+        ("internal_port", "u2"),
+        ("remote_port", "u2"),  # 0
+        ("external_address", "u4"),
+        ("account", "u4"),  # whose it is: a device's account or a subscriber's
+        ("external_port", "u2"),
+        ("generation", "u2"),
+        ("sessions", "u2"),  # that use it; at 0 a dynamic mapping ends
+        ("static", "u1"),  # 1: from the configuration, never ends
+        ("kind", "u1"),
+    ]
+)
+assert MAPPING.itemsize == 32
+
+EXTENT_LINES = 1 << 16  # rows are handed to shards in extents: 64 Ki lines, 4 MiB, two huge pages
+
+EXTENT = np.dtype([("shard", "u2"), ("kind", "u1"), ("spare", "u1"), ("ordinal", "u4")])  # ordinal: within its shard
+
+# Links of a line: timer list while a session lives, free list while it does not.
+LINK = np.dtype([("next", "u4"), ("previous", "u4")])
+
+SHARD = np.dtype(
+    [
+        ("id", "u4"),
+        ("epoch", "u4"),
+        ("session_free", "u4"),  # head of the free list (line), 0 none
+        ("session_fresh", "u4"),  # next never-used line of the newest extent
+        ("session_fresh_end", "u4"),
+        ("session_extents", "u4"),
+        ("mapping_free", "u4"),  # head of the free list (half-line), 0 none
+        ("mapping_fresh", "u4"),
+        ("mapping_fresh_end", "u4"),
+        ("mapping_extents", "u4"),
+        ("sessions", "u4"),  # alive
+        ("mappings", "u4"),
+        ("side", "u1"),  # replica side: which port chunks it may hand out
+        ("spare", "u1", (15,)),
+    ]
+)
+assert SHARD.itemsize == 64
+
+# An internal prefix whose every 2**shift addresses are one account (subscriber, or device behind one).
+PREFIX = np.dtype(
+    [
+        ("network", "u4"),
+        ("mask", "u4"),
+        ("realm", "u4"),
+        ("first_account", "u4"),
+        ("parent", "u4"),  # account of the subscriber, for device prefixes; else 0
+        ("pool", "u2"),
+        ("shard", "u2"),
+        ("shift", "u1"),
+        ("spare", "u1", (7,)),
+    ]
+)
+assert PREFIX.itemsize == 32
+
+BLOCKS_AT_MOST = 8
+
+ACCOUNT = np.dtype(
+    [
+        ("base", "u4"),  # first internal address of the account (written when first used)
+        ("parent", "u4"),  # account that is charged as well, 0 none
+        ("external", "u4"),  # paired external address: its ordinal + 1, 0 not paired yet
+        ("blocks", "u2", (BLOCKS_AT_MOST,)),  # block number + 1
+        ("sessions", "u4"),
+        ("mappings", "u4"),
+        ("tokens", "u4"),  # of the new-session rate, in thousandths
+        ("tokens_at", "u4"),  # tick
+        ("refused", "u4"),  # packets refused by a limit
+        ("limits", "u2"),  # row of LIMITS
+        ("shard", "u2"),
+        ("pool", "u2"),
+        ("spare", "u1", (10,)),
+    ]
+)
+assert ACCOUNT.itemsize == 64
+
+# 0 = no limit in each field.
+LIMITS = np.dtype([("sessions", "u4"), ("mappings", "u4"), ("rate", "u4"), ("burst", "u4")])
+
+ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT = 0, 1, 2
+
+POOL = np.dtype(
+    [
+        ("first_external", "u4"),  # ordinal of its first external address
+        ("externals", "u4"),
+        ("block_size", "u4"),  # ports; a multiple of 64
+        ("first_block", "u4"),  # first and last+1 block number inside an address that may be handed out
+        ("end_block", "u4"),
+        ("blocks_free", "u4"),
+        ("blocks_each", "u2"),  # at most, per subscriber
+        ("shard", "u2"),
+        ("filtering", "u1"),
+        ("spare", "u1", (3,)),
+    ]
+)
+assert POOL.itemsize == 32
+
+EXTERNAL_ADDRESS = np.dtype([("address", "u4"), ("pool", "u2"), ("spare", "u2")])
+
+CHUNK_PORTS = 64
+CHUNK = np.dtype([("account", "u4"), ("epoch", "u4"), ("used", "u2"), ("side", "u1"), ("spare", "u1", (5,))])  # account + 1
+assert CHUNK.itemsize == 16
+
+HELD = 1 << 31  # in `owners`: not a mapping but "freed in this second"
+PORT_SPACES = 3  # icmp, tcp, udp: see sessions.port_space
+
+RULE = np.dtype(
+    [
+        ("internal_network", "u4"),
+        ("internal_mask", "u4"),
+        ("remote_network", "u4"),
+        ("remote_mask", "u4"),
+        ("internal_port_low", "u2"),
+        ("internal_port_high", "u2"),
+        ("remote_port_low", "u2"),
+        ("remote_port_high", "u2"),
+        ("directions", "u1"),  # bit OUTBOUND, bit INBOUND
+        ("action", "u1"),  # ACCEPT, DROP, REJECT
+        ("protocol", "u1"),  # 0 any
+        ("spare", "u1"),
+        ("number", "u4"),  # position in the configuration, for people
+        ("hits", "u8"),
+    ]
+)
+assert RULE.itemsize == 40
+ACCEPT, DROP, REJECT = 1, 2, 3
+
+STATIC = np.dtype(
+    [
+        ("internal_address", "u4"),
+        ("external_address", "u4"),
+        ("internal_port", "u2"),
+        ("external_port", "u2"),
+        ("protocol", "u1"),
+        ("spare", "u1", (3,)),
+    ]
+)
+
+PORT = np.dtype(
+    [
+        ("mac", "u1", (6,)),
+        ("mtu", "u2"),
+        ("address", "u4"),  # the core's own
+        ("network", "u4"),  # on-link
+        ("mask", "u4"),
+        ("internal_realm", "u4"),
+        ("external_realm", "u4"),
+        ("vlan", "u2"),  # 0 untagged
+        ("internal_gateway", "u2"),  # neighbour row; 0 none: everything inside is on-link
+        ("external_gateway", "u2"),
+        ("side", "u1"),
+        ("partial", "u1"),  # 1: local (veth) senders may leave TCP/UDP checksums partial
+        ("spare", "u1", (28,)),
+    ]
+)
+assert PORT.itemsize == 64
+
+WANTED, REACHABLE, FAILED = 1, 2, 3
+NEIGHBOUR = np.dtype(
+    [
+        ("address", "u4"),
+        ("used", "u4"),  # tick of the last packet that asked for it on a miss
+        ("mac", "u1", (6,)),  # written by the supervisor, as is `state` once WANTED
+        ("state", "u1"),
+        ("port", "u1"),
+        ("spare", "u1", (16,)),
+    ]
+)
+assert NEIGHBOUR.itemsize == 32
+
+# What configuration decides; written before the worker starts. Times in ticks (ms), limits in their own unit.
+SETTINGS = np.dtype(
+    [
+        ("seed", "u8", (2,)),  # of the index's hash: random, lives in the state
+        ("secret", "u8", (2,)),  # of port derivation: the cluster's key
+        ("tcp_established", "u4"),
+        ("tcp_transitory", "u4"),
+        ("udp", "u4"),
+        ("icmp", "u4"),
+        ("hold_down_s", "u4"),
+        ("neighbour_wait", "u4"),
+        ("icmp_rate", "u4"),  # ICMP errors of our own per second; 0 none at all
+        ("icmp_burst", "u4"),
+        ("mss", "u2"),  # clamp; 0 off
+        ("rules", "u2"),  # how many
+        ("rules_version", "u2"),
+        ("prefixes", "u2"),
+        ("devices", "u2"),
+        ("pools", "u2"),
+        ("ports", "u2"),
+        ("statics", "u2"),
+        ("shards", "u2"),
+        ("internal_port", "u1"),  # row of PORT
+        ("external_port", "u1"),
+        ("hairpin", "u1"),
+        ("inbound_refresh", "u1"),
+        ("reject_code", "u1"),  # ICMP code for what policy rejects
+        ("spare", "u1", (41,)),
+    ]
+)
+assert SETTINGS.itemsize == 128
+
+# What the worker alone writes about itself.
+CORE = np.dtype(
+    [
+        ("wheel_at", "u8"),  # last slot of the wheel that was served, counted since boot
+        ("breaths", "u8"),
+        ("next_extent", "u4"),
+        ("icmp_tokens", "u4"),  # thousandths
+        ("icmp_tokens_at", "u4"),
+        ("held", "u4"),  # frames waiting for a neighbour
+        ("neighbours_wanted", "u4"),  # counts requests to the supervisor
+        ("neighbours_version", "u4"),  # written by the supervisor: counts its answers
+        ("index_entries", "u4"),
+        ("tombstones", "u4"),  # written ever, mod 2**32
+        ("ip_id", "u4"),
+        ("spare", "u1", (12,)),
+    ]
+)
+assert CORE.itemsize == 64
+
+WHEEL_SLOTS = 1 << 17
+WHEEL_SHIFT = 6  # ticks a slot: 64 ms, so one turn is 8,388 s, more than the longest default timer
+TOMBSTONES = 1 << 16
+COUNTERS = 256
+
+
+class Sizes(NamedTuple):
+    """How many rows of each; fixed for the life of the memory."""
+
+    extents: int  # each EXTENT_LINES lines; sessions and mappings take extents as they need them
+    buckets: int  # of the index; a power of two
+    externals: int
+    accounts: int
+    prefixes: int
+    devices: int
+    limits: int
+    pools: int
+    rules: int
+    statics: int
+    ports: int
+    shards: int
+    neighbours: int  # a power of two, at most 65,536
+
+
+class State(NamedTuple):
+    """The arrays of one core. Index 0 of lines, half-lines, accounts, limits and neighbours means none."""
+
+    settings: Array  # SETTINGS (1,)
+    core: Array  # CORE (1,)
+    counters: Array  # uint64 (COUNTERS, 8): column 0 packets, 1 bytes; a row is a cache line
+    words: Array  # uint64: the arena, two words a unit
+    sessions: Array  # SESSION, a view of the same memory, by line
+    mappings: Array  # MAPPING, the same, by half-line
+    extents: Array  # EXTENT
+    links: Array  # LINK, by line
+    tags: Array  # uint16 (buckets, 32): the index's bucket lines as 16-bit words
+    refs: Array  # uint32 (buckets, 16): the same lines as 32-bit words
+    blooms: Array  # uint64 (buckets, 8): the same lines as 64-bit words
+    wheel: Array  # uint32 (WHEEL_SLOTS,): first line of each slot's list
+    shards: Array  # SHARD
+    prefixes: Array  # PREFIX, longest first
+    devices: Array  # PREFIX, longest first
+    accounts: Array  # ACCOUNT
+    limits: Array  # LIMITS
+    pools: Array  # POOL
+    externals: Array  # EXTERNAL_ADDRESS
+    owners: Array  # uint32 (externals, PORT_SPACES, 65536): half-line of the mapping, or HELD | second of release
+    chunks: Array  # CHUNK (externals, 1024)
+    rules: Array  # RULE
+    statics: Array  # STATIC
+    ports: Array  # PORT
+    neighbours: Array  # NEIGHBOUR
+    dirty: Array  # uint64 bitmap, a bit per half-line: changed since last shipped
+    tombstones: Array  # uint64 (TOMBSTONES,): half-line | generation << 32
+
+
+def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
+    lines = sizes.extents * EXTENT_LINES
+    return [
+        ("settings", SETTINGS, (1,)),
+        ("core", CORE, (1,)),
+        ("counters", np.uint64, (COUNTERS, 8)),
+        ("words", np.uint64, (lines * 8,)),
+        ("extents", EXTENT, (sizes.extents,)),
+        ("links", LINK, (lines,)),
+        ("tags", np.uint16, (sizes.buckets, 32)),
+        ("wheel", np.uint32, (WHEEL_SLOTS,)),
+        ("shards", SHARD, (sizes.shards,)),
+        ("prefixes", PREFIX, (sizes.prefixes,)),
+        ("devices", PREFIX, (sizes.devices,)),
+        ("accounts", ACCOUNT, (sizes.accounts,)),
+        ("limits", LIMITS, (sizes.limits,)),
+        ("pools", POOL, (sizes.pools,)),
+        ("externals", EXTERNAL_ADDRESS, (sizes.externals,)),
+        ("owners", np.uint32, (sizes.externals, PORT_SPACES, 65536)),
+        ("chunks", CHUNK, (sizes.externals, 65536 // CHUNK_PORTS)),
+        ("rules", RULE, (sizes.rules,)),
+        ("statics", STATIC, (sizes.statics,)),
+        ("ports", PORT, (sizes.ports,)),
+        ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
+        ("dirty", np.uint64, (lines * 2 // 64,)),
+        ("tombstones", np.uint64, (TOMBSTONES,)),
+    ]
+
+
+HEADER_BYTES = 4096
+SECTION_ALIGN = 2 << 20  # every section on its own huge page: no two share a line, each can be large-paged
+
+
+def layout_digest() -> str:
+    """Names this layout: any change of a dtype or of the sections changes it."""
+    told = repr([(name, np.dtype(dtype).descr, shape) for name, dtype, shape in _sections(Sizes(*([2] * len(Sizes._fields))))])
+    return hashlib.sha256(f"{LAYOUT} {told}".encode()).hexdigest()[:16]
+
+
+def state_bytes(sizes: Sizes) -> int:
+    """Bytes of memory (sparse: only what is touched is taken) that a state of these sizes spans."""
+    at = SECTION_ALIGN
+    for _, dtype, shape in _sections(sizes):
+        at = _after(at, dtype, shape)
+    return at
+
+
+def _after(at: int, dtype: Any, shape: tuple[int, ...]) -> int:
+    size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+    return -(-(at + max(size, 1)) // SECTION_ALIGN) * SECTION_ALIGN
+
+
+def open_state(memory: Any, sizes: Sizes) -> State:
+    """Arrays over `memory`, any writable (or read-only) buffer of at least `state_bytes(sizes)` bytes."""
+    arrays: dict[str, Array] = {}
+    at = SECTION_ALIGN
+    for name, dtype, shape in _sections(sizes):
+        count = int(np.prod(shape, dtype=np.int64))
+        arrays[name] = np.frombuffer(memory, dtype, count, at).reshape(shape)
+        at = _after(at, dtype, shape)
+    arrays["sessions"] = arrays["words"].view(SESSION)
+    arrays["mappings"] = arrays["words"].view(MAPPING)
+    arrays["refs"] = arrays["tags"].view(np.uint32)
+    arrays["blooms"] = arrays["tags"].view(np.uint64)
+    return State(**arrays)
+
+
+def new_state(sizes: Sizes) -> State:
+    """A state in private anonymous memory (tests, benches, `trace`): zeroed, huge pages asked for, header written."""
+    memory = mmap.mmap(-1, state_bytes(sizes))
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    write_header(memory, sizes)
+    return open_state(memory, sizes)
+
+
+def write_header(memory: Any, sizes: Sizes) -> None:
+    """Say at the head of the memory what it holds, so that a file descriptor is all a reader needs."""
+    text = json.dumps({"krononat": LAYOUT, "digest": layout_digest(), "sizes": sizes._asdict()}).encode()
+    memory[0 : len(text) + 1] = text + b"\0"
+
+
+def read_header(memory: Any) -> Sizes:
+    """Sizes of the state in `memory`; ValueError where it is of another layout or none of ours."""
+    raw = bytes(memory[0:HEADER_BYTES]).split(b"\0", 1)[0]
+    try:
+        told = json.loads(raw)
+    except ValueError:
+        raise ValueError("this memory holds no Krononat state") from None
+    if told.get("digest") != layout_digest():
+        raise ValueError(f"state of layout {told.get('krononat')}/{told.get('digest')}, this program has {LAYOUT}/{layout_digest()}")
+    return Sizes(**told["sizes"])

@@ -1,0 +1,284 @@
+"""Steering: the XDP program of a port, and what goes to the kernel instead of to a core.
+
+Every frame has one of the outcomes below and is counted under it, packets and bytes, per CPU; so the sum over outcomes is what
+the program saw. What is the kernel's business (ARP, LLDP, neighbour discovery, multicast, what is addressed to the core
+itself: BGP, BFD, ping) passes; all else goes to the AF_XDP socket of the queue it came in by. Where no socket is, the frame
+is dropped and never passed: a kernel that knows routes would forward it untranslated.
+
+The program is written for one port, with the port's own addresses as constants, and tags (802.1Q, 802.1ad) are looked behind
+twice. Left out on purpose: reading a tag that a device has already taken off (`ethtool -K DEV rxvlan off`, or on a veth
+`txvlan off` at its peer, leaves it in the frame).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+
+from shards import bpf, xsk
+
+PASS, DROP, REDIRECT = "pass", "drop", "redirect"
+
+
+class Outcome(NamedTuple):
+    """What becomes of a frame at the port; `name` is the word in counters."""
+
+    number: int
+    name: str
+    fate: str
+    sentence: str
+
+
+_PICTURE = """
+redirect  redirected           given to the AF_XDP socket of its queue
+drop      no_socket            its queue has no AF_XDP socket
+pass      not_ip               neither IPv4 nor IPv6: ARP, LLDP and the like
+pass      broadcast            to an IPv4 broadcast address
+pass      multicast            to a multicast address
+pass      link_local           to a link-local address
+pass      neighbour_discovery  ICMPv6 of RFC 4861
+pass      own_address          to an address of the core itself
+"""
+
+
+def _parse(picture: str) -> tuple[Outcome, ...]:
+    rows = [line.split(None, 2) for line in picture.strip().splitlines()]
+    return tuple(Outcome(number, name, fate, sentence) for number, (fate, name, sentence) in enumerate(rows))
+
+
+OUTCOMES = _parse(_PICTURE)
+REDIRECTED, NO_SOCKET, NOT_IP, BROADCAST, MULTICAST, LINK_LOCAL, NEIGHBOUR_DISCOVERY, OWN_ADDRESS = range(len(OUTCOMES))
+
+Network = IPv4Network | IPv6Network
+
+_ALWAYS_KEPT = (("255.255.255.255/32", BROADCAST), ("224.0.0.0/4", MULTICAST), ("169.254.0.0/16", LINK_LOCAL),
+                ("ff00::/8", MULTICAST), ("fe80::/10", LINK_LOCAL))  # fmt: skip
+
+# --- the program ----------------------------------------------------------------------------------------------------------
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_POINTER = _I8.as_pointer()
+_XDP_DROP, _XDP_PASS, _XDP_REDIRECT = 1, 2, 4
+_CONTEXT_DATA, _CONTEXT_END, _CONTEXT_QUEUE = 0, 4, 16  # of struct xdp_md
+_TAGS_AT_MOST = 2
+
+
+class _Decision:
+    """A program under construction: a chain of questions, each of which may end in an outcome."""
+
+    def __init__(self) -> None:
+        self.module = ir.Module("steering")
+        self.module.triple = "bpfel"
+        self.function = ir.Function(self.module, ir.FunctionType(_I32, [_POINTER]), "steer")
+        self.function.section = "xdp"
+        self.build = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self.key = self.build.alloca(_I32)
+        self.data, self.end = (self._context_pointer(at) for at in (_CONTEXT_DATA, _CONTEXT_END))
+        self.length = self.build.sub(self.build.ptrtoint(self.end, _I64), self.build.ptrtoint(self.data, _I64))
+        self.conclusion = self.function.append_basic_block("conclusion")
+        with self.build.goto_block(self.conclusion):
+            self.outcome = self.build.phi(_I32)
+
+    def context_word(self, at: int) -> Any:
+        place = self.build.gep(self.function.args[0], [_I64(at)])
+        return self.build.load(self.build.bitcast(place, _I32.as_pointer()))
+
+    def _context_pointer(self, at: int) -> Any:
+        return self.build.inttoptr(self.build.zext(self.context_word(at), _I64), _POINTER)
+
+    def read(self, at: int, kind: ir.IntType) -> Any:
+        """A field of the frame as it lies there, read in the CPU's (little-endian) order."""
+        return self.build.load(self.build.bitcast(self.build.gep(self.data, [_I64(at)]), kind.as_pointer()))
+
+    def conclude(self, outcome: int) -> None:
+        """Whatever comes here ends in `outcome`."""
+        self.outcome.add_incoming(_I32(outcome), self.build.block)
+        self.build.branch(self.conclusion)
+
+    def conclude_if(self, condition: Any, outcome: int) -> None:
+        further = self.function.append_basic_block()
+        self.outcome.add_incoming(_I32(outcome), self.build.block)
+        self.build.cbranch(condition, self.conclusion, further)
+        self.build.position_at_end(further)
+
+    def need(self, length: int) -> None:
+        """Frames shorter than this go to the socket, whose worker says what is wrong with them."""
+        beyond = self.build.gep(self.data, [_I64(length)])
+        self.conclude_if(self.build.icmp_unsigned(">", beyond, self.end), REDIRECTED)
+
+    def block(self) -> Any:
+        return self.function.append_basic_block()
+
+    def call(self, helper: int, kinds: Sequence[ir.Type], arguments: Sequence[Any], result: ir.Type) -> Any:
+        """Call a helper of the kernel by its number."""
+        function = self.build.inttoptr(_I64(helper), ir.FunctionType(result, kinds).as_pointer())
+        return self.build.call(function, arguments)
+
+    def map(self, fd: int) -> Any:
+        """The loader puts the map in the place of this descriptor (BPF_PSEUDO_MAP_FD)."""
+        pseudo = self.module.globals.get("llvm.bpf.pseudo")
+        pseudo = pseudo or ir.Function(self.module, ir.FunctionType(_I64, [_I64, _I64]), "llvm.bpf.pseudo")
+        return self.build.inttoptr(self.build.call(pseudo, [_I64(1), _I64(fd)]), _POINTER)
+
+
+def _program(kept: Sequence[tuple[Network, int]], sockets: int, counters: int) -> bytes:
+    """Instructions for a port whose sockets and counters are these maps."""
+    program = _Decision()
+    _look_behind(program, 0, kept)
+    program.build.position_at_end(program.conclusion)
+    _finish(program, sockets, counters)
+    return bpf.compile_program(program.module, "xdp")
+
+
+def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, int]]) -> None:
+    l3 = 14 + 4 * tags
+    program.need(l3)
+    ipv4, ipv6, tagged, other = (program.block() for _ in range(4))
+    choice = program.build.switch(program.read(l3 - 2, _I16), other)
+    for ethertype, block in ((0x0800, ipv4), (0x86DD, ipv6), (0x8100, tagged), (0x88A8, tagged)):
+        choice.add_case(_I16(int.from_bytes(ethertype.to_bytes(2, "big"), "little")), block)
+    program.build.position_at_end(other)
+    program.conclude(NOT_IP)
+    program.build.position_at_end(ipv4)
+    _keep(program, l3, 20, 16, [row for row in kept if row[0].version == 4])
+    program.conclude(REDIRECTED)
+    program.build.position_at_end(ipv6)
+    _keep(program, l3, 40, 24, [row for row in kept if row[0].version == 6])
+    _keep_neighbour_discovery(program, l3)
+    program.build.position_at_end(tagged)
+    if tags == _TAGS_AT_MOST:
+        program.conclude(REDIRECTED)
+    else:
+        _look_behind(program, tags + 1, kept)
+
+
+def _keep(program: _Decision, l3: int, header: int, destination: int, kept: Sequence[tuple[Network, int]]) -> None:
+    """Conclude about destinations inside one of these networks."""
+    program.need(l3 + header)
+    words = [program.read(l3 + destination + at, _I32) for at in range(0, 4 if header == 20 else 16, 4)]
+    for network, outcome in kept:
+        program.conclude_if(_inside(program.build, words, network), outcome)
+
+
+def _inside(build: Any, words: Sequence[Any], network: Network) -> Any:
+    masks = struct.unpack(f"<{len(words)}I", network.netmask.packed)
+    bases = struct.unpack(f"<{len(words)}I", network.network_address.packed)
+    equal = ir.IntType(1)(1)
+    for word, mask, base in zip(words, masks, bases, strict=True):
+        if mask:
+            equal = build.and_(equal, build.icmp_unsigned("==", build.and_(word, _I32(mask)), _I32(base)))
+    return equal
+
+
+def _keep_neighbour_discovery(program: _Decision, l3: int) -> None:
+    """Unicast answers and probes, RFC 4861 4: types 133 to 137. Behind an extension header they are not ours to find."""
+    build = program.build
+    program.conclude_if(build.icmp_unsigned("!=", program.read(l3 + 6, _I8), _I8(58)), REDIRECTED)
+    program.need(l3 + 41)
+    beyond = build.sub(program.read(l3 + 40, _I8), _I8(133))
+    program.conclude_if(build.icmp_unsigned("<=", beyond, _I8(4)), NEIGHBOUR_DISCOVERY)
+    program.conclude(REDIRECTED)
+
+
+def _finish(program: _Decision, sockets: int, counters: int) -> None:
+    """Redirect where that was concluded, count, and return what the kernel shall do."""
+    build, concluded = program.build, program.build.block
+    redirect, count = program.block(), program.block()
+    build.cbranch(build.icmp_unsigned("==", program.outcome, _I32(REDIRECTED)), redirect, count)
+    build.position_at_end(redirect)
+    queue = build.zext(program.context_word(_CONTEXT_QUEUE), _I64)
+    # The flags are what it returns where the map has no socket.
+    asked = program.call(bpf.REDIRECT_MAP, [_POINTER, _I64, _I64], [program.map(sockets), queue, _I64(_XDP_DROP)], _I64)
+    found = build.icmp_unsigned("==", asked, _I64(_XDP_REDIRECT))
+    redirected, action = build.select(found, _I32(REDIRECTED), _I32(NO_SOCKET)), build.trunc(asked, _I32)
+    build.branch(count)
+    build.position_at_end(count)
+    outcome, result = build.phi(_I32), build.phi(_I32)
+    for source, value, returned in ((concluded, program.outcome, _I32(_XDP_PASS)), (redirect, redirected, action)):
+        outcome.add_incoming(value, source)
+        result.add_incoming(returned, source)
+    _count(program, counters, outcome)
+    build.ret(result)
+
+
+def _count(program: _Decision, counters: int, outcome: Any) -> None:
+    build = program.build
+    build.store(outcome, program.key)
+    key = build.bitcast(program.key, _POINTER)
+    row = program.call(bpf.MAP_LOOKUP_ELEM, [_POINTER, _POINTER], [program.map(counters), key], _POINTER)
+    with build.if_then(build.icmp_unsigned("!=", build.ptrtoint(row, _I64), _I64(0))):
+        pair = build.bitcast(row, _I64.as_pointer())
+        for at, more in ((0, _I64(1)), (1, program.length)):
+            place = build.gep(pair, [_I64(at)])
+            build.store(build.add(build.load(place), more), place)
+
+
+# --- a port's steering ----------------------------------------------------------------------------------------------------
+
+
+class Steering:
+    """The loaded program of one port with its maps; closing it detaches."""
+
+    def __init__(self, own: Iterable[str], broadcast: Iterable[str] = (), queues: int = 1) -> None:
+        """Load for a port of `queues` receive queues.
+
+        `own` are addresses (or prefixes) of the core itself, `broadcast` the directed broadcast addresses of its networks.
+        """
+        self._cpus = bpf.possible_cpus()
+        self.link = -1
+        self.sockets = bpf.create_map(bpf.XSKMAP, 4, queues, "krn_sockets")
+        self.counters = bpf.create_map(bpf.PERCPU_ARRAY, 16, len(OUTCOMES), "krn_steering")
+        kept = [*_ALWAYS_KEPT, *((one, BROADCAST) for one in broadcast), *((one, OWN_ADDRESS) for one in own)]
+        networks = [(ip_network(text), outcome) for text, outcome in kept]
+        self.program = bpf.load_program(_program(networks, self.sockets, self.counters), "krononat")
+
+    def place(self, queue: int, socket: int) -> None:
+        """Give the frames of a queue to the AF_XDP socket of this descriptor, which must be bound to that very queue."""
+        bpf.update_map(self.sockets, queue, struct.pack("<I", socket))
+
+    def attach(self, ifindex: int, mode: str = "auto") -> str:
+        """Attach to the device in `mode` (native, generic, or auto: native where the driver has it); the mode obtained.
+
+        Raises OSError with a sentence about what to do. In generic mode a super-packet of a local sender (TSO over veth)
+        arrives whole and does not fit a frame; in native mode the kernel takes TSO from a veth's peer by itself.
+        """
+        wanted = {"native": [bpf.NATIVE], "generic": [bpf.GENERIC], "auto": [bpf.NATIVE, bpf.GENERIC]}[mode]
+        for flag in wanted:
+            try:
+                self.link = bpf.attach(self.program, ifindex, flag)
+                return "native" if flag == bpf.NATIVE else "generic"
+            except OSError as refused:
+                # Only a driver that cannot is a reason for the slower mode; anything else would hide a trap.
+                if flag == wanted[-1] or refused.errno != xsk.EOPNOTSUPP:
+                    raise OSError(refused.errno, bpf.why_not_attached(refused)) from refused
+        raise AssertionError("unreachable")
+
+    def count(self) -> dict[str, tuple[int, int]]:
+        """Packets and bytes by outcome since `reset`, over all CPUs."""
+        counted = {}
+        for outcome in OUTCOMES:
+            raw = struct.unpack(f"<{2 * self._cpus}Q", bpf.read_map(self.counters, outcome.number, 16 * self._cpus))
+            counted[outcome.name] = (sum(raw[0::2]), sum(raw[1::2]))
+        return counted
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        for outcome in OUTCOMES:
+            bpf.update_map(self.counters, outcome.number, bytes(16 * self._cpus))
+
+    def close(self) -> None:
+        """Detach, and let go of program and maps."""
+        for fd in (self.link, self.program, self.sockets, self.counters):
+            xsk.close(fd)
+        self.link = self.program = self.sockets = self.counters = -1
+
+    def __enter__(self) -> Steering:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

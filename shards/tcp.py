@@ -1,0 +1,103 @@
+"""Connection states and what a segment does to them: the table of RFC 6146 section 3.5.2 as RFC 7857 section 2 amends it.
+
+No sequence numbers are checked: after a takeover nobody knows the windows (RFC 6092 REC-32 allows it). UDP and ICMP queries
+have a row each, so that a hit is served in one way whatever the protocol.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shards.jit import hot, whole
+from shards.state import ICMP, TCP, UDP, Array
+from shards.wire import ACK, FIN, RST, SYN
+
+STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in")
+NONE, INIT, ESTABLISHED, FIN_OUT, FIN_IN, CLOSING, RESET, STREAM, QUERY, INIT_IN = range(10)
+
+# Events: SYN, FIN, RST, anything else; outbound 0..3, inbound 4..7.
+#
+# A cell is the next state. Its lifetime starts anew, unless the cell ends in
+#   '   lifetime left alone        ?   lifetime renewed only where inbound packets refresh (RFC 4787 REQ-6)
+# `reset` comes back to life by any packet but another RST (RFC 7857 section 2.2), so a forged RST kills nothing.
+# A SYN on `closing` is TIME-WAIT reuse: the connection opens anew (RFC 9293 section 3.6.1), from inside or (`init_in`) outside.
+_PICTURE = """
+               out: syn      fin       rst     other        in: syn       fin       rst     other
+init                init     init'     reset   init'        established   init'     init'   init'
+established         established  fin_out  reset  established    established  fin_in  reset  established
+fin_out             fin_out  fin_out   reset   fin_out      fin_out       closing   reset   fin_out
+fin_in              fin_in   closing   reset   fin_in       fin_in        fin_in    reset   fin_in
+init_in             established init_in' reset  init_in'    init_in       init_in'  init_in' init_in'
+closing             init     closing'  closing' closing'    init_in       closing'  closing' closing'
+reset               established established reset' established  established established reset' established
+udp                 udp      udp       udp     udp          udp?          udp?      udp?    udp?
+query               query    query     query   query        query?        query?    query?  query?
+"""
+
+EVENTS = 8
+LEAVE, RENEW, RENEW_IF_INBOUND = 0, 1, 2
+
+
+def _parse(picture: str) -> tuple[Array, Array]:
+    following = np.zeros((len(STATES), EVENTS), np.uint8)
+    lifetime = np.zeros((len(STATES), EVENTS), np.uint8)
+    for line in picture.strip().splitlines()[1:]:
+        name, *cells = line.split()
+        for event, cell in enumerate(cells):
+            following[STATES.index(name), event] = STATES.index(cell.rstrip("'?"))
+            lifetime[STATES.index(name), event] = {"'": LEAVE, "?": RENEW_IF_INBOUND}.get(cell[-1], RENEW)
+    return following, lifetime
+
+
+FOLLOWING, LIFETIME = _parse(_PICTURE)
+
+
+@hot
+def event(direction: int, tcp_flags: int) -> int:
+    """Column of the table for a segment (RST before SYN before FIN); without flags (UDP, ICMP) "other"."""
+    if tcp_flags & RST:
+        kind = 2
+    elif tcp_flags & SYN:
+        kind = 0
+    elif tcp_flags & FIN:
+        kind = 1
+    else:
+        kind = 3
+    return direction * 4 + kind
+
+
+@hot
+def timeout(settings: Array, state: int) -> int:
+    """Lifetime in ticks of a session in `state`."""
+    row = settings[0]
+    if state == STREAM:
+        return whole(row["udp"])
+    if state == QUERY:
+        return whole(row["icmp"])
+    if state == ESTABLISHED or state == FIN_OUT or state == FIN_IN:
+        return whole(row["tcp_established"])
+    return whole(row["tcp_transitory"])
+
+
+@hot
+def first_state(protocol: int, tcp_flags: int) -> int:
+    """State of a session that an outbound packet makes.
+
+    A SYN-ACK answers a SYN that came in by the mapping alone, so both have been seen; a segment without SYN goes on with a
+    connection whose session was lost while its mapping lived.
+    """
+    if protocol == UDP:
+        return STREAM
+    if protocol == ICMP:
+        return QUERY
+    return INIT if tcp_flags & (SYN | ACK) == SYN else ESTABLISHED
+
+
+@hot
+def may_open(protocol: int, tcp_flags: int, mapped: bool) -> bool:
+    """Whether an outbound packet may make a session: every one but TCP, which needs a SYN or a mapping that it continues."""
+    if protocol != TCP:
+        return True
+    if tcp_flags & (RST | FIN):
+        return False
+    return mapped or tcp_flags & (SYN | ACK) == SYN
