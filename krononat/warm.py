@@ -13,7 +13,9 @@ import numpy as np
 
 from shards import cuckoo, parse, pipeline, recovery, rings, sessions, shard
 from shards.burst import Burst, new_burst
+from shards.rings import Rings
 from shards.state import Array, Sizes, State, new_state
+from shards.xsk import LEDGER
 
 _SMALL = Sizes(
     extents=2, buckets=64, externals=1, accounts=2, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
@@ -26,6 +28,17 @@ def _stage() -> tuple[State, Array, Burst]:
     """A core with nothing in it, frames and columns; made once."""
     state = new_state(_SMALL)
     return state, np.zeros(4096, np.uint8), new_burst()
+
+
+def _no_rings() -> Rings:
+    """Rings without a queue, of the types that a worker has."""
+    words, ring = np.zeros(2, np.int64), np.zeros(0, rings.RING)
+    return Rings(
+        frames=np.zeros(0, np.uint8), owners=np.zeros(0, np.int64), ledger=np.zeros(1, LEDGER), words=words.view(np.uint32),
+        longs=words, rx=ring, tx=ring, fill=ring, completion=ring, queues=np.zeros(0, rings.QUEUE), first=words[:0],
+        width=words[:0], pending=words[:0], free=words[:0], local=np.zeros(1, rings.LOCAL), polled=np.zeros((0, 2), np.int32),
+        mask=0,
+    )  # fmt: skip
 
 
 def _table() -> None:
@@ -48,25 +61,16 @@ def _pipeline() -> None:
     pipeline.settle(state, burst, 0)
 
 
-def _delete() -> None:
+def _ends() -> None:
     state = _stage()[0]
     sessions.expire(state, 0, 0)
-    if state.sessions[1]["kind"]:  # there is none: compiled, not called
-        sessions.delete(state, 1, 0)
-    _compile_delete(state)
-
-
-def _compile_delete(state: State) -> None:
-    compiler = getattr(sessions.delete, "compile", None)
-    if compiler is not None:
-        from numba import typeof, types
-
-        compiler((typeof(state), types.int64, types.int64))
+    sessions.delete_life(state, 1, 1, 0)  # there is none: nothing is ended
 
 
 def _loop() -> None:
     state, frames, burst = _stage()
-    shard.breathe(state, rings.no_rings(), frames, burst, shard.new_waiting(), 0, 0)
+    shard.breathe(state, _no_rings(), frames, burst, shard.new_waiting(), 0, 0)
+    sessions.expire(state, 0, 0)
 
 
 STEPS: list[tuple[str, Callable[[], None]]] = [
@@ -74,7 +78,7 @@ STEPS: list[tuple[str, Callable[[], None]]] = [
     ("parse", _parse),
     ("attach and recovery", _recovery),
     ("packet path", _pipeline),
-    ("ends of sessions", _delete),
+    ("ends of sessions", _ends),
     ("loop with rings", _loop),
 ]
 

@@ -6,7 +6,8 @@ enough), and compiled code gets the instruction in its place.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from shards.jit import PURE
 from shards.state import Array
@@ -24,36 +25,42 @@ def store_release(words: Array, index: int, value: int) -> None:
 
 if not PURE:
     from llvmlite import ir
-    from numba.core import cgutils, types
-    from numba.extending import intrinsic, overload
+    from numba import core, extending
 
-    def _place(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    # What numba says of its types is right in parts only.
+    types: Any = core.types
+    extend: Any = extending
+    _instruction: Callable[[Callable[..., Any]], Any] = extend.intrinsic
+
+    def _stands_for(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+        return cast(Callable[[Callable[..., Any]], Any], extend.overload(plain, strict=False))  # strict compares annotations
+
+    def _place(context: Any, builder: Any, array_type: Any, array: Any, index_type: Any, index: Any) -> Any:
+        """Pointer to a word of a contiguous array."""
         view = context.make_array(array_type)(context, builder, array)
-        return cgutils.get_item_pointer(context, builder, array_type, view, [index])
+        return builder.gep(view.data, [context.cast(builder, index, index_type, types.intp)])
 
-    @intrinsic  # type: ignore[untyped-decorator,unused-ignore]
+    @_instruction
     def _load_acquire(_: Any, words: Any, index: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            index_value = context.cast(builder, arguments[1], index, types.intp)
-            word = builder.load_atomic(_place(context, builder, words, arguments[0], index_value), "acquire", 4)
-            return builder.zext(word, ir.IntType(64))
+            place = _place(context, builder, words, arguments[0], index, arguments[1])
+            return builder.zext(builder.load_atomic(place, "acquire", 4), ir.IntType(64))
 
         return types.int64(words, index), emit
 
-    @intrinsic  # type: ignore[untyped-decorator,unused-ignore]
+    @_instruction
     def _store_release(_: Any, words: Any, index: Any, value: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            index_value = context.cast(builder, arguments[1], index, types.intp)
-            word = context.cast(builder, arguments[2], value, types.uint32)
-            builder.store_atomic(word, _place(context, builder, words, arguments[0], index_value), "release", 4)
+            place = _place(context, builder, words, arguments[0], index, arguments[1])
+            builder.store_atomic(context.cast(builder, arguments[2], value, types.uint32), place, "release", 4)
             return context.get_dummy_value()
 
         return types.none(words, index, value), emit
 
-    @overload(load_acquire, strict=False)  # type: ignore[untyped-decorator,unused-ignore]
+    @_stands_for(load_acquire)
     def _(words: Any, index: Any) -> Any:
         return lambda words, index: _load_acquire(words, index)
 
-    @overload(store_release, strict=False)  # type: ignore[untyped-decorator,unused-ignore]
+    @_stands_for(store_release)
     def _(words: Any, index: Any, value: Any) -> Any:
         return lambda words, index, value: _store_release(words, index, value)

@@ -11,6 +11,8 @@ import errno
 import os
 import platform
 import struct
+from collections.abc import Sequence
+from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -19,20 +21,23 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, PROG_LOAD, PROG_TEST_RUN, LINK_CREATE = 0, 1, 2, 5, 10, 28
 PERCPU_ARRAY, XSKMAP = 6, 17  # map types
-XDP_PROGRAM, XDP_ATTACHMENT = 6, 37
+CLASSIFIER, XDP_PROGRAM = 3, 6  # program types
+XDP_ATTACHMENT = 37
 GENERIC, NATIVE = 2, 4  # XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE
-LIVE_FRAMES = 2  # BPF_F_TEST_XDP_LIVE_FRAMES
+XDP_DROP, XDP_PASS, XDP_REDIRECT = 1, 2, 4
 
-# Of helpers in the kernel's `bpf_helper_defs.h`.
-MAP_LOOKUP_ELEM, REDIRECT_MAP = 1, 51
+# Helpers, as numbered in the kernel's `bpf_helper_defs.h`.
+MAP_LOOKUP_ELEM, CLONE_REDIRECT, REDIRECT_MAP = 1, 13, 51
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+POINTER = I8.as_pointer()
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _bpf(command: int, attributes: bytes) -> int:
-    """The system call; raises OSError."""
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    result: int = _libc.syscall(_SYSCALL[platform.machine()], command, buffer, len(attributes))
+def _bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
+    """The system call, which writes answers into a buffer; raises OSError."""
+    result: int = _libc.syscall(_SYSCALL[platform.machine()], command, attributes, len(attributes))
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
@@ -62,29 +67,57 @@ def possible_cpus() -> int:
         return 1 + int(told.read().strip().replace("-", ",").split(",")[-1])
 
 
-def compile_program(module: ir.Module, section: str) -> bytes:
-    """Instructions of the one function that stands in `section` of the module; it may need no relocation."""
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    parsed = llvm.parse_assembly(str(module))
-    parsed.verify()
-    machine = llvm.Target.from_triple("bpfel").create_target_machine(cpu="v2", opt=2)
-    for part in llvm.ObjectFileRef.from_data(machine.emit_object(parsed)).sections():
-        if part.name() == section.encode():
-            return bytes(part.data())
-    raise ValueError(f"the compiler left no section {section!r}")
+class Source:
+    """A program being written: one function of one context, with what BPF has beside LLVM's instructions."""
+
+    def __init__(self) -> None:
+        self.module = ir.Module()
+        self.module.triple = "bpfel"
+        self.function = ir.Function(self.module, ir.FunctionType(I32, [POINTER]), "program")
+        self.function.section = "code"
+        self.build = ir.IRBuilder(self.function.append_basic_block("entry"))
+
+    def context(self, at: int) -> Any:
+        """Pointer to the 32-bit word at this offset of the context."""
+        return self.build.bitcast(self.build.gep(self.function.args[0], [I64(at)]), I32.as_pointer())
+
+    def call(self, helper: int, kinds: Sequence[ir.Type], arguments: Sequence[Any], result: ir.Type = I64) -> Any:
+        """Call a helper of the kernel by its number."""
+        function = self.build.inttoptr(I64(helper), ir.FunctionType(result, kinds).as_pointer())
+        return self.build.call(function, arguments)
+
+    def map(self, fd: int) -> Any:
+        """The map that the loader puts in the place of this descriptor (BPF_PSEUDO_MAP_FD)."""
+        pseudo = self.module.globals.get("llvm.bpf.pseudo")
+        pseudo = pseudo or ir.Function(self.module, ir.FunctionType(I64, [I64, I64]), "llvm.bpf.pseudo")
+        return self.build.inttoptr(self.build.call(pseudo, [I64(1), I64(fd)]), POINTER)
+
+    def block(self) -> Any:
+        """A new block of instructions."""
+        return self.function.append_basic_block()
+
+    def compile(self) -> bytes:
+        """The instructions; they may need no relocation."""
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        parsed = llvm.parse_assembly(str(self.module))
+        parsed.verify()
+        machine = llvm.Target.from_triple("bpfel").create_target_machine(cpu="v2", opt=2)
+        sections = llvm.ObjectFileRef.from_data(machine.emit_object(parsed)).sections()
+        return next(bytes(part.data()) for part in sections if part.name() == b"code")
 
 
-def load_program(instructions: bytes, name: str) -> int:
-    """Descriptor of the XDP program.
+def load_program(source: Source, name: str, kind: int = XDP_PROGRAM) -> int:
+    """Descriptor of the loaded program.
 
     Raises OSError whose text carries the end of the verifier's log.
     """
+    instructions = source.compile()
     log, code, terms = (ctypes.create_string_buffer(size) for size in (1 << 18, instructions, b"Apache-2.0"))
     attributes = struct.pack(
         "<IIQQIIQII16sII",
-        XDP_PROGRAM, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(terms),
-        1, len(log), ctypes.addressof(log), 0, 0, name.encode()[:15], 0, XDP_ATTACHMENT,
+        kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(terms),
+        1, len(log), ctypes.addressof(log), 0, 0, name.encode()[:15], 0, XDP_ATTACHMENT if kind == XDP_PROGRAM else 0,
     )  # fmt: skip
     try:
         return _bpf(PROG_LOAD, attributes)
@@ -98,19 +131,17 @@ def attach(program: int, ifindex: int, mode: int) -> int:
     return _bpf(LINK_CREATE, struct.pack("<IIII", program, ifindex, XDP_ATTACHMENT, mode))
 
 
-def inject(program: int, frame: bytes, ifindex: int, queue: int) -> None:
-    """Run the program on one frame as if it had come in by that queue, and act on what it decides (kernel 5.18).
-
-    The frame is really redirected, dropped or passed to the kernel's stack; the program need not be attached.
-    """
-    data, context = ctypes.create_string_buffer(frame, len(frame)), struct.pack("<6I", 0, len(frame), 0, ifindex, queue, 0)
-    context_buffer = ctypes.create_string_buffer(context, len(context))
+def run(program: int, frame: bytes, context: bytes = b"") -> int:
+    """What the program returns for this frame (and `struct xdp_md`), run once, here and now; it need not be attached."""
+    data, about = ctypes.create_string_buffer(frame, len(frame)), ctypes.create_string_buffer(context, len(context) or 1)
     attributes = struct.pack(
-        "<IIIIQQIIIIQQIII",
+        "<IIIIQQIIIIQQQ8x",
         program, 0, len(frame), 0, ctypes.addressof(data), 0, 1, 0,
-        len(context), 0, ctypes.addressof(context_buffer), 0, LIVE_FRAMES, 0, 1,
+        len(context), 0, ctypes.addressof(about) if context else 0, 0, 0,
     )  # fmt: skip
-    _bpf(PROG_TEST_RUN, attributes + bytes(-len(attributes) % 8))
+    answer = ctypes.create_string_buffer(attributes, len(attributes))
+    _bpf(PROG_TEST_RUN, answer)
+    return int.from_bytes(answer.raw[4:8], "little")
 
 
 def why_not_attached(refused: OSError) -> str:

@@ -136,8 +136,9 @@ def lookup(state: State, key0: Word, key1: Word) -> int:
 def lookup_bulk(state: State, key0s: Array, key1s: Array, refs: Array, verdicts: Array, count: int) -> None:
     """Look up the first `count` keys: `refs` (int64) gets their refs, 0 for a miss or where there is a verdict already.
 
-    The same as `lookup` for each, but every line is asked for `AHEAD` rows before it is read, and no branch hangs on where a key
-    is until few are left. Meanwhile `refs` holds: the hash; a ref to be proven, with DOUBT; -1 for who must look further; ~ref.
+    The same as `lookup` for each, but every line is asked for `AHEAD` rows before it is read, and no branch hangs on where a
+    key is until few are left. Meanwhile `refs` holds: the hash; a ref to be proven, or'd with DOUBT; -1 for a row that must
+    look further; ~ref, suggested by the secondary bucket.
     """
     seed0, seed1 = _seed(state, 0), _seed(state, 1)
     for i in range(count + 2 * AHEAD):
@@ -145,7 +146,7 @@ def lookup_bulk(state: State, key0s: Array, key1s: Array, refs: Array, verdicts:
             _ask(state.tags, refs, i, hash_key(seed0, seed1, key0s[i], key1s[i]))
         if AHEAD <= i < count + AHEAD:
             _suggest(state, refs, i - AHEAD)
-        if 2 * AHEAD <= i:
+        if i >= 2 * AHEAD:
             at = i - 2 * AHEAD
             _prove(state.words, refs, at, key0s[at], key1s[at], verdicts[at])
     for i in range(count):

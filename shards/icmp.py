@@ -7,6 +7,7 @@ from __future__ import annotations
 from shards import cuckoo, nat, sessions, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
+from shards.parse import is_query
 from shards.rewrite import adjust_transport, link_header
 from shards.serve import passable
 from shards.state import ICMP, INBOUND, INTERNAL, EXTERNAL, OUTBOUND, TCP, UDP, Array, State
@@ -19,16 +20,19 @@ from shards.verdict import (
     HELD_BACK,
     ICMP_EMBEDDED_BAD,
     ICMP_UNRELATED,
+    INSIDE_DESTINATION,
     NEIGHBOUR_UNRESOLVED,
     NEIGHBOURS_EXHAUSTED,
+    NOT_OUR_DESTINATION,
     ORIGINATED,
     RULE_REJECTED,
+    SPOOFED_SOURCE,
     SUPPRESSED,
     TOO_BIG,
     TTL_EXCEEDED,
     UNDECIDED,
 )
-from shards.wire import adjust, read8, read16, read32, write8, write16, write32
+from shards.wire import adjust, read8, read16, read32, read48, write8, write16, write32
 
 _HEADER = 8  # of an ICMP error, before the embedded packet
 _QUOTE_BYTES = 548  # so that the whole error has at most 576 bytes (RFC 1812 4.3.2.3)
@@ -42,6 +46,9 @@ def pass_error(state: State, frames: Array, burst: Burst, i: int, now: int) -> i
 
     It neither refreshes nor ends a session (RFC 5508 REQ-6, RFC 4787 REQ-12).
     """
+    verdict = _admit(state, burst, i)
+    if verdict != UNDECIDED:
+        return verdict
     inner = burst.l4[i] + _HEADER
     if not _embedded_is_sound(frames, inner, burst.l3[i] + burst.ip_length[i]):
         return ICMP_EMBEDDED_BAD
@@ -64,6 +71,18 @@ def pass_error(state: State, frames: Array, burst: Burst, i: int, now: int) -> i
 
 
 @hot
+def _admit(state: State, burst: Burst, i: int) -> int:
+    """Addresses of the error itself. From inside any router may speak, from outside nobody of ours (BCP 38)."""
+    realm = whole(state.ports[burst.port[i]]["internal_realm"])
+    inside = nat.is_internal(state, realm, burst.destination[i])
+    if burst.direction[i] == OUTBOUND or inside:
+        return INSIDE_DESTINATION if inside else UNDECIDED
+    if sessions.external_ordinal(state, burst.destination[i]) < 0:
+        return NOT_OUR_DESTINATION
+    return UNDECIDED if nat.plausible_outsider(state, realm, burst.source[i]) else SPOOFED_SOURCE
+
+
+@hot
 def _embedded_is_sound(frames: Array, inner: int, end: int) -> bool:
     """An IPv4 header with a right checksum and at least eight bytes of a first fragment behind it (RFC 5508 REQ-3)."""
     if end - inner < wire.IPV4_BYTES + 8:
@@ -71,9 +90,9 @@ def _embedded_is_sound(frames: Array, inner: int, end: int) -> bool:
     header = 4 * (read8(frames, inner) & 15)
     if read8(frames, inner) >> 4 != 4 or header < wire.IPV4_BYTES or inner + header + 8 > end:
         return False
-    if wire.fold(wire.sum16(frames, inner, header)) != 0xFFFF or read16(frames, inner + 6) & 0x1FFF:
+    if read16(frames, inner + 2) < header + 8 or read16(frames, inner + 6) & 0x1FFF:
         return False
-    return True
+    return wire.fold(wire.sum16(frames, inner, header)) == 0xFFFF
 
 
 @hot
@@ -81,6 +100,8 @@ def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
     """Session, or mapping, that the embedded packet went by the other way; with it the next hop. Verdict, or UNDECIDED."""
     l4 = inner + 4 * (read8(frames, inner) & 15)
     protocol = read8(frames, inner + 9)
+    if not _is_ours_to_serve(protocol, read8(frames, l4)):
+        return ICMP_UNRELATED
     near = read16(frames, l4 + 4) if protocol == ICMP else read16(frames, l4 if burst.direction[i] == INBOUND else l4 + 2)
     far = 0 if protocol == ICMP else read16(frames, l4 + 2 if burst.direction[i] == INBOUND else l4)
     port = state.ports[burst.port[i]]
@@ -101,10 +122,19 @@ def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
         burst.next_hop[i] = row["inward"] if inbound else row["outward"]
         return UNDECIDED
     half = _mapping_of(state, local, realm, protocol, near, inbound)
-    if half == 0:
+    ours = inbound and burst.turned[i] == 0 and sessions.external_ordinal(state, remote) >= 0  # never goes out to come in again
+    if half == 0 or ours:
         return ICMP_UNRELATED
     burst.mapping[i] = half
     return _hop_by_mapping(state, burst, i, half, remote, inbound, now)
+
+
+@hot
+def _is_ours_to_serve(protocol: int, icmp_type: int) -> bool:
+    """Whether a packet like the embedded one can have passed us and be reported on (never an ICMP error: RFC 1122 3.2.2)."""
+    if protocol != ICMP:
+        return protocol == TCP or protocol == UDP
+    return is_query(icmp_type) or icmp_type == wire.ECHO_REPLY or icmp_type == wire.TIMESTAMP_REPLY
 
 
 @hot
@@ -162,7 +192,8 @@ def _replace_embedded(frames: Array, inner: int, end: int, field: int, address: 
     at = l4 + 4 if protocol == ICMP else (l4 if field == 12 else l4 + 2)
     ports = wire.difference(read16(frames, at), port)
     write16(frames, at, port)
-    if protocol != TCP or l4 + 18 <= end:
+    # Behind the embedded packet there may be padding and extensions (RFC 4884), which are not its.
+    if protocol != TCP or l4 + 18 <= min(end, inner + read16(frames, inner + 2)):
         adjust_transport(frames, l4, protocol, ports if protocol == ICMP else wire.fold(delta + ports))
 
 
@@ -220,7 +251,7 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     quote = min(burst.ip_length[i], _QUOTE_BYTES)
     l3 = burst.l3[i] - wire.IPV4_BYTES - _HEADER
     # The new headers go before the packet, which is quoted where it lies; so the sender's MAC must be read first.
-    sender = frames[burst.at[i] + 6 : burst.at[i] + 12].copy()
+    sender = read48(frames, burst.at[i] + 6)
     _write_error(frames, l3 + wire.IPV4_BYTES, kind, mtu, quote)
     # Not the column: a hairpinned packet's has turned round already.
     asker = read32(frames, burst.l3[i] + 12)

@@ -10,7 +10,7 @@ from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.state import ICMP, INBOUND, OUTBOUND, TCP, Array, State
 from shards.verdict import FORWARDED_IN, FORWARDED_OUT, HAIRPINNED, MSS_CLAMPED
-from shards.wire import SYN, adjust, read8, read16, write8, write16, write32
+from shards.wire import SYN, adjust, read8, read16, write8, write16, write32, write48
 
 _SOURCE, _DESTINATION = 12, 16  # offsets of the addresses in the IPv4 header
 _MSS_KIND, _MSS_BYTES = 2, 4  # RFC 9293 3.7.1
@@ -38,7 +38,7 @@ def rewrite(state: State, frames: Array, burst: Burst, count: int) -> None:
         _age(frames, l3)
         neighbour = neighbours[burst.next_hop[i]]
         out = whole(neighbour["port"])
-        at = link_header(frames, l3, ports[out], neighbour["mac"])
+        at = link_header(frames, l3, ports[out], wire.mac_of(neighbour))
         burst.out_port[i] = out
         burst.out_at[i] = at
         burst.out_length[i] = l3 - at + burst.ip_length[i]
@@ -100,14 +100,12 @@ def _age(frames: Array, l3: int) -> None:
 
 
 @hot
-def link_header(frames: Array, l3: int, port: Array, mac: Array) -> int:
+def link_header(frames: Array, l3: int, port: Array, mac: int) -> int:
     """Write the Ethernet header that `port` needs (with its tag, IEEE 802.1Q, where it has one) before `l3`; where it begins."""
     vlan = whole(port["vlan"])
     at = l3 - wire.ETHERNET_BYTES - (wire.TAG_BYTES if vlan else 0)
-    own = port["mac"]
-    for k in range(6):
-        frames[at + k] = mac[k]
-        frames[at + 6 + k] = own[k]
+    write48(frames, at, mac)
+    write48(frames, at + 6, wire.mac_of(port))
     if vlan:
         write16(frames, at + 12, wire.ETHERTYPE_TAG)
         write16(frames, at + 14, vlan)

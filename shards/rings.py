@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -57,9 +57,11 @@ else:
     from numba import types
 
     _six = types.int64(types.int32, types.uintp, types.uintp, types.int32, types.uintp, types.uintp)
-    _sendto = types.ExternalFunction("sendto", _six)
-    _recvfrom = types.ExternalFunction("recvfrom", _six)
-    _poll = types.ExternalFunction("poll", types.int32(types.uintp, types.uintp, types.int32))
+    _sendto = cast(_Call, types.ExternalFunction("sendto", _six))
+    _recvfrom = cast(_Call, types.ExternalFunction("recvfrom", _six))
+    _poll = cast(
+        Callable[[int, int, int], int], types.ExternalFunction("poll", types.int32(types.uintp, types.uintp, types.int32))
+    )
 
 
 class Rings(NamedTuple):
@@ -219,6 +221,8 @@ def receive(rings: Rings, burst: Burst, limit: int) -> int:
 def _receive(rings: Rings, queue: int, burst: Burst, row: int, limit: int) -> int:
     ring = rings.rx[queue]
     taken = min(ready(rings, ring), limit - row)
+    if taken == 0:
+        return 0
     consumer = load_acquire(rings.words, ring["consumer"])
     for i in range(taken):
         entry = int(ring["entries"]) + 2 * ((consumer + i) & rings.mask)
@@ -266,7 +270,7 @@ def _offer(rings: Rings, port: int, at: int, length: int) -> bool:
     ring, producer = rings.tx[queue], rings.pending[queue]
     if room(rings, ring, producer) == 0:
         store_release(rings.words, ring["producer"], producer)
-        _kick(rings, queue)
+        _drive(rings, queue)
         if room(rings, ring, producer) == 0:
             return False
     entry = int(ring["entries"]) + 2 * (producer & rings.mask)
@@ -303,30 +307,32 @@ def flush(rings: Rings) -> int:
     """Have the kernel send, take back what it has sent, offer it free frames to receive into; frames taken back."""
     back = 0
     for queue in range(len(rings.queues)):
-        _kick(rings, queue)
-        back += _reap(rings, queue)
+        back += _drive(rings, queue)
         _refill(rings, queue)
     return back
 
 
 @hot
-def _kick(rings: Rings, queue: int) -> None:
-    """Ask for sending as long as it gets on; a full completion ring, send buffer or link may stop it for now."""
+def _drive(rings: Rings, queue: int) -> int:
+    """Ask for sending as long as it gets on, and reap: a full completion ring would stop it. Frames taken back."""
     ring = rings.tx[queue]
-    waiting = rings.mask + 1 - room(rings, ring, load_acquire(rings.words, ring["producer"]))
-    while waiting > 0 and load_acquire(rings.words, ring["flags"]) & _NEED_WAKEUP:
-        rings.ledger[0]["kicks"] += 1
-        _sendto(rings.queues[queue]["fd"], 0, 0, _DONTWAIT, 0, 0)
+    waiting = rings.mask + 2
+    back = _reap(rings, queue)
+    while True:
         left = rings.mask + 1 - room(rings, ring, load_acquire(rings.words, ring["producer"]))
-        if left == waiting:
-            break
+        if left == 0 or left == waiting or not load_acquire(rings.words, ring["flags"]) & _NEED_WAKEUP:
+            return back
         waiting = left
+        _sendto(rings.queues[queue]["fd"], 0, 0, _DONTWAIT, 0, 0)
+        back += _reap(rings, queue)
 
 
 @hot
 def _reap(rings: Rings, queue: int) -> int:
     ring = rings.completion[queue]
     done = ready(rings, ring)
+    if done == 0:
+        return 0
     consumer = load_acquire(rings.words, ring["consumer"])
     for i in range(done):
         _push(rings, rings.longs[int(ring["entries"]) + ((consumer + i) & rings.mask)] >> FRAME_SHIFT)
@@ -340,13 +346,15 @@ def _refill(rings: Rings, queue: int) -> None:
     producer = load_acquire(rings.words, ring["producer"])
     height = int(rings.local[0]["free"])
     offered = min(room(rings, ring, producer), height)
+    if offered == 0:
+        return
     for i in range(offered):
         frame = rings.free[height - 1 - i]
         rings.longs[int(ring["entries"]) + ((producer + i) & rings.mask)] = frame << FRAME_SHIFT
         rings.owners[frame] = owner(RECEIVING, queue, (producer + i) & _LOW)
     rings.local[0]["free"] = height - offered
     store_release(rings.words, ring["producer"], producer + offered)
-    if offered and load_acquire(rings.words, ring["flags"]) & _NEED_WAKEUP:  # a zero-copy driver that ran dry
+    if load_acquire(rings.words, ring["flags"]) & _NEED_WAKEUP:  # a zero-copy driver that ran dry
         _recvfrom(rings.queues[queue]["fd"], 0, 0, _DONTWAIT, 0, 0)
 
 

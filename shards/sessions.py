@@ -287,6 +287,18 @@ def delete(state: State, line: int, now: int) -> None:
 
 
 @hot
+def delete_life(state: State, line: int, generation: int, now: int) -> bool:
+    """Delete the session at `line` if it is still the one that was meant: alive, and in that life of the row."""
+    if line <= 0 or line >= len(state.sessions):
+        return False
+    row = state.sessions[line]
+    if row["kind"] != NAT_SESSION or whole(row["generation"]) != generation:
+        return False
+    delete(state, line, now)
+    return True
+
+
+@hot
 def expire(state: State, now: int, at_most: int) -> int:
     """Serve the wheel up to `now`: end what is due, put what was refreshed further along. Rows looked at, at most `at_most`."""
     seen = 0

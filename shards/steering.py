@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from shards import bpf, xsk
+from shards.bpf import I8, I16, I32, I64, POINTER
 
 PASS, DROP, REDIRECT = "pass", "drop", "redirect"
 
@@ -61,87 +62,63 @@ _ALWAYS_KEPT = (("255.255.255.255/32", BROADCAST), ("224.0.0.0/4", MULTICAST), (
 
 # --- the program ----------------------------------------------------------------------------------------------------------
 
-_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_POINTER = _I8.as_pointer()
-_XDP_DROP, _XDP_PASS, _XDP_REDIRECT = 1, 2, 4
 _CONTEXT_DATA, _CONTEXT_END, _CONTEXT_QUEUE = 0, 4, 16  # of struct xdp_md
 _TAGS_AT_MOST = 2
 
 
-class _Decision:
-    """A program under construction: a chain of questions, each of which may end in an outcome."""
+class _Decision(bpf.Source):
+    """A chain of questions about a frame, each of which may end in an outcome."""
 
     def __init__(self) -> None:
-        self.module = ir.Module("steering")
-        self.module.triple = "bpfel"
-        self.function = ir.Function(self.module, ir.FunctionType(_I32, [_POINTER]), "steer")
-        self.function.section = "xdp"
-        self.build = ir.IRBuilder(self.function.append_basic_block("entry"))
-        self.key = self.build.alloca(_I32)
+        super().__init__()
+        self.key = self.build.alloca(I32)
         self.data, self.end = (self._context_pointer(at) for at in (_CONTEXT_DATA, _CONTEXT_END))
-        self.length = self.build.sub(self.build.ptrtoint(self.end, _I64), self.build.ptrtoint(self.data, _I64))
-        self.conclusion = self.function.append_basic_block("conclusion")
+        self.length = self.build.sub(self.build.ptrtoint(self.end, I64), self.build.ptrtoint(self.data, I64))
+        self.conclusion = self.block()
         with self.build.goto_block(self.conclusion):
-            self.outcome = self.build.phi(_I32)
-
-    def context_word(self, at: int) -> Any:
-        place = self.build.gep(self.function.args[0], [_I64(at)])
-        return self.build.load(self.build.bitcast(place, _I32.as_pointer()))
+            self.outcome = self.build.phi(I32)
 
     def _context_pointer(self, at: int) -> Any:
-        return self.build.inttoptr(self.build.zext(self.context_word(at), _I64), _POINTER)
+        return self.build.inttoptr(self.build.zext(self.build.load(self.context(at)), I64), POINTER)
 
     def read(self, at: int, kind: ir.IntType) -> Any:
         """A field of the frame as it lies there, read in the CPU's (little-endian) order."""
-        return self.build.load(self.build.bitcast(self.build.gep(self.data, [_I64(at)]), kind.as_pointer()))
+        return self.build.load(self.build.bitcast(self.build.gep(self.data, [I64(at)]), kind.as_pointer()))
 
     def conclude(self, outcome: int) -> None:
         """Whatever comes here ends in `outcome`."""
-        self.outcome.add_incoming(_I32(outcome), self.build.block)
+        self.outcome.add_incoming(I32(outcome), self.build.block)
         self.build.branch(self.conclusion)
 
     def conclude_if(self, condition: Any, outcome: int) -> None:
-        further = self.function.append_basic_block()
-        self.outcome.add_incoming(_I32(outcome), self.build.block)
+        """What meets the condition ends in `outcome`; the chain goes on with the rest."""
+        further = self.block()
+        self.outcome.add_incoming(I32(outcome), self.build.block)
         self.build.cbranch(condition, self.conclusion, further)
         self.build.position_at_end(further)
 
     def need(self, length: int) -> None:
         """Frames shorter than this go to the socket, whose worker says what is wrong with them."""
-        beyond = self.build.gep(self.data, [_I64(length)])
+        beyond = self.build.gep(self.data, [I64(length)])
         self.conclude_if(self.build.icmp_unsigned(">", beyond, self.end), REDIRECTED)
 
-    def block(self) -> Any:
-        return self.function.append_basic_block()
 
-    def call(self, helper: int, kinds: Sequence[ir.Type], arguments: Sequence[Any], result: ir.Type) -> Any:
-        """Call a helper of the kernel by its number."""
-        function = self.build.inttoptr(_I64(helper), ir.FunctionType(result, kinds).as_pointer())
-        return self.build.call(function, arguments)
-
-    def map(self, fd: int) -> Any:
-        """The loader puts the map in the place of this descriptor (BPF_PSEUDO_MAP_FD)."""
-        pseudo = self.module.globals.get("llvm.bpf.pseudo")
-        pseudo = pseudo or ir.Function(self.module, ir.FunctionType(_I64, [_I64, _I64]), "llvm.bpf.pseudo")
-        return self.build.inttoptr(self.build.call(pseudo, [_I64(1), _I64(fd)]), _POINTER)
-
-
-def _program(kept: Sequence[tuple[Network, int]], sockets: int, counters: int) -> bytes:
-    """Instructions for a port whose sockets and counters are these maps."""
+def _program(kept: Sequence[tuple[Network, int]], sockets: int, counters: int) -> bpf.Source:
+    """For a port whose sockets and counters are these maps."""
     program = _Decision()
     _look_behind(program, 0, kept)
     program.build.position_at_end(program.conclusion)
     _finish(program, sockets, counters)
-    return bpf.compile_program(program.module, "xdp")
+    return program
 
 
 def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, int]]) -> None:
     l3 = 14 + 4 * tags
     program.need(l3)
     ipv4, ipv6, tagged, other = (program.block() for _ in range(4))
-    choice = program.build.switch(program.read(l3 - 2, _I16), other)
+    choice = program.build.switch(program.read(l3 - 2, I16), other)
     for ethertype, block in ((0x0800, ipv4), (0x86DD, ipv6), (0x8100, tagged), (0x88A8, tagged)):
-        choice.add_case(_I16(int.from_bytes(ethertype.to_bytes(2, "big"), "little")), block)
+        choice.add_case(I16(int.from_bytes(ethertype.to_bytes(2, "big"), "little")), block)
     program.build.position_at_end(other)
     program.conclude(NOT_IP)
     program.build.position_at_end(ipv4)
@@ -160,7 +137,7 @@ def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, in
 def _keep(program: _Decision, l3: int, header: int, destination: int, kept: Sequence[tuple[Network, int]]) -> None:
     """Conclude about destinations inside one of these networks."""
     program.need(l3 + header)
-    words = [program.read(l3 + destination + at, _I32) for at in range(0, 4 if header == 20 else 16, 4)]
+    words = [program.read(l3 + destination + at, I32) for at in range(0, 4 if header == 20 else 16, 4)]
     for network, outcome in kept:
         program.conclude_if(_inside(program.build, words, network), outcome)
 
@@ -171,17 +148,17 @@ def _inside(build: Any, words: Sequence[Any], network: Network) -> Any:
     equal = ir.IntType(1)(1)
     for word, mask, base in zip(words, masks, bases, strict=True):
         if mask:
-            equal = build.and_(equal, build.icmp_unsigned("==", build.and_(word, _I32(mask)), _I32(base)))
+            equal = build.and_(equal, build.icmp_unsigned("==", build.and_(word, I32(mask)), I32(base)))
     return equal
 
 
 def _keep_neighbour_discovery(program: _Decision, l3: int) -> None:
     """Unicast answers and probes, RFC 4861 4: types 133 to 137. Behind an extension header they are not ours to find."""
     build = program.build
-    program.conclude_if(build.icmp_unsigned("!=", program.read(l3 + 6, _I8), _I8(58)), REDIRECTED)
+    program.conclude_if(build.icmp_unsigned("!=", program.read(l3 + 6, I8), I8(58)), REDIRECTED)
     program.need(l3 + 41)
-    beyond = build.sub(program.read(l3 + 40, _I8), _I8(133))
-    program.conclude_if(build.icmp_unsigned("<=", beyond, _I8(4)), NEIGHBOUR_DISCOVERY)
+    beyond = build.sub(program.read(l3 + 40, I8), I8(133))
+    program.conclude_if(build.icmp_unsigned("<=", beyond, I8(4)), NEIGHBOUR_DISCOVERY)
     program.conclude(REDIRECTED)
 
 
@@ -189,32 +166,36 @@ def _finish(program: _Decision, sockets: int, counters: int) -> None:
     """Redirect where that was concluded, count, and return what the kernel shall do."""
     build, concluded = program.build, program.build.block
     redirect, count = program.block(), program.block()
-    build.cbranch(build.icmp_unsigned("==", program.outcome, _I32(REDIRECTED)), redirect, count)
+    build.cbranch(build.icmp_unsigned("==", program.outcome, I32(REDIRECTED)), redirect, count)
     build.position_at_end(redirect)
-    queue = build.zext(program.context_word(_CONTEXT_QUEUE), _I64)
-    # The flags are what it returns where the map has no socket.
-    asked = program.call(bpf.REDIRECT_MAP, [_POINTER, _I64, _I64], [program.map(sockets), queue, _I64(_XDP_DROP)], _I64)
-    found = build.icmp_unsigned("==", asked, _I64(_XDP_REDIRECT))
-    redirected, action = build.select(found, _I32(REDIRECTED), _I32(NO_SOCKET)), build.trunc(asked, _I32)
+    asked = to_socket(program, sockets, bpf.XDP_DROP)
+    found = build.icmp_unsigned("==", asked, I64(bpf.XDP_REDIRECT))
+    redirected, action = build.select(found, I32(REDIRECTED), I32(NO_SOCKET)), build.trunc(asked, I32)
     build.branch(count)
     build.position_at_end(count)
-    outcome, result = build.phi(_I32), build.phi(_I32)
-    for source, value, returned in ((concluded, program.outcome, _I32(_XDP_PASS)), (redirect, redirected, action)):
+    outcome, result = build.phi(I32), build.phi(I32)
+    for source, value, returned in ((concluded, program.outcome, I32(bpf.XDP_PASS)), (redirect, redirected, action)):
         outcome.add_incoming(value, source)
         result.add_incoming(returned, source)
     _count(program, counters, outcome)
     build.ret(result)
 
 
+def to_socket(program: bpf.Source, sockets: int, otherwise: int) -> Any:
+    """Redirect to the socket of the frame's queue; the action to return, which is `otherwise` where the map has none."""
+    queue = program.build.zext(program.build.load(program.context(_CONTEXT_QUEUE)), I64)
+    return program.call(bpf.REDIRECT_MAP, [POINTER, I64, I64], [program.map(sockets), queue, I64(otherwise)])
+
+
 def _count(program: _Decision, counters: int, outcome: Any) -> None:
     build = program.build
     build.store(outcome, program.key)
-    key = build.bitcast(program.key, _POINTER)
-    row = program.call(bpf.MAP_LOOKUP_ELEM, [_POINTER, _POINTER], [program.map(counters), key], _POINTER)
-    with build.if_then(build.icmp_unsigned("!=", build.ptrtoint(row, _I64), _I64(0))):
-        pair = build.bitcast(row, _I64.as_pointer())
-        for at, more in ((0, _I64(1)), (1, program.length)):
-            place = build.gep(pair, [_I64(at)])
+    key = build.bitcast(program.key, POINTER)
+    row = program.call(bpf.MAP_LOOKUP_ELEM, [POINTER, POINTER], [program.map(counters), key], POINTER)
+    with build.if_then(build.icmp_unsigned("!=", build.ptrtoint(row, I64), I64(0))):
+        pair = build.bitcast(row, I64.as_pointer())
+        for at, more in ((0, I64(1)), (1, program.length)):
+            place = build.gep(pair, [I64(at)])
             build.store(build.add(build.load(place), more), place)
 
 

@@ -45,6 +45,29 @@ def read32(memory: Array, at: int) -> int:
 
 
 @hot
+def read48(memory: Array, at: int) -> int:
+    """A MAC address as a number."""
+    return read16(memory, at) << 32 | read32(memory, at + 2)
+
+
+@hot
+def write48(memory: Array, at: int, mac: int) -> None:
+    """Store a MAC address."""
+    write16(memory, at, mac >> 32)
+    write32(memory, at + 2, mac)
+
+
+@hot
+def mac_of(row: Array) -> int:
+    """The six bytes of a row's `mac` as a number."""
+    mac = row["mac"]
+    number = 0
+    for k in range(6):
+        number = number << 8 | whole(mac[k])
+    return number
+
+
+@hot
 def write8(memory: Array, at: int, value: int) -> None:
     """Store a byte."""
     memory[np.uint64(at)] = value & 0xFF

@@ -31,11 +31,10 @@ from shards.state import Array
 FRAME_SHIFT = 12
 FRAME_BYTES = 1 << FRAME_SHIFT
 HEADROOM = 256  # XDP_PACKET_HEADROOM: a received frame begins this far into its memory
-LARGEST_FRAME = FRAME_BYTES - HEADROOM
 ENTRIES_AT_MOST, ENTRIES_AT_LEAST = 2048, 64
 
-# What the worker that owns the frames tells its successor; see rings.
-LEDGER = np.dtype([("attached", "i8"), ("lost", "i8"), ("refused", "i8"), ("kicks", "i8"), ("spare", "u1", (32,))])
+# What workers tell their successors: how many there were, frames lost with the dead, frames that were not in hand when freed.
+LEDGER = np.dtype([("attached", "i8"), ("lost", "i8"), ("refused", "i8"), ("spare", "u1", (40,))])
 assert LEDGER.itemsize == 64
 
 RX, TX, FILL, COMPLETION = range(4)  # rings of a queue
@@ -238,7 +237,7 @@ def receive_queues(name: str) -> int:
             if refused.errno == EOPNOTSUPP:
                 return 1
             raise
-    told = struct.unpack("<9I", channels.raw)
+    told: tuple[int, ...] = struct.unpack("<9I", channels.raw)
     return max(1, told[5] + told[8])  # receive-only and combined channels
 
 
