@@ -1,7 +1,7 @@
 """Traffic in memory: established flows as frames that lie far apart, laid down by numpy in bulk.
 
-A flow is one subscriber endpoint talking to one remote; its session is made by the real miss path, from a first packet, so what is
-measured afterwards is served exactly as in life.
+A flow is one subscriber endpoint talking to one remote; its session is made by the real miss path, from a first packet, so
+what is measured afterwards is served exactly as in life.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ HEADROOM = 64
 PACKET_BYTES = 60
 NOW = 100_000_000
 TTL = 64
+PORTS_EACH = 63  # sessions a subscriber, as in CSIT's NAT44 ladder
 
 _INSIDE_NETWORK, _OUTSIDE, _POOL = 0x64400000, 0xC6336400, 0xCB007100  # 100.64/10, 198.51.100.0, 203.0.113.0
 _INSIDE_MAC, _OUTSIDE_MAC, _CLIENT_MAC, _ROUTER_MAC = (bytes([2, 0, 0, 0, 0, n]) for n in (1, 2, 3, 4))
@@ -36,24 +37,25 @@ class Scene(NamedTuple):
     flows: int
 
 
-def build(flows: int, rows: int, seed: int = 1, ports_each: int = 63) -> Scene:
-    """A scene of established UDP flows: `ports_each` sessions a subscriber (CSIT's NAT44 ladder has 63); `rows` >= `flows`."""
-    state = _state(flows, ports_each)
+def build(flows: int, rows: int, seed: int = 1) -> Scene:
+    """A scene of established UDP flows; `rows` >= `flows`."""
+    state = _state(flows)
     recovery.attach(state, NOW)
     order = np.random.default_rng(seed).permutation(rows) % flows
-    scene = Scene(state, _outbound_frames(order, ports_each), new_burst(), order, flows)
+    scene = Scene(state, _outbound_frames(order), new_burst(), order, flows)
     _establish(scene)
     return scene
 
 
-def _state(flows: int, ports_each: int) -> State:
-    subscribers = -(-flows // ports_each)
+def _state(flows: int) -> State:
+    subscribers = -(-flows // PORTS_EACH)
     externals = -(-subscribers // 900) + 1  # 64-port blocks: 1,008 of them an address, with room to spare
     lines = flows + 2 * EXTENT_LINES
     buckets = 1 << int(np.ceil(np.log2(flows * 3 / 8 / 0.8)))
     sizes = Sizes(
         extents=-(-lines // EXTENT_LINES) + -(-(lines // 2) // EXTENT_LINES) + 2, buckets=buckets, externals=externals,
-        accounts=subscribers + 2, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=2, shards=1, neighbours=64,
+        accounts=subscribers + 2, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=2, shards=1,
+        neighbours=64,
     )  # fmt: skip
     state = new_state(sizes)
     _settings(state, externals)
@@ -88,20 +90,27 @@ def _gateway(state: State, port: int, address: int, mac: bytes) -> int:
     return row
 
 
-def _outbound_frames(order: Array, ports_each: int) -> Array:
+def _outbound_frames(order: Array) -> Array:
     """UDP frames of 60 bytes from the subscriber, as he sends them."""
     rows = len(order)
     frames = np.zeros((rows, FRAME_BYTES), np.uint8)
     packets = packets_of(frames)
     packets[:, 0:14] = np.frombuffer(_INSIDE_MAC + _CLIENT_MAC + b"\x08\x00", np.uint8)
     packets[:, 14:26] = np.frombuffer(bytes([0x45, 0, 0, 46, 0, 0, 0x40, 0, TTL, 17, 0, 0]), np.uint8)
-    _put(packets, 26, _INSIDE_NETWORK + 2 + order // ports_each, 4)
+    _put(packets, 26, _INSIDE_NETWORK + 2 + order // PORTS_EACH, 4)
     _put(packets, 30, _OUTSIDE + order % 200, 4)
-    _put(packets, 34, 1024 + order % ports_each, 2)
+    _put(packets, 34, 1024 + order % PORTS_EACH, 2)
     _put(packets, 36, np.full(rows, 443), 2)
     _put(packets, 38, np.full(rows, 26), 2)
     _write_checksums(packets)
     return frames.reshape(-1)
+
+
+def internal_endpoint(flows: Array) -> Array:
+    """Subscriber endpoint of each flow: address << 16 | port."""
+    address = _INSIDE_NETWORK + 2 + flows // PORTS_EACH
+    endpoints: Array = (address << 16 | (1024 + flows % PORTS_EACH)).astype(np.uint64)
+    return endpoints
 
 
 def _turn_round(packets: Array, translated: Array) -> None:
@@ -147,7 +156,8 @@ def _sum(data: Array) -> Array:
     words = data.reshape(len(data), -1, 2).astype(np.uint32)
     total = (words[:, :, 0] << 8 | words[:, :, 1]).sum(axis=1)
     total = (total & 0xFFFF) + (total >> 16)
-    return (total & 0xFFFF) + (total >> 16)
+    folded: Array = (total & 0xFFFF) + (total >> 16)
+    return folded
 
 
 @hot

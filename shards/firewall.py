@@ -7,7 +7,7 @@ decides. Without one, outbound is accepted, and inbound is accepted where a mapp
 from __future__ import annotations
 
 from shards.jit import hot, whole
-from shards.state import ACCEPT, ICMP, State
+from shards.state import ACCEPT, ICMP, Row, State
 from shards.timers import age
 from shards.verdict import MAPPING_LIMIT, RATE_LIMIT, SESSION_LIMIT
 
@@ -35,7 +35,7 @@ def judge(
 
 
 @hot
-def _ports_fit(rule: State, protocol: int, internal_port: int, remote_port: int) -> bool:
+def _ports_fit(rule: Row, protocol: int, internal_port: int, remote_port: int) -> bool:
     everything = (
         rule["internal_port_low"] == 0
         and rule["internal_port_high"] == 0xFFFF
@@ -78,7 +78,7 @@ def admit(state: State, account: int, needs_mapping: bool, now: int) -> int:
 
 
 @hot
-def _tokens(row: State, limits: State, now: int) -> int:
+def _tokens(row: Row, limits: Row, now: int) -> int:
     """Thousandths of new sessions that the account may open now: `rate` a second, saved up to `burst` (at least one)."""
     full = 1000 * max(whole(limits["burst"]), 1)
     return min(full, whole(row["tokens"]) + min(age(now, whole(row["tokens_at"])), 1 << 20) * whole(limits["rate"]))

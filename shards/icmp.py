@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from shards import cuckoo, nat, sessions, wire
+from shards import cuckoo, nat, ports, sessions, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.parse import is_query
 from shards.rewrite import adjust_transport, link_header
-from shards.serve import passable
-from shards.state import ICMP, INBOUND, INTERNAL, EXTERNAL, OUTBOUND, TCP, UDP, Array, State
+from shards.serve import passable_row
+from shards.state import EXTERNAL, ICMP, INBOUND, INTERNAL, OUTBOUND, TCP, UDP, Array, State
 from shards.timers import age, remaining
 from shards.verdict import (
     FORWARDED_IN,
@@ -58,12 +58,10 @@ def pass_error(state: State, frames: Array, burst: Burst, i: int, now: int) -> i
     verdict = _find(state, frames, burst, i, inner, now)
     if verdict != UNDECIDED:
         return verdict
-    l3 = burst.l3[i]
     turns = burst.direction[i] == OUTBOUND and burst.next_hop[i] == nat.HAIRPIN_HOP
     if turns:
         return _turn(state, frames, burst, i, inner, now)
-    fragmenting = read16(frames, l3 + 6)
-    verdict = passable(state.neighbours, state.ports, burst.next_hop[i], read8(frames, l3 + 8), burst.ip_length[i], fragmenting)
+    verdict = passable_row(state, frames, burst, i)
     if verdict == UNDECIDED:
         _translate(state, frames, burst, i, inner)
         verdict = FORWARDED_OUT if burst.direction[i] == OUTBOUND else FORWARDED_IN
@@ -133,7 +131,7 @@ def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
 def _is_ours_to_serve(protocol: int, icmp_type: int) -> bool:
     """Whether a packet like the embedded one can have passed us and be reported on (never an ICMP error: RFC 1122 3.2.2)."""
     if protocol != ICMP:
-        return protocol == TCP or protocol == UDP
+        return protocol in (TCP, UDP)
     return is_query(icmp_type) or icmp_type == wire.ECHO_REPLY or icmp_type == wire.TIMESTAMP_REPLY
 
 
@@ -142,7 +140,7 @@ def _mapping_of(state: State, local: int, realm: int, protocol: int, port: int, 
     if not inbound:
         return sessions.find_mapping(state, local, realm, protocol, port)
     external = sessions.external_ordinal(state, local)
-    return nat.ports.owner(state, external, protocol, port) if external >= 0 else 0
+    return ports.owner(state, external, protocol, port) if external >= 0 else 0
 
 
 @hot
@@ -190,11 +188,11 @@ def _replace_embedded(frames: Array, inner: int, end: int, field: int, address: 
     delta = _replace(frames, inner, field, address)
     l4, protocol = inner + 4 * (read8(frames, inner) & 15), read8(frames, inner + 9)
     at = l4 + 4 if protocol == ICMP else (l4 if field == 12 else l4 + 2)
-    ports = wire.difference(read16(frames, at), port)
+    changed = wire.difference(read16(frames, at), port)
     write16(frames, at, port)
     # Behind the embedded packet there may be padding and extensions (RFC 4884), which are not its.
     if protocol != TCP or l4 + 18 <= min(end, inner + read16(frames, inner + 2)):
-        adjust_transport(frames, l4, protocol, ports if protocol == ICMP else wire.fold(delta + ports))
+        adjust_transport(frames, l4, protocol, changed if protocol == ICMP else wire.fold(delta + changed))
 
 
 @hot
@@ -210,9 +208,7 @@ def _turn(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
     burst.source[i] = state.mappings[burst.mapping[i]]["external_address"]
     verdict = _find(state, frames, burst, i, inner, now)
     if verdict == UNDECIDED:
-        l3 = burst.l3[i]
-        fragmenting = read16(frames, l3 + 6)
-        verdict = passable(state.neighbours, state.ports, burst.next_hop[i], read8(frames, l3 + 8), burst.ip_length[i], fragmenting)
+        verdict = passable_row(state, frames, burst, i)
     if verdict == UNDECIDED:
         _translate(state, frames, burst, i, inner)
         return HAIRPINNED

@@ -51,12 +51,17 @@ if PURE:
         """Leave the function as it is (pure mode)."""
         return function
 
-    whole = int
+    def whole(value: Any) -> int:
+        """A field of a row as a plain int."""
+        return int(value)
 
 else:
     # Read by numba at import, so it must be set before.
     os.environ["NUMBA_CACHE_DIR"] = str(cache_folder())
     import numba
+
+    _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
+    _compile: Any = numba.njit(**_OPTIONS)
 
     def hot(function: Function) -> Function:
         """Compile for the packet path: no GIL, cached on disk, division by zero yields numbers instead of exceptions.
@@ -64,10 +69,11 @@ else:
         Without numba's runtime (`_nrt`): nothing compiled here can allocate, and no array is reference-counted, which also
         takes a third off the compiler's time. Typed as the identity so that mypy goes on seeing the function's own signature.
         """
-        compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(function)
-        return compiled  # type: ignore[no-any-return]
+        compiled: Function = _compile(function)
+        return compiled
 
     @hot
     def whole(value: Any) -> int:
         """A field of a row as a plain int. Numba's own `int` keeps it unsigned, and unsigned meets signed as a float."""
-        return np.int64(value)  # type: ignore[return-value]
+        number: Any = np.int64(value)
+        return number  # type: ignore[no-any-return]  # to the compiler an int64 is an int

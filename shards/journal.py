@@ -1,8 +1,8 @@
 """What changed since it was last shipped: a dirty bit per row and tombstones with generation.
 
-Bounded and coalescing: a row that changes a thousand times is one bit, and a snapshot is all bits set. Displacement in the index
-is no change. The appliance hands the loop a chore that drains this; the path only writes it. Refreshes are no change either:
-liveness travels as a bitmap of its own.
+Bounded and coalescing: a row that changes a thousand times is one bit, and a snapshot is all bits set. Displacement in the
+index is no change, and neither is a refresh: liveness travels as a bitmap of its own. The appliance hands the loop a chore that
+drains this; the path only writes it.
 """
 
 from __future__ import annotations

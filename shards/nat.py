@@ -45,7 +45,7 @@ HAIRPIN_HOP = 0xFFFF  # in a session's `outward`: not a neighbour, the packet tu
 
 @hot
 def find_account(state: State, realm: int, address: int) -> tuple[int, int]:
-    """(account, subscriber account) of an internal address: a device's and its subscriber's, or twice the latter; 0 if unknown."""
+    """(account, subscriber account) of an internal address: a device's and its subscriber's, or twice the latter; or 0, 0."""
     subscriber = _account_in(state, state.prefixes, whole(state.settings[0]["prefixes"]), realm, address)
     if subscriber == 0:
         return 0, 0
@@ -255,7 +255,7 @@ def plausible_outsider(state: State, realm: int, source: int) -> bool:
 
 @hot
 def _lets_in(state: State, burst: Burst, i: int, external: int, half: int) -> bool:
-    """Filtering (RFC 4787 section 5) of a packet without a session. A static mapping lets everyone in: that is what it is for."""
+    """Filtering (RFC 4787 section 5) of a packet without a session. A static mapping lets everyone in: it is made for that."""
     filtering = whole(state.pools[whole(state.externals[external]["pool"])]["filtering"])
     if filtering == ENDPOINT_INDEPENDENT or state.mappings[half]["static"] != 0:
         return True

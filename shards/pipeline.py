@@ -28,7 +28,6 @@ from shards.verdict import (
     UNDECIDED,
     VERDICTS,
 )
-from shards.wire import read8, read16
 
 FIRST_DROP = min(verdict.number for verdict in VERDICTS if verdict.fate == DROP)
 
@@ -37,8 +36,8 @@ FIRST_DROP = min(verdict.number for verdict in VERDICTS if verdict.fate == DROP)
 def process(state: State, frames: Array, burst: Burst, count: int, now: int) -> None:
     """Decide and rewrite `count` packets in place.
 
-    `frames`: uint8, the frame memory, with at least 64 bytes before each frame; `now`: ticks. Afterwards every row has a verdict,
-    and `out_length` > 0 where bytes are to be sent (also for a drop that is answered by an ICMP error).
+    `frames`: uint8, the frame memory, with at least 64 bytes before each frame; `now`: ticks. Afterwards every row has a
+    verdict, and `out_length` > 0 where bytes are to be sent (also for a drop that is answered by an ICMP error).
     """
     parse.parse(state, frames, burst, count)
     nat.choose_keys(state, burst, count)
@@ -117,8 +116,7 @@ def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -
 @hot
 def _send(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     """The common end of both paths: can it go there, and then what it does to its session. Verdict, or UNDECIDED."""
-    l3, hop = burst.l3[i], burst.next_hop[i]
-    verdict = serve.passable(state.neighbours, state.ports, hop, read8(frames, l3 + 8), burst.ip_length[i], read16(frames, l3 + 6))
+    verdict = serve.passable_row(state, frames, burst, i)
     if verdict == UNDECIDED and burst.session[i]:
         _touch(state, burst.session[i], burst.direction[i], burst.tcp_flags[i], now)
     return verdict

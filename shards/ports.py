@@ -1,9 +1,9 @@
 """External ports: a paired address and blocks of ports for each account, ports derived first (RFC 4787, 6056, 6888, 7857).
 
-The port of a mapping is a keyed function of its internal endpoint within the block, or the next free one. So it is hard to guess,
-and a backup that never received the mapping makes the same one, nearly always. A freed port is held down: `owners` then says
-in which second it was freed, which needs neither list nor timer. Blocks are made of 64-port chunks; each carries the replica
-side that may hand it out and the epoch in which it was.
+The port of a mapping is a keyed function of its internal endpoint within the block, or the next free one. So it is hard to
+guess, and a backup that never received the mapping makes the same one, nearly always. A freed port is held down: `owners` then
+says in which second it was freed, which needs neither list nor timer. Blocks are made of 64-port chunks; each carries the
+replica side that may hand it out and the epoch in which it was.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards.jit import hot, whole
+from shards.native import Word
 from shards.state import (
     BLOCKS_AT_MOST,
     CHUNK_PORTS,
@@ -18,6 +19,7 @@ from shards.state import (
     ICMP,
     TCP,
     Array,
+    Row,
     State,
 )
 from shards.verdict import (
@@ -35,18 +37,18 @@ _U = np.uint64
 
 
 @hot
-def _rotate(x: int, bits: int) -> int:
-    return (_U(x) << _U(bits)) | (_U(x) >> _U(64 - bits))  # type: ignore[return-value]
+def _rotate(x: Word, bits: int) -> Word:
+    return (x << _U(bits)) | (x >> _U(64 - bits))
 
 
 @hot
-def siphash(secret0: int, secret1: int, word0: int, word1: int) -> int:
+def siphash(secret0: Word, secret1: Word, word0: Word, word1: Word) -> Word:
     """SipHash-2-4 of the sixteen bytes of two little-endian words under a 128-bit key (Aumasson and Bernstein, 2012)."""
-    v0 = _U(secret0) ^ _U(0x736F6D6570736575)
-    v1 = _U(secret1) ^ _U(0x646F72616E646F6D)
-    v2 = _U(secret0) ^ _U(0x6C7967656E657261)
-    v3 = _U(secret1) ^ _U(0x7465646279746573)
-    message = _U(word0)
+    v0: Word = _U(secret0) ^ _U(0x736F6D6570736575)
+    v1: Word = _U(secret1) ^ _U(0x646F72616E646F6D)
+    v2: Word = _U(secret0) ^ _U(0x6C7967656E657261)
+    v3: Word = _U(secret1) ^ _U(0x7465646279746573)
+    message: Word = _U(word0)
     for block in range(4):
         # Third block: the length, sixteen, in the top byte. Fourth: no message, the two remaining of four final rounds.
         if block == 1:
@@ -69,7 +71,7 @@ def siphash(secret0: int, secret1: int, word0: int, word1: int) -> int:
             v1 = _rotate(v1, 17) ^ v2
             v2 = _rotate(v2, 32)
         v0 ^= message
-    return v0 ^ v1 ^ v2 ^ v3  # type: ignore[return-value]
+    return v0 ^ v1 ^ v2 ^ v3
 
 
 @hot
@@ -172,8 +174,8 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
 
 
 @hot
-def _free_block(state: State, external: int, pool: Array, start: int, space: int, now: int) -> int:
-    """First free block of our replica side, not held down wholly, of an address from the `start`-th on, round; -1: there is none."""
+def _free_block(state: State, external: int, pool: Row, start: int, space: int, now: int) -> int:
+    """First free block of our replica side, not held down wholly, of an address from the `start`-th on, round; else -1."""
     first, blocks = whole(pool["first_block"]), whole(pool["end_block"]) - whole(pool["first_block"])
     size = whole(pool["block_size"])
     chunks_each = size // CHUNK_PORTS

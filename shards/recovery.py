@@ -1,8 +1,8 @@
 """Attach to a core's memory: rows are the truth, everything else is made again from them.
 
-A worker may have been killed at any instruction. So the index, the timers, the free lists, the owners of ports, the chunks and
-what accounts use are not repaired but rebuilt; a session whose mapping is gone, or a mapping that nothing uses, was being born or
-was dying, and ends. What is not derived stays: hold-down marks, generations, counters, pairings of addresses.
+A worker may have been killed at any instruction. So the index, the timers, the free lists, the owners of ports, the chunks
+and what accounts use are not repaired but rebuilt; a session whose mapping is gone, or a mapping that nothing uses, was being
+born or was dying, and ends. What is not derived stays: hold-down marks, generations, counters, pairings of addresses.
 
 Order of the passes: what a later one asks about, an earlier one has rebuilt.
 """
@@ -23,6 +23,7 @@ from shards.state import (
     NAT_SESSION,
     PORT_SPACES,
     WHEEL_SHIFT,
+    Row,
     State,
 )
 
@@ -154,7 +155,7 @@ def _sessions_of(state: State, extent: int, now: int) -> int:
 
 
 @hot
-def _belongs(session: State, mapping: State) -> bool:
+def _belongs(session: Row, mapping: Row) -> bool:
     """Whether a session's mapping is still the one that it was made from."""
     return bool(
         mapping["kind"] == NAT_MAPPING

@@ -8,7 +8,7 @@ from __future__ import annotations
 from shards import wire
 from shards.burst import Burst
 from shards.jit import hot, whole
-from shards.state import ICMP, INBOUND, OUTBOUND, TCP, Array, State
+from shards.state import ICMP, INBOUND, OUTBOUND, TCP, Array, Row, State
 from shards.verdict import FORWARDED_IN, FORWARDED_OUT, HAIRPINNED, MSS_CLAMPED
 from shards.wire import SYN, adjust, read8, read16, write8, write16, write32, write48
 
@@ -45,7 +45,7 @@ def rewrite(state: State, frames: Array, burst: Burst, count: int) -> None:
 
 
 @hot
-def _by_session(frames: Array, l3: int, l4: int, protocol: int, session: Array, direction: int) -> None:
+def _by_session(frames: Array, l3: int, l4: int, protocol: int, session: Row, direction: int) -> None:
     """Translate one side of a packet with the differences that its session keeps ready."""
     delta_l3, delta_l4 = whole(session["delta_l3"]), whole(session["delta_l4"])
     if direction == OUTBOUND:
@@ -60,7 +60,7 @@ def _by_session(frames: Array, l3: int, l4: int, protocol: int, session: Array, 
 
 
 @hot
-def _by_mapping(frames: Array, l3: int, l4: int, protocol: int, mapping: Array) -> None:
+def _by_mapping(frames: Array, l3: int, l4: int, protocol: int, mapping: Row) -> None:
     """Translate the destination of an inbound packet that has no session."""
     delta_l3 = wire.difference(whole(mapping["external_address"]), whole(mapping["internal_address"]))
     ports = wire.difference(whole(mapping["external_port"]), whole(mapping["internal_port"]))
@@ -100,8 +100,8 @@ def _age(frames: Array, l3: int) -> None:
 
 
 @hot
-def link_header(frames: Array, l3: int, port: Array, mac: int) -> int:
-    """Write the Ethernet header that `port` needs (with its tag, IEEE 802.1Q, where it has one) before `l3`; where it begins."""
+def link_header(frames: Array, l3: int, port: Row, mac: int) -> int:
+    """Write the Ethernet header that `port` needs (with its tag, IEEE 802.1Q, where it has one) before `l3`; its offset."""
     vlan = whole(port["vlan"])
     at = l3 - wire.ETHERNET_BYTES - (wire.TAG_BYTES if vlan else 0)
     write48(frames, at, mac)

@@ -9,7 +9,7 @@ from shards import journal, tcp, timers
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.nat import HAIRPIN_HOP
-from shards.state import FAILED, INBOUND, OUTBOUND, REACHABLE, Array, State
+from shards.state import FAILED, INBOUND, OUTBOUND, REACHABLE, Array, Row, State
 from shards.verdict import (
     FORWARDED_IN,
     FORWARDED_OUT,
@@ -39,7 +39,14 @@ def passable(neighbours: Array, ports: Array, hop: int, ttl: int, length: int, f
 
 
 @hot
-def touch(settings: Array, session: Array, direction: int, tcp_flags: int, now: int) -> int:
+def passable_row(state: State, frames: Array, burst: Burst, i: int) -> int:
+    """`passable` for a row whose next hop is known."""
+    l3, hop = burst.l3[i], burst.next_hop[i]
+    return passable(state.neighbours, state.ports, hop, read8(frames, l3 + 8), burst.ip_length[i], read16(frames, l3 + 6))
+
+
+@hot
+def touch(settings: Array, session: Row, direction: int, tcp_flags: int, now: int) -> int:
     """Let a packet that will be forwarded move its session's state and lifetime on; the new state."""
     state = whole(session["state"])
     event = tcp.event(direction, tcp_flags)

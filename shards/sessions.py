@@ -64,8 +64,8 @@ def find_permission(state: State, address: int, realm: int, protocol: int, port:
 def external_ordinal(state: State, address: int) -> int:
     """Ordinal of an address in `externals`, -1 if it is in no pool. Within a pool they stand in ascending order."""
     for p in range(whole(state.settings[0]["pools"])):
-        low = np.int64(state.pools[p]["first_external"])
-        end = low + np.int64(state.pools[p]["externals"])
+        low = whole(state.pools[p]["first_external"])
+        end = low + whole(state.pools[p]["externals"])
         high = end
         while low < high:
             middle = (low + high) >> 1
@@ -90,7 +90,15 @@ def charge(state: State, account: int, sessions: int, mappings: int) -> None:
 
 @hot
 def make_mapping(
-    state: State, shard: int, account: int, address: int, realm: int, protocol: int, port: int, external: int, external_port: int
+    state: State,
+    shard: int,
+    account: int,
+    address: int,
+    realm: int,
+    protocol: int,
+    port: int,
+    external: int,
+    external_port: int,
 ) -> tuple[int, int]:
     """(verdict or 0, half-line) of a new mapping; the external port must be free and is owned by it afterwards."""
     half = slabs.new_half(state, shard)
@@ -125,8 +133,8 @@ def end_mapping(state: State, shard: int, half: int, now: int) -> None:
     """End a mapping that no session uses: its port goes into hold-down."""
     row = state.mappings[half]
     row["kind"] = FREE
-    protocol, realm = whole(row["internal_realm"]) >> 24, whole(row["internal_realm"]) & 0xFFFFFF
-    cuckoo.erase(state, key_0(whole(row["internal_address"]), realm, protocol), key_1(0, whole(row["internal_port"]), 0), half << 1)
+    protocol = whole(row["internal_realm"]) >> 24
+    cuckoo.erase(state, state.words[half * 4], state.words[half * 4 + 1], half << 1)
     external = external_ordinal(state, whole(row["external_address"]))
     ports.release(state, external, ports.port_space(protocol), whole(row["external_port"]), now)
     charge(state, whole(row["account"]), 0, -1)
@@ -138,7 +146,15 @@ def end_mapping(state: State, shard: int, half: int, now: int) -> None:
 
 @hot
 def make_session(
-    state: State, shard: int, half: int, remote: int, remote_port: int, external_realm: int, tcp_state: int, expiry: int, now: int
+    state: State,
+    shard: int,
+    half: int,
+    remote: int,
+    remote_port: int,
+    external_realm: int,
+    tcp_state: int,
+    expiry: int,
+    now: int,
 ) -> tuple[int, int]:
     """(verdict or 0, line) of a new session of mapping `half`; next hops and rule version are the caller's to write."""
     mapping = state.mappings[half]
@@ -205,7 +221,7 @@ def index_session(state: State, line: int) -> int:
 
 @hot
 def filters_by_address(state: State, line: int) -> bool:
-    """Whether the session's pool lets in whatever comes from an address that was written to (RFC 4787 5, "address-dependent")."""
+    """Whether the session's pool lets in whatever comes from an address that was written to (RFC 4787 section 5)."""
     row = state.sessions[line]
     if whole(row["internal_realm"]) >> 24 == ICMP:  # a query's session has no remote port: it is its own permission
         return False
@@ -217,7 +233,8 @@ def filters_by_address(state: State, line: int) -> bool:
 def _permit(state: State, line: int) -> int:
     """Count one more session that lets its remote address in; verdict, or 0."""
     session = state.sessions[line]
-    address, port, remote = whole(session["external_address"]), whole(session["external_port"]), whole(session["remote_address"])
+    address, port = whole(session["external_address"]), whole(session["external_port"])
+    remote = whole(session["remote_address"])
     realm, protocol = whole(session["external_realm"]) & 0xFFFFFF, whole(session["external_realm"]) >> 24
     half = find_permission(state, address, realm, protocol, port, remote)
     if half == 0:
@@ -245,7 +262,8 @@ def _permit(state: State, line: int) -> int:
 def _forbid(state: State, line: int) -> None:
     """One session less that lets its remote address in."""
     session = state.sessions[line]
-    address, port, remote = whole(session["external_address"]), whole(session["external_port"]), whole(session["remote_address"])
+    address, port = whole(session["external_address"]), whole(session["external_port"])
+    remote = whole(session["remote_address"])
     realm, protocol = whole(session["external_realm"]) & 0xFFFFFF, whole(session["external_realm"]) >> 24
     half = find_permission(state, address, realm, protocol, port, remote)
     if half == 0:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
 LAYOUT = 1  # of rows and sections; a worker refuses memory of another layout
 
@@ -403,7 +404,7 @@ def state_bytes(sizes: Sizes) -> int:
 
 
 def _after(at: int, dtype: Any, shape: tuple[int, ...]) -> int:
-    size = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+    size: int = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
     return -(-(at + max(size, 1)) // SECTION_ALIGN) * SECTION_ALIGN
 
 
@@ -424,7 +425,7 @@ def open_state(memory: Any, sizes: Sizes) -> State:
 
 def new_state(sizes: Sizes) -> State:
     """A state in private anonymous memory (tests, benches, `trace`): zeroed, huge pages asked for, header written."""
-    memory = mmap.mmap(-1, state_bytes(sizes))
+    memory = mmap.mmap(-1, state_bytes(sizes), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no huge pages
     memory.madvise(mmap.MADV_HUGEPAGE)
     write_header(memory, sizes)
     return open_state(memory, sizes)
@@ -444,5 +445,6 @@ def read_header(memory: Any) -> Sizes:
     except ValueError:
         raise ValueError("this memory holds no Krononat state") from None
     if told.get("digest") != layout_digest():
-        raise ValueError(f"state of layout {told.get('krononat')}/{told.get('digest')}, this program has {LAYOUT}/{layout_digest()}")
+        theirs, ours = f"{told.get('krononat')}/{told.get('digest')}", f"{LAYOUT}/{layout_digest()}"
+        raise ValueError(f"this memory has layout {theirs}, this program {ours}; start anew")
     return Sizes(**told["sizes"])

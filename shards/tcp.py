@@ -74,7 +74,7 @@ def timeout(settings: Array, state: int) -> int:
         return whole(row["udp"])
     if state == QUERY:
         return whole(row["icmp"])
-    if state == ESTABLISHED or state == FIN_OUT or state == FIN_IN:
+    if state in (ESTABLISHED, FIN_OUT, FIN_IN):
         return whole(row["tcp_established"])
     return whole(row["tcp_transitory"])
 

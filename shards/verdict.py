@@ -22,66 +22,110 @@ class Verdict(NamedTuple):
 
 
 _PICTURE = """
-# fate    name                   sentence | remedy
-forward   forwarded_out          translated and sent towards the Internet |
-forward   forwarded_in           translated and sent towards the subscriber |
-forward   hairpinned             between two subscribers of ours, by their external endpoints (RFC 4787 REQ-9) |
-punt      punted                 not ours to forward: given to the kernel by the steering program |
-shunt     shunted                passed to the core that has the authority over its shard |
-hold      held                   waits for the neighbour's MAC address |
-drop      runt                   shorter than its Ethernet or IPv4 header | look at the sender's link and driver
-drop      foreign_mac            addressed to another station's MAC | a switch floods, or a neighbour has a stale ARP entry
-drop      vlan_unexpected        tagged for a VLAN that this port does not carry, or untagged on a tagged port | compare `vlan` of the interface with the switch's port
-drop      not_ip                 neither IPv4 nor something the kernel handles | nothing to do; steering should have passed it
-drop      ipv6_not_served        IPv6 is not forwarded by this release | keep IPv6 off this path, or route around it
-drop      bad_ip_header          IPv4 version or header length impossible | look for a broken or hostile sender
-drop      bad_length             IPv4 total length or UDP length does not fit the frame | look for a broken or hostile sender
-drop      bad_ip_checksum        IPv4 header checksum wrong (RFC 1812 5.2.2) | look for damage on the path before us
-drop      bad_icmp_checksum      ICMP checksum wrong (RFC 5508 REQ-3) | look for damage on the path before us
-drop      source_routed          carries a source-route option (RFC 7126) | nothing to do; source routing is refused on purpose
-drop      martian_source         source can never be a sender (0/8, 127/8, multicast, broadcast) | look for a broken or hostile sender
-drop      martian_destination    destination can never be forwarded to | look for a broken or hostile sender
-drop      land                   source and destination endpoints are equal | an attack from the nineties; nothing to do
-drop      fragment               an IP fragment; fragments are not translated by this release | lower the MTU of the sender, or rely on path MTU discovery
-drop      bad_l4_header          TCP, UDP or ICMP header cut short or its length field impossible | look for a broken or hostile sender
-drop      bad_tcp_flags          TCP flags that no stack sends together | a scan; nothing to do
-drop      protocol_not_served    an IP protocol that is not translated by this release | only TCP, UDP and ICMP pass
-drop      icmp_type_not_served   an ICMP type that is neither query nor error | nothing to do (RFC 5508 REQ-11)
-drop      spoofed_source         source outside the subscriber prefixes (BCP 38) | add the prefix to [[subscribers]], or find the spoofer
-drop      not_our_destination    arrived outside for an address that is in no pool | correct the route that leads here
-drop      inside_destination     asks for one of our own prefixes from the other side of the translation | correct the route that leads here
-drop      ttl_exceeded           its time to live ended here | traceroute does this; many of them mean a routing loop
-drop      too_big                longer than the next link's MTU and marked not to be fragmented | path MTU discovery learns from it; check the MTUs
-drop      needs_fragmenting      longer than the next link's MTU; fragmenting is not done by this release | raise the MTU of the next link
-drop      no_mapping             came unasked: no mapping has this external endpoint | normal background noise of the Internet; a static mapping would let it in
-drop      filtered               a mapping has this external endpoint, but its filtering refuses this remote | `filtering` of the pool decides (RFC 4787 5)
-drop      tcp_not_opening        TCP without SYN and without a session | the connection ended or began elsewhere; its ends will find out
-drop      rule_dropped           refused silently by a rule | `krononat trace` names the rule
-drop      rule_rejected          refused by a rule, and told so | `krononat trace` names the rule
-drop      session_limit          its subscriber or device has as many sessions as allowed | raise `limits.sessions`, or look for what opens them
-drop      mapping_limit          its subscriber or device has as many mappings as allowed | raise `limits.ports`, or look for what opens them
-drop      rate_limit             its subscriber or device opens sessions faster than allowed | raise `limits.rate`, or look for what opens them
-drop      ports_exhausted        the subscriber's port blocks are full and it may have no more | raise `max-blocks-per-subscriber` or `block-size`
-drop      pool_exhausted         no block is free in the pool | add addresses to the pool
-drop      table_full             no room in the index | raise `memory.sessions`
-drop      rows_exhausted         no row is free | raise `memory.sessions`
-drop      neighbour_unresolved   nobody answers for the next hop's address | check the next hop, its link and its address
-drop      neighbours_exhausted   too many neighbours at once | use a router for large access networks
-drop      hold_overflow          too many frames wait for a neighbour at once | normal when a scan meets an empty network
-drop      icmp_embedded_bad      an ICMP error whose embedded packet is cut short or has a wrong checksum | look for a broken or hostile sender
-drop      icmp_unrelated         an ICMP error about a packet that no session or mapping of ours has sent | background noise, or an attack; nothing to do
-drop      hairpin_refused        hairpinning is switched off, or would loop | `hairpin` of the configuration
-drop      tx_full                the transmit ring was full | the link is slower than the traffic; counted loss
+# fate    name: sentence; below it, after >, the remedy
+forward   forwarded_out          translated and sent towards the Internet
+forward   forwarded_in           translated and sent towards the subscriber
+forward   hairpinned             between two subscribers of ours, by their external endpoints (RFC 4787 REQ-9)
+punt      punted                 not ours to forward: given to the kernel by the steering program
+shunt     shunted                passed to the core that has the authority over its shard
+hold      held                   waits for the neighbour's MAC address
+drop      runt                   shorter than its Ethernet or IPv4 header
+          > look at the sender's link and driver
+drop      foreign_mac            addressed to another station's MAC
+          > a switch floods, or a neighbour has a stale ARP entry
+drop      vlan_unexpected        tagged for a VLAN that this port does not carry, or untagged on a tagged port
+          > compare `vlan` of the interface with the switch's port
+drop      not_ip                 neither IPv4 nor something the kernel handles
+          > nothing to do; steering should have passed it
+drop      ipv6_not_served        IPv6 is not forwarded by this release
+          > keep IPv6 off this path, or route around it
+drop      bad_ip_header          IPv4 version or header length impossible
+          > look for a broken or hostile sender
+drop      bad_length             IPv4 total length or UDP length does not fit the frame
+          > look for a broken or hostile sender
+drop      bad_ip_checksum        IPv4 header checksum wrong (RFC 1812 5.2.2)
+          > look for damage on the path before us
+drop      bad_icmp_checksum      ICMP checksum wrong (RFC 5508 REQ-3)
+          > look for damage on the path before us
+drop      source_routed          carries a source-route option (RFC 7126)
+          > nothing to do; source routing is refused on purpose
+drop      martian_source         source can never be a sender (0/8, 127/8, multicast, broadcast)
+          > look for a broken or hostile sender
+drop      martian_destination    destination can never be forwarded to
+          > look for a broken or hostile sender
+drop      land                   source and destination endpoints are equal
+          > an attack from the nineties; nothing to do
+drop      fragment               an IP fragment; fragments are not translated by this release
+          > lower the MTU of the sender, or rely on path MTU discovery
+drop      bad_l4_header          TCP, UDP or ICMP header cut short or its length field impossible
+          > look for a broken or hostile sender
+drop      bad_tcp_flags          TCP flags that no stack sends together
+          > a scan; nothing to do
+drop      protocol_not_served    an IP protocol that is not translated by this release
+          > only TCP, UDP and ICMP pass
+drop      icmp_type_not_served   an ICMP type that is neither query nor error
+          > nothing to do (RFC 5508 REQ-11)
+drop      spoofed_source         source outside the subscriber prefixes (BCP 38)
+          > add the prefix to [[subscribers]], or find the spoofer
+drop      not_our_destination    arrived outside for an address that is in no pool
+          > correct the route that leads here
+drop      inside_destination     asks for one of our own prefixes from the other side of the translation
+          > correct the route that leads here
+drop      ttl_exceeded           its time to live ended here
+          > traceroute does this; many of them mean a routing loop
+drop      too_big                longer than the next link's MTU and marked not to be fragmented
+          > path MTU discovery learns from it; check the MTUs
+drop      needs_fragmenting      longer than the next link's MTU; fragmenting is not done by this release
+          > raise the MTU of the next link
+drop      no_mapping             came unasked: no mapping has this external endpoint
+          > normal background noise of the Internet; a static mapping would let it in
+drop      filtered               a mapping has this external endpoint, but its filtering refuses this remote
+          > `filtering` of the pool decides (RFC 4787 5)
+drop      tcp_not_opening        TCP without SYN and without a session
+          > the connection ended or began elsewhere; its ends will find out
+drop      rule_dropped           refused silently by a rule
+          > `krononat trace` names the rule
+drop      rule_rejected          refused by a rule, and told so
+          > `krononat trace` names the rule
+drop      session_limit          its subscriber or device has as many sessions as allowed
+          > raise `limits.sessions`, or look for what opens them
+drop      mapping_limit          its subscriber or device has as many mappings as allowed
+          > raise `limits.ports`, or look for what opens them
+drop      rate_limit             its subscriber or device opens sessions faster than allowed
+          > raise `limits.rate`, or look for what opens them
+drop      ports_exhausted        the subscriber's port blocks are full and it may have no more
+          > raise `max-blocks-per-subscriber` or `block-size`
+drop      pool_exhausted         no block is free in the pool
+          > add addresses to the pool
+drop      table_full             no room in the index
+          > raise `memory.sessions`
+drop      rows_exhausted         no row is free
+          > raise `memory.sessions`
+drop      neighbour_unresolved   nobody answers for the next hop's address
+          > check the next hop, its link and its address
+drop      neighbours_exhausted   too many neighbours at once
+          > use a router for large access networks
+drop      hold_overflow          too many frames wait for a neighbour at once
+          > normal when a scan meets an empty network
+drop      icmp_embedded_bad      an ICMP error whose embedded packet is cut short or has a wrong checksum
+          > look for a broken or hostile sender
+drop      icmp_unrelated         an ICMP error about a packet that no session or mapping of ours has sent
+          > background noise, or an attack; nothing to do
+drop      hairpin_refused        hairpinning is switched off, or would loop
+          > `hairpin` of the configuration
+drop      tx_full                the transmit ring was full
+          > the link is slower than the traffic; counted loss
 """
 
 
 def _parse(picture: str) -> tuple[Verdict, ...]:
     verdicts = [Verdict(0, "undecided", HOLD, "no stage has decided yet; never seen in a counter", "")]
-    for line in picture.strip().splitlines():
-        if not line.startswith("#"):
-            fate, name, told = line.split(None, 2)
-            sentence, _, remedy = told.partition(" |")
-            verdicts.append(Verdict(len(verdicts), name, fate, sentence, remedy.strip()))
+    for line in picture.strip().splitlines()[1:]:
+        if line.lstrip().startswith(">"):
+            verdicts[-1] = verdicts[-1]._replace(remedy=line.strip("> "))
+        else:
+            fate, name, sentence = line.split(None, 2)
+            verdicts.append(Verdict(len(verdicts), name, fate, sentence, ""))
     return tuple(verdicts)
 
 

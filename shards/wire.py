@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards.jit import hot, whole
-from shards.state import Array
+from shards.state import Array, Row
 
 ETHERNET_BYTES, TAG_BYTES, IPV4_BYTES = 14, 4, 20
 ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_TAG = 0x0800, 0x86DD, 0x8100
@@ -58,7 +58,7 @@ def write48(memory: Array, at: int, mac: int) -> None:
 
 
 @hot
-def mac_of(row: Array) -> int:
+def mac_of(row: Row) -> int:
     """The six bytes of a row's `mac` as a number."""
     mac = row["mac"]
     number = 0

@@ -1,0 +1,9 @@
+"""Krononat: a carrier NAT of small parts. This folder is the appliance around the packet path.
+
+Reading order: `values` and `models` say what a configuration is, `config` reads one, `checks` and `locate` complain about it.
+`appliance` composes a core's memory from it; `supervisor` sets all up, with `interfaces`, `memory`, `crew` and `neighbours`;
+`worker` is one core's process. From outside `client` asks (`control` and `answers` reply), `view` reads a core's memory,
+`trace` and `packet` follow a packet through a copy of it, `doctor` examines the machine; `cli` is how people do all this.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m krononat` is `krononat`."""
+
+from krononat.cli import main
+
+main()

@@ -1,0 +1,194 @@
+"""What clients of the control socket are told: status, memory, configuration; and deletions, which the worker carries out."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from krononat import memory, view
+from krononat.client import Trouble
+from krononat.config import canonical
+from krononat.control import Answer, Handler, error
+from krononat.crew import Crew
+from krononat.interfaces import Facts
+from krononat.memory import Memory
+from krononat.models import Config
+from krononat.neighbours import Neighbours
+from krononat.view import ticks
+from shards import xsk
+from shards.state import State
+from shards.steering import OUTCOMES, PASS, Steering
+
+DELETE_AT_ONCE = 256  # sessions that a worker ends between two breaths
+PATIENCE = 20_000  # ticks that a deletion may take
+NEIGHBOURS_SHOWN = 64
+
+
+class Parts(NamedTuple):
+    """What a running appliance consists of. `devices`, `steerings` and `modes` by port."""
+
+    config: Config
+    state: State
+    memory: Memory
+    sockets: xsk.Sockets
+    devices: list[Facts]
+    steerings: list[Steering]
+    modes: list[str]
+    neighbours: Neighbours
+    crew: Crew
+    cpu: int
+    began: int  # tick
+
+
+class _Deletion(NamedTuple):
+    reply: Answer
+    parts: deque[list[list[int]]]
+    since: int
+
+
+class Answers:
+    """The handlers of all requests."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._deletions: deque[_Deletion] = deque()
+        self._deleted = 0  # by the first of them, so far
+        self._usage = (parts.began, 0.0, 0.0)  # tick, CPU seconds of the worker until then, percent
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """By the word in "do"."""
+        return {"status": self._status, "memory": self._memory, "delete": self._delete, "config": self._config}
+
+    def _memory(self, _: dict[str, Any], reply: Answer) -> None:
+        reply({"ok": True}, [memory.read_only(self._parts.memory.descriptor)])
+
+    def _config(self, _: dict[str, Any], reply: Answer) -> None:
+        reply({"ok": True, "config": canonical(self._parts.config)})
+
+    # --- deletions ----------------------------------------------------------------------------------------------------
+
+    def _delete(self, request: dict[str, Any], reply: Answer) -> None:
+        lines = request.get("lines")
+        if not isinstance(lines, list) or not all(map(_is_line, lines)):
+            raise Trouble("not a deletion", "`lines` is a list of [line, generation]", "see `krononat sessions delete`")
+        if not lines:
+            reply({"ok": True, "deleted": 0})
+            return
+        parts = deque(lines[at : at + DELETE_AT_ONCE] for at in range(0, len(lines), DELETE_AT_ONCE))
+        self._deletions.append(_Deletion(reply, parts, ticks()))
+        if len(self._deletions) == 1:
+            self._delete_part()
+
+    def _delete_part(self) -> None:
+        """Give the worker the next part of the first deletion; it answers each."""
+        part = self._deletions[0].parts.popleft()
+        if not self._parts.crew.send({"do": "delete", "lines": part}):
+            self.refuse_deletions()
+
+    def deleted(self, count: int) -> None:
+        """The worker has ended so many sessions of the part it was given."""
+        if not self._deletions:
+            return  # it was refused meanwhile
+        self._deleted += count
+        if not self._deletions[0].parts:
+            self._deletions.popleft().reply({"ok": True, "deleted": self._deleted})
+            self._deleted = 0
+        if self._deletions:
+            self._delete_part()
+
+    def refuse_deletions(self) -> None:
+        """The worker is gone, or does not answer: who waits is told so."""
+        trouble = Trouble("the worker cannot delete now", f"{self._deleted} sessions were ended before", "try again")
+        while self._deletions:
+            self._deletions.popleft().reply(error(trouble))
+        self._deleted = 0
+
+    def tire(self, now: int) -> None:
+        """Give up on deletions that take too long, and measure the worker's use of its CPU; call it now and then."""
+        if self._deletions and now - self._deletions[0].since > PATIENCE:
+            self.refuse_deletions()
+        before, used, _ = self._usage
+        if now - before >= 1000:
+            using = _cpu_seconds(self._parts.crew.pid)
+            self._usage = (now, using, max(100_000 * (using - used) / (now - before), 0.0))
+
+    # --- status -------------------------------------------------------------------------------------------------------
+
+    def _status(self, _: dict[str, Any], reply: Answer) -> None:
+        parts = self._parts
+        ports = [self._port(number) for number in range(len(parts.devices))]
+        totals = view.totals(parts.state)
+        punted = sum(port["steering"][told.name] for port in ports for told in OUTCOMES if told.fate == PASS)
+        status = {
+            "server": parts.config.server.name,
+            "pid": os.getpid(),
+            "uptime_s": round((ticks() - parts.began) / 1000, 1),
+            "worker": self._worker(),
+            "pages": parts.memory.pages,
+            "sessions": totals["sessions"],
+            "mappings": totals["mappings"],
+            "packets": view.fates(parts.state) | {"punt": punted},
+            "frames": self._frames(),
+            "ports": ports,
+            "neighbours": self._neighbours(),
+        }
+        reply({"ok": True, "status": status})
+
+    def _worker(self) -> dict[str, Any]:
+        crew = self._parts.crew
+        return {
+            "pid": crew.pid,
+            "ready": crew.ready_at != 0,
+            "restarts": crew.restarts,
+            "cpu": self._parts.cpu,
+            "cpu_percent": round(self._usage[2], 1),
+            "heartbeat_ms": ticks() - crew.breathed_at,
+        }
+
+    def _port(self, number: int) -> dict[str, Any]:
+        parts = self._parts
+        side, port = list(parts.config.interfaces.named())[number]
+        row = parts.state.ports[number]
+        steered = parts.steerings[number].count()
+        sockets = [xsk.statistics(queue["fd"]) for queue in parts.sockets.description["queues"] if queue["port"] == number]
+        return {
+            "interface": port.name,
+            "side": side,
+            "address": str(IPv4Address(int(row["address"]))),
+            "mac": bytes(row["mac"]).hex(":"),
+            "mtu": int(row["mtu"]),
+            "vlan": int(row["vlan"]),
+            "xdp_mode": parts.modes[number],
+            "queues": parts.devices[number].queues,
+            "steering": {name: packets for name, (packets, _) in steered.items()},
+            "sockets": {name: sum(each[name] for each in sockets) for name in sockets[0]},
+        }
+
+    def _frames(self) -> dict[str, int]:
+        description = self._parts.sockets.description
+        return {"all": description["frames"], "ring_entries": description["entries"]}
+
+    def _neighbours(self) -> dict[str, Any]:
+        """How many in each state, and who they are, the first of them."""
+        rows = self._parts.neighbours.describe()
+        counts: dict[str, int] = {}
+        for row in rows:
+            counts[str(row["state"])] = counts.get(str(row["state"]), 0) + 1
+        return {**counts, "rows": rows[:NEIGHBOURS_SHOWN]}
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    """CPU time a process has used, 0 where there is none: proc(5), fields utime and stime."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,364 @@
+"""Composition: what a configuration becomes in the memory of a core.
+
+`compose` says how much memory that takes, `fill` writes it: settings in ticks, prefixes with their accounts, pools, rules in
+the order in which they are looked at, ports, gateways. Nothing here touches the system, so `trace` does the same offline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from krononat.checks import blocks_in, externals_in, subscribers_in
+from krononat.client import BAD_CONFIG, Trouble
+from krononat.models import Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
+from shards.state import (
+    ACCEPT,
+    ADDRESS_AND_PORT_DEPENDENT,
+    ADDRESS_DEPENDENT,
+    BOTH,
+    DROP,
+    ENDPOINT_INDEPENDENT,
+    EXTENT_LINES,
+    EXTERNAL,
+    ICMP,
+    INBOUND,
+    INTERNAL,
+    OUTBOUND,
+    REJECT,
+    TCP,
+    UDP,
+    Sizes,
+    State,
+    new_state,
+)
+
+INTERNET, INSIDE = 0, 1  # realms
+
+# Index entries for each session, when every session has a mapping of its own: both tuples and the internal endpoint; pools that
+# filter by address have a permission, too.
+_ENTRIES, _PERMISSIONS = 3, 1
+_LOAD = 0.85  # of the index, at most
+_SLOTS = 8  # of a bucket
+
+_NEIGHBOURS_AT_LEAST, _NEIGHBOURS_AT_MOST = 256, 1 << 16
+_NEIGHBOUR_WAIT = 3000  # ticks: as long as the kernel tries (three probes, a second apart: arp(7))
+_ICMP_BURST = 50  # as Linux's icmp_msgs_burst
+
+SIDES = {"internal": INTERNAL, "external": EXTERNAL, "both": BOTH}
+ACTIONS = {"accept": ACCEPT, "drop": DROP, "reject": REJECT}
+PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP}
+DIRECTIONS = {"outbound": 1 << OUTBOUND, "inbound": 1 << INBOUND, "both": 1 << OUTBOUND | 1 << INBOUND}
+FILTERINGS = {
+    "endpoint-independent": ENDPOINT_INDEPENDENT,
+    "address-dependent": ADDRESS_DEPENDENT,
+    "address-and-port-dependent": ADDRESS_AND_PORT_DEPENDENT,
+}
+
+KEY_FILE = Path("/etc/krononat/cluster.key")
+_KEY_BYTES = 16
+
+
+class Link(NamedTuple):
+    """What is found, not configured, about an interface."""
+
+    mac: bytes
+    mtu: int
+    partial: bool  # local senders may leave checksums partial
+
+
+class ScopedRule(NamedTuple):
+    """A rule and the prefix it is for (None: everyone)."""
+
+    rule: Rule
+    scope: IPv4Network | None
+
+
+# --- how much -------------------------------------------------------------------------------------------------------------
+
+
+def compose(config: Config) -> Sizes:
+    """How many rows of each the configuration needs."""
+    sessions = config.memory.sessions
+    filtered = any(pool.filtering != "endpoint-independent" for pool in config.pool)
+    halves = (2 if filtered else 1) * sessions + len(list(config.mappings()))
+    entries = (_ENTRIES + (_PERMISSIONS if filtered else 0)) * sessions
+    return Sizes(
+        extents=-(-(sessions + 1) // EXTENT_LINES) + -(-(halves + 2) // (2 * EXTENT_LINES)),
+        buckets=_power_of_two(int(entries / (_LOAD * _SLOTS)) + 1),
+        externals=sum(map(externals_in, config.pool)),
+        accounts=1 + sum(map(subscribers_in, config.subscribers)) + sum(map(_devices_in, _devices(config))),
+        prefixes=len(config.subscribers),
+        devices=max(len(list(_devices(config))), 1),
+        limits=len(_limits_rows(config)),
+        pools=len(config.pool),
+        rules=max(len(list(rules(config))), 1),
+        statics=max(len(list(config.mappings())), 1),
+        ports=len(list(config.interfaces.named())),
+        shards=1,
+        neighbours=_neighbours(config),
+    )
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(least - 1, 1).bit_length()
+
+
+def _neighbours(config: Config) -> int:
+    """Twice as many rows as there can be stations on-link, within reason."""
+    stations = sum(port.address.network.num_addresses for _, port in config.interfaces.named())
+    return min(max(_power_of_two(2 * stations), _NEIGHBOURS_AT_LEAST), _NEIGHBOURS_AT_MOST)
+
+
+def _devices(config: Config) -> Iterator[Device]:
+    for group in config.subscribers:
+        for subscriber in group.subscriber:
+            yield from subscriber.device
+
+
+def _each(device: Device) -> int:
+    return device.prefix.prefixlen if device.each is None else device.each
+
+
+def _devices_in(device: Device) -> int:
+    return 1 << (_each(device) - device.prefix.prefixlen)
+
+
+# --- what -----------------------------------------------------------------------------------------------------------------
+
+
+def fill(state: State, config: Config, links: Sequence[Link], random: bytes, secret: bytes) -> None:
+    """Write the configuration into a zeroed state of `compose`'s sizes.
+
+    `links`: one for each configured interface, in their order. `random`: 16 bytes for the seed of the index.
+    `secret`: 16 bytes, the key of port derivation.
+    """
+    _fill_settings(state, config, random, secret)
+    _fill_pools(state, config.pool)
+    _fill_accounts(state, config)
+    _fill_rules(state, config)
+    _fill_statics(state, config)
+    state.shards[0]["id"], state.shards[0]["epoch"], state.shards[0]["side"] = 0, 1, 0
+    for number, ((side, port), link) in enumerate(zip(config.interfaces.named(), links, strict=True)):
+        _fill_port(state, number, SIDES[side], port, link)
+        _fill_gateways(state, number, port)
+
+
+def offline(config: Config, random: bytes = bytes(16), secret: bytes = bytes(16)) -> State:
+    """A state in private memory, with made-up interfaces: for `trace` and tests."""
+    state = new_state(compose(config))
+    links = [
+        Link(bytes((2, 0, 0, 0, 0, number + 1)), port.mtu or 1500, port.checksums == "partial")
+        for number, (_, port) in enumerate(config.interfaces.named())
+    ]
+    fill(state, config, links, random, secret)
+    return state
+
+
+def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -> None:
+    row = state.settings[0]
+    row["seed"] = np.frombuffer(random, "<u8", 2)
+    row["secret"] = np.frombuffer(secret, "<u8", 2)
+    for name in ("tcp_established", "tcp_transitory", "udp", "icmp"):
+        row[name] = 1000 * getattr(config.timeouts, name)
+    row["hold_down_s"] = config.nat.hold_down_s
+    row["neighbour_wait"] = _NEIGHBOUR_WAIT
+    row["icmp_rate"] = config.icmp.errors_per_second
+    row["icmp_burst"] = min(config.icmp.errors_per_second, _ICMP_BURST)
+    row["reject_code"] = config.icmp.reject_code
+    row["mss"] = config.nat.mss_clamp
+    row["hairpin"] = config.nat.hairpin
+    row["inbound_refresh"] = config.nat.inbound_refresh
+    row["rules"] = len(list(rules(config)))
+    row["rules_version"] = 1
+    row["prefixes"] = len(config.subscribers)
+    row["devices"] = len(list(_devices(config)))
+    row["pools"] = len(config.pool)
+    row["ports"] = len(state.ports)
+    row["statics"] = len(list(config.mappings()))
+    row["shards"] = 1
+    row["internal_port"], row["external_port"] = 0, len(state.ports) - 1
+
+
+def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
+    """External addresses stand in ascending order within their pool: they are found by bisection."""
+    first = 0
+    for number, pool in enumerate(pools):
+        row, count = state.pools[number], externals_in(pool)
+        row["first_external"], row["externals"] = first, count
+        row["block_size"] = pool.block_size
+        row["first_block"] = -(-pool.ports.low // pool.block_size)
+        row["end_block"] = int(row["first_block"]) + blocks_in(pool)
+        row["blocks_free"] = count * blocks_in(pool)
+        row["blocks_each"] = pool.max_blocks_per_subscriber
+        row["filtering"] = FILTERINGS[pool.filtering]
+        addresses = [int(address) for prefix in sorted(pool.prefixes) for address in prefix]
+        state.externals["address"][first : first + count] = addresses
+        state.externals["pool"][first : first + count] = number
+        first += count
+
+
+# --- subscribers ----------------------------------------------------------------------------------------------------------
+
+
+def _fill_accounts(state: State, config: Config) -> None:
+    """Number the accounts from 1: subscribers by prefix, then devices; prefixes stand longest first."""
+    names = [pool.name for pool in config.pool]
+    limits = _limits_rows(config)
+    for row, told in zip(state.limits, limits, strict=True):
+        row["sessions"], row["mappings"], row["rate"] = told.sessions, told.ports, told.rate
+        row["burst"] = told.burst or told.rate
+    first, device_number = 1, 0
+    device_account = 1 + sum(map(subscribers_in, config.subscribers))
+    for number, group in enumerate(sorted(config.subscribers, key=lambda group: -group.prefix.prefixlen)):
+        pool = names.index(group.pool)
+        _fill_prefix(state.prefixes[number], group.prefix, group.each, first, 0, pool)
+        _limit(state, first, subscribers_in(group), limits[_known(group.limits.within(config.limits))])
+        for subscriber in group.subscriber:
+            account = first + _ordinal(group, subscriber)
+            _limit(state, account, 1, limits[_subscriber_limits(config, group, subscriber)])
+            for device in sorted(subscriber.device, key=lambda device: -device.prefix.prefixlen):
+                _fill_prefix(state.devices[device_number], device.prefix, _each(device), device_account, account, pool)
+                _limit(state, device_account, _devices_in(device), limits[_known(device.limits)])
+                device_number, device_account = device_number + 1, device_account + _devices_in(device)
+        first += subscribers_in(group)
+    devices = state.devices[:device_number]
+    devices[:] = devices[np.argsort(devices["mask"], kind="stable")[::-1]]
+
+
+def _fill_prefix(row: np.void, prefix: IPv4Network, each: int, first: int, parent: int, pool: int) -> None:
+    row["network"], row["mask"] = int(prefix.network_address), int(prefix.netmask)
+    row["realm"] = INSIDE
+    row["first_account"], row["parent"] = first, parent
+    row["pool"] = pool
+    row["shift"] = 32 - each
+
+
+def _limit(state: State, first: int, count: int, limits: int) -> None:
+    """Untouched accounts cost no memory, so those without limits are not written to."""
+    if limits:
+        state.accounts["limits"][first : first + count] = limits
+
+
+def _ordinal(group: Subscribers, subscriber: Subscriber) -> int:
+    return (int(subscriber.prefix.network_address) - int(group.prefix.network_address)) >> (32 - group.each)
+
+
+def _known(limits: Limits) -> Limits:
+    """Limits without gaps. What a device leaves out is limited by its subscriber, who is charged for it anyway."""
+    return limits.within(Limits(sessions=0, ports=0, rate=0, burst=0))
+
+
+def _subscriber_limits(config: Config, group: Subscribers, subscriber: Subscriber) -> Limits:
+    return _known(subscriber.limits.within(group.limits.within(config.limits)))
+
+
+def _limits_rows(config: Config) -> dict[Limits, int]:
+    """Row of each different set of limits; the first is none at all."""
+    rows = [_known(Limits())]
+    for group in config.subscribers:
+        rows.append(_known(group.limits.within(config.limits)))
+        rows += [_subscriber_limits(config, group, subscriber) for subscriber in group.subscriber]
+    rows += [_known(device.limits) for device in _devices(config)]
+    return {row: number for number, row in enumerate(dict.fromkeys(rows))}
+
+
+# --- rules and static mappings --------------------------------------------------------------------------------------------
+
+
+def rules(config: Config) -> Iterator[ScopedRule]:
+    """Every rule in the order in which it is looked at: those of devices, of subscribers, of everyone."""
+    subscribers = [subscriber for group in config.subscribers for subscriber in group.subscriber]
+    for subscriber in subscribers:
+        for device in subscriber.device:
+            yield from (ScopedRule(rule, device.prefix) for rule in device.rules)
+    for subscriber in subscribers:
+        yield from (ScopedRule(rule, subscriber.prefix) for rule in subscriber.rules)
+    yield from (ScopedRule(rule, None) for rule in config.rule)
+
+
+_ANYWHERE = IPv4Network("0.0.0.0/0")
+
+
+def _fill_rules(state: State, config: Config) -> None:
+    for number, (rule, scope) in enumerate(rules(config)):
+        internal, remote = rule.internal or scope or _ANYWHERE, rule.remote or _ANYWHERE
+        row = state.rules[number]
+        row["number"] = number
+        row["internal_network"], row["internal_mask"] = int(internal.network_address), int(internal.netmask)
+        row["remote_network"], row["remote_mask"] = int(remote.network_address), int(remote.netmask)
+        row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
+        row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
+        row["directions"] = DIRECTIONS[rule.direction]
+        row["protocol"] = PROTOCOLS[rule.protocol]
+        row["action"] = ACTIONS[rule.action]
+
+
+def _fill_statics(state: State, config: Config) -> None:
+    for row, mapping in zip(state.statics, config.mappings(), strict=False):
+        row["protocol"] = PROTOCOLS[mapping.protocol]
+        row["internal_address"], row["internal_port"] = int(mapping.internal.address), mapping.internal.port
+        row["external_address"], row["external_port"] = int(mapping.external.address), mapping.external.port
+
+
+# --- ports and gateways ---------------------------------------------------------------------------------------------------
+
+
+def _fill_port(state: State, number: int, side: int, port: Leg | Stick, link: Link) -> None:
+    row = state.ports[number]
+    row["mac"] = np.frombuffer(link.mac, np.uint8)
+    row["mtu"] = link.mtu
+    row["address"] = int(port.address.ip)
+    row["network"], row["mask"] = int(port.address.network.network_address), int(port.address.netmask)
+    row["internal_realm"], row["external_realm"] = INSIDE, INTERNET
+    row["vlan"] = port.vlan
+    row["side"] = side
+    row["partial"] = link.partial
+
+
+def _fill_gateways(state: State, number: int, port: Leg | Stick) -> None:
+    row = state.ports[number]
+    for side, gateway in gateways(port, int(row["side"])):
+        row["internal_gateway" if side == INTERNAL else "external_gateway"] = _neighbour(state, number, gateway)
+
+
+def gateways(port: Leg | Stick, side: int) -> Iterator[tuple[int, IPv4Address]]:
+    """(INTERNAL or EXTERNAL, address) of the gateways of a port."""
+    if isinstance(port, Leg):
+        told = [(side, port.gateway)]
+    else:
+        told = [(INTERNAL, port.internal_gateway), (EXTERNAL, port.external_gateway)]
+    yield from ((side, gateway) for side, gateway in told if gateway is not None)
+
+
+def _neighbour(state: State, port: int, address: IPv4Address) -> int:
+    # Late, because whether this module is compiled or plain is decided by whoever imports it first (see shards.jit).
+    from shards import neighbours
+
+    row = neighbours.want(state, port, int(address), 0)
+    if row == 0:
+        raise Trouble("no room for a gateway", f"the neighbours around {address} are taken", status=BAD_CONFIG)
+    return row
+
+
+# --- the key --------------------------------------------------------------------------------------------------------------
+
+
+def read_key(path: Path = KEY_FILE) -> bytes | None:
+    """The cluster's secret key, or None where there is no such file; Trouble where it is no secret or too short."""
+    try:
+        mode, key = path.stat().st_mode, path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if stat.S_IMODE(mode) & 0o007:
+        raise Trouble("the cluster key is no secret", f"{path} is open to everyone", f"chmod 600 {path}", BAD_CONFIG)
+    if len(key) < _KEY_BYTES:
+        told = f"{path} holds {len(key)} bytes, at least {_KEY_BYTES} are needed"
+        raise Trouble("the cluster key is too short", told, f"head -c 32 /dev/urandom > {path}", BAD_CONFIG)
+    return hashlib.sha256(key).digest()[:_KEY_BYTES]

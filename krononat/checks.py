@@ -1,0 +1,386 @@
+"""Rules between the fields of a configuration: what contradicts itself is refused, what is likely not meant is doubted.
+
+Each function looks at one matter and yields complaints; `refusals` and `doubts` are the two lists of them.
+Left out on purpose: a static mapping may lie inside the pool's port range, the allocation of ports passes it over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, IPv4Network
+
+from krononat.locate import Complaint, Path, nearest
+from krononat.models import Config, Leg, Limits, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
+from krononat.values import EVERY_PORT
+
+Complaints = Iterator[Complaint]
+
+ACCOUNTS_AT_MOST = 1 << 24
+EXTERNALS_AT_MOST = 1 << 16
+RULES_AT_MOST = 1 << 16
+SOCKET_PATH_AT_MOST = 107  # bytes; sun_path of unix(7)
+
+# RFC 5382 REQ-5 and RFC 7857 2.1 (TCP), RFC 4787 REQ-5 (UDP), RFC 5508 REQ-2 (ICMP): seconds.
+MINIMA = {"tcp-established": 7440, "tcp-transitory": 240, "udp": 120, "icmp": 60}
+
+
+def refusals(config: Config) -> list[Complaint]:
+    """What makes the configuration unusable."""
+    looks = (
+        _interfaces, _addresses, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps, _strangers_in_pools,
+        _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _control,
+    )  # fmt: skip
+    return [complaint for look in looks for complaint in look(config)]
+
+
+def doubts(config: Config) -> list[Complaint]:
+    """What is accepted, but likely not what was meant."""
+    looks = (_capacity, _lost_ports, _proxy_arp, _no_way_out, _idle_pools, _idle_rules)
+    return [complaint for look in looks for complaint in look(config)]
+
+
+# --- interfaces -----------------------------------------------------------------------------------------------------------
+
+
+def _interfaces(config: Config) -> Complaints:
+    told = config.interfaces
+    if told.both and (told.internal or told.external):
+        yield Complaint(("interfaces", "both"), "excludes `internal` and `external`; have either it or those two")
+    elif not told.both and not (told.internal and told.external):
+        yield Complaint(("interfaces",), "needs `internal` and `external`, or `both` for a router on a stick")
+    if told.internal and told.external:
+        if told.internal.name == told.external.name:
+            yield Complaint(
+                ("interfaces", "external", "name"), "is the internal interface, too; for one interface use [interfaces.both]"
+            )
+        inside = told.internal.address.network
+        if inside.overlaps(told.external.address.network):
+            yield Complaint(("interfaces", "external", "address"), f"overlaps the internal network {inside}")
+
+
+def _addresses(config: Config) -> Complaints:
+    for side, port in config.interfaces.named():
+        network, path = port.address.network, ("interfaces", side, "address")
+        if network.prefixlen < 31 and port.address.ip in (network.network_address, network.broadcast_address):
+            yield Complaint(path, f"{port.address.ip} is the network's own or broadcast address in {network}")
+        for number, group in enumerate(config.subscribers):
+            if side == "external" and port.address.ip in group.prefix:
+                yield Complaint(path, f"lies in subscribers[{number}] {group.prefix}")
+
+
+def _gateways_of(port: Leg | Stick) -> Iterator[tuple[str, IPv4Address]]:
+    for key in ("gateway", "internal_gateway", "external_gateway"):
+        gateway = getattr(port, key, None)
+        if gateway is not None:
+            yield key.replace("_", "-"), gateway
+
+
+def _gateways(config: Config) -> Complaints:
+    for side, port in config.interfaces.named():
+        for key, gateway in _gateways_of(port):
+            path = ("interfaces", side, key)
+            if gateway not in port.address.network:
+                yield Complaint(path, f"{gateway} is not in the interface's network {port.address.network}")
+            elif gateway == port.address.ip:
+                yield Complaint(path, f"{gateway} is the core's own address")
+    yield from _unreachable_subscribers(config)
+
+
+def _unreachable_subscribers(config: Config) -> Complaints:
+    port = config.interfaces.both or config.interfaces.internal
+    gateway = port and (port.internal_gateway if isinstance(port, Stick) else port.gateway)
+    if port is None or gateway or (config.interfaces.both and config.interfaces.internal):
+        return
+    for number, group in enumerate(config.subscribers):
+        if not group.prefix.subnet_of(port.address.network):
+            key = "internal-gateway" if isinstance(port, Stick) else "gateway"
+            yield Complaint(
+                ("subscribers", number, "prefix"), f"is not on-link in {port.address.network}, and {port.name} has no `{key}`"
+            )
+
+
+# --- subscribers ----------------------------------------------------------------------------------------------------------
+
+
+def _overlaps(prefixes: Sequence[tuple[Path, IPv4Network]]) -> Complaints:
+    """One complaint for each prefix that overlaps one before it in address order (the wider one first)."""
+    order = sorted(prefixes, key=lambda entry: (int(entry[1].network_address), entry[1].prefixlen))
+    reach = None
+    for path, prefix in order:
+        if reach and prefix.overlaps(reach[1]):
+            yield Complaint(path, f"{prefix} overlaps {Complaint(reach[0], '').key} {reach[1]}")
+        else:
+            reach = (path, prefix)
+
+
+def _subscribers(config: Config) -> Complaints:
+    yield from _overlaps([(("subscribers", number, "prefix"), group.prefix) for number, group in enumerate(config.subscribers)])
+    accounts = 0
+    for number, group in enumerate(config.subscribers):
+        if group.each < group.prefix.prefixlen:
+            yield Complaint(("subscribers", number, "each"), f"/{group.each} is wider than the prefix {group.prefix} itself")
+            continue
+        accounts += subscribers_in(group)
+        yield from _own_subscribers(("subscribers", number), group)
+    if accounts > ACCOUNTS_AT_MOST:
+        yield Complaint(("subscribers",), f"{accounts:,} subscribers; one core holds {ACCOUNTS_AT_MOST:,}")
+
+
+def _own_subscribers(path: Path, group: Subscribers) -> Complaints:
+    for number, subscriber in enumerate(group.subscriber):
+        here = (*path, "subscriber", number, "prefix")
+        if not subscriber.prefix.subnet_of(group.prefix):
+            yield Complaint(here, f"{subscriber.prefix} is not inside {group.prefix}")
+        elif subscriber.prefix.prefixlen != group.each:
+            yield Complaint(here, f"{subscriber.prefix} is not one subscriber; one is a /{group.each} here (`each`)")
+    yield from _overlaps([((*path, "subscriber", number, "prefix"), own.prefix) for number, own in enumerate(group.subscriber)])
+
+
+def _named_subscribers(config: Config) -> Iterator[tuple[Path, Subscribers, Subscriber]]:
+    for number, group in enumerate(config.subscribers):
+        for index, subscriber in enumerate(group.subscriber):
+            yield ("subscribers", number, "subscriber", index), group, subscriber
+
+
+def _devices(config: Config) -> Complaints:
+    for path, _, subscriber in _named_subscribers(config):
+        for number, device in enumerate(subscriber.device):
+            here = (*path, "device", number)
+            if not device.prefix.subnet_of(subscriber.prefix):
+                yield Complaint((*here, "prefix"), f"{device.prefix} is not inside its subscriber {subscriber.prefix}")
+            if device.each is not None and device.each < device.prefix.prefixlen:
+                yield Complaint((*here, "each"), f"/{device.each} is wider than the prefix {device.prefix} itself")
+        yield from _overlaps(
+            [((*path, "device", number, "prefix"), device.prefix) for number, device in enumerate(subscriber.device)]
+        )
+
+
+def subscribers_in(group: Subscribers) -> int:
+    """How many subscribers a prefix holds."""
+    return 1 << max(group.each - group.prefix.prefixlen, 0)
+
+
+def _every_limits(config: Config) -> Iterator[tuple[Path, Limits, Limits]]:
+    """Limits of every scope: what it says itself, and what holds there."""
+    yield ("limits",), config.limits, config.limits
+    for number, group in enumerate(config.subscribers):
+        yield ("subscribers", number, "limits"), group.limits, group.limits.within(config.limits)
+    for path, group, subscriber in _named_subscribers(config):
+        yield (*path, "limits"), subscriber.limits, subscriber.limits.within(group.limits.within(config.limits))
+        for number, device in enumerate(subscriber.device):
+            yield (*path, "device", number, "limits"), device.limits, device.limits
+
+
+def _limits(config: Config) -> Complaints:
+    for path, own, held in _every_limits(config):
+        if own.burst and not held.rate:
+            yield Complaint((*path, "burst"), "means nothing without `rate`")
+
+
+# --- pools ----------------------------------------------------------------------------------------------------------------
+
+
+def _pool_prefixes(config: Config) -> Iterator[tuple[Path, IPv4Network]]:
+    for number, pool in enumerate(config.pool):
+        for index, prefix in enumerate(pool.prefixes):
+            yield ("pool", number, "prefixes", index), prefix
+
+
+def _pool_shapes(config: Config) -> Complaints:
+    for number, pool in enumerate(config.pool):
+        path = ("pool", number)
+        if pool.ports.low < 1024:
+            yield Complaint((*path, "ports"), f"{pool.ports} begins below 1024; those ports serve static mappings only")
+        if pool.block_size & (pool.block_size - 1):
+            yield Complaint((*path, "block-size"), f"{pool.block_size} is not a power of two (64, 128, 256, 512 ...)")
+        elif not blocks_in(pool):
+            yield Complaint((*path, "ports"), f"{pool.ports} holds no whole block of {pool.block_size} ports")
+    if (externals := sum(map(externals_in, config.pool))) > EXTERNALS_AT_MOST:
+        yield Complaint(("pool",), f"{externals:,} external addresses; one core holds {EXTERNALS_AT_MOST:,}")
+
+
+def blocks_in(pool: Pool) -> int:
+    """Whole blocks that each address of the pool has."""
+    return max((pool.ports.high + 1) // pool.block_size - -(-pool.ports.low // pool.block_size), 0)
+
+
+def externals_in(pool: Pool) -> int:
+    """External addresses of the pool."""
+    return sum(prefix.num_addresses for prefix in pool.prefixes)
+
+
+def _pool_names(config: Config) -> Complaints:
+    names = [pool.name for pool in config.pool]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            yield Complaint(("pool", number, "name"), f"{name!r} is the name of pool[{names.index(name)}] already")
+    for number, group in enumerate(config.subscribers):
+        if group.pool not in names:
+            told = nearest(group.pool, names) or f"; there is {', '.join(names)}"
+            yield Complaint(("subscribers", number, "pool"), f"no pool is named {group.pool!r}{told}")
+
+
+def _pool_overlaps(config: Config) -> Complaints:
+    prefixes = list(_pool_prefixes(config))
+    yield from _overlaps(prefixes)
+    for path, prefix in prefixes:
+        for number, group in enumerate(config.subscribers):
+            if prefix.overlaps(group.prefix):
+                yield Complaint(path, f"{prefix} overlaps subscribers[{number}] {group.prefix}")
+
+
+def _strangers_in_pools(config: Config) -> Complaints:
+    for path, prefix in _pool_prefixes(config):
+        for side, port in config.interfaces.named():
+            if port.address.ip in prefix:
+                yield Complaint(path, f"{prefix} contains the core's own address {port.address.ip} (interfaces.{side})")
+            for key, gateway in _gateways_of(port):
+                if gateway in prefix:
+                    yield Complaint(path, f"{prefix} contains interfaces.{side}.{key} {gateway}")
+
+
+# --- rules and mappings ---------------------------------------------------------------------------------------------------
+
+
+def _every_rule(config: Config) -> Iterator[tuple[Path, Rule, IPv4Network | None]]:
+    """Rules in the order they are looked at in each scope, with the prefix of the scope (None: everybody)."""
+    for path, _, subscriber in _named_subscribers(config):
+        for number, device in enumerate(subscriber.device):
+            for index, rule in enumerate(device.rules):
+                yield (*path, "device", number, "rules", index), rule, device.prefix
+        for index, rule in enumerate(subscriber.rules):
+            yield (*path, "rules", index), rule, subscriber.prefix
+    for index, rule in enumerate(config.rule):
+        yield ("rule", index), rule, None
+
+
+def _rules(config: Config) -> Complaints:
+    count = 0
+    for path, rule, scope in _every_rule(config):
+        count += 1
+        for key, ports in (("internal-ports", rule.internal_ports), ("remote-ports", rule.remote_ports)):
+            if rule.protocol in ("any", "icmp") and ports != EVERY_PORT:
+                yield Complaint((*path, key), f'needs `protocol = "tcp"` or "udp"; this rule is for {rule.protocol}')
+        if scope and rule.internal and not rule.internal.subnet_of(scope):
+            yield Complaint((*path, "internal"), f"{rule.internal} is not inside {scope}, whose rule this is")
+    if count >= RULES_AT_MOST:
+        yield Complaint(("rule",), f"{count:,} rules; at most {RULES_AT_MOST - 1:,}")
+
+
+def _every_mapping(config: Config) -> Iterator[tuple[Path, Mapping, Subscriber | None]]:
+    for number, mapping in enumerate(config.mapping):
+        yield ("mapping", number), mapping, None
+    for path, _, subscriber in _named_subscribers(config):
+        for number, mapping in enumerate(subscriber.mappings):
+            yield (*path, "mappings", number), mapping, subscriber
+
+
+def _mappings(config: Config) -> Complaints:
+    for path, mapping, subscriber in _every_mapping(config):
+        inside = mapping.internal.address
+        group = next((group for group in config.subscribers if inside in group.prefix), None)
+        if subscriber and inside not in subscriber.prefix:
+            yield Complaint((*path, "internal"), f"{inside} is not inside {subscriber.prefix}, whose mapping this is")
+        elif group is None:
+            yield Complaint((*path, "internal"), f"{inside} is in no subscriber prefix")
+        else:
+            yield from _outside_of(config, path, mapping, group)
+
+
+def _outside_of(config: Config, path: Path, mapping: Mapping, group: Subscribers) -> Complaints:
+    outside = mapping.external.address
+    pool = next((pool for pool in config.pool if any(outside in prefix for prefix in pool.prefixes)), None)
+    if pool is None:
+        yield Complaint((*path, "external"), f"{outside} is in no pool")
+    elif pool.name != group.pool:
+        yield Complaint((*path, "external"), f"{outside} is in pool {pool.name!r}, but this subscriber's is {group.pool!r}")
+
+
+def _doubled_mappings(config: Config) -> Complaints:
+    """One external endpoint leads to one internal one, and back (RFC 4787 REQ-1)."""
+    for side in ("external", "internal"):
+        seen: dict[tuple[str, object], Path] = {}
+        for path, mapping, _ in _every_mapping(config):
+            claim = (mapping.protocol, getattr(mapping, side))
+            if claim in seen:
+                yield Complaint((*path, side), f"{claim[1]} has a {claim[0]} mapping already: {Complaint(seen[claim], '').key}")
+            seen.setdefault(claim, path)
+
+
+# --- the rest -------------------------------------------------------------------------------------------------------------
+
+
+def _timers(config: Config) -> Complaints:
+    if config.timeouts.allow_short_timers:
+        return
+    for key, minimum in MINIMA.items():
+        seconds = getattr(config.timeouts, key.replace("-", "_"))
+        if seconds < minimum:
+            yield Complaint(
+                ("timeouts", key), f"{seconds} s is under the minimum of {minimum} s; `allow-short-timers = true` accepts it"
+            )
+
+
+def _umem(config: Config) -> Complaints:
+    if config.io.frames & (config.io.frames - 1):
+        yield Complaint(("io", "frames"), f"{config.io.frames} is not a power of two")
+
+
+def _control(config: Config) -> Complaints:
+    path = config.socket
+    if not path.startswith("/"):
+        yield Complaint(("control", "socket"), f"{path!r} is not an absolute path")
+    elif len(path.encode()) > SOCKET_PATH_AT_MOST:
+        yield Complaint(("control", "socket"), f"is longer than the {SOCKET_PATH_AT_MOST} bytes of a unix socket's path")
+
+
+# --- doubts ---------------------------------------------------------------------------------------------------------------
+
+
+def _capacity(config: Config) -> Complaints:
+    for number, pool in enumerate(config.pool):
+        room = externals_in(pool) * blocks_in(pool)
+        wanted = sum(subscribers_in(group) for group in config.subscribers if group.pool == pool.name)
+        if wanted > room:
+            yield Complaint(
+                ("pool", number),
+                f"{externals_in(pool):,} addresses with {blocks_in(pool)} blocks of {pool.block_size} ports serve {room:,} "
+                f"subscribers at once; {wanted:,} use this pool",
+            )
+
+
+def _lost_ports(config: Config) -> Complaints:
+    for number, pool in enumerate(config.pool):
+        lost = pool.ports.size - blocks_in(pool) * pool.block_size
+        if lost:
+            yield Complaint(("pool", number, "ports"), f"{lost} of these ports are in no whole block of {pool.block_size}")
+
+
+def _proxy_arp(config: Config) -> Complaints:
+    port = config.interfaces.both or config.interfaces.external
+    for path, prefix in _pool_prefixes(config):
+        if port and prefix.overlaps(port.address.network):
+            yield Complaint(
+                path,
+                f"{prefix} is on-link at {port.name}: neighbours would ask for it by ARP, which is not answered for pools; "
+                f"give them a route by {port.address.ip}",
+            )
+
+
+def _no_way_out(config: Config) -> Complaints:
+    for side, port in config.interfaces.named():
+        if side != "internal" and not (port.external_gateway if isinstance(port, Stick) else port.gateway):
+            yield Complaint(("interfaces", side), "has no gateway to the Internet; only what is on-link will be reached")
+
+
+def _idle_pools(config: Config) -> Complaints:
+    for number, pool in enumerate(config.pool):
+        if pool.name not in [group.pool for group in config.subscribers]:
+            yield Complaint(("pool", number, "name"), f"no subscribers use the pool {pool.name!r}")
+
+
+def _idle_rules(config: Config) -> Complaints:
+    for path, rule, scope in _every_rule(config):
+        internal = rule.internal
+        if scope is None and internal and not any(internal.overlaps(group.prefix) for group in config.subscribers):
+            yield Complaint((*path, "internal"), f"{internal} holds no subscriber; this rule never matches")

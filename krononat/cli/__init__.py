@@ -1,0 +1,49 @@
+"""The command line: one module per command, loaded when it is used, so that `krononat status` imports no compiler.
+
+Data goes to stdout, all else to stderr; `-o json` everywhere; changes are shown before they are made; an error says
+what, why, what next. Exit status: 0 done, 1 refused or failed, 2 usage, 3 not reachable, 4 not found, 5 timed out, 6 partial,
+77 no privilege, 78 bad configuration.
+
+Reading order: `groups` (names and abbreviations), `output` (tables and JSON), then any command.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from krononat.cli.groups import Lazy
+from krononat.client import Trouble
+
+COMMANDS = {
+    "run": ("krononat.cli.run:run", "Run the appliance in the foreground."),
+    "status": ("krononat.cli.status:status", "Show how the appliance is doing."),
+    "sessions": ("krononat.cli.sessions:sessions", "List, count, show or delete sessions."),
+    "drops": ("krononat.cli.drops:drops", "Show what was dropped, why, and what to do about it."),
+    "pool": ("krononat.cli.pool:pool", "Show the use of external addresses and ports."),
+    "trace": ("krononat.cli.trace:trace", "Follow one packet through a copy of the state, stage by stage."),
+    "config": ("krononat.cli.config:config", "Check, show, explain or begin a configuration."),
+    "doctor": ("krononat.cli.doctor:doctor", "Check whether this machine can run the appliance."),
+    "compile": ("krononat.cli.compile:compile", "Fill the compiler's cache, so that no packet waits for it."),
+    "lab": ("krononat.lab.commands:lab", "Clients, appliance and Internet in network namespaces."),
+    "bench": ("krononat.cli.bench:bench", "Measure."),
+    "completion": ("krononat.cli.completion:completion", "Print the completion script of a shell."),
+}
+
+EPILOG = "Commands may be shortened as long as they stay unique: `krononat se l` is `krononat sessions list`."
+
+root = Lazy(
+    "krononat",
+    COMMANDS,
+    help="Carrier NAT and stateful firewall on one core: see and steer a running appliance, or run one.",
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+def main() -> None:
+    """Entry point of `krononat`."""
+    try:
+        root(prog_name="krononat")
+    except Trouble as trouble:
+        print(trouble.told(), file=sys.stderr)
+        sys.exit(trouble.status)

@@ -1,0 +1,113 @@
+"""The other end of the control socket: one JSON line asks, one answers, and a file descriptor may come along (SCM_RIGHTS).
+
+{"do": "status"}                                  {"ok": true, "status": {...}}
+{"do": "memory"}                                  {"ok": true} and a read-only descriptor of the state's memory
+{"do": "delete", "lines": [[line, generation]]}   {"ok": true, "deleted": n}
+{"do": "config"}                                  {"ok": true, "config": "canonical TOML"}
+whatever is refused                               {"ok": false, "error": {"what": ..., "why": ..., "next": ...}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path("/run/krononat")  # where sockets are by default
+ANSWER_AT_MOST = 16 << 20  # bytes
+
+
+class Trouble(Exception):
+    """An error for people: what happened, why, what to do next; `status` is the exit status it deserves."""
+
+    def __init__(self, what: str, why: str = "", remedy: str = "", status: int = 1) -> None:
+        super().__init__(what)
+        self.what, self.why, self.remedy, self.status = what, why, remedy, status
+
+    def told(self) -> str:
+        """All of it, a line each."""
+        lines = [f"krononat: {self.what}"]
+        lines += [f"  why:  {self.why}"] if self.why else []
+        lines += [f"  next: {self.remedy}"] if self.remedy else []
+        return "\n".join(lines)
+
+
+NOT_REACHABLE, NOT_FOUND, TIMED_OUT, PARTIAL, NO_PRIVILEGE, BAD_CONFIG = 3, 4, 5, 6, 77, 78
+_START = "start it with `krononat run -c FILE`, or name its socket with --socket"
+
+
+def find_socket(given: str | None = None) -> str:
+    """Path of the control socket: the given one, else the only one there is in `FOLDER`."""
+    if given:
+        return given
+    found = sorted(str(path) for path in FOLDER.glob("*.sock"))
+    if not found:
+        raise Trouble("no appliance is running here", f"{FOLDER} holds no socket", _START, NOT_REACHABLE)
+    if len(found) > 1:
+        raise Trouble("several appliances are running here", ", ".join(found), "choose one with --socket", NOT_REACHABLE)
+    return found[0]
+
+
+def ask(path: str, request: dict[str, Any], timeout_s: float = 5.0) -> dict[str, Any]:
+    """Answer to `request`; Trouble where nobody answers or it is refused."""
+    answer, descriptors = _exchange(path, request, timeout_s)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return answer
+
+
+def memory(path: str, timeout_s: float = 5.0) -> int:
+    """Read-only descriptor of the state's memory; the caller closes it."""
+    _, descriptors = _exchange(path, {"do": "memory"}, timeout_s)
+    if len(descriptors) != 1:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise Trouble("no memory came with the answer", f"{len(descriptors)} descriptors came from {path}", "is it a krononat?")
+    return descriptors[0]
+
+
+def delete(path: str, lines: Sequence[tuple[int, int]], timeout_s: float = 30.0) -> int:
+    """Sessions that ended of those named by (line, generation); one that is gone or reborn meanwhile is left alone."""
+    answer = ask(path, {"do": "delete", "lines": [list(line) for line in lines]}, timeout_s)
+    return int(answer["deleted"])
+
+
+def _exchange(path: str, request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], list[int]]:
+    descriptors: list[int] = []
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+            stream.settimeout(timeout_s)
+            stream.connect(path)
+            stream.sendall(json.dumps(request).encode() + b"\n")
+            answer = json.loads(_line(stream, descriptors))
+    except TimeoutError:
+        raise Trouble(
+            "the appliance does not answer", f"nothing came from {path} in {timeout_s:g} s", status=TIMED_OUT
+        ) from None
+    except PermissionError:
+        raise Trouble("you may not ask the appliance", f"{path} is not open to you", "run as root", NO_PRIVILEGE) from None
+    except OSError as error:
+        raise Trouble("the appliance cannot be reached", f"{path}: {error.strerror}", _START, NOT_REACHABLE) from None
+    except ValueError:
+        raise Trouble(
+            "the answer makes no sense", f"what came from {path} is not a line of JSON", status=NOT_REACHABLE
+        ) from None
+    if not answer.get("ok"):
+        told = answer.get("error", {})
+        raise Trouble(told.get("what", "refused"), told.get("why", ""), told.get("next", ""))
+    return answer, descriptors
+
+
+def _line(stream: socket.socket, descriptors: list[int]) -> bytes:
+    """One line from the stream; descriptors that come along are collected, close-on-exec as Python makes them."""
+    line = bytearray()
+    while not line.endswith(b"\n") and len(line) < ANSWER_AT_MOST:
+        data, came, _, _ = socket.recv_fds(stream, 65536, 4)
+        descriptors += came
+        if not data:
+            break
+        line += data
+    return bytes(line)

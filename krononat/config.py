@@ -1,0 +1,206 @@
+"""Reading a configuration: text -> values (`tomllib`) -> models (`models`) -> rules between them (`checks`), or complaints with
+their places (`locate`); and writing it back in canonical form, which parses to the same again.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import types
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from krononat import checks, locate
+from krononat.client import BAD_CONFIG, Trouble
+from krononat.locate import Complaint, Place, Places, nearest
+from krononat.models import Config
+from krononat.values import PLANNED_KEYS
+
+__all__ = ["Config", "ConfigError", "canonical", "keys_at", "load", "read"]
+
+
+class ConfigError(Trouble):
+    """A configuration that is refused; `complaints` in the order of the file, `told()` renders them with their lines."""
+
+    def __init__(self, name: str, text: str, complaints: list[Complaint]) -> None:
+        super().__init__(f"{name} is not a right configuration", status=BAD_CONFIG)
+        self.name, self.text = name, text
+        self.complaints = sorted(complaints, key=lambda complaint: complaint.place or Place(1, 1))
+
+    def told(self) -> str:
+        """Every complaint: file:line:column, and beneath it the line with a caret."""
+        return "\n".join(locate.render(complaint, self.name, self.text) for complaint in self.complaints)
+
+    __str__ = told
+
+
+def load(path: str | Path) -> Config:
+    """Configuration of a file; ConfigError where it is not a right one, or cannot be read."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(str(path), "", [Complaint((), f"cannot be read: {error.strerror}")]) from None
+    return read(raw.decode(errors="replace"), str(path))
+
+
+def read(text: str, name: str = "config") -> Config:
+    """Configuration of a TOML text; `name` is what complaints call it. ConfigError with every complaint found."""
+    text = text.replace("\r\n", "\n")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(name, text, [_syntax(error, text)]) from None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(name, text, _located([_refusal(told) for told in error.errors()], text)) from None
+    if found := checks.refusals(config):
+        raise ConfigError(name, text, _located(found, text))
+    return config
+
+
+def warnings(config: Config, text: str, name: str) -> list[str]:
+    """What is accepted but likely not meant, rendered with places."""
+    return [locate.render(complaint, name, text) for complaint in _located(checks.doubts(config), text)]
+
+
+def _located(complaints: list[Complaint], text: str) -> list[Complaint]:
+    places = Places(text)
+    return [told._replace(place=places.of(told.path, key=told.what.startswith("unknown key"))) for told in complaints]
+
+
+def _syntax(error: tomllib.TOMLDecodeError, text: str) -> Complaint:
+    """`tomllib` puts the place into its message: "... (at line 3, column 7)" or "(at end of document)"."""
+    what, _, where = str(error).partition(" (at ")
+    numbers = [int(word.strip(",)")) for word in where.split() if word.strip(",)").isdigit()]
+    place = Place(*numbers) if len(numbers) == 2 else Place(text.count("\n") + 1, len(text) - text.rfind("\n"))
+    return Complaint((), f"not TOML: {what[:1].lower()}{what[1:]}", place)
+
+
+def _refusal(error: ErrorDetails) -> Complaint:
+    """One complaint of pydantic in our words."""
+    path, kind, given = error["loc"], error["type"], error["input"]
+    context = error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return Complaint(path, _unknown(path))
+    if kind == "missing":
+        return Complaint(path, f"is missing: {describe(path) or 'needed'}")
+    if kind == "value_error":
+        return Complaint(path, f"{context['error']}{_got(given)}")
+    if kind == "literal_error":
+        words = [str(word) for word in _choices(path)]
+        return Complaint(path, f"must be one of {', '.join(words)}{_got(given)}{nearest(str(given), words)}")
+    message = error["msg"].replace("Input should be", "must be").replace("Input should", "must")
+    if kind in ("model_type", "dict_type"):
+        message = "must be a table"
+    return Complaint(path, f"{message}{_got(given)}")
+
+
+def _got(given: Any) -> str:
+    return f"; got {given!r}" if isinstance(given, str | int | float | bool) else ""
+
+
+def _unknown(path: tuple[str | int, ...]) -> str:
+    key = str(path[-1])
+    if key in PLANNED_KEYS:
+        return f"unknown key {key!r}: {PLANNED_KEYS[key]}"
+    known = keys_at(path[:-1])
+    near = nearest(key, known) or nearest(key.replace("_", "-"), known)
+    return f"unknown key {key!r}{near or '; known here: ' + ', '.join(known)}"
+
+
+def _field_at(path: tuple[str | int, ...]) -> tuple[Any, str]:
+    """Annotation and description of the field at `path`; (None, "") where there is none."""
+    annotation: Any = Config
+    told = Config.__doc__ or ""
+    for part in path:
+        if isinstance(part, int):
+            annotation = next(iter(get_args(annotation)), None)
+            continue
+        model = _model(annotation)
+        field = next((field for name, field in model.model_fields.items() if part == _alias(name)), None) if model else None
+        if field is None:
+            return None, ""
+        annotation, told = field.annotation, field.description or ""
+    return annotation, told
+
+
+def _alias(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """The model an annotation is about: itself, of X | None, of list[X]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (list, Union, types.UnionType):
+        return next(filter(None, (_model(part) for part in get_args(annotation))), None)
+    return None
+
+
+def keys_at(path: tuple[str | int, ...]) -> list[str]:
+    """Keys that the table at `path` may have."""
+    model = _model(_field_at(path)[0])
+    return [_alias(name) for name in model.model_fields] if model else []
+
+
+def describe(path: tuple[str | int, ...]) -> str:
+    """What the field at `path` is for; empty where there is no such field."""
+    return _field_at(path)[1]
+
+
+def _choices(path: tuple[str | int, ...]) -> tuple[Any, ...]:
+    return get_args(_field_at(path)[0])
+
+
+def canonical(config: Config) -> str:
+    """The configuration as TOML with all defaults filled in; parses to the same model."""
+    values = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return "\n".join(_body((), values)).lstrip("\n") + "\n"
+
+
+def _body(path: tuple[str, ...], table: dict[str, Any], nested: bool = False) -> list[str]:
+    """Plain values first, sub-tables after them; within an array of tables a table of plain values stays on its line."""
+    lines, later = [], []
+    for key, value in table.items():
+        if _is_plain(value) or (nested and _is_flat(value)):
+            lines.append(f"{key} = {_inline(value)}")
+        elif isinstance(value, list):
+            later += [line for entry in value for line in _table(f"[[{'.'.join((*path, key))}]]", (*path, key), entry, True)]
+        else:
+            later += _table(f"[{'.'.join((*path, key))}]", (*path, key), value, nested)
+    return lines + later
+
+
+def _table(header: str, path: tuple[str, ...], table: dict[str, Any], nested: bool) -> list[str]:
+    """A table under its header; one without values of its own needs none."""
+    lines = _body(path, table, nested)
+    return ["", header, *lines] if lines and lines[0] else lines
+
+
+def _is_plain(value: Any) -> bool:
+    entries = value if isinstance(value, list) else [value]
+    return not any(isinstance(entry, dict) for entry in entries) and value != []
+
+
+def _is_flat(value: Any) -> bool:
+    entries = value if isinstance(value, list) else [value]
+    return bool(value) and all(isinstance(entry, dict) and all(map(_is_plain, entry.values())) for entry in entries)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_inline(entry)}" for key, entry in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else _quoted(value)
+
+
+def _quoted(text: str) -> str:
+    """Basic string; TOML forbids control characters and DEL in it unescaped."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(char if " " <= char != "\x7f" else f"\\u{ord(char):04x}" for char in escaped) + '"'

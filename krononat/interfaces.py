@@ -1,0 +1,307 @@
+"""The interfaces' settings: seen (`observe`), decided (`decide`), done (`act`) and taken back (`undo`).
+
+A plan is a list of plain steps, so that it can be printed, tested and undone exactly: what was there already is no step and
+stays. The kernel keeps the core's own address (ARP, BGP, ping to it) and must forward nothing; frames must arrive as sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyroute2 import IPRoute, NetlinkError
+from pyroute2.ethtool import Ethtool
+from pyroute2.ethtool.ioctl import NotSupportedError
+
+from krononat.appliance import SIDES, Link, gateways
+from krononat.client import BAD_CONFIG, Trouble
+from krononat.models import MTU_AT_MOST, Config, Leg, Stick
+from shards.state import INTERNAL
+
+# Merged or stripped frames are not what was sent: a merged one does not fit a frame of the umem, a stripped tag is lost to XDP.
+_OFFLOADS = ("rx-gro", "rx-gro-hw", "rx-gro-list", "rx-lro", "rx-udp-gro-forwarding", "rx-vlan-hw-parse")
+
+# Linux Documentation/networking/ip-sysctl. Sources are checked by the pipeline; a strict kernel would not answer distant pings.
+_SYSCTLS = {
+    "net/ipv4/conf/{}/forwarding": "0",
+    "net/ipv4/conf/{}/rp_filter": "0",
+    "net/ipv4/conf/{}/send_redirects": "0",
+    "net/ipv4/conf/{}/accept_redirects": "0",
+    "net/ipv4/conf/{}/arp_announce": "2",
+    "net/ipv4/conf/{}/arp_ignore": "1",
+    "net/ipv6/conf/{}/forwarding": "0",
+}
+_PROC = Path("/proc/sys")
+
+_GC_THRESHOLDS = tuple(f"net/ipv4/neigh/default/gc_thresh{number}" for number in (3, 2, 1))
+_GC_DEFAULT = 1024
+
+_MAIN, _LOCAL = 254, 255  # routing tables, rtnetlink(7)
+_HOST_SCOPE = 254
+_METRIC = 4242  # of our routes: any other one wins
+
+
+class Facts(NamedTuple):
+    """An interface as it was found."""
+
+    ifindex: int
+    mac: bytes
+    mtu: int
+    up: bool
+    kind: str  # "veth", "vlan", ...; "" for a device
+    queues: int  # receive queues
+    addresses: frozenset[str]
+    features: dict[str, bool]  # those that can be switched
+    sysctls: dict[str, str]
+
+
+class Host(NamedTuple):
+    """The namespace we are in."""
+
+    interfaces: dict[str, Facts]
+    routes: frozenset[str]  # destinations of the main table; what a killed run of ours left there does not count
+    sysctls: dict[str, str]
+
+
+class Step(NamedTuple):
+    """One change: what it is to people, and to `act` and `undo`. An empty `before` means there is nothing to restore."""
+
+    kind: str
+    interface: str
+    key: str
+    value: str
+    before: str = ""
+
+    def __str__(self) -> str:
+        was = f" (was {self.before})" if self.before else ""
+        return f"{self.interface}: {self.kind} {self.key + ' ' if self.key else ''}{self.value}{was}"
+
+
+# --- seen -----------------------------------------------------------------------------------------------------------------
+
+
+def observe(config: Config) -> Host:
+    """What is there of the configured interfaces; Trouble where one is missing."""
+    with IPRoute() as ip, contextlib.closing(Ethtool()) as ethtool:
+        links = {link.get("ifname"): link for link in ip.get_links()}
+        found = {}
+        for side, port in config.interfaces.named():
+            if port.name not in links:
+                why = f"in this network namespace there are: {', '.join(sorted(links))}"
+                told = f"create it, or correct `interfaces.{side}.name`"
+                raise Trouble(f"there is no interface {port.name!r}", why, told, BAD_CONFIG)
+            for name in {port.name, home(port)} & links.keys():
+                found[name] = _facts(ip, ethtool, name, links[name])
+        found_routes = [route for route in ip.get_routes(table=_MAIN, family=2) if route.get("priority") != _METRIC]
+        routes = frozenset(map(_destination, found_routes))
+    return Host(found, routes, {path: told for path in _GC_THRESHOLDS if (told := _sysctl(path))})
+
+
+def home(port: Leg | Stick) -> str:
+    """Name of the kernel's interface that has the core's address: of a tagged port, its VLAN's."""
+    return f"{port.name}.{port.vlan}"[-15:] if port.vlan else port.name
+
+
+def _facts(ip: Any, ethtool: Any, name: str, link: Any) -> Facts:
+    index = link["index"]
+    addresses = (f"{told.get('address')}/{told['prefixlen']}" for told in ip.get_addr(index=index, family=2))
+    info = link.get("linkinfo")
+    return Facts(
+        index,
+        bytes.fromhex(link.get("address").replace(":", "")),
+        link.get("mtu"),
+        bool(link["flags"] & 1),
+        (info.get("kind") or "") if info else "",
+        _queues(ethtool, name),
+        frozenset(addresses),
+        _features(ethtool, name),
+        {path: told for path in (template.format(name) for template in _SYSCTLS) if (told := _sysctl(path))},
+    )
+
+
+def _queues(ethtool: Any, name: str) -> int:
+    try:
+        channels = ethtool.get_channels(name)
+    except (OSError, NotSupportedError):
+        return 1
+    return max((channels.rx_count or 0) + (channels.combined_count or 0), 1)
+
+
+def _features(ethtool: Any, name: str) -> dict[str, bool]:
+    told = ethtool.get_features(name).features
+    return {key: bool(told[key].enable) for key in _OFFLOADS if key in told and told[key].available}
+
+
+def _sysctl(path: str) -> str:
+    try:
+        return (_PROC / path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _destination(route: Any) -> str:
+    return f"{route.get('dst')}/{route['dst_len']}" if route["dst_len"] else "default"
+
+
+def links(config: Config, host: Host) -> list[Link]:
+    """What `appliance.fill` wants to know, after the plan was carried out."""
+    told = []
+    for _, port in config.interfaces.named():
+        facts = host.interfaces[port.name]
+        partial = facts.kind == "veth" if port.checksums == "auto" else port.checksums == "partial"
+        told.append(Link(facts.mac, _mtu(port, facts), partial))
+    return told
+
+
+# --- decided --------------------------------------------------------------------------------------------------------------
+
+
+def decide(config: Config, host: Host) -> list[Step]:
+    """What must change before frames may arrive."""
+    steps = list(_neighbour_room(config, host))
+    for side, port in config.interfaces.named():
+        facts = host.interfaces[port.name]
+        steps += _device(port, facts)
+        steps += _address(config, host, side, port)
+        steps += _routes(config, host, side, port)
+    return steps
+
+
+def decide_late(config: Config) -> list[Step]:
+    """What must change only once the program is attached: pool addresses that are on-link become local, so that the kernel
+    answers ARP for them. Packets to them never reach it; without the program it would answer those, too.
+    """
+    steps = []
+    for side, port in config.interfaces.named():
+        prefixes = _on_link_pools(config, port) if side != "internal" else []
+        steps += [Step("local route", home(port), "", str(prefix)) for prefix in prefixes]
+    return steps
+
+
+def _mtu(port: Leg | Stick, facts: Facts) -> int:
+    return port.mtu or min(facts.mtu, MTU_AT_MOST)
+
+
+def _device(port: Leg | Stick, facts: Facts) -> Iterator[Step]:
+    if _mtu(port, facts) != facts.mtu:
+        yield Step("mtu", port.name, "", str(_mtu(port, facts)), str(facts.mtu))
+    for feature, on in facts.features.items():
+        if on:
+            yield Step("offload", port.name, feature, "off", "on")
+    if port.vlan and not facts.up:
+        yield Step("link", port.name, "", "up", "down")
+
+
+def _address(config: Config, host: Host, side: str, port: Leg | Stick) -> Iterator[Step]:
+    name = home(port)
+    facts = host.interfaces.get(name)
+    if facts is None:
+        yield Step("vlan", name, port.name, str(port.vlan))
+    for template, value in _SYSCTLS.items():
+        path = template.format(name)
+        if template.endswith("arp_ignore") and side != "internal" and _on_link_pools(config, port):
+            value = "0"  # 1 would not answer for pool addresses, which are no interface's
+        before = facts.sysctls.get(path, "") if facts else ""
+        if before != value and (facts is None or path in facts.sysctls):
+            yield Step("sysctl", name, path, value, before)
+    if facts is None or str(port.address) not in facts.addresses:
+        yield Step("address", name, "", str(port.address))
+    if facts is None or not facts.up:
+        yield Step("link", name, "", "up", "down")
+
+
+def _routes(config: Config, host: Host, side: str, port: Leg | Stick) -> Iterator[Step]:
+    """The kernel's own way back, for what is addressed to the core: it forwards nothing by them."""
+    for towards, gateway in gateways(port, SIDES[side]):
+        wanted = ["default"]
+        if towards == INTERNAL:
+            wanted = [str(group.prefix) for group in config.subscribers if not group.prefix.subnet_of(port.address.network)]
+        for destination in wanted:
+            if destination not in host.routes:
+                yield Step("route", home(port), destination, str(gateway))
+
+
+def _on_link_pools(config: Config, port: Leg | Stick) -> list[IPv4Network]:
+    prefixes = [prefix for pool in config.pool for prefix in pool.prefixes]
+    return [prefix for prefix in prefixes if prefix.subnet_of(port.address.network)]
+
+
+def _neighbour_room(config: Config, host: Host) -> Iterator[Step]:
+    """The kernel keeps about a thousand neighbours; a larger access network needs more. Only the host's namespace has a say."""
+    stations = sum(port.address.network.num_addresses for _, port in config.interfaces.named())
+    for path in _GC_THRESHOLDS:
+        before = host.sysctls.get(path, "")
+        if before and stations > _GC_DEFAULT and int(before) < stations:
+            yield Step("sysctl", "neighbours", path, str(stations), before)
+
+
+# --- done and taken back --------------------------------------------------------------------------------------------------
+
+
+def act(step: Step) -> None:
+    """Carry out a step; Trouble where the kernel refuses."""
+    try:
+        _apply(step, step.value, undo=False)
+    except (OSError, NetlinkError) as error:
+        remedy = "the kernel needs 802.1Q (modprobe 8021q)" if step.kind == "vlan" else "is another program managing it?"
+        raise Trouble(f"cannot set up {step.interface}", f"{step}: {error}", remedy) from error
+
+
+def undo(step: Step) -> str | None:
+    """Take a step back; None, or why that was impossible (the interface may be gone)."""
+    try:
+        _apply(step, step.before, undo=True)
+    except (OSError, NetlinkError, Trouble) as error:
+        return f"{step} could not be taken back: {error}"
+    return None
+
+
+def _apply(step: Step, value: str, *, undo: bool) -> None:
+    if step.kind == "sysctl":
+        if value:
+            (_PROC / step.key).write_text(value)
+    elif step.kind == "offload":
+        with contextlib.closing(Ethtool()) as ethtool:
+            told = ethtool.get_features(step.interface)
+            told.features[step.key].enable = value == "on"
+            ethtool.set_features(step.interface, told)
+    else:
+        with IPRoute() as ip:
+            _apply_by_netlink(ip, step, value, undo=undo)
+
+
+def _apply_by_netlink(ip: Any, step: Step, value: str, *, undo: bool) -> None:
+    if step.kind == "vlan" and not undo:
+        ip.link("add", ifname=step.interface, kind="vlan", link=_index(ip, step.key), vlan_id=int(step.value))
+        return
+    index = _index(ip, step.interface)
+    if step.kind == "vlan":
+        ip.link("del", index=index)
+    elif step.kind == "mtu":
+        ip.link("set", index=index, mtu=int(value))
+    elif step.kind == "link":
+        ip.link("set", index=index, state=value)
+    elif step.kind == "address":
+        address, _, length = step.value.partition("/")
+        ip.addr("del" if undo else "add", index=index, address=address, prefixlen=int(length))
+    elif step.kind == "route":
+        ip.route("del" if undo else "replace", dst=step.key, gateway=step.value, oif=index, priority=_METRIC)
+    elif step.kind == "local route":
+        told = {"type": "local", "table": _LOCAL, "scope": _HOST_SCOPE, "priority": _METRIC}
+        ip.route("del" if undo else "replace", dst=step.value, oif=index, **told)
+
+
+def _index(ip: Any, name: str) -> int:
+    found = ip.link_lookup(ifname=name)
+    if not found:
+        raise Trouble(f"interface {name} is gone", "somebody removed it while it was in use")
+    return int(found[0])
+
+
+def indices(config: Config) -> list[int]:
+    """Kernel's index of the interface each port has its neighbours on, after the plan was carried out."""
+    with IPRoute() as ip:
+        return [_index(ip, home(port)) for _, port in config.interfaces.named()]

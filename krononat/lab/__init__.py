@@ -1,0 +1,7 @@
+"""The laboratory: real clients and servers around one appliance, in network namespaces of this machine.
+
+Reading order: `topology` (what is connected to what, drawn), `namespaces` (every command to the kernel), `servers` (nginx,
+dnsmasq, iperf3, and `gathering`, the server that lets everybody wait for everybody), `laboratory` (up, down, and what survives
+a crash), `traffic` (one function a claim), `crash` (the worker is killed), `witness` and `conservation` (where every packet
+went), `demo` (all of it, as ./run.sh does), `report`, `commands`.
+"""

@@ -1,0 +1,218 @@
+"""A laboratory's life: up, down, and what another process finds of it.
+
+What exists is written to ``/run/krononat-lab/NAME.json`` *before* it is made, so that whatever is killed whenever, the next
+`up` or `down` of the same name clears it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from krononat import client
+from krononat.client import NOT_FOUND, Trouble
+from krononat.lab import namespaces, servers
+from krononat.lab.topology import ROUTER, TOPOLOGIES, Topology
+
+RUN = Path("/run/krononat-lab")
+STORE = Path("/var/lib/krononat-lab")
+PROGRAMS = ("ip", "ethtool", "nginx", "dnsmasq", "iperf3", "ping", "dig", "curl", "traceroute")
+PATIENCE_S = 20.0
+KRONONAT = (sys.executable, "-m", "krononat")  # the CLI of this very installation
+APPLIANCE_PATIENCE_S = 120.0  # with a cold cache it compiles first
+
+Tell = Callable[[str], None]
+
+
+class Lab:
+    """Namespaces called NAME-NODE, the programs in them, and a folder for their files."""
+
+    def __init__(self, name: str = "kn", topology: Topology = ROUTER) -> None:
+        self.name = name
+        self.topology = topology
+        self.folder = STORE / name
+        self.namespace = {node: f"{name}-{node}" for node in topology.nodes}
+        self.socket = self.folder / "nat1.sock"
+        self.config = self.folder / "nat1.toml"
+
+    # --- what another process finds ---------------------------------------------------------------------------------
+
+    @property
+    def _record(self) -> Path:
+        return RUN / f"{self.name}.json"
+
+    @classmethod
+    def find(cls, name: str) -> Lab:
+        """The laboratory of this name that is up, or was when its process died; Trouble (exit 4) if there is none."""
+        try:
+            told: dict[str, Any] = json.loads((RUN / f"{name}.json").read_text())
+        except FileNotFoundError:
+            raise Trouble(f'no laboratory "{name}" is up', "", f"krononat lab up --name {name}", NOT_FOUND) from None
+        except ValueError as error:
+            path = RUN / f"{name}.json"
+            raise Trouble(f"{path} is damaged", str(error), f"remove it and the namespaces {name}-*") from None
+        return cls(name, TOPOLOGIES[told["topology"]])
+
+    def namespace_of(self, node: str) -> str:
+        """Name of the node's namespace; Trouble (exit 4) names the nodes if there is no such one."""
+        if node not in self.namespace:
+            raise Trouble(f'no node "{node}"', "", f"there are: {', '.join(self.namespace)}", NOT_FOUND)
+        return self.namespace[node]
+
+    def nodes(self) -> list[dict[str, str]]:
+        """What there is: node, namespace, addresses, processes."""
+        here = namespaces.existing()
+        return [
+            {
+                "node": node,
+                "namespace": name,
+                "addresses": " ".join(namespaces.addresses(name)) if name in here else "gone",
+                "processes": " ".join(namespaces.programs(name)) if name in here else "gone",
+            }
+            for node, name in self.namespace.items()
+        ]
+
+    # --- up and down ------------------------------------------------------------------------------------------------
+
+    def up(self, appliance: bool = True, tell: Tell = lambda _: None) -> None:
+        """Build it all, after clearing away what an earlier run of this name left; whatever fails, nothing stays behind."""
+        namespaces.need(*PROGRAMS)
+        if self._record.exists():
+            tell("clearing away what an earlier run left")
+            Lab.find(self.name).down()
+        taken = set(self.namespace.values()) & namespaces.existing()
+        if taken:
+            raise Trouble("namespaces of somebody else are in the way", ", ".join(sorted(taken)), "choose another --name")
+        RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._record.write_text(json.dumps({"topology": self.topology.name, "process": os.getpid()}))
+        try:
+            self._build(appliance, tell)
+        except BaseException:
+            self.down()
+            raise
+
+    def _build(self, appliance: bool, tell: Tell) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.config.write_text(f'{self.topology.config}\n[control]\nsocket = "{self.socket}"\n')
+        tell(f"{len(self.namespace)} namespaces, {len(self.topology.links)} veth pairs")
+        namespaces.build(self.topology, self.namespace)
+        tell("servers: nginx, dnsmasq, iperf3")
+        servers.payload(self.folder)
+        started = servers.of(self.topology, self.folder)
+        for server in started:
+            self.start(server.node, server.label, server.words)
+        for server in started:
+            self._wait_listening(server)
+        if appliance:
+            tell("the appliance: krononat run")
+            self.start_appliance()
+
+    def down(self) -> None:
+        """End every process in the namespaces, the appliance first and gently, and remove everything."""
+        here = set(self.namespace.values()) & namespaces.existing()
+        for patience_s, number in ((10.0, signal.SIGTERM), (5.0, signal.SIGKILL)):
+            for name in sorted(here, key=lambda each: not each.endswith("-nat")):
+                _end(name, number, patience_s)
+        namespaces.delete(here)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._record.unlink(missing_ok=True)
+
+    # --- programs ---------------------------------------------------------------------------------------------------
+
+    def log(self, label: str) -> Path:
+        """Where a program's output goes."""
+        return self.folder / f"{label}.log"
+
+    def start(self, node: str, label: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a program that stays; it has a session of its own, so that Ctrl-C reaches `lab` and not the laboratory."""
+        with self.log(label).open("ab") as log:
+            return subprocess.Popen(
+                namespaces.inside(self.namespace_of(node), words),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "PATH": namespaces.PATH},
+            )
+
+    def run(self, node: str, *words: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end; neither a failure nor a timeout is an exception (the exit status of a timeout is 124)."""
+        line = namespaces.inside(self.namespace_of(node), words)
+        environment = {**os.environ, "PATH": namespaces.PATH}
+        try:
+            return subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(line, 124, "", f"no end after {timeout_s:.0f} s")
+
+    def krononat(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run our own CLI as an operator would, against the appliance of this laboratory."""
+        return self.run("nat", *KRONONAT, *words, "--socket", str(self.socket), timeout_s=30.0)
+
+    def status(self) -> dict[str, Any]:
+        """What the appliance says of itself; Trouble if it does not answer."""
+        status: dict[str, Any] = client.ask(str(self.socket), {"do": "status"})["status"]
+        return status
+
+    def worker(self) -> int:
+        """Process number of the appliance's worker."""
+        return int(self.status()["worker"]["pid"])
+
+    def start_appliance(self) -> None:
+        """`krononat run -c FILE` in the node `nat`, ready when its control socket answers."""
+        process = self.start("nat", "appliance", (*KRONONAT, "run", "-c", str(self.config)))
+        deadline = time.monotonic() + APPLIANCE_PATIENCE_S
+        while True:
+            try:
+                self.status()
+                return
+            except Trouble as trouble:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise Trouble("the appliance did not start", tail(self.log("appliance"))) from trouble
+            time.sleep(0.05)
+
+    def _wait_listening(self, server: servers.Server) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not self.run(server.node, "ss", "-Hltn", f"sport = :{server.port}").stdout.strip():
+            if time.monotonic() > deadline:
+                raise Trouble(f"{server.label} does not listen on port {server.port}", tail(self.log(server.label)))
+            time.sleep(0.02)
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    """The last lines of a program's output."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _end(namespace: str, number: signal.Signals, patience_s: float) -> None:
+    for process in namespaces.processes(namespace):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+    deadline = time.monotonic() + patience_s
+    while namespaces.processes(namespace) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def laboratory(name: str = "kn", topology: Topology = ROUTER, tell: Tell = lambda _: None) -> Iterator[Lab]:
+    """A laboratory for the length of a `with`; SIGTERM ends it as Ctrl-C does."""
+    lab = Lab(name, topology)
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        lab.up(tell=tell)
+        yield lab
+    finally:
+        lab.down()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, _: object) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,111 @@
+"""Shared memory that outlives the worker: a memfd, on huge pages where they are to be had, and which were obtained.
+
+Huge pages come either reserved (`nr_hugepages`, memfd_create(2) MFD_HUGETLB) or transparent: the kernel's default for shared
+memory is `never`, silently 4 KiB, so `allow_huge_pages` sets it to `advise` for as long as the appliance runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+HUGE_BYTES = 2 << 20
+
+# fcntl(2); Python 3.11 has no names for them
+F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 2, 4
+
+_RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+_SHMEM = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+
+
+class Memory(NamedTuple):
+    """A piece of shared memory; the descriptor is the holder's to close."""
+
+    descriptor: int
+    map: mmap.mmap
+    pages: str  # what was obtained: "2 MiB reserved", "2 MiB transparent", "4 KiB"
+
+
+def create(name: str, size: int) -> Memory:
+    """`size` bytes of zeroes, sparse: only what is touched is taken. OSError where the system refuses."""
+    size = -(-size // HUGE_BYTES) * HUGE_BYTES
+    if _free_reserved() * HUGE_BYTES >= size:
+        try:
+            return _map(name, size, os.MFD_HUGETLB | os.MFD_HUGE_2MB)
+        except OSError:
+            pass  # somebody took them meanwhile; transparent ones will do
+    return _map(name, size, 0)
+
+
+def _map(name: str, size: int, flags: int) -> Memory:
+    """Sealed against resizing, which would be a bus error for everyone else; for its owner only, whoever gets a descriptor."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
+    try:
+        os.ftruncate(descriptor, size)
+        os.fchmod(descriptor, 0o600)
+        fcntl.fcntl(descriptor, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)
+        memory = attach(descriptor)
+        if flags:
+            return Memory(descriptor, memory, "2 MiB reserved")
+        return Memory(descriptor, memory, "2 MiB transparent" if _is_huge(memory, size) else "4 KiB")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def attach(descriptor: int) -> mmap.mmap:
+    """Writable map of the whole memory behind a descriptor, with huge pages asked for."""
+    memory = mmap.mmap(descriptor, 0)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def read_only(descriptor: int) -> int:
+    """A new descriptor of the same memory that cannot be written through (nor reopened so, but by root)."""
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _free_reserved() -> int:
+    try:
+        return int(_RESERVED.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _is_huge(memory: mmap.mmap, size: int) -> bool:
+    """Touch the last page and see how it was mapped: what the kernel promises is not always what it does."""
+    memory[size - 1] = 0
+    where = ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head, _, rest = line.partition(" ")
+        if "-" in head:
+            where = line
+        elif head == "ShmemPmdMapped:" and "memfd:" in where and _span(where) == size and int(rest.split()[0]):
+            return True
+    return False
+
+
+def _span(line: str) -> int:
+    first, _, end = line.split()[0].partition("-")
+    return int(end, 16) - int(first, 16)
+
+
+def allow_huge_pages() -> str | None:
+    """Let shared memory have transparent huge pages where asked for; the setting before, if that changed it."""
+    try:
+        told = _SHMEM.read_text()
+        before = told[told.index("[") + 1 : told.index("]")]
+        if before != "never":
+            return None
+        _SHMEM.write_text("advise")
+    except (OSError, ValueError):
+        return None
+    return before
+
+
+def restore_huge_pages(before: str) -> None:
+    """Undo `allow_huge_pages`."""
+    _SHMEM.write_text(before)

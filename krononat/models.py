@@ -1,0 +1,290 @@
+"""What a configuration may say: one model for each table of the TOML file.
+
+Each field's description is the one source of `krononat config explain`, of the JSON schema and of the reference. A rule about a
+single value stands here or in `values`, a rule between several in `checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from krononat.values import EVERY_PORT, Address, EndpointText, HostPrefix, InterfaceAddress, PortRange, Ports, Prefix, one_of
+
+LONGEST_TIMER_S = 8000  # shorter than a neighbour is remembered (shards.neighbours) and than a turn of the timer wheel
+MTU_AT_MOST = 3498  # what fits a 4 KiB frame with its headroom
+
+
+class Model(BaseModel):
+    """What all parts have in common: unknown keys are refused, no type is bent into another, keys are written with hyphens."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True
+    )
+
+
+class Server(Model):
+    """Who this core is."""
+
+    name: str = Field(
+        default="nat1", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$", description="Name of this core, in logs and sockets."
+    )
+    cpu: int | None = Field(default=None, ge=0, description="CPU the worker is pinned to; default: the last one it may run on.")
+
+
+Checksums = Annotated[Literal["auto", "partial", "complete"], one_of(("auto", "partial", "complete"))]
+
+
+class Port(Model):
+    """What every interface has."""
+
+    name: str = Field(pattern=r"^[^\s/]{1,15}$", description="Name of the Linux interface.")
+    address: InterfaceAddress = Field(description="The core's own address, and with its length what is on-link.")
+    mtu: int | None = Field(default=None, ge=576, le=MTU_AT_MOST, description="MTU to set; default: what the interface has.")
+    vlan: int = Field(default=0, ge=0, le=4094, description="802.1Q tag of the frames; 0: untagged.")
+    checksums: Checksums = Field(
+        default="auto",
+        description="Whether senders may leave TCP/UDP checksums partial (veth) or not; auto: by the kind of interface.",
+    )
+
+
+class Leg(Port):
+    """The interface of one side."""
+
+    gateway: Address | None = Field(default=None, description="Next hop to what is not on-link.")
+
+
+class Stick(Port):
+    """The one interface of a router on a stick."""
+
+    internal_gateway: Address | None = Field(default=None, description="Next hop to subscribers that are not on-link.")
+    external_gateway: Address | None = Field(default=None, description="Next hop to the Internet.")
+
+
+class Interfaces(Model):
+    """Either `internal` and `external`, or `both`."""
+
+    internal: Leg | None = Field(default=None, description="Towards the subscribers.")
+    external: Leg | None = Field(default=None, description="Towards the Internet.")
+    both: Stick | None = Field(default=None, description="Router on a stick: one interface for both sides.")
+
+    def named(self) -> Iterator[tuple[str, Leg | Stick]]:
+        """Configured interfaces with their side: internal, external or both."""
+        for side in ("internal", "external", "both"):
+            port = getattr(self, side)
+            if port is not None:
+                yield side, port
+
+
+XdpMode = Annotated[
+    Literal["auto", "native", "generic"],
+    one_of(
+        ("auto", "native", "generic"),
+        {
+            "zero-copy": "zero-copy is not implemented in this release",
+            "offload": "XDP offloaded to the NIC is not implemented in this release",
+        },
+    ),
+]
+
+
+class Io(Model):
+    """How frames come and go."""
+
+    xdp_mode: XdpMode = Field(
+        default="auto", description="Where the XDP program runs: native in the driver, generic in the stack."
+    )
+    busy_poll: bool = Field(default=False, description="Never sleep: lower latency, one CPU always busy.")
+    frames: int = Field(default=8192, ge=1024, le=1 << 18, description="Frames of 4 KiB in the umem; a power of two.")
+
+
+class Memory(Model):
+    """How much the core can hold."""
+
+    sessions: int = Field(
+        default=1_000_000, ge=1000, le=200_000_000, description="Sessions to hold room for (about 134 bytes each)."
+    )
+
+
+class Limits(Model):
+    """Limits of a subscriber or device; 0: none, left out: as the next wider scope says."""
+
+    sessions: int | None = Field(default=None, ge=0, le=2**31, description="Sessions at once.")
+    ports: int | None = Field(default=None, ge=0, le=2**31, description="Mappings (external ports) at once.")
+    rate: int | None = Field(default=None, ge=0, le=1_000_000, description="New sessions a second.")
+    burst: int | None = Field(
+        default=None, ge=0, le=1_000_000, description="New sessions that may come at once; 0 or left out: as many as `rate`."
+    )
+
+    @property
+    def bucket(self) -> int:
+        """Depth of the token bucket behind `rate`."""
+        return self.burst or self.rate or 0
+
+    def within(self, wider: Limits) -> Limits:
+        """These limits, with what they leave out taken from the wider scope."""
+        return Limits(**(wider.model_dump(exclude_none=True) | self.model_dump(exclude_none=True)))
+
+
+RULE_PLANNED = {"sctp": "SCTP is not implemented in this release", "gre": "GRE is not implemented in this release"}
+RuleProtocol = Annotated[Literal["any", "tcp", "udp", "icmp"], one_of(("any", "tcp", "udp", "icmp"), RULE_PLANNED)]
+MappingProtocol = Annotated[
+    Literal["tcp", "udp"],
+    one_of(("tcp", "udp"), RULE_PLANNED | {"icmp": "static mappings for ICMP are not implemented in this release"}),
+]
+Action = Annotated[
+    Literal["accept", "drop", "reject"],
+    one_of(("accept", "drop", "reject"), {"log": "logging of rules is not implemented in this release"}),
+]
+
+
+class Rule(Model):
+    """One firewall rule, looked at when a session would begin; of an ordered list the first match decides."""
+
+    direction: Literal["outbound", "inbound", "both"] = Field(default="outbound", description="Which packets it looks at.")
+    protocol: RuleProtocol = Field(default="any", description="Protocol it matches.")
+    internal: Prefix | None = Field(default=None, description="Internal addresses it matches; default: all in its scope.")
+    internal_ports: Ports = Field(default=EVERY_PORT, description="Internal ports it matches (TCP and UDP).")
+    remote: Prefix | None = Field(default=None, description="Remote addresses it matches; default: all.")
+    remote_ports: Ports = Field(default=EVERY_PORT, description="Remote ports it matches (TCP and UDP).")
+    action: Action = Field(description="What happens: accept, drop silently, or reject with an ICMP error.")
+
+
+class Mapping(Model):
+    """A static mapping: this external endpoint always leads to that internal one."""
+
+    protocol: MappingProtocol = Field(description="Protocol.")
+    internal: EndpointText = Field(description="The subscriber's endpoint.")
+    external: EndpointText = Field(description="The endpoint the Internet sees; its address is in the subscriber's pool.")
+
+
+class Device(Model):
+    """Devices behind a subscriber, with limits and rules of their own."""
+
+    prefix: HostPrefix = Field(description="The devices' addresses, inside the subscriber's prefix.")
+    each: int | None = Field(
+        default=None, ge=1, le=32, description="Prefix length of one device; default: the prefix is one device."
+    )
+    limits: Limits = Field(default=Limits(), description="Limits of each device.")
+    rules: list[Rule] = Field(default=[], description="Rules of these devices, before the subscriber's.")
+
+
+class Subscriber(Model):
+    """One subscriber that has something of its own."""
+
+    prefix: HostPrefix = Field(description="The subscriber's addresses; as long as `each` says.")
+    limits: Limits = Field(default=Limits(), description="Limits of this subscriber.")
+    rules: list[Rule] = Field(default=[], description="Rules of this subscriber, before the global ones.")
+    mappings: list[Mapping] = Field(default=[], description="Static mappings of this subscriber.")
+    device: list[Device] = Field(default=[], description="Devices behind this subscriber.")
+
+
+def _one_pool(value: Any) -> Any:
+    if isinstance(value, list):
+        raise ValueError("several pools for one subscriber prefix are not implemented in this release; name one")
+    return value
+
+
+class Subscribers(Model):
+    """An internal prefix full of subscribers."""
+
+    prefix: HostPrefix = Field(description="Internal prefix; sources outside of all of these are dropped as spoofed.")
+    each: int = Field(default=32, ge=1, le=32, description="Prefix length of one subscriber.")
+    pool: Annotated[str, BeforeValidator(_one_pool)] = Field(description="Name of the pool they are translated to.")
+    limits: Limits = Field(default=Limits(), description="Limits of each of these subscribers.")
+    subscriber: list[Subscriber] = Field(default=[], description="Those with something of their own.")
+
+
+FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
+
+
+class Pool(Model):
+    """External addresses, cut into port blocks."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$", description="What subscribers call it.")
+    prefixes: list[HostPrefix] = Field(min_length=1, description="External prefixes; every address of them is used.")
+    ports: Ports = Field(default=PortRange(1024, 65535), description="Ports handed out, in whole blocks; not below 1024.")
+    block_size: int = Field(default=512, ge=64, le=32768, description="Ports of a block; a power of two from 64 on.")
+    max_blocks_per_subscriber: int = Field(default=8, ge=1, le=8, description="Blocks one subscriber may have at once.")
+    filtering: Annotated[
+        Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)
+    ] = Field(default="endpoint-independent", description="Which remotes may answer (RFC 4787 5).")
+
+
+class Nat(Model):
+    """Behaviour of the translation."""
+
+    hairpin: bool = Field(default=True, description="Subscribers reach each other by external endpoints (RFC 4787 REQ-9).")
+    hold_down_s: int = Field(
+        default=120, ge=0, le=3600, description="Seconds a freed port rests before it is used again (RFC 6888 REQ-8)."
+    )
+    mss_clamp: int = Field(
+        default=0, ge=0, le=65495, description="Upper bound for the MSS of TCP SYNs, in bytes; 0: leave alone."
+    )
+    inbound_refresh: bool = Field(
+        default=False, description="Inbound packets, too, keep UDP and ICMP sessions alive (RFC 4787 REQ-6)."
+    )
+
+
+class Timeouts(Model):
+    """Seconds of silence after which a session ends."""
+
+    allow_short_timers: bool = Field(default=False, description="Accept timers under the minimum of the RFCs (for tests).")
+    tcp_established: int = Field(
+        default=7440, ge=1, le=LONGEST_TIMER_S, description="Established TCP, in s (RFC 5382 REQ-5: >= 7440)."
+    )
+    tcp_transitory: int = Field(
+        default=240, ge=1, le=LONGEST_TIMER_S, description="Opening or closing TCP, in s (RFC 5382: >= 240)."
+    )
+    udp: int = Field(default=300, ge=1, le=LONGEST_TIMER_S, description="UDP, in s (RFC 4787 REQ-5: >= 120).")
+    icmp: int = Field(default=60, ge=1, le=LONGEST_TIMER_S, description="ICMP queries, in s (RFC 5508 REQ-2: >= 60).")
+
+
+class Icmp(Model):
+    """ICMP errors of our own."""
+
+    errors_per_second: int = Field(default=100, ge=0, le=1_000_000, description="At most so many a second; 0: none at all.")
+    reject_code: int = Field(
+        default=13, ge=0, le=15, description="Code of the `unreachable` that rejecting rules send (RFC 1812 5.2.7.1)."
+    )
+
+
+class Control(Model):
+    """Where the CLI reaches the appliance."""
+
+    socket: str | None = Field(default=None, description="Unix socket of the supervisor; default: /run/krononat/NAME.sock.")
+
+
+class Config(Model):
+    """All of it."""
+
+    server: Server = Field(default=Server(), description="Who this core is.")
+    interfaces: Interfaces = Field(description="Its interfaces: `internal` and `external`, or `both`.")
+    io: Io = Field(default=Io(), description="How frames come and go.")
+    memory: Memory = Field(default=Memory(), description="How much it can hold.")
+    subscribers: list[Subscribers] = Field(min_length=1, description="Internal prefixes.")
+    pool: list[Pool] = Field(min_length=1, description="External addresses.")
+    nat: Nat = Field(default=Nat(), description="Behaviour of the translation.")
+    timeouts: Timeouts = Field(default=Timeouts(), description="Lifetimes of sessions.")
+    icmp: Icmp = Field(default=Icmp(), description="ICMP errors of our own.")
+    limits: Limits = Field(
+        default=Limits(sessions=0, ports=0, rate=0, burst=0),
+        description="Limits of every subscriber where nothing nearer says otherwise.",
+    )
+    rule: list[Rule] = Field(default=[], description="Global rules, after those of devices and subscribers.")
+    mapping: list[Mapping] = Field(default=[], description="Static mappings.")
+    control: Control = Field(default=Control(), description="Where the CLI reaches it.")
+
+    @property
+    def socket(self) -> str:
+        """Path of the control socket."""
+        return self.control.socket or f"/run/krononat/{self.server.name}.sock"
+
+    def mappings(self) -> Iterator[Mapping]:
+        """Every static mapping: the global ones, then the subscribers' own."""
+        yield from self.mapping
+        for group in self.subscribers:
+            for subscriber in group.subscriber:
+                yield from subscriber.mappings

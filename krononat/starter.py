@@ -1,0 +1,84 @@
+"""The file that `krononat config init` prints."""
+
+STARTER = """\
+# A core of Krononat. `krononat config explain KEY` tells what a key means, `krononat config check FILE` whether all is right.
+# What stands behind a # is the default.
+
+[server]
+name = "nat1"
+# cpu = 1                       # default: the last one it may run on
+
+[interfaces.internal]           # towards the subscribers
+name = "eth1"
+address = "100.64.0.1/24"
+gateway = "100.64.0.254"        # next hop to subscribers that are not on-link
+# mtu = 1500                    # default: what the interface has
+# vlan = 0                      # 802.1Q tag; 0: untagged
+# checksums = "auto"
+
+[interfaces.external]           # towards the Internet
+name = "eth2"
+address = "192.0.2.2/24"
+gateway = "192.0.2.1"
+
+# Instead of these two, a router on a stick:
+# [interfaces.both]
+# name = "eth1"
+# address = "192.0.2.2/24"
+# internal-gateway = "192.0.2.254"
+# external-gateway = "192.0.2.1"
+
+[io]
+# xdp-mode = "auto"             # native, generic
+# busy-poll = false
+# frames = 8192
+
+[memory]
+sessions = 1_000_000
+
+[[subscribers]]
+prefix = "100.64.0.0/20"
+pool = "main"
+# each = 32                     # prefix length of one subscriber
+limits = { sessions = 2000, ports = 1000, rate = 200 }
+
+# One subscriber with something of its own:
+# [[subscribers.subscriber]]
+# prefix = "100.64.0.7/32"
+# limits = { sessions = 0 }
+# rules = [ { protocol = "udp", remote-ports = "53", action = "accept" } ]
+# mappings = [ { protocol = "tcp", internal = "100.64.0.7:80", external = "203.0.113.1:80" } ]
+
+[[pool]]
+name = "main"
+prefixes = ["203.0.113.0/26"]
+# ports = "1024-65535"
+# block-size = 512
+# max-blocks-per-subscriber = 8
+# filtering = "endpoint-independent"
+
+[nat]
+# hairpin = true
+# hold-down-s = 120
+# mss-clamp = 0
+# inbound-refresh = false
+
+[timeouts]                      # seconds
+# tcp-established = 7440
+# tcp-transitory = 240
+# udp = 300
+# icmp = 60
+
+[icmp]
+# errors-per-second = 100
+# reject-code = 13
+
+[[rule]]                        # the first match decides; without one outbound is accepted
+direction = "outbound"
+protocol = "tcp"
+remote-ports = "25"
+action = "reject"
+
+# [control]
+# socket = "/run/krononat/nat1.sock"
+"""

@@ -1,0 +1,266 @@
+"""The process that has the privileges: it sets everything up, keeps a worker alive, and takes everything back.
+
+It holds memory, sockets and BPF links, so they outlive a worker; its own death, however sudden, ends them all, and the worker
+with it. One thread, one selector, nothing that waits; no packet comes here and no compiled code is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import secrets
+import selectors
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from krononat import appliance, interfaces, memory
+from krononat.answers import Answers, Parts
+from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
+from krononat.control import Control, lock
+from krononat.crew import Crew, Message
+from krononat.models import Config
+from krononat.neighbours import Neighbours
+from krononat.view import ticks
+from shards import selftest, xsk
+from shards.state import WANTED, State, open_state, state_bytes, write_header
+from shards.steering import Steering
+
+CHORES = 250  # ticks between two rounds of chores
+SHORT = 50  # while neighbours are asked for
+
+# capabilities(7) that only the supervisor has
+_NEEDED = {"NET_ADMIN": (12,), "NET_RAW": (13,), "BPF": (39, 21)}  # or SYS_ADMIN
+
+
+def run(config: Config, path: Path) -> int:
+    """Run the appliance until SIGTERM or SIGINT; its exit status. Trouble where it cannot, after all was taken back."""
+    environment = dict(os.environ)
+    # Nothing here calls compiled code, so the compiler need not be loaded (see shards.jit); the worker loads it.
+    os.environ["NUMBA_DISABLE_JIT"] = "1"
+    check_privileges()
+    with contextlib.ExitStack() as undoing:
+        Supervisor(config, path, environment, undoing).run()
+    _say("stopped, everything taken back")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(f"krononat: {line}", file=sys.stderr, flush=True)
+
+
+def check_privileges() -> None:
+    """Trouble (77) where a capability is missing; who we are does not matter."""
+    status = Path("/proc/self/status").read_text()
+    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
+    missing = [name for name, bits in _NEEDED.items() if not any(effective >> bit & 1 for bit in bits)]
+    if missing:
+        why = f"this process lacks CAP_{', CAP_'.join(missing)}"
+        raise Trouble("not enough privileges to run the appliance", why, "run as root", NO_PRIVILEGE)
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it started us: sd_notify(3) without its library."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stream:
+            stream.connect("\0" + address[1:] if address.startswith("@") else address)
+            stream.send(state.encode())
+
+
+class Supervisor:
+    """One appliance. What it sets up, it also pushes on `undoing`."""
+
+    def __init__(self, config: Config, path: Path, environment: dict[str, str], undoing: contextlib.ExitStack) -> None:
+        self._config, self._path, self._environment, self._undoing = config, path, environment, undoing
+        self._began = ticks()
+        self._stopping = False
+        self._selector = undoing.enter_context(selectors.DefaultSelector())
+        self._control: Control | None = None
+        self._answers: Answers | None = None
+
+    # --- the way up ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Up, round and round, until a signal says so."""
+        self._heed_signals()
+        self._undoing.callback(os.close, lock(self._config.socket))
+        for step in (self._set_up_interfaces, self._make_state, self._open_sockets, self._hire):
+            step()
+            if self._stopping:
+                return
+        while not self._stopping:
+            self._turn()
+        notify("STOPPING=1")
+        _say("stopping")
+
+    def _heed_signals(self) -> None:
+        """SIGTERM and SIGINT end the loop at its next turn, and interrupt nothing else."""
+        inner, outer = socket.socketpair()
+        inner.setblocking(False)
+        outer.setblocking(False)
+        before = signal.set_wakeup_fd(outer.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._undoing.callback(signal.signal, number, signal.signal(number, self._stop))
+        self._undoing.callback(outer.close)
+        self._undoing.callback(inner.close)
+        self._undoing.callback(signal.set_wakeup_fd, before)
+        self._selector.register(inner, selectors.EVENT_READ, lambda: inner.recv(64))
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _act(self, steps: list[interfaces.Step]) -> None:
+        for step in steps:
+            self._undoing.callback(self._undo, step)
+            interfaces.act(step)
+            _say(str(step))
+
+    def _undo(self, step: interfaces.Step) -> None:
+        if trouble := interfaces.undo(step):
+            _say(trouble)
+
+    def _set_up_interfaces(self) -> None:
+        host = interfaces.observe(self._config)
+        self._act(interfaces.decide(self._config, host))
+        self._host = interfaces.observe(self._config)
+
+    def _make_state(self) -> None:
+        if before := memory.allow_huge_pages():
+            self._undoing.callback(memory.restore_huge_pages, before)
+        sizes = appliance.compose(self._config)
+        try:
+            made = memory.create("krononat-state", state_bytes(sizes))
+        except OSError as trouble:
+            told = f"{state_bytes(sizes) >> 20} MiB: {trouble.strerror}"
+            raise Trouble("no memory for the state", told, "lower `memory.sessions`") from None
+        self._undoing.callback(os.close, made.descriptor)
+        self._memory = made
+        write_header(made.map, sizes)
+        self._state: State = open_state(made.map, sizes)
+        key = appliance.read_key()
+        appliance.fill(
+            self._state,
+            self._config,
+            interfaces.links(self._config, self._host),
+            secrets.token_bytes(16),
+            key or secrets.token_bytes(16),
+        )
+        _say(f"state: room for {self._config.memory.sessions:,} sessions, {made.pages} pages")
+        if key is None:
+            _say(f"no {appliance.KEY_FILE}: ports are derived with a key of this run (a cluster needs the same one everywhere)")
+
+    def _open_sockets(self) -> None:
+        """Everything about packets but the attaching, which waits for a worker."""
+        ports = [port for _, port in self._config.interfaces.named()]
+        self._devices = [self._host.interfaces[port.name] for port in ports]
+        _unlimit_locked_memory()
+        try:
+            self._frames = xsk.new_memory(self._config.io.frames)
+            self._undoing.callback(os.close, self._frames)
+            wanted = [xsk.Port(device.ifindex, device.queues) for device in self._devices]
+            self._sockets = xsk.open_sockets(self._frames, self._config.io.frames, wanted)
+            self._undoing.callback(self._sockets.close)
+            self._steerings = [self._steering(number, device.queues) for number, device in enumerate(self._devices)]
+            for queue in self._sockets.description["queues"]:
+                self._steerings[queue["port"]].place(queue["queue"], queue["fd"])
+            selftest.prove(self._frames, self._sockets, [device.ifindex for device in self._devices], self._steerings)
+        except (OSError, ValueError, RuntimeError) as trouble:
+            raise Trouble("AF_XDP cannot be set up", str(trouble), "krononat doctor -c FILE says more") from trouble
+        for port, device in zip(ports, self._devices, strict=True):
+            _say(f"{port.name}: {device.queues} queue{'s' * (device.queues > 1)}, each proven to receive")
+
+    def _steering(self, number: int, queues: int) -> Steering:
+        """Program of a port. The external address is the core's own from inside, too; an internal one only inside."""
+        ports = list(self._config.interfaces.named())
+        side, port = ports[number]
+        own = [str(port.address.ip)] + [str(other.address.ip) for there, other in ports if side == "internal" != there]
+        network = port.address.network
+        broadcast = [str(network.broadcast_address), str(network.network_address)] if network.prefixlen < 31 else []
+        return self._undoing.enter_context(Steering(own, broadcast, queues))
+
+    def _hire(self) -> None:
+        """Start the worker; the rest of the way up is `_open`, when it is ready."""
+        self._neighbours = Neighbours(self._state, interfaces.indices(self._config))
+        self._undoing.callback(self._neighbours.close)
+        self._selector.register(self._neighbours, selectors.EVENT_READ, self._hear_of_neighbours)
+        cpu = self._config.server.cpu
+        self._cpu = max(os.sched_getaffinity(0)) if cpu is None else cpu
+        if self._cpu not in os.sched_getaffinity(0):
+            told = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+            raise Trouble(f"CPU {self._cpu} is not ours to use", f"we may run on {told}", "correct `server.cpu`", BAD_CONFIG)
+        told_worker = {
+            "state": self._memory.descriptor,
+            "frames": self._frames,
+            "sockets": self._sockets.description,
+            "cpu": self._cpu,
+            "busy_poll": self._config.io.busy_poll,
+        }
+        descriptors = [self._memory.descriptor, self._frames, *self._sockets.fds()]
+        self._crew = Crew(self._selector, told_worker, descriptors, self._environment, self._hear, _say)
+        self._undoing.callback(self._crew.stop)
+        self._crew.start()
+        _say(f"worker {self._crew.pid} on CPU {self._cpu}: loading compiled code (compiling it, if it is new here)")
+
+    def _open(self) -> None:
+        """A worker is ready: take traffic, answer for the pools, answer on the control socket."""
+        modes = [self._attach(number) for number in range(len(self._devices))]
+        self._act(interfaces.decide_late(self._config))
+        parts = Parts(
+            self._config, self._state, self._memory, self._sockets, self._devices, self._steerings, modes, self._neighbours,
+            self._crew, self._cpu, self._began,
+        )  # fmt: skip
+        self._answers = Answers(parts)
+        self._control = Control(self._config.socket, self._selector, self._answers.handlers())
+        self._undoing.callback(self._control.close)
+        notify("READY=1")
+        _say(f"ready after {(ticks() - self._began) / 1000:.1f} s, control socket {self._config.socket}")
+
+    def _attach(self, number: int) -> str:
+        _, port = list(self._config.interfaces.named())[number]
+        try:
+            mode = self._steerings[number].attach(self._devices[number].ifindex, self._config.io.xdp_mode)
+        except OSError as trouble:
+            raise Trouble(f"cannot attach to {port.name}", str(trouble.strerror), "see `krononat doctor`") from trouble
+        _say(f"{port.name}: XDP attached, {mode}")
+        return mode
+
+    # --- round and round ----------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        waiting = bool((self._state.neighbours["state"] == WANTED).any())
+        for key, _ in self._selector.select((SHORT if waiting else CHORES) / 1000):
+            if key.fd in self._selector.get_map():  # an earlier one of this turn may have closed it
+                key.data()
+        now = ticks()
+        if self._neighbours.serve(now):
+            self._crew.send({"do": "wake"})
+        self._crew.watch(int(self._state.core[0]["breaths"]), now)
+        if self._control and self._answers:
+            self._control.tire(now)
+            self._answers.tire(now)
+        if self._crew.ready_at:
+            notify("WATCHDOG=1")
+
+    def _hear_of_neighbours(self) -> None:
+        if self._neighbours.listen(ticks()):
+            self._crew.send({"do": "wake"})
+
+    def _hear(self, message: Message) -> None:
+        """From the worker, or about it."""
+        if "ready" in message:
+            _say(f"worker {self._crew.pid} ready in {message['seconds']} s, {message['alive']:,} sessions alive")
+            if self._control is None:
+                self._open()
+        elif "deleted" in message and self._answers:
+            self._answers.deleted(message["deleted"])
+        elif "ended" in message and self._answers:
+            self._answers.refuse_deletions()
+
+
+def _unlimit_locked_memory() -> None:
+    """The umem is locked into memory; where we may not lift the limit, CAP_IPC_LOCK or the limit itself must do."""
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -1,0 +1,231 @@
+"""One packet's way through a copy of the state: the packet path itself, in plain Python, with a sentence for each stage.
+
+The copy is private and copy-on-write: nothing the packet does reaches the running core, which does not even notice. This module
+must be imported with NUMBA_DISABLE_JIT=1 in the environment, as `krononat.cli.trace` does; then no compiler is loaded.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+import numpy as np
+
+from krononat import view
+from krononat.packet import Packet, build
+from shards import cuckoo, nat, parse, pipeline, recovery
+from shards.burst import Burst, new_burst
+from shards.state import (
+    BOTH,
+    EXTERNAL,
+    FAILED,
+    INTERNAL,
+    OUTBOUND,
+    PROTOCOLS,
+    REACHABLE,
+    SIDES,
+    WANTED,
+    WHEEL_SHIFT,
+    Array,
+    State,
+    open_state,
+    read_header,
+    state_bytes,
+)
+from shards.verdict import HELD_BACK, UNDECIDED, VERDICTS, Verdict
+
+HEADROOM = 256  # bytes before the frame, for what may grow
+MISS = "miss: no session has this tuple"
+TRIES = 3  # a packet asks for a neighbour on each side at most
+
+PIECE = 1 << 16  # bytes
+
+MAP_NORESERVE = 0x4000  # mmap(2); not in the module `mmap`
+
+
+class Stage(NamedTuple):
+    """What one stage decided."""
+
+    stage: str
+    told: str
+
+
+class Trace(NamedTuple):
+    """A packet's way; `sent` are the frames that left, described."""
+
+    stages: list[Stage]
+    verdict: Verdict
+    sent: str
+
+
+def copy_of(descriptor: int) -> State:
+    """A private copy of the state behind a (read-only) descriptor; pages are copied as they are written to."""
+    sizes = read_header(os.pread(descriptor, mmap.PAGESIZE, 0))
+    size = state_bytes(sizes)
+    if os.fstat(descriptor).st_blksize > mmap.PAGESIZE:
+        return open_state(_read_all(descriptor, size), sizes)
+    flags = mmap.MAP_PRIVATE | MAP_NORESERVE
+    return open_state(mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE), sizes)
+
+
+def _read_all(descriptor: int, size: int) -> mmap.mmap:
+    """Copy of memory on reserved huge pages: copy-on-write would need further ones, and a missing one is a bus error."""
+    memory = mmap.mmap(-1, size)
+    for at in range(0, size, PIECE):
+        piece = os.pread(descriptor, PIECE, at)
+        if piece.strip(b"\0"):  # what is empty stays untouched, and takes no memory
+            memory[at : at + len(piece)] = piece
+    return memory
+
+
+def settle_in(state: State, now: int) -> None:
+    """Make a state that no worker has attached to ready for packets (see shards.recovery)."""
+    state.core[0]["wheel_at"] = now >> WHEEL_SHIFT
+    recovery.install_statics(state)
+
+
+def side_of(state: State, packet: Packet) -> int:
+    """Side a packet would come from: internal for a subscriber's source."""
+    port = state.ports[int(state.settings[0]["internal_port"])]
+    return INTERNAL if nat.is_internal(state, int(port["internal_realm"]), int(packet.source)) else EXTERNAL
+
+
+def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: int) -> Trace:
+    """Way of `packet` coming in at `side` (INTERNAL or EXTERNAL) through `state`, which it changes; `rules` are for telling."""
+    number = int(state.settings[0]["internal_port" if side == INTERNAL else "external_port"])
+    frame = build(packet, state.ports[number]["mac"].tobytes(), int(state.ports[number]["vlan"]))
+    stages = [Stage("receive", f"{packet}, {len(frame)} bytes, ttl {packet.ttl}, at the {_side(state, number)} port")]
+    stages += _first_stages(state, frame, number)
+    missed = stages[-1].told == MISS
+    hits = state.rules["hits"].copy()
+    assumed: list[str] = []
+    for _ in range(TRIES):
+        frames, burst = _receive(frame, number)
+        pipeline.process(state, frames, burst, 1, now)
+        unknown = _answer_for_neighbours(state)
+        assumed += unknown
+        if burst.verdict[0] != HELD_BACK or not unknown:
+            break
+    if missed:
+        stages += _rule_stage(state, burst, hits, rules)
+    stages += [*_service_stages(state, burst, missed), *_hop_stage(state, burst, assumed)]
+    verdict = VERDICTS[int(burst.verdict[0])]
+    sent = _sent(frames, burst)
+    stages.append(Stage("send", f"{sent}, at the {_side(state, int(burst.out_port[0]))} port" if sent else "nothing"))
+    return Trace(stages, verdict, sent)
+
+
+def _receive(frame: bytes, port: int) -> tuple[Array, Burst]:
+    """Fresh frame memory and columns with the frame as their only packet."""
+    frames, burst = np.zeros(HEADROOM + len(frame) + HEADROOM, np.uint8), new_burst(1)
+    frames[HEADROOM : HEADROOM + len(frame)] = np.frombuffer(frame, np.uint8)
+    burst.port[0], burst.at[0], burst.length[0] = port, HEADROOM, len(frame)
+    return frames, burst
+
+
+def _side(state: State, port: int) -> str:
+    side = int(state.ports[port]["side"])
+    return "only" if side == BOTH else SIDES[side]
+
+
+def _first_stages(state: State, frame: bytes, port: int) -> Iterator[Stage]:
+    """The stages that change nothing, run on their own to be told."""
+    frames, burst = _receive(frame, port)
+    parse.parse(state, frames, burst, 1)
+    if burst.verdict[0] != UNDECIDED:
+        yield Stage("parse", f"refused: {VERDICTS[int(burst.verdict[0])].name}")
+        return
+    yield Stage("parse", f"IPv4 and {PROTOCOLS[int(burst.protocol[0])]} headers are sound")
+    nat.choose_keys(state, burst, 1)
+    outbound = burst.direction[0] == OUTBOUND
+    why = (
+        "its source is a subscriber's" if int(state.ports[port]["side"]) == BOTH and outbound else f"{_side(state, port)} port"
+    )
+    yield Stage("direction", f"{'outbound' if outbound else 'inbound'} ({why})")
+    cuckoo.lookup_bulk(state, burst.key0, burst.key1, burst.ref, burst.verdict, 1)
+    line = int(burst.ref[0]) >> 2
+    yield Stage("lookup", f"hit: session {_told_session(state, line)}" if line else MISS)
+
+
+def _endpoint(address: int, port: int) -> str:
+    return f"{IPv4Address(address)}:{port}"
+
+
+def _told_session(state: State, line: int) -> str:
+    row = state.sessions[line]
+    internal = _endpoint(int(row["internal_address"]), int(row["internal_port"]))
+    external = _endpoint(int(row["external_address"]), int(row["external_port"]))
+    remote = _endpoint(int(row["remote_address"]), int(row["remote_port"]))
+    return f"{line}, {internal} = {external} with {remote}, {view.SESSION_STATES[int(row['state'])]}"
+
+
+def _rule_stage(state: State, burst: Burst, before: Array, rules: Sequence[str]) -> Iterator[Stage]:
+    """The rule that decided: the one whose hits grew."""
+    struck = np.flatnonzero(state.rules["hits"] != before)
+    if len(struck):
+        number = int(state.rules[int(struck[0])]["number"])
+        told = rules[number] if number < len(rules) else ""
+        yield Stage("rules", f"rule {number} decides: {told}".rstrip(": "))
+    elif burst.session[0] or burst.mapping[0]:
+        yield Stage("rules", "none fits: accepted")
+
+
+def _service_stages(state: State, burst: Burst, missed: bool) -> Iterator[Stage]:
+    """Session and mapping that serve it."""
+    line, turned, half = int(burst.session[0]), int(burst.turned[0]), int(burst.mapping[0])
+    if turned:
+        yield Stage("hairpin", f"turns round by its external endpoint; its own session is {_told_session(state, turned)}")
+    if line:
+        yield Stage("session", f"{'opened' if missed else 'found'}: {_told_session(state, line)}")
+    elif half:
+        row = state.mappings[half]
+        internal = _endpoint(int(row["internal_address"]), int(row["internal_port"]))
+        external = _endpoint(int(row["external_address"]), int(row["external_port"]))
+        kind = "static mapping" if row["static"] else "mapping"
+        yield Stage("mapping", f"{kind} {external} = {internal} lets it in; a session appears with the answer")
+
+
+def _hop_stage(state: State, burst: Burst, assumed: Sequence[str]) -> Iterator[Stage]:
+    hop = int(burst.next_hop[0])
+    if 0 < hop < len(state.neighbours):
+        row = state.neighbours[hop]
+        address = str(IPv4Address(int(row["address"])))
+        mac = ":".join(f"{byte:02x}" for byte in row["mac"])
+        told = "nobody answers for it" if row["state"] == FAILED else f"MAC {mac}"
+        told = "its MAC is not known yet; assumed to answer" if address in assumed else told
+        yield Stage("next hop", f"{address} at the {_side(state, int(row['port']))} port, {told}")
+
+
+def _answer_for_neighbours(state: State) -> list[str]:
+    """Pretend that every neighbour asked for has answered, so that the trace can go on; their addresses."""
+    asked = np.flatnonzero(state.neighbours["state"] == WANTED)
+    for number in asked:
+        state.neighbours[int(number)]["mac"] = (2, 0, 0, 0, 0, 255)
+        state.neighbours[int(number)]["state"] = REACHABLE
+    return [str(IPv4Address(int(state.neighbours[int(number)]["address"]))) for number in asked]
+
+
+def _sent(frames: Array, burst: Burst) -> str:
+    """The frame that is to be sent, as people write packets; "" if there is none."""
+    if not burst.out_length[0]:
+        return ""
+    at = int(burst.out_at[0])
+    frame = frames[at : at + int(burst.out_length[0])].tobytes()
+    ip = frame[18 if frame[12:14] == b"\x81\x00" else 14 :]
+    return f"{describe(ip)}, {len(frame)} bytes, ttl {ip[8]}"
+
+
+def describe(ip: bytes) -> str:
+    """An IPv4 packet as people write it."""
+    body = ip[4 * (ip[0] & 15) :]
+    protocol = PROTOCOLS[ip[9]]
+    source, destination = IPv4Address(ip[12:16]), IPv4Address(ip[16:20])
+    first, second = int.from_bytes(body[0:2], "big"), int.from_bytes(body[2:4], "big")
+    if protocol != "icmp":
+        return str(Packet(protocol, source, first, destination, second, flags=body[13] if protocol == "tcp" else 0))
+    if body[0] in (3, 11, 12):
+        return f"icmp error {body[0]}/{body[1]} {source} > {destination}"
+    return str(Packet(protocol, source, 0, destination, 0, kind=body[0], identifier=int.from_bytes(body[4:6], "big")))

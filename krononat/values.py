@@ -1,0 +1,191 @@
+"""The values a configuration holds: prefixes, endpoints, port ranges, choices; each read from text and written back as text.
+
+A value that is understood but not built yet is refused here, with a sentence that says so: accepting it and then doing nothing
+would be a silent blackhole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+
+PORTS = 65536
+
+# Never a host's address (RFC 6890), so never a subscriber's nor a pool's.
+NEVER_HOSTS = tuple(IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"))
+
+# Keys that other products or later releases have; a better answer than "unknown key".
+PLANNED_KEYS: Mapping[str, str] = {
+    "address-pooling": "pooling is always paired (RFC 4787 REQ-2)",
+    "alg": "application-level gateways are not implemented in this release",
+    "bfd": "BFD is not implemented in this release",
+    "bgp": "BGP is not implemented in this release",
+    "cores": "several cores are not implemented in this release; run one configuration per core",
+    "ipfix": "NAT event logging is not implemented in this release",
+    "ipv6": "IPv6 is not implemented in this release",
+    "log": "NAT event logging is not implemented in this release",
+    "mode": "port blocks are the only mode in this release; deterministic NAT and one-to-one NAT are not implemented",
+    "nat64": "NAT64 is not implemented in this release",
+    "pools": "several pools for one subscriber prefix are not implemented in this release; name one with `pool`",
+    "realm": "several realms (tenants) are not implemented in this release",
+    "replication": "replication is not implemented in this release",
+    "syslog": "NAT event logging is not implemented in this release",
+}
+
+
+class PortRange(NamedTuple):
+    """Ports `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+    def __contains__(self, port: object) -> bool:
+        return isinstance(port, int) and self.low <= port <= self.high
+
+    @property
+    def size(self) -> int:
+        """How many ports these are."""
+        return self.high - self.low + 1
+
+
+EVERY_PORT = PortRange(0, PORTS - 1)
+
+
+class Endpoint(NamedTuple):
+    """An address and a port."""
+
+    address: IPv4Address
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}"
+
+
+def _text(value: Any, example: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text such as {example!r}")
+    return value.strip()
+
+
+def _refuse_ipv6(text: str) -> None:
+    if text.count(":") > 1:
+        raise ValueError("IPv6 is not implemented in this release")
+
+
+def read_address(value: Any) -> IPv4Address:
+    """Address from dotted text; ValueError says what is wrong with it."""
+    if isinstance(value, IPv4Address):
+        return value
+    text = _text(value, "192.0.2.1")
+    _refuse_ipv6(text)
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise ValueError("is not an IPv4 address") from None
+
+
+def read_prefix(value: Any) -> IPv4Network:
+    """Prefix from "a.b.c.d/n"; a bare address is a /32; bits beyond the length are refused, and the network meant is named."""
+    if isinstance(value, IPv4Network):
+        return value
+    text = _text(value, "192.0.2.0/24")
+    _refuse_ipv6(text)
+    try:
+        network = IPv4Network(text, strict=False)
+    except ValueError:
+        raise ValueError("is not an IPv4 prefix such as 192.0.2.0/24") from None
+    if network.network_address != IPv4Address(text.partition("/")[0]):
+        raise ValueError(f"has bits set beyond its length; did you mean {network}?")
+    return network
+
+
+def read_host_prefix(value: Any) -> IPv4Network:
+    """Prefix whose addresses belong to hosts: not loopback, multicast, link-local or reserved."""
+    network = read_prefix(value)
+    for never in NEVER_HOSTS:
+        if network.overlaps(never):
+            raise ValueError(f"overlaps {never}, which never holds hosts (RFC 6890)")
+    return network
+
+
+def read_interface_address(value: Any) -> IPv4Interface:
+    """Address with the length of its on-link network, "192.0.2.2/24"."""
+    if isinstance(value, IPv4Interface):
+        return value
+    text = _text(value, "192.0.2.2/24")
+    _refuse_ipv6(text)
+    if "/" not in text:
+        raise ValueError(f"needs the length of its network, such as {text}/24")
+    try:
+        return IPv4Interface(text)
+    except ValueError:
+        raise ValueError("is not an IPv4 address with a prefix length, such as 192.0.2.2/24") from None
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= PORTS:
+        raise ValueError(f"{text!r} is not a port (0 to {PORTS - 1})")
+    return int(text)
+
+
+def read_ports(value: Any) -> PortRange:
+    """Port range from "1024-65535", "25" or 25."""
+    if isinstance(value, PortRange):
+        return value
+    text = str(value) if type(value) is int else _text(value, "1024-65535")
+    if "," in text:
+        raise ValueError("lists of ports are not implemented in this release; write one rule for each range")
+    low, dash, high = (part.strip() for part in text.partition("-"))
+    ports = PortRange(_port(low), _port(high if dash else low))
+    if ports.low > ports.high:
+        raise ValueError(f"is reversed; did you mean {ports.high}-{ports.low}?")
+    return ports
+
+
+def read_endpoint(value: Any) -> Endpoint:
+    """Endpoint from "192.0.2.1:80"; port 0 is refused."""
+    if isinstance(value, Endpoint):
+        return value
+    text = _text(value, "192.0.2.1:80")
+    _refuse_ipv6(text)
+    address, colon, port = text.partition(":")
+    if not colon:
+        raise ValueError(f"needs a port, such as {text}:80")
+    endpoint = Endpoint(read_address(address), _port(port))
+    if endpoint.port == 0:
+        raise ValueError("port 0 cannot be translated")
+    return endpoint
+
+
+def one_of(words: tuple[str, ...], planned: Mapping[str, str] | None = None) -> BeforeValidator:
+    """Validator of a choice: `words` are accepted, `planned` ones are known and refused with their sentence."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str) and planned and value in planned:
+            raise ValueError(f"{planned[value]}; use one of: {', '.join(words)}")
+        return value
+
+    return BeforeValidator(read)
+
+
+def _as_text(pattern: str, example: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example]})
+
+
+_QUAD = r"\d{1,3}(\.\d{1,3}){3}"
+_WRITE = PlainSerializer(str, return_type=str)
+
+Address = Annotated[IPv4Address, PlainValidator(read_address), _WRITE, _as_text(f"^{_QUAD}$", "192.0.2.1")]
+Prefix = Annotated[IPv4Network, PlainValidator(read_prefix), _WRITE, _as_text(rf"^{_QUAD}(/\d+)?$", "192.0.2.0/24")]
+HostPrefix = Annotated[IPv4Network, PlainValidator(read_host_prefix), _WRITE, _as_text(rf"^{_QUAD}(/\d+)?$", "100.64.0.0/16")]
+InterfaceAddress = Annotated[
+    IPv4Interface, PlainValidator(read_interface_address), _WRITE, _as_text(rf"^{_QUAD}/\d+$", "192.0.2.2/24")
+]
+Ports = Annotated[PortRange, PlainValidator(read_ports), _WRITE, _as_text(r"^\d+(-\d+)?$", "1024-65535")]
+EndpointText = Annotated[Endpoint, PlainValidator(read_endpoint), _WRITE, _as_text(rf"^{_QUAD}:\d+$", "192.0.2.1:80")]

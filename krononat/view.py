@@ -1,0 +1,284 @@
+"""Looking into a running core from outside: plain rows out of its shared memory, which is mapped read-only.
+
+Nothing here locks or asks the worker. Sessions are copied a slice at a time; a row that was reborn while its slice was copied
+is left out, so what is shown was true at some instant. Only extents in use are touched: reading others would take memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shards.state import (
+    CHUNK_PORTS,
+    EXTENT_LINES,
+    NAT_MAPPING,
+    NAT_SESSION,
+    PROTOCOLS,
+    Array,
+    State,
+    open_state,
+    read_header,
+    state_bytes,
+)
+from shards.verdict import DROP, METER_NAMES, METERS, VERDICTS
+
+SLICE = 4096  # rows copied at once: 256 KiB
+
+# As tcp.STATES, which cannot be imported without the compiler; a test holds one against the other.
+SESSION_STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in")
+
+
+def ticks() -> int:
+    """Now, as the appliance counts it: ms since boot."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def open_view(descriptor: int) -> State:
+    """State behind a descriptor, mapped read-only (it may be closed then); ValueError where it is of another layout."""
+    header = os.pread(descriptor, mmap.PAGESIZE, 0)
+    sizes = read_header(header)
+    return open_state(mmap.mmap(descriptor, state_bytes(sizes), prot=mmap.PROT_READ), sizes)
+
+
+class Filter(NamedTuple):
+    """Which sessions are wanted; None: whatever. `source` and `destination` are the outbound tuple's."""
+
+    protocol: int | None = None
+    source: IPv4Network | None = None
+    destination: IPv4Network | None = None
+    source_port: int | None = None
+    destination_port: int | None = None
+    external: IPv4Network | None = None
+    external_port: int | None = None
+    state: str | None = None
+
+    def choose(self, rows: Array) -> Array:
+        """Boolean column: which of these SESSION rows are wanted."""
+        wanted = np.ones(len(rows), bool)
+        for field, value in (
+            ("internal_port", self.source_port),
+            ("remote_port", self.destination_port),
+            ("external_port", self.external_port),
+            ("state", None if self.state is None else SESSION_STATES.index(self.state)),
+        ):
+            if value is not None:
+                wanted &= rows[field] == value
+        for field, prefix in (
+            ("internal_address", self.source),
+            ("remote_address", self.destination),
+            ("external_address", self.external),
+        ):
+            if prefix is not None:
+                wanted &= (rows[field] & np.uint32(int(prefix.netmask))) == int(prefix.network_address)
+        if self.protocol is not None:
+            wanted &= rows["internal_realm"] >> 24 == self.protocol
+        return wanted
+
+
+class Session(NamedTuple):
+    """A session as people read it; times in seconds."""
+
+    line: int
+    generation: int
+    protocol: str
+    internal: str
+    internal_port: int
+    external: str
+    external_port: int
+    remote: str
+    remote_port: int
+    state: str
+    age_s: int
+    expires_s: int
+    packets: int
+    shard: int
+
+
+def sessions(state: State, wanted: Filter = Filter(), now: int | None = None) -> Iterator[Session]:  # noqa: B008
+    """Living sessions that `wanted` chooses, in the order of their rows; `now` in ticks."""
+    for at, rows in _slices(state, NAT_SESSION):
+        moment = ticks() if now is None else now
+        chosen = (rows["kind"] == NAT_SESSION) & (_ticks_left(rows["expiry"], moment) > 0) & wanted.choose(rows)
+        for index in np.flatnonzero(chosen):
+            yield _session(at + int(index), rows[index], moment)
+
+
+def count_sessions(state: State, wanted: Filter = Filter(), now: int | None = None) -> int:  # noqa: B008
+    """How many sessions `sessions` would yield."""
+    total = 0
+    for _, rows in _slices(state, NAT_SESSION):
+        alive = (rows["kind"] == NAT_SESSION) & (_ticks_left(rows["expiry"], ticks() if now is None else now) > 0)
+        total += int(np.count_nonzero(alive & wanted.choose(rows)))
+    return total
+
+
+def session(state: State, line: int, now: int | None = None) -> Session | None:
+    """The living session of a row, None where there is none."""
+    if not 0 < line < len(state.sessions) or state.extents[line // EXTENT_LINES]["kind"] != NAT_SESSION:
+        return None
+    rows = state.sessions[line : line + 1].copy()
+    moment = ticks() if now is None else now
+    alive = rows["kind"][0] == NAT_SESSION and rows["generation"][0] == state.sessions[line]["generation"]
+    return _session(line, rows[0], moment) if alive and _ticks_left(rows["expiry"], moment)[0] > 0 else None
+
+
+def _slices(state: State, kind: int) -> Iterator[tuple[int, Array]]:
+    """(number of the first, copy of rows) of all extents of a kind; rows reborn while being copied count as free."""
+    source, each = (state.sessions, 1) if kind == NAT_SESSION else (state.mappings, 2)
+    for extent in range(min(int(state.core[0]["next_extent"]), len(state.extents))):
+        if state.extents[extent]["kind"] != kind:
+            continue
+        for at in range(extent * EXTENT_LINES * each, (extent + 1) * EXTENT_LINES * each, SLICE):
+            rows = source[at : at + SLICE].copy()
+            rows["kind"][rows["generation"] != source["generation"][at : at + SLICE]] = 0
+            yield at, rows
+
+
+def _ticks_left(expiry: Array, now: int) -> Array:
+    """Signed distance: ticks are 32 bits and wrap (see shards.state)."""
+    return (expiry.astype(np.uint32) - np.uint32(now & 0xFFFFFFFF)).view(np.int32)
+
+
+def _session(line: int, row: Any, now: int) -> Session:
+    return Session(
+        line,
+        int(row["generation"]),
+        PROTOCOLS.get(int(row["internal_realm"]) >> 24, "other"),
+        str(IPv4Address(int(row["internal_address"]))),
+        int(row["internal_port"]),
+        str(IPv4Address(int(row["external_address"]))),
+        int(row["external_port"]),
+        str(IPv4Address(int(row["remote_address"]))),
+        int(row["remote_port"]),
+        SESSION_STATES[int(row["state"])] if int(row["state"]) < len(SESSION_STATES) else str(int(row["state"])),
+        ((now - int(row["created"])) & 0xFFFFFFFF) // 1000,
+        max(((int(row["expiry"]) - now + 0x80000000) & 0xFFFFFFFF) - 0x80000000, 0) // 1000,
+        int(row["packets"]),
+        int(row["shard"]),
+    )
+
+
+class Pool(NamedTuple):
+    """A pool's use. Ports count each protocol's apart: one port number can serve ICMP, TCP and UDP at once."""
+
+    number: int
+    addresses: int
+    first: str
+    last: str
+    block_size: int
+    blocks: int
+    blocks_free: int
+    subscribers: int
+    ports_used: int
+    filtering: str
+
+
+class Address(NamedTuple):
+    """Use of one external address."""
+
+    address: str
+    blocks_used: int
+    subscribers: int
+    ports_used: int
+
+
+FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
+
+
+def pools(state: State) -> list[Pool]:
+    """Use of every pool, in the order of the configuration."""
+    return [_pool(state, number) for number in range(int(state.settings[0]["pools"]))]
+
+
+def _pool(state: State, number: int) -> Pool:
+    row = state.pools[number]
+    first, count = int(row["first_external"]), int(row["externals"])
+    used = list(addresses(state, number))
+    return Pool(
+        number,
+        count,
+        str(IPv4Address(int(state.externals[first]["address"]))),
+        str(IPv4Address(int(state.externals[first + count - 1]["address"]))),
+        int(row["block_size"]),
+        count * (int(row["end_block"]) - int(row["first_block"])),
+        int(row["blocks_free"]),
+        sum(address.subscribers for address in used),  # a subscriber is paired with one address
+        sum(address.ports_used for address in used),
+        FILTERINGS[int(row["filtering"])],
+    )
+
+
+def addresses(state: State, pool: int) -> Iterator[Address]:
+    """Use of every external address of a pool that is in use; the chunks of the others are not touched."""
+    first, count = int(state.pools[pool]["first_external"]), int(state.pools[pool]["externals"])
+    chunks_each = int(state.pools[pool]["block_size"]) // CHUNK_PORTS
+    for index in np.flatnonzero(_ports_used(state, first, count)):
+        chunks = state.chunks[first + int(index)]
+        owners = chunks["account"][chunks["account"] != 0]
+        address = str(IPv4Address(int(state.externals[first + int(index)]["address"])))
+        yield Address(address, len(owners) // chunks_each, len(np.unique(owners)), int(chunks["used"].sum()))
+
+
+def _ports_used(state: State, first: int, count: int) -> Array:
+    """Mappings of each external address of a pool, whose addresses stand in ascending order (see shards.sessions)."""
+    known = state.externals["address"][first : first + count]
+    used = np.zeros(count, np.int64)
+    for _, rows in _slices(state, NAT_MAPPING):
+        told = rows["external_address"][rows["kind"] == NAT_MAPPING]
+        index = np.minimum(np.searchsorted(known, told), count - 1)
+        used += np.bincount(index[known[index] == told], minlength=count)
+    return used
+
+
+class Drop(NamedTuple):
+    """Packets dropped for one reason."""
+
+    reason: str
+    packets: int
+    sentence: str
+    remedy: str
+
+
+def drops(state: State) -> list[Drop]:
+    """Every reason to drop, most frequent first."""
+    packets = state.counters[:, 0].copy()
+    rows = [Drop(told.name, int(packets[told.number]), told.sentence, told.remedy) for told in VERDICTS if told.fate == DROP]
+    return sorted(rows, key=lambda row: -row.packets)
+
+
+def fates(state: State) -> dict[str, int]:
+    """Packets by fate: received, forwarded, held, dropped ...; what is not in them is in flight."""
+    packets = state.counters[:, 0].copy()
+    told = {"received": int(packets[METERS])}
+    for verdict in VERDICTS[1:]:
+        told[verdict.fate] = told.get(verdict.fate, 0) + int(packets[verdict.number])
+    return told
+
+
+def counters(state: State) -> dict[str, int]:
+    """Every verdict and meter by name: packets."""
+    packets = state.counters[:, 0].copy()
+    told = {verdict.name: int(packets[verdict.number]) for verdict in VERDICTS[1:]}
+    return told | {name: int(packets[METERS + index]) for index, name in enumerate(METER_NAMES)}
+
+
+def totals(state: State) -> dict[str, int]:
+    """Living rows, and how full the memory is."""
+    extents = state.extents["kind"]
+    return {
+        "sessions": int(state.shards["sessions"].sum()),
+        "mappings": int(state.shards["mappings"].sum()),
+        "index_entries": int(state.core[0]["index_entries"]),
+        "index_slots": len(state.tags) * 8,
+        "extents_used": int(np.count_nonzero(extents)),
+        "extents": len(extents),
+        "held": int(state.core[0]["held"]),
+        "breaths": int(state.core[0]["breaths"]),
+    }

@@ -1,0 +1,21 @@
+"""The data path: a packet never leaves this folder. Imports numpy, numba, llvmlite and the standard library, nothing of ours.
+
+Read in this order:
+
+    state      every row and array of a core; the truth            verdict   every outcome, with its sentence
+    burst      the packets in flight, a column per fact            wire      header fields as readers and writers
+    pipeline   a burst from bytes to bytes, on a page:
+      parse      the security boundary                             nat       the miss path: what makes or admits a session
+      cuckoo     the index (native: its machine instructions)      firewall  rules and limits
+      serve      a hit                                             tcp       the table of connection states
+      rewrite    addresses, checksums, Ethernet                    icmp      errors that pass, errors of our own
+    sessions   mappings and sessions: made, found, ended
+      ports      blocks, derived ports, hold-down                  slabs     rows from extents
+      timers     the wheel                                         journal   what a backup must be told
+      neighbours next hops
+    recovery   attach to memory that another worker left
+    shard      the loop: breaths
+    rings      receive and send (atomics: cursors), over xsk, the sockets; steering (by bpf), the XDP program;
+      selftest   proves each queue
+    jit        `@hot`, the only way to compile
+"""

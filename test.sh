@@ -1,0 +1,18 @@
+#!/bin/sh
+# Everything that has to hold, in the order in which it is cheapest to hear of a mistake.
+set -eu
+cd "$(dirname "$0")"
+./setup.sh
+say() { printf '==> %s\n' "$*" >&2; }
+bin=.venv/bin
+
+say "ruff"
+$bin/ruff check .
+say "mypy --strict"
+$bin/mypy
+say "pure Python, without the laboratory"
+NUMBA_DISABLE_JIT=1 $bin/pytest -q -m "not lab"
+say "compiled with bounds checks: scenarios and fuzz"
+NUMBA_BOUNDSCHECK=1 $bin/pytest -q -m "not lab" tests/test_scenarios.py tests/test_fuzz.py
+say "compiled, with the laboratory"
+$bin/pytest -q

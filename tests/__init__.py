@@ -1,0 +1,9 @@
+"""The tests, and where to begin reading them.
+
+frames     packets as lines, values and bytes, and the checker of what comes out
+bed        one core with its ports, described by short statements
+model      the NAT in plain dictionaries: the oracle
+pair       model and pipeline side by side, compared frame by frame
+invariants what must hold of a state at any quiet moment
+scenario   runs scenarios/*.nat: model and pipeline must agree with the file
+"""

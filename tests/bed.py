@@ -1,0 +1,467 @@
+"""A test bed: one core with its two ports (or its one), described by short statements and turned into a `State`.
+
+The statements are the `given` lines of scenarios; each is a noun, perhaps what it is about, and pairs of key and value:
+
+    pool 203.0.113.0/30 block 64 filtering address-dependent
+    subscribers 100.64.0.0/16 each 32 sessions 4 rate 2 burst 5
+    rule outbound tcp remote-ports 25 reject
+
+Every station's MAC address is made of its IPv4 address (`frames.mac_of`), so nobody has to look one up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from typing import NamedTuple
+
+import numpy as np
+
+from shards import neighbours, pipeline, recovery, sessions
+from shards.burst import BURST, new_burst
+from shards.state import (
+    ACCEPT,
+    BOTH,
+    DROP,
+    EXTERNAL,
+    FAILED,
+    INTERNAL,
+    REACHABLE,
+    REJECT,
+    WANTED,
+    Sizes,
+    State,
+    new_state,
+)
+from shards.verdict import HELD_BACK, VERDICTS
+from tests.frames import ICMP, TCP, UDP, address, endpoint, mac_of
+
+PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP}
+FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
+ACTIONS = {"accept": ACCEPT, "drop": DROP, "reject": REJECT}
+DIRECTIONS = {"outbound": 1, "inbound": 2, "both": 3}
+INTERNAL_REALM, EXTERNAL_REALM = 1, 0
+EVERYWHERE = IPv4Network("0.0.0.0/0")
+TIMEOUTS_S = {"established": 7440.0, "transitory": 240.0, "udp": 300.0, "icmp": 60.0}
+NEIGHBOUR_WAIT = 3000  # ticks
+LIMITS = ("sessions", "ports", "rate", "burst")
+
+
+@dataclass(frozen=True)
+class Port:
+    """An interface of the core."""
+
+    address: int
+    on_link: IPv4Network
+    gateway: int = 0
+    inside_gateway: int = 0  # of the one port of a router on a stick
+    vlan: int = 0
+    mtu: int = 1500
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class Pool:
+    """External addresses and how they are handed out."""
+
+    network: IPv4Network
+    name: str = "main"
+    block: int = 512
+    blocks: int = 8
+    ports: tuple[int, int] = (1024, 65535)
+    filtering: str = FILTERINGS[0]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Internal addresses; each `2**(32 - each)` of them are one subscriber, or one device of subscriber `of`."""
+
+    network: IPv4Network
+    each: int = 32
+    pool: str = "main"
+    of: int = 0
+    limits: tuple[int, int, int, int] = (0, 0, 0, 0)  # as LIMITS; 0 none
+
+    def unit(self, host: int) -> IPv4Network:
+        """The subscriber (or device) that `host` belongs to."""
+        return IPv4Network((host, self.each), strict=False)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A firewall rule."""
+
+    direction: str
+    protocol: str
+    action: str
+    internal: IPv4Network = EVERYWHERE
+    remote: IPv4Network = EVERYWHERE
+    internal_ports: tuple[int, int] = (0, 65535)
+    remote_ports: tuple[int, int] = (0, 65535)
+
+
+@dataclass
+class Bed:
+    """What is given. `say` adds a statement."""
+
+    inside: Port = field(default=Port(address("100.64.0.1"), IPv4Network("100.64.0.0/16")))
+    outside: Port = field(default=Port(address("192.0.2.2"), IPv4Network("192.0.2.0/24"), address("192.0.2.1")))
+    stick: bool = False
+    pools: list[Pool] = field(default_factory=list)
+    subscribers: list[Prefix] = field(default_factory=list)
+    exceptions: list[Prefix] = field(default_factory=list)  # single subscribers with limits of their own
+    devices: list[Prefix] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+    statics: list[tuple[int, tuple[int, int], tuple[int, int]]] = field(default_factory=list)  # protocol, external, internal
+    silent: set[int] = field(default_factory=set)  # neighbours that do not answer yet
+    failed: set[int] = field(default_factory=set)  # neighbours that have been given up
+    timeouts_s: dict[str, float] = field(default_factory=TIMEOUTS_S.copy)
+    hold_down_s: int = 120
+    hairpin: bool = True
+    refresh: bool = False
+    mss: int = 0
+    errors: int = 100  # ICMP errors of our own a second
+    reject_code: int = 13
+    extents: int = 4  # of rows
+    buckets: int = 1 << 15  # of the index
+    neighbours: int = 1024
+
+    def say(self, statement: str) -> None:
+        """Take one statement; ValueError says what is not understood."""
+        words = statement.split()
+        speaker = getattr(self, f"_say_{words[0].replace('-', '_')}", None)
+        if speaker is None:
+            raise ValueError(f"nothing can be given about {words[0]!r}")
+        speaker(words[1:])
+
+    def _say_pool(self, words: list[str]) -> None:
+        told = _pairs(words[1:])
+        low, _, high = told.get("ports", "1024-65535").partition("-")
+        self.pools.append(
+            Pool(
+                IPv4Network(words[0]), told.get("name", "main"), int(told.get("block", 512)), int(told.get("blocks", 8)),
+                (int(low), int(high)), told.get("filtering", FILTERINGS[0]),
+            )
+        )  # fmt: skip
+
+    def _say_subscribers(self, words: list[str]) -> None:
+        self.subscribers.append(_prefix(words))
+
+    def _say_subscriber(self, words: list[str]) -> None:
+        self.exceptions.append(_prefix(words))
+
+    def _say_device(self, words: list[str]) -> None:
+        self.devices.append(_prefix(words))
+
+    def _say_rule(self, words: list[str]) -> None:
+        told = _pairs(words[2:-1])
+        internal, remote = (IPv4Network(told.get(end, EVERYWHERE)) for end in ("internal", "remote"))
+        self.rules.append(
+            Rule(
+                words[0], words[1], words[-1], internal, remote, _range(told.get("internal-ports", "0-65535")),
+                _range(told.get("remote-ports", "0-65535")),
+            )
+        )  # fmt: skip
+
+    def _say_static(self, words: list[str]) -> None:
+        protocol, external, _, internal = words
+        self.statics.append((PROTOCOLS[protocol], endpoint(external), endpoint(internal)))
+
+    def _say_inside(self, words: list[str]) -> None:
+        self.inside = _port(self.inside, words)
+
+    def _say_outside(self, words: list[str]) -> None:
+        self.outside = _port(self.outside, words)
+
+    def _say_stick(self, words: list[str]) -> None:
+        self.stick = True
+        self.inside = self.outside = _port(self.outside, words)
+
+    def _say_unresolved(self, words: list[str]) -> None:
+        self.silent.add(address(words[0]))
+
+    def _say_failed(self, words: list[str]) -> None:
+        self.failed.add(address(words[0]))
+
+    def _say_timeout(self, words: list[str]) -> None:
+        self.timeouts_s[words[0]] = float(words[1])
+
+    def _say_hold_down(self, words: list[str]) -> None:
+        self.hold_down_s = int(words[0])
+
+    def _say_hairpin(self, words: list[str]) -> None:
+        self.hairpin = words[0] == "on"
+
+    def _say_refresh(self, words: list[str]) -> None:
+        self.refresh = words[0] == "inbound"
+
+    def _say_mss(self, words: list[str]) -> None:
+        self.mss = int(words[0])
+
+    def _say_errors(self, words: list[str]) -> None:
+        self.errors = int(words[0])
+
+    def _say_reject_code(self, words: list[str]) -> None:
+        self.reject_code = int(words[0])
+
+    def complete(self) -> Bed:
+        """Itself, with the pool and the subscribers that most scenarios have, where none were given."""
+        if not self.pools:
+            self._say_pool(["203.0.113.1/32"])
+        if not self.subscribers:
+            self._say_subscribers(["100.64.0.0/20"])
+        return self
+
+    @property
+    def private(self) -> list[tuple[int, int]]:
+        """(network, mask) of every subscriber prefix."""
+        return [(int(p.network.network_address), int(p.network.netmask)) for p in self.subscribers]
+
+
+def _pairs(words: list[str]) -> dict[str, str]:
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    return int(low), int(high or low)
+
+
+def _prefix(words: list[str]) -> Prefix:
+    told = _pairs(words[1:])
+    network = IPv4Network(words[0])
+    sessions, ports, rate, burst = (int(told.get(name, 0)) for name in LIMITS)
+    limits = (sessions, ports, rate, burst or rate)
+    of = int(IPv4Network(told["of"]).network_address) if "of" in told else 0
+    return Prefix(network, int(told.get("each", 32)), told.get("pool", "main"), of, limits)
+
+
+def _port(port: Port, words: list[str]) -> Port:
+    partial = "partial" in words
+    told = _pairs([word for word in words if word != "partial"])
+    host, _, length = told.get("address", "/").partition("/")
+    return Port(
+        address(host) if host else port.address,
+        IPv4Network((host, int(length)), strict=False) if host else port.on_link,
+        address(told["gateway"]) if "gateway" in told else port.gateway,
+        address(told["inside-gateway"]) if "inside-gateway" in told else port.inside_gateway,
+        int(told.get("vlan", port.vlan)),
+        int(told.get("mtu", port.mtu)),
+        partial or port.partial,
+    )
+
+
+# --- the bed as a State ---------------------------------------------------------------------------------------------------
+
+
+def new_bed_state(bed: Bed, now: int) -> State:
+    """A state with everything that configuration decides filled in; `shard.attach` is still to be called."""
+    units = [2 ** (prefix.each - prefix.network.prefixlen) for prefix in bed.subscribers + bed.devices]
+    sizes = Sizes(
+        extents=bed.extents, buckets=bed.buckets, externals=sum(p.network.num_addresses for p in bed.pools),
+        accounts=1 + sum(units), prefixes=len(bed.subscribers), devices=max(len(bed.devices), 1),
+        limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=max(len(bed.rules), 1),
+        statics=max(len(bed.statics), 1), ports=2, shards=1, neighbours=bed.neighbours,
+    )  # fmt: skip
+    state = new_state(sizes)
+    _fill_settings(state, bed)
+    _fill_ports(state, bed, now)
+    _fill_pools(state, bed)
+    _fill_accounts(state, bed)
+    _fill_policy(state, bed)
+    return state
+
+
+def _fill_settings(state: State, bed: Bed) -> None:
+    row = state.settings[0]
+    row["seed"] = np.array([0x243F6A8885A308D3, 0x13198A2E03707344], np.uint64)
+    row["secret"] = np.array([0xA4093822299F31D0, 0x082EFA98EC4E6C89], np.uint64)
+    for ours, name in (("tcp_established", "established"), ("tcp_transitory", "transitory"), ("udp", "udp"), ("icmp", "icmp")):
+        row[ours] = int(bed.timeouts_s[name] * 1000)
+    row["hold_down_s"] = bed.hold_down_s
+    row["neighbour_wait"] = NEIGHBOUR_WAIT
+    row["icmp_rate"] = row["icmp_burst"] = bed.errors
+    row["mss"], row["reject_code"] = bed.mss, bed.reject_code
+    row["hairpin"], row["inbound_refresh"] = bed.hairpin, bed.refresh
+    row["rules"], row["rules_version"] = len(bed.rules), 1
+    row["prefixes"], row["devices"], row["pools"] = len(bed.subscribers), len(bed.devices), len(bed.pools)
+    row["statics"], row["shards"], row["ports"] = len(bed.statics), 1, 1 if bed.stick else 2
+    row["internal_port"], row["external_port"] = 0, 0 if bed.stick else 1
+
+
+def _fill_ports(state: State, bed: Bed, now: int) -> None:
+    sides = [(BOTH, bed.outside)] if bed.stick else [(INTERNAL, bed.inside), (EXTERNAL, bed.outside)]
+    for number, (side, port) in enumerate(sides):
+        row = state.ports[number]
+        row["mac"] = np.frombuffer(mac_of(port.address), np.uint8)
+        row["mtu"], row["address"], row["vlan"], row["side"] = port.mtu, port.address, port.vlan, side
+        row["network"], row["mask"] = int(port.on_link.network_address), int(port.on_link.netmask)
+        row["internal_realm"], row["external_realm"] = INTERNAL_REALM, EXTERNAL_REALM
+        row["partial"] = port.partial
+        row["external_gateway"] = want(state, number, port.gateway, now) if port.gateway and side != INTERNAL else 0
+        inside_gateway = port.gateway if side == INTERNAL else port.inside_gateway
+        row["internal_gateway"] = want(state, number, inside_gateway, now) if inside_gateway and side != EXTERNAL else 0
+
+
+def _fill_pools(state: State, bed: Bed) -> None:
+    first = 0
+    for number, pool in enumerate(bed.pools):
+        hosts = pool.network.num_addresses
+        row = state.pools[number]
+        row["first_external"], row["externals"], row["block_size"] = first, hosts, pool.block
+        row["first_block"], row["end_block"] = block_range(pool)
+        row["blocks_free"] = hosts * (int(row["end_block"]) - int(row["first_block"]))
+        row["blocks_each"], row["filtering"] = pool.blocks, FILTERINGS.index(pool.filtering)
+        state.externals["address"][first : first + hosts] = int(pool.network.network_address) + np.arange(hosts)
+        state.externals["pool"][first : first + hosts] = number
+        first += hosts
+
+
+def block_range(pool: Pool) -> tuple[int, int]:
+    """First and last + 1 number of the blocks that lie wholly in the pool's port range."""
+    low, high = pool.ports
+    return -(-low // pool.block), (high + 1) // pool.block
+
+
+def _fill_accounts(state: State, bed: Bed) -> None:
+    pools = [pool.name for pool in bed.pools]
+    accounts: dict[int, int] = {}  # of the first address of each subscriber prefix
+    first, limit = 1, 1
+    for rows, prefixes in ((state.prefixes, bed.subscribers), (state.devices, bed.devices)):
+        for number, prefix in enumerate(sorted(prefixes, key=lambda p: -p.network.prefixlen)):
+            units = 2 ** (prefix.each - prefix.network.prefixlen)
+            row = rows[number]
+            row["network"], row["mask"] = int(prefix.network.network_address), int(prefix.network.netmask)
+            row["realm"], row["first_account"], row["shift"] = INTERNAL_REALM, first, 32 - prefix.each
+            if prefix.of:  # a device has what its subscriber has
+                row["parent"] = _account_of(state, bed, prefix.of)
+            else:
+                row["pool"] = pools.index(prefix.pool)
+            _fill_limits(state, limit, prefix.limits)
+            state.accounts["limits"][first : first + units] = limit
+            accounts[int(prefix.network.network_address)] = first
+            first, limit = first + units, limit + 1
+    for exception in bed.exceptions:
+        _fill_limits(state, limit, exception.limits)
+        state.accounts["limits"][_account_of(state, bed, int(exception.network.network_address))] = limit
+        limit += 1
+
+
+def _account_of(state: State, bed: Bed, host: int) -> int:
+    for row in state.prefixes[: len(bed.subscribers)]:
+        if host & int(row["mask"]) == int(row["network"]):
+            return int(row["first_account"]) + ((host - int(row["network"])) >> int(row["shift"]))
+    raise ValueError("a device or subscriber outside of every subscriber prefix")
+
+
+def _fill_limits(state: State, number: int, limits: tuple[int, int, int, int]) -> None:
+    row = state.limits[number]
+    row["sessions"], row["mappings"], row["rate"], row["burst"] = limits
+
+
+def _fill_policy(state: State, bed: Bed) -> None:
+    for number, rule in enumerate(bed.rules):
+        row = state.rules[number]
+        row["internal_network"], row["internal_mask"] = int(rule.internal.network_address), int(rule.internal.netmask)
+        row["remote_network"], row["remote_mask"] = int(rule.remote.network_address), int(rule.remote.netmask)
+        row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
+        row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
+        row["directions"], row["action"] = DIRECTIONS[rule.direction], ACTIONS[rule.action]
+        row["protocol"], row["number"] = PROTOCOLS[rule.protocol], number
+    for number, (protocol, external, internal) in enumerate(bed.statics):
+        static = state.statics[number]
+        static["protocol"] = protocol
+        static["external_address"], static["external_port"] = external
+        static["internal_address"], static["internal_port"] = internal
+
+
+# --- neighbours: the test plays the supervisor ----------------------------------------------------------------------------
+
+
+def want(state: State, port: int, host: int, now: int) -> int:
+    """Row of a neighbour, made if there is none."""
+    return int(neighbours.find(state, port, host) or neighbours.want(state, port, host, now))
+
+
+def answer(state: State, bed: Bed) -> None:
+    """Resolve every wanted neighbour but the silent ones, or give it up, as the supervisor would."""
+    for number in np.flatnonzero(state.neighbours["state"] == WANTED):
+        row = state.neighbours[number]
+        host = int(row["address"])
+        if host not in bed.silent:
+            row["mac"] = np.frombuffer(mac_of(host), np.uint8)
+            row["state"] = FAILED if host in bed.failed else REACHABLE
+            state.core[0]["neighbours_version"] += 1
+
+
+# --- a core without rings -------------------------------------------------------------------------------------------------
+
+FRAME_BYTES, HEADROOM = 4096, 256
+
+
+class Result(NamedTuple):
+    """What the pipeline did with one frame."""
+
+    verdict: str
+    sent: bytes | None  # the frame that is to leave, if one is
+    port: int  # row of PORT that it leaves by
+
+
+class Core:
+    """A state, frame memory and a burst, driven by hand: what the shard's loop does, without rings and clock."""
+
+    def __init__(self, bed: Bed, now: int) -> None:
+        self.bed = bed
+        self.state = new_bed_state(bed, now)
+        self.frames = np.zeros(BURST * FRAME_BYTES, np.uint8)
+        self.burst = new_burst()
+        self.held: list[list[int]] = []  # port, at, length, deadline, slot
+        self.slots = list(range(BURST))
+        recovery.attach(self.state, now)
+        answer(self.state, bed)
+
+    def receive(self, arrivals: list[tuple[str, bytes]], now: int) -> list[Result]:
+        """Process frames that arrive `inside` or `outside`, as one burst."""
+        rows = []
+        for side, frame in arrivals:
+            slot = self.slots.pop()
+            at = slot * FRAME_BYTES + HEADROOM
+            self.frames[at : at + len(frame)] = np.frombuffer(frame, np.uint8)
+            port = 0 if side == "inside" or self.bed.stick else 1
+            rows.append([port, at, len(frame), 0, slot])
+        return self._process(rows, now)
+
+    def again(self, now: int) -> list[Result]:
+        """Process the frames that were held back once more."""
+        rows, self.held = self.held, []
+        return self._process(rows, now)
+
+    def _process(self, rows: list[list[int]], now: int) -> list[Result]:
+        for i, (port, at, length, deadline, _) in enumerate(rows):
+            self.burst.port[i], self.burst.at[i], self.burst.length[i], self.burst.deadline[i] = port, at, length, deadline
+        pipeline.process(self.state, self.frames, self.burst, len(rows), now)
+        results = [self._result(i, row) for i, row in enumerate(rows)]
+        pipeline.settle(self.state, self.burst, len(rows))
+        return results
+
+    def _result(self, i: int, row: list[int]) -> Result:
+        verdict, length, at = int(self.burst.verdict[i]), int(self.burst.out_length[i]), int(self.burst.out_at[i])
+        if verdict == HELD_BACK:
+            self.held.append([*row[:3], int(self.burst.deadline[i]), row[4]])
+        else:
+            self.slots.append(row[4])
+        sent = self.frames[at : at + length].tobytes() if length else None
+        return Result(VERDICTS[verdict].name, sent, int(self.burst.out_port[i]))
+
+    def pass_time(self, now: int) -> None:
+        """What the loop does beside packets: end what is due."""
+        while sessions.expire(self.state, now, 1 << 20) == 1 << 20:
+            pass
+
+    def resolve(self, *hosts: int) -> None:
+        """Let neighbours be known before the packet that needs them comes."""
+        for host in hosts:
+            for number, port in enumerate([self.bed.outside] if self.bed.stick else [self.bed.inside, self.bed.outside]):
+                if host & int(port.on_link.netmask) == int(port.on_link.network_address):
+                    want(self.state, number, host, 0)
+        answer(self.state, self.bed)

@@ -1,0 +1,29 @@
+"""Options of the test run; and under CI=true nothing is skipped in silence: what would be, fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import hypothesis
+import pytest
+
+# Speed is for benches: a test must not fail because the machine is busy, or the compiler is at work.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--rewrite` and `--fuzz`."""
+    parser.addoption("--rewrite", action="store_true", help="write what scenarios yield into their files; read the diff")
+    parser.addoption("--fuzz", type=int, default=0, help="frames of the fuzz test (default 100,000; pure Python: 4,000)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn skips into failures where CI=true: a test that cannot run there is a hole, not a pass."""
+    report = yield
+    if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} would be skipped, and CI=true forbids that: {report.longrepr}"
+    return report

@@ -1,0 +1,141 @@
+"""What must hold of a state at any quiet moment, whatever packets it has seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from shards import cuckoo, ports, sessions
+from shards.state import CHUNK_PORTS, EXTENT_LINES, HELD, NAT_MAPPING, NAT_SESSION, Array, State
+from shards.verdict import RECEIVED, VERDICTS
+
+
+def living(state: State) -> Array:
+    """Copies of all session rows that are alive."""
+    return state.sessions[_lines(state)]
+
+
+def check(state: State, received: int, held: int) -> None:
+    """Assert all of it; `received` frames were handed in, `held` of them wait for a neighbour."""
+    told = [*cuckoo.check(state), *_sessions(state), *_mappings(state), *_accounts(state)]
+    told += _conservation(state, received, held)
+    assert not told, "\n".join(told)
+
+
+def _lines(state: State) -> Array:
+    return _rows(state, NAT_SESSION, state.sessions["kind"], 1)
+
+
+def _halves(state: State) -> Array:
+    return _rows(state, NAT_MAPPING, state.mappings["kind"], 2)
+
+
+def _rows(state: State, kind: int, kinds: Array, each: int) -> Array:
+    """Numbers of the living rows of a kind, looked for in the extents of that kind only."""
+    extents = np.flatnonzero(state.extents["kind"] == kind)
+    size = EXTENT_LINES * each
+    found = [extent * size + np.flatnonzero(kinds[extent * size : (extent + 1) * size] == kind) for extent in extents]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def _sessions(state: State) -> list[str]:
+    """Both tuples find the session; it agrees with its mapping."""
+    told = []
+    for line in _lines(state).tolist():
+        row, words = state.sessions[line], state.words[line * 8 : line * 8 + 4]
+        mapping = state.mappings[int(row["mapping"])]
+        if cuckoo.lookup(state, words[0], words[1]) != line << 2:
+            told.append(f"session {line}: its outbound tuple does not find it")
+        if cuckoo.lookup(state, words[2], words[3]) != line << 2 | 1:
+            told.append(f"session {line}: its inbound tuple does not find it")
+        for name in ("internal_address", "internal_port", "external_address", "external_port"):
+            if row[name] != mapping[name] or mapping["kind"] != NAT_MAPPING:
+                told.append(f"session {line}: its mapping has another {name}")
+    return told
+
+
+def _mappings(state: State) -> list[str]:
+    """Each mapping is found by its internal endpoint, owns its external one alone, and counts its sessions."""
+    told, owned = [], 0
+    used: dict[tuple[int, int], int] = {}
+    users = np.bincount(state.sessions["mapping"][_lines(state)], minlength=1)
+    for half in _halves(state).tolist():
+        row = state.mappings[half]
+        external, port = sessions.external_ordinal(state, int(row["external_address"])), int(row["external_port"])
+        owned += 1
+        used[external, port // CHUNK_PORTS] = used.get((external, port // CHUNK_PORTS), 0) + 1
+        if cuckoo.lookup(state, state.words[half * 4], state.words[half * 4 + 1]) != half << 1:
+            told.append(f"mapping {half}: its internal endpoint does not find it")
+        if int(state.owners[external, ports.port_space(int(row["internal_realm"]) >> 24), port]) != half:
+            told.append(f"mapping {half}: its external port has another owner")
+        has = int(users[half]) if half < len(users) else 0
+        if int(row["sessions"]) != has:
+            told.append(f"mapping {half}: counts {row['sessions']} sessions, has {has}")
+    owners = state.owners[(state.owners != 0) & (state.owners & HELD == 0)]
+    if len(owners) != owned:
+        told.append(f"{len(owners)} external ports are owned by {owned} mappings")
+    return told + _chunks(state, used)
+
+
+def _chunks(state: State, used: dict[tuple[int, int], int]) -> list[str]:
+    told = []
+    for external, chunk in np.argwhere(state.chunks["used"] > 0).tolist() + [list(key) for key in used]:
+        counts, has = int(state.chunks[external, chunk]["used"]), used.get((external, chunk), 0)
+        if counts != has:
+            told.append(f"chunk {external}/{chunk} counts {counts} ports in use, has {has}")
+    for pool in state.pools:
+        first, each = int(pool["first_external"]), int(pool["block_size"]) // CHUNK_PORTS
+        heads = state.chunks["account"][first : first + int(pool["externals"]), ::each]
+        free = int(np.count_nonzero(heads[:, int(pool["first_block"]) : int(pool["end_block"])] == 0))
+        if free != pool["blocks_free"]:
+            told.append(f"a pool says {pool['blocks_free']} free blocks, there are {free}")
+    return told + _blocks(state)
+
+
+def _blocks(state: State) -> list[str]:
+    """An account's blocks and the chunks' owners say the same."""
+    told, named = [], 0
+    for number in np.flatnonzero(state.accounts["external"]).tolist():
+        account = state.accounts[number]
+        each = int(state.pools[int(account["pool"])]["block_size"]) // CHUNK_PORTS
+        for block in account["blocks"][account["blocks"] > 0].tolist():
+            owners = state.chunks["account"][int(account["external"]) - 1, (block - 1) * each : block * each]
+            named += each
+            if not np.all(owners == number + 1):
+                told.append(f"account {number}: block {block - 1} is not wholly its own")
+    if (owned := int(np.count_nonzero(state.chunks["account"]))) != named:
+        told.append(f"{owned} chunks have an owner, accounts name {named}")
+    return told
+
+
+def _accounts(state: State) -> list[str]:
+    """What accounts and shards count equals the rows."""
+    told = []
+    counted: dict[tuple[int, str], int] = {}
+    accounts = state.mappings["account"]
+    owners = {"sessions": accounts[state.sessions["mapping"][_lines(state)]], "mappings": accounts[_halves(state)]}
+    for name, charged in owners.items():
+        for account in charged.tolist():
+            while account:
+                counted[account, name] = counted.get((account, name), 0) + 1
+                account = int(state.accounts[account]["parent"])
+        if int(state.shards[name].sum()) != len(charged):
+            told.append(f"shards count {state.shards[name].sum()} {name}, there are {len(charged)}")
+        for account in {*np.flatnonzero(state.accounts[name]).tolist(), *(key[0] for key in counted if key[1] == name)}:
+            counts, has = int(state.accounts[account][name]), counted.get((account, name), 0)
+            if counts != has:
+                told.append(f"account {account} counts {counts} {name}, has {has}")
+    return told
+
+
+def _conservation(state: State, received: int, held: int) -> list[str]:
+    """Received = forwarded + punted + shunted + held + drops, and the meters' own number of received agrees."""
+    packets: Any = state.counters[:, 0]
+    decided = int(packets[: len(VERDICTS)].sum())
+    told = [] if decided + held == received else [f"{received} frames came, {decided} have a verdict, {held} are held"]
+    if int(packets[RECEIVED]) + held != received:
+        told.append(f"{received} frames came, `received` says {packets[RECEIVED]} and {held} are held")
+    if packets[0]:
+        told.append(f"{packets[0]} packets were left undecided")
+    return told

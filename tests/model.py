@@ -1,0 +1,573 @@
+"""The NAT in plain dictionaries: the oracle that the pipeline is held against (RFC 4787, 5382, 5508, 6146, 6888, 7857).
+
+Obvious rather than fast. It says what becomes of a frame: the verdict, the translated packet, where it goes, and what ICMP
+error its sender is owed. The one thing that it does not compute is which external port a new mapping gets: it asks `choose`,
+checks that the answer is legal (the pool's, paired, in a block of the subscriber's, neither owned nor held down) and adopts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+from tests.bed import Bed, Pool, Port, Prefix, block_range
+from tests.frames import (
+    ICMP,
+    REPLIES,
+    REQUESTS,
+    TCP,
+    UDP,
+    Malformed,
+    Packet,
+    build,
+    dissect_header,
+    dissect_transport,
+    mac_of,
+    residue_of,
+    split_frame,
+)
+
+Endpoint = tuple[int, int]
+Choose = Callable[[int, Endpoint], Endpoint]  # (protocol, internal endpoint) -> external endpoint
+
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+UNREACHABLE, HOST_UNREACHABLE, FRAG_NEEDED, TIME_EXCEEDED = 0x0300, 0x0301, 0x0304, 0x0B00  # ICMP type << 8 | code
+
+
+class Refused(Exception):
+    """The packet is not forwarded; `reply` is the ICMP error (type << 8 | code, rest) that its sender is owed."""
+
+    def __init__(self, verdict: str, reply: tuple[int, int] | None = None) -> None:
+        super().__init__(verdict)
+        self.verdict, self.reply = verdict, reply
+
+
+class Illegal(AssertionError):
+    """The external endpoint that was chosen for a mapping must not be used for it."""
+
+
+class Outcome(NamedTuple):
+    """What becomes of one frame."""
+
+    verdict: str
+    packet: Packet | None = None  # as it leaves, or waits to leave
+    side: str = ""  # by which port
+    hop: int = 0  # address of the next hop
+    reply: tuple[int, int] | None = None  # ICMP error to the sender: type << 8 | code, last four header bytes
+
+
+@dataclass
+class Mapping:
+    """Internal endpoint <-> external endpoint."""
+
+    protocol: int
+    internal: Endpoint
+    external: Endpoint
+    static: bool = False
+    sessions: set[Endpoint] = field(default_factory=set)  # remotes
+
+
+@dataclass
+class Session:
+    """A mapping's traffic with one remote."""
+
+    mapping: Mapping
+    remote: Endpoint
+    state: str
+    expiry: int
+
+
+@dataclass
+class Subscriber:
+    """The external address a subscriber is paired with, and his blocks there."""
+
+    external: int = 0
+    blocks: set[int] = field(default_factory=set)
+
+
+# What a segment does to a connection (RFC 6146 3.5.2, RFC 7857 2): state, then next state by FIN, RST, SYN, other.
+# `-` stays and leaves the lifetime alone, `.` stays and renews it.
+_TCP = {
+    "out": """
+        init         -            reset  .            -
+        init_in      -            reset  established  -
+        established  fin_out      reset  .            .
+        fin_out      .            reset  .            .
+        fin_in       closing      reset  .            .
+        closing      -            -      init         -
+        reset        established  -      established  established
+    """,
+    "in": """
+        init         -            -      established  -
+        init_in      -            -      .            -
+        established  fin_in       reset  .            .
+        fin_out      closing      reset  .            .
+        fin_in       .            reset  .            .
+        closing      -            -      init_in      -
+        reset        established  -      established  established
+    """,
+}
+TCP_TABLE = {
+    (way, row.split()[0]): dict(zip(("fin", "rst", "syn", "other"), row.split()[1:], strict=True))
+    for way, picture in _TCP.items()
+    for row in picture.strip().splitlines()
+}
+
+
+class Model:
+    """One core. `receive` is all that happens to it, beside the passing of time."""
+
+    def __init__(self, bed: Bed, now: int) -> None:
+        self.bed = bed
+        self.mappings: dict[tuple[int, Endpoint], Mapping] = {}  # by protocol and internal endpoint
+        self.owners: dict[tuple[int, Endpoint], Mapping] = {}  # by protocol and external endpoint
+        self.sessions: dict[tuple[int, Endpoint, Endpoint], Session] = {}  # protocol, internal, remote
+        self.subscribers: dict[IPv4Network, Subscriber] = {}
+        self.freed: dict[tuple[int, Endpoint], int] = {}  # when a port was freed
+        self.tokens: dict[Prefix | IPv4Network | str, tuple[float, int]] = {}
+        self.soonest = now  # nothing ends before
+        self.pool_of = {int(host): pool for pool in bed.pools for host in pool.network}
+        for protocol, external, internal in bed.statics:
+            self._add(Mapping(protocol, internal, external, static=True))
+        self.now = now
+
+    # --- a frame ----------------------------------------------------------------------------------------------------------
+
+    def receive(self, side: str, frame: bytes, now: int, choose: Choose) -> Outcome:
+        """What becomes of a frame that arrives `inside` or `outside` at tick `now`."""
+        self.pass_time(now)
+        try:
+            packet = admit(self.bed.inside if side == "inside" else self.bed.outside, frame)
+        except Malformed as wrong:
+            return Outcome(wrong.verdict)
+        if self.bed.stick:
+            side = "inside" if self._prefix_of(packet.source) else "outside"
+        try:
+            return self._outbound(packet, choose) if side == "inside" else self._inbound(packet)
+        except Refused as refused:
+            owed = refused.reply if not packet.is_error and self._may_tell(refused.reply) else None
+            return Outcome(refused.verdict, reply=owed)
+
+    def _outbound(self, packet: Packet, choose: Choose) -> Outcome:
+        if not self._prefix_of(packet.source) and not packet.is_error:
+            raise Refused("spoofed_source")
+        if self._prefix_of(packet.destination):
+            raise Refused("inside_destination")
+        turns = packet.destination in self.pool_of
+        if packet.is_error:
+            return self._error_outbound(packet, turns)
+        if turns and not self.bed.hairpin:
+            raise Refused("hairpin_refused")
+        session = self._session_out(packet, choose)
+        translated = _from(packet, session.mapping.external)
+        if turns:
+            outcome = self._inbound(translated, turned=True)
+        else:
+            outcome = self._send(translated, "outside", "forwarded_out")
+        if outcome.verdict != "held":
+            self._advance(session, "out", packet.flags)
+        return outcome
+
+    def _inbound(self, packet: Packet, turned: bool = False) -> Outcome:
+        verdict = "hairpinned" if turned else "forwarded_in"
+        if packet.destination not in self.pool_of:
+            raise Refused("inside_destination" if self._prefix_of(packet.destination) else "not_our_destination")
+        if not turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
+            raise Refused("spoofed_source")
+        if packet.is_error:
+            return self._send(self._error_in(packet, turned), "inside", verdict)
+        mapping = self.owners.get((packet.protocol, (packet.destination, packet.destination_port or _identifier(packet))))
+        if mapping is None:
+            raise Refused("no_mapping")
+        remote = (packet.source, _remote_port(packet, packet.source_port))
+        session = self.sessions.get((packet.protocol, mapping.internal, remote))
+        if session is None:
+            self._obey_rules("inbound", packet, mapping.internal, remote)
+            self._filter(mapping, remote)
+        outcome = self._send(_to(packet, mapping.internal), "inside", verdict)
+        if session and outcome.verdict != "held":
+            self._advance(session, "in", packet.flags)
+        return outcome
+
+    def _send(self, packet: Packet, side: str, verdict: str) -> Outcome:
+        port = self.bed.inside if side == "inside" else self.bed.outside
+        if packet.ttl <= 1:
+            raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
+        gateway = port.inside_gateway if self.bed.stick and side == "inside" else port.gateway
+        on_link = IPv4Address(packet.destination) in port.on_link
+        hop = packet.destination if on_link or not gateway else gateway
+        packet = replace(packet, ttl=packet.ttl - 1, residue=0 if packet.residue == -1 else packet.residue)
+        if self.bed.mss and packet.protocol == TCP and packet.flags & SYN:
+            packet = packet.clamped(self.bed.mss)
+        if hop in self.bed.failed:
+            raise Refused("neighbour_unresolved", (HOST_UNREACHABLE, 0))
+        if hop in self.bed.silent:
+            return Outcome("held", packet, side, hop)
+        if len(build(packet)) > port.mtu:
+            if packet.fragment & 0x4000:
+                raise Refused("too_big", (FRAG_NEEDED, port.mtu))
+            raise Refused("needs_fragmenting")
+        return Outcome(verdict, packet, side, hop)
+
+    def give_up(self, held: Outcome) -> Outcome:
+        """A packet has waited for its neighbour long enough."""
+        assert held.packet
+        owed = (HOST_UNREACHABLE, 0)
+        return Outcome("neighbour_unresolved", reply=owed if not held.packet.is_error and self._may_tell(owed) else None)
+
+    def _may_tell(self, reply: tuple[int, int] | None) -> bool:
+        """The rate of ICMP errors of our own (RFC 1812 4.3.2.8)."""
+        return reply is not None and self._spend("errors", self.bed.errors, self.bed.errors)
+
+    # --- mappings and sessions --------------------------------------------------------------------------------------------
+
+    def _session_out(self, packet: Packet, choose: Choose) -> Session:
+        internal = (packet.source, packet.source_port or _identifier(packet))
+        remote = (packet.destination, _remote_port(packet, packet.destination_port))
+        session = self.sessions.get((packet.protocol, internal, remote))
+        if session:
+            return session
+        if packet.protocol == ICMP and packet.kind >> 8 in REPLIES:
+            raise Refused("icmp_type_not_served")
+        mapping = self.mappings.get((packet.protocol, internal))
+        if packet.protocol == TCP and not _may_open(packet.flags, mapping is not None):
+            raise Refused("tcp_not_opening")
+        self._obey_rules("outbound", packet, internal, remote)
+        self._obey_limits(packet.source, mapping is None)
+        if mapping is None:
+            mapping = Mapping(packet.protocol, internal, self._choose(packet.protocol, internal, choose))
+            self._add(mapping)
+        return self._open(mapping, remote, _first_state(packet))
+
+    def _add(self, mapping: Mapping) -> None:
+        self.mappings[mapping.protocol, mapping.internal] = mapping
+        self.owners[mapping.protocol, mapping.external] = mapping
+
+    def _open(self, mapping: Mapping, remote: Endpoint, state: str) -> Session:
+        session = Session(mapping, remote, state, self.now + self._lifetime(state))
+        self.sessions[mapping.protocol, mapping.internal, remote] = session
+        self.soonest = min(self.soonest, session.expiry)
+        mapping.sessions.add(remote)
+        return session
+
+    def end(self, session: Session) -> None:
+        """End a session; its mapping goes with its last one, and the port is held down from now on."""
+        mapping = session.mapping
+        del self.sessions[mapping.protocol, mapping.internal, session.remote]
+        mapping.sessions.discard(session.remote)
+        if mapping.sessions or mapping.static:
+            return
+        del self.mappings[mapping.protocol, mapping.internal]
+        del self.owners[mapping.protocol, mapping.external]
+        self.freed[mapping.protocol, mapping.external] = self.now
+        self._return_block(mapping)
+
+    def _return_block(self, mapping: Mapping) -> None:
+        subscriber = self._subscriber(mapping.internal[0])
+        host, port = mapping.external
+        size = self.pool_of[host].block
+        if any(other[0] == host and other[1] // size == port // size for _, other in self.owners):
+            return
+        subscriber.blocks.discard(port // size)
+        if not subscriber.blocks:
+            subscriber.external = 0
+
+    def pass_time(self, now: int) -> None:
+        """End what is due at tick `now`."""
+        self.now = now
+        if now < self.soonest:
+            return
+        for session in [session for session in self.sessions.values() if session.expiry <= now]:
+            self.end(session)
+        self.soonest = min((session.expiry for session in self.sessions.values()), default=now)
+
+    def _filter(self, mapping: Mapping, remote: Endpoint) -> None:
+        """RFC 4787 section 5. A static mapping is there to let everyone in."""
+        filtering = self.pool_of[mapping.external[0]].filtering
+        if filtering == "endpoint-independent" or mapping.static:
+            return
+        if filtering == "address-dependent" and any(host == remote[0] for host, _ in mapping.sessions):
+            return
+        raise Refused("filtered")
+
+    def _advance(self, session: Session, way: str, flags: int) -> None:
+        if session.mapping.protocol != TCP:
+            if way == "out" or self.bed.refresh:
+                session.expiry = self.now + self._lifetime(session.state)
+            return
+        event = "rst" if flags & RST else "syn" if flags & SYN else "fin" if flags & FIN else "other"
+        cell = TCP_TABLE[way, session.state][event]
+        if cell == "-":
+            return
+        session.state = session.state if cell == "." else cell
+        session.expiry = self.now + self._lifetime(session.state)
+        self.soonest = min(self.soonest, session.expiry)
+
+    def _lifetime(self, state: str) -> int:
+        long = state in ("established", "fin_out", "fin_in")
+        name = {"udp": "udp", "query": "icmp"}.get(state, "established" if long else "transitory")
+        return int(self.bed.timeouts_s[name] * 1000)
+
+    # --- whose port -------------------------------------------------------------------------------------------------------
+
+    def _choose(self, protocol: int, internal: Endpoint, choose: Choose) -> Endpoint:
+        """The external endpoint that the other side chose, once it is proven legal."""
+        subscriber, pool = self._subscriber(internal[0]), self._pool(internal[0])
+        old = any(self._free_port(protocol, subscriber.external, block, pool.block) for block in subscriber.blocks)
+        new = [] if old else self._free_blocks(subscriber, pool, protocol)
+        if not old and len(subscriber.blocks) >= pool.blocks:
+            raise Refused("ports_exhausted")
+        if not old and not new:
+            raise Refused("pool_exhausted")
+        host, port = choose(protocol, internal)
+        block = (host, port // pool.block)
+        if old and (host != subscriber.external or block[1] not in subscriber.blocks):
+            raise Illegal(f"{IPv4Address(host)}:{port} although the subscriber has free ports in his blocks")
+        if not old and block not in new:
+            raise Illegal(f"{IPv4Address(host)}:{port} is in no block that this subscriber may take")
+        if not self._is_free(protocol, (host, port)) or port < 1024:
+            raise Illegal(f"{IPv4Address(host)}:{port} is owned, held down or reserved")
+        subscriber.external = host
+        subscriber.blocks.add(block[1])
+        return host, port
+
+    def propose(self, protocol: int, internal: Endpoint) -> Endpoint:
+        """A legal choice, for running the model alone."""
+        subscriber, pool = self._subscriber(internal[0]), self._pool(internal[0])
+        for block in sorted(subscriber.blocks):
+            if port := self._free_port(protocol, subscriber.external, block, pool.block):
+                return subscriber.external, port
+        host, block = self._free_blocks(subscriber, pool, protocol)[0]
+        return host, self._free_port(protocol, host, block, pool.block)
+
+    def _free_port(self, protocol: int, host: int, block: int, size: int) -> int:
+        """The first free port of a block, or 0."""
+        ports = range(block * size, (block + 1) * size)
+        return next((port for port in ports if self._is_free(protocol, (host, port))), 0)
+
+    def _is_free(self, protocol: int, external: Endpoint) -> bool:
+        freed = self.freed.get((protocol, external))
+        # In whole seconds, rounded so that it is never less than the hold-down.
+        rested = freed is None or not self.bed.hold_down_s or self.now // 1000 - freed // 1000 > self.bed.hold_down_s
+        return rested and (protocol, external) not in self.owners
+
+    def _free_blocks(self, subscriber: Subscriber, pool: Pool, protocol: int) -> list[tuple[int, int]]:
+        """Blocks that the subscriber may take: nobody's, and not held down wholly."""
+        taken = {(other.external, block) for other in self.subscribers.values() for block in other.blocks}
+        hosts = [subscriber.external] if subscriber.blocks else [int(host) for host in pool.network]
+        free = [(host, block) for host in hosts for block in range(*block_range(pool)) if (host, block) not in taken]
+        return [(host, block) for host, block in free if self._free_port(protocol, host, block, pool.block)]
+
+    def _subscriber(self, host: int) -> Subscriber:
+        prefix = self._prefix_of(host)
+        assert prefix is not None
+        return self.subscribers.setdefault(prefix.unit(host), Subscriber())
+
+    def _pool(self, host: int) -> Pool:
+        prefix = self._prefix_of(host)
+        assert prefix is not None
+        return next(pool for pool in self.bed.pools if pool.name == prefix.pool)
+
+    def _prefix_of(self, host: int) -> Prefix | None:
+        return _longest(self.bed.subscribers, host)
+
+    # --- policy -----------------------------------------------------------------------------------------------------------
+
+    def _obey_rules(self, direction: str, packet: Packet, internal: Endpoint, remote: Endpoint) -> None:
+        for rule in self.bed.rules:
+            ports = [(rule.internal_ports, internal[1]), (rule.remote_ports, remote[1])]
+            if packet.protocol == ICMP:  # has no ports: a rule that names some does not fit
+                ports_fit = all(limits == (0, 65535) for limits, _ in ports)
+            else:
+                ports_fit = all(low <= port <= high for (low, high), port in ports)
+            if (
+                rule.direction in (direction, "both")
+                and rule.protocol in ("any", {ICMP: "icmp", TCP: "tcp", UDP: "udp"}[packet.protocol])
+                and IPv4Address(internal[0]) in rule.internal
+                and IPv4Address(remote[0]) in rule.remote
+                and ports_fit
+            ):
+                if rule.action == "drop":
+                    raise Refused("rule_dropped")
+                if rule.action == "reject":
+                    raise Refused("rule_rejected", (UNREACHABLE | self.bed.reject_code, 0))
+                return
+
+    def _obey_limits(self, host: int, new_mapping: bool) -> None:
+        """The device's, then the subscriber's (RFC 6888 REQ-4, REQ-5)."""
+        holders = [prefix for prefix in (_longest(self.bed.devices, host), self._prefix_of(host)) if prefix]
+        for prefix in holders:
+            unit = prefix.unit(host)
+            sessions, mappings, rate, burst = self._limits(prefix, unit)
+            if sessions and sum(IPv4Address(internal[0]) in unit for _, internal, _ in self.sessions) >= sessions:
+                raise Refused("session_limit")
+            if new_mapping and mappings and sum(IPv4Address(i[0]) in unit for _, i in self.mappings) >= mappings:
+                raise Refused("mapping_limit")
+            if rate and self._tokens(unit, rate, burst) < 1:
+                raise Refused("rate_limit")
+        for prefix in holders:
+            unit = prefix.unit(host)
+            *_, rate, burst = self._limits(prefix, unit)
+            if rate:
+                self._spend(unit, rate, burst)
+
+    def _limits(self, prefix: Prefix, unit: IPv4Network) -> tuple[int, int, int, int]:
+        return next((own.limits for own in self.bed.exceptions if own.network == unit), prefix.limits)
+
+    def _tokens(self, whose: IPv4Network | str, rate: int, burst: int) -> float:
+        tokens, at = self.tokens.get(whose, (burst, self.now))
+        return min(burst, tokens + (self.now - at) * rate / 1000)
+
+    def _spend(self, whose: IPv4Network | str, rate: int, burst: int) -> bool:
+        tokens = self._tokens(whose, rate, burst)
+        self.tokens[whose] = (tokens - (tokens >= 1), self.now)
+        return tokens >= 1
+
+    # --- ICMP errors about our packets (RFC 5508 4) -----------------------------------------------------------------------
+
+    def _error_outbound(self, packet: Packet, turns: bool) -> Outcome:
+        translated = self._error_out(packet)
+        if turns and not self.bed.hairpin:
+            raise Refused("hairpin_refused")
+        if turns and packet.ttl <= 1:
+            raise Refused("ttl_exceeded")
+        return self._inbound(translated, turned=True) if turns else self._send(translated, "outside", "forwarded_out")
+
+    def _error_out(self, packet: Packet) -> Packet:
+        """An inside station's word on a packet that we delivered: outer source and embedded destination become external."""
+        about = _embedded(packet)
+        if about.source != packet.destination:
+            raise Refused("icmp_unrelated")
+        internal = (about.destination, about.destination_port or _identifier(about))
+        mapping = self.mappings.get((about.protocol, internal))
+        if mapping is None:
+            raise Refused("icmp_unrelated")
+        return replace(packet, source=mapping.external[0], about=_to(about, mapping.external))
+
+    def _error_in(self, packet: Packet, turned: bool) -> Packet:
+        """The Internet's word on a packet that we sent: outer destination and embedded source become internal."""
+        about = _embedded(packet)
+        mapping = self.owners.get((about.protocol, (about.source, about.source_port or _identifier(about))))
+        ours = not turned and about.destination in self.pool_of  # such a packet never went out
+        if mapping is None or about.source != packet.destination or ours:
+            raise Refused("icmp_unrelated")
+        return replace(packet, destination=mapping.internal[0], about=_from(about, mapping.internal))
+
+
+# --- what needs no memory -------------------------------------------------------------------------------------------------
+
+
+def admit(port: Port, frame: bytes) -> Packet:
+    """The packet in a frame that has reached a port; raises `Malformed` for what no core ever forwards."""
+    to, _, vlan, ethertype, data = split_frame(frame)
+    if to != mac_of(port.address):
+        raise Malformed("foreign_mac")
+    if vlan != port.vlan:
+        raise Malformed("vlan_unexpected")
+    if ethertype != 0x0800:
+        raise Malformed("ipv6_not_served" if ethertype == 0x86DD else "not_ip")
+    header = dissect_header(data)
+    _admit_addresses(header)
+    if header.protocol not in (ICMP, TCP, UDP):
+        raise Malformed("protocol_not_served")
+    packet = dissect_transport(header)
+    _admit_transport(packet)
+    if packet.residue == -1 and not port.partial:  # elsewhere it is a wrong checksum like any other
+        packet = replace(packet, residue=residue_of(header, header.payload[: packet.udp_length or None]))
+    return packet
+
+
+def _admit_addresses(packet: Packet) -> None:
+    """RFC 7126 4.3, RFC 6890, RFC 791."""
+    if _source_routed(packet.ip_options):
+        raise Malformed("source_routed")
+    if martian(packet.source):
+        raise Malformed("martian_source")
+    if martian(packet.destination):
+        raise Malformed("martian_destination")
+    if packet.source == packet.destination:
+        raise Malformed("land")
+    if packet.fragment & 0x3FFF:
+        raise Malformed("fragment")
+
+
+def martian(host: int) -> bool:
+    """An address that never crosses a router."""
+    nowhere = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
+    return any(IPv4Address(host) in IPv4Network(network) for network in nowhere)
+
+
+def _source_routed(options: bytes) -> bool:
+    while options and options[0] != 0:
+        if options[0] == 1:
+            options = options[1:]
+        elif options[0] in (131, 137) or len(options) < 2 or not 2 <= options[1] <= len(options):
+            return True
+        else:
+            options = options[options[1] :]
+    return False
+
+
+def _admit_transport(packet: Packet) -> None:
+    if packet.protocol == ICMP:
+        if packet.residue:
+            raise Malformed("bad_icmp_checksum")
+        if packet.kind >> 8 not in (*REQUESTS, *REPLIES, 3, 4, 11, 12):
+            raise Malformed("icmp_type_not_served")
+    if packet.protocol == TCP:
+        flags = packet.flags & 0x3F
+        if not flags or (flags & SYN and flags & (FIN | RST)) or flags & (FIN | ACK | RST) == FIN:
+            raise Malformed("bad_tcp_flags")
+
+
+def _embedded(packet: Packet) -> Packet:
+    about = packet.about
+    if about is None or about.fragment & 0x1FFF or len(build(about)) - 20 - len(about.ip_options) < 8:
+        raise Refused("icmp_embedded_bad")
+    return about
+
+
+def _from(packet: Packet, source: Endpoint) -> Packet:
+    """With another source endpoint."""
+    return _identified(replace(packet, source=source[0], source_port=source[1]), packet, source[1])
+
+
+def _to(packet: Packet, destination: Endpoint) -> Packet:
+    """With another destination endpoint."""
+    return _identified(replace(packet, destination=destination[0], destination_port=destination[1]), packet, destination[1])
+
+
+def _identified(changed: Packet, packet: Packet, identifier: int) -> Packet:
+    """An ICMP query has one identifier and no ports, whichever end is translated."""
+    if packet.protocol != ICMP:
+        return changed
+    asks = packet.kind >> 8 in REQUESTS
+    return replace(changed, source_port=identifier if asks else 0, destination_port=0 if asks else identifier)
+
+
+def _identifier(packet: Packet) -> int:
+    return packet.source_port or packet.destination_port if packet.protocol == ICMP else 0
+
+
+def _remote_port(packet: Packet, port: int) -> int:
+    return 0 if packet.protocol == ICMP else port
+
+
+def _may_open(flags: int, mapped: bool) -> bool:
+    if flags & (RST | FIN):
+        return False
+    return mapped or flags & (SYN | ACK) == SYN
+
+
+def _first_state(packet: Packet) -> str:
+    """A SYN-ACK answers a SYN that came in by the mapping alone; without SYN a connection goes on whose session was lost."""
+    if packet.protocol != TCP:
+        return "udp" if packet.protocol == UDP else "query"
+    return "init" if packet.flags & (SYN | ACK) == SYN else "established"
+
+
+def _longest(prefixes: list[Prefix], host: int) -> Prefix | None:
+    fitting = [prefix for prefix in prefixes if IPv4Address(host) in prefix.network]
+    return max(fitting, key=lambda prefix: prefix.network.prefixlen, default=None)

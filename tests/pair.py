@@ -1,0 +1,148 @@
+"""Model and pipeline side by side: every frame goes to both, and whatever they do not agree on is an error.
+
+In verdict, packet, port, MAC addresses and ICMP error; and the checker (`frames.complaints`) must find nothing wrong with what
+is sent. `compare_sessions` holds their sessions against each other, `check` the pipeline's state against its invariants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from shards import sessions, tcp
+from tests import frames, invariants
+from tests.bed import INTERNAL_REALM, NEIGHBOUR_WAIT, Bed, Core, Result
+from tests.frames import mac_of, spell
+from tests.model import Model, Outcome
+
+EPOCH = 10_000_000  # tick at which tests begin
+
+
+class Pair:
+    """A bed twice."""
+
+    def __init__(self, bed: Bed) -> None:
+        self.bed = bed
+        self.now = EPOCH
+        self.core = Core(bed, self.now)
+        self.model = Model(bed, self.now)
+        self.waiting: list[tuple[str, bytes, int]] = []  # side, frame, until when it may wait
+        self.received = 0
+        self.core.resolve(*(internal for _, _, (internal, _) in bed.statics))
+
+    def receive(self, arrivals: list[tuple[str, bytes]]) -> list[Result]:
+        """Hand a burst of (side, frame) to both; what the pipeline did."""
+        self.received += len(arrivals)
+        results = self.core.receive(arrivals, self.now)
+        self._judge_all([(side, frame, self.now + NEIGHBOUR_WAIT) for side, frame in arrivals], results)
+        return results
+
+    def resolve(self, host: int) -> list[Result]:
+        """A silent neighbour answers; what became of the frames that were held."""
+        self.bed.silent.discard(host)
+        self.core.resolve()
+        return self.wait()
+
+    def wait(self) -> list[Result]:
+        """Serve the held frames again; what became of them."""
+        arrivals, self.waiting = self.waiting, []
+        results = self.core.again(self.now)
+        self._judge_all(arrivals, results)
+        return results
+
+    def _judge_all(self, arrivals: list[tuple[str, bytes, int]], results: list[Result]) -> None:
+        for (side, frame, until), result in zip(arrivals, results, strict=True):
+            outcome = self.model.receive(side, frame, self.now, self._chosen)
+            if outcome.verdict == "held" and self.now >= until:
+                outcome = self.model.give_up(outcome)
+            elif outcome.verdict == "held":
+                self.waiting.append((side, frame, until))
+            self._judge(frame, side, result, outcome)
+
+    def pass_time(self, now: int) -> None:
+        """Let it be `now` for both."""
+        self.now = now
+        self.core.pass_time(now)
+        self.model.pass_time(now)
+
+    def check(self) -> None:
+        """Assert that the sessions are the same and the invariants hold."""
+        self.compare_sessions()
+        invariants.check(self.core.state, self.received, len(self.core.held))
+
+    def compare_sessions(self) -> None:
+        """The same sessions, in the same state, ending at the same tick."""
+        ours = {key: (s.mapping.external, s.state, s.expiry & 0xFFFFFFFF) for key, s in self.model.sessions.items()}
+        theirs = {}
+        for row in invariants.living(self.core.state):
+            internal = int(row["internal_address"]), int(row["internal_port"])
+            remote = int(row["remote_address"]), int(row["remote_port"])
+            external = int(row["external_address"]), int(row["external_port"])
+            theirs[int(row["internal_realm"]) >> 24, internal, remote] = external, tcp.STATES[row["state"]], int(row["expiry"])
+        assert theirs == ours, f"sessions differ: only pipeline {_missing(theirs, ours)}, only model {_missing(ours, theirs)}"
+
+    # --- frames -----------------------------------------------------------------------------------------------------------
+
+    def _judge(self, frame: bytes, side: str, result: Result, outcome: Outcome) -> None:
+        """Hold one result against the model's word and the checker's."""
+        what = f"{described(frame)} ({frame.hex()})"
+        assert result.verdict == outcome.verdict, f"{what}: the pipeline says {result.verdict}, the model {outcome.verdict}"
+        if outcome.reply:
+            assert result.sent, f"{what}: its sender should be told, and is not"
+            self._judge_reply(frame, side, result.sent, outcome.reply)
+        elif outcome.packet and outcome.verdict != "held":
+            assert result.sent, f"{what}: nothing was sent"
+            self._judge_sent(frame, result, outcome)
+        else:
+            assert result.sent is None, f"{what}: {described(result.sent or b'')} should not have been sent"
+
+    def _judge_sent(self, frame: bytes, result: Result, outcome: Outcome) -> None:
+        assert result.sent and outcome.packet
+        to, source, vlan, _, data = frames.split_frame(result.sent)
+        port = self.bed.inside if outcome.side == "inside" else self.bed.outside
+        packet = frames.dissect(data)
+        assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
+        assert len(data) == len(frames.build(outcome.packet)), "trailing bytes"
+        assert (to, source, vlan) == (mac_of(outcome.hop), mac_of(port.address), port.vlan), f"{to.hex()} {source.hex()} {vlan}"
+        assert result.port == (0 if outcome.side == "inside" or self.bed.stick else 1)
+        private = self.bed.private if outcome.side == "outside" else []
+        assert not (told := frames.complaints(result.sent, frame, private)), told
+
+    def _judge_reply(self, frame: bytes, side: str, sent: bytes, reply: tuple[int, int]) -> None:
+        to, source, vlan, _, data = frames.split_frame(sent)
+        port = self.bed.inside if side == "inside" else self.bed.outside
+        packet, received = frames.dissect(data), frames.dissect(frames.split_frame(frame)[4])
+        assert (packet.kind, packet.rest) == reply, f"told {packet}"
+        assert packet.source == port.address and packet.destination == received.source
+        assert (to, source, vlan) == (frame[6:12], mac_of(port.address), port.vlan)
+        if received.residue == -1 and port.partial:  # has been finished before it was quoted
+            received = replace(received, residue=0)
+        asked, quoted = frames.build(received), data[28:]
+        assert asked.startswith(quoted) and len(quoted) >= min(28, len(asked)), f"{asked.hex()} is not quoted by {quoted.hex()}"
+        assert len(data) <= 576 and not (told := frames.complaints(sent, None, [])), told
+
+    def _chosen(self, protocol: int, internal: tuple[int, int]) -> tuple[int, int]:
+        half = sessions.find_mapping(self.core.state, internal[0], INTERNAL_REALM, protocol, internal[1])
+        assert half, f"the pipeline has no mapping for {spell(*internal)}"
+        row = self.core.state.mappings[half]
+        return int(row["external_address"]), int(row["external_port"])
+
+
+def sender_of(bed: Bed, side: str, packet: frames.Packet) -> bytes:
+    """MAC address of the station that would send `packet` to us: the source itself where it is on-link, else the gateway."""
+    port = bed.inside if side == "inside" else bed.outside
+    on_link = packet.source & int(port.on_link.netmask) == int(port.on_link.network_address)
+    return mac_of(packet.source if on_link else port.gateway)
+
+
+def described(frame: bytes) -> str:
+    """A frame as a line."""
+    try:
+        return str(frames.dissect(frames.split_frame(frame)[4]))
+    except frames.Malformed as wrong:
+        return f"a frame that is {wrong.verdict}"
+
+
+def _missing(some: Mapping[Any, object], others: Mapping[Any, object]) -> object:
+    return {key: value for key, value in some.items() if others.get(key) != value}

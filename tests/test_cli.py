@@ -1,0 +1,427 @@
+"""The command line against a fake appliance: what it prints, what it asks for, with what status it exits."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from krononat import appliance, config, doctor
+from krononat.cli import COMMANDS, main
+from krononat.packet import Packet, build, read_packet
+from shards import verdict
+from shards.state import NAT_SESSION, Sizes, State, open_state, state_bytes, write_header
+from tests.test_config import RIGHT
+from tests.test_view import SIZES, put_session
+
+ROOT = Path(__file__).parent.parent
+
+
+class Fake(threading.Thread):
+    """An appliance's control socket: answers from a real piece of memory, refuses what the real one would."""
+
+    def __init__(self, path: Path, sizes: Sizes = SIZES) -> None:
+        super().__init__(daemon=True)
+        self.asked: list[dict[str, Any]] = []
+        self.memory = os.memfd_create("fake")
+        os.ftruncate(self.memory, state_bytes(sizes))
+        mapped = mmap.mmap(self.memory, state_bytes(sizes))
+        write_header(mapped, sizes)
+        self.state: State = open_state(mapped, sizes)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(path))
+        self.listener.listen()
+
+    def run(self) -> None:
+        """Answer until the listener is shut."""
+        while True:
+            try:
+                stream, _ = self.listener.accept()
+            except OSError:
+                return
+            with stream, stream.makefile("rb") as lines:
+                request = json.loads(lines.readline())
+                self.asked.append(request)
+                descriptor = os.open(f"/proc/self/fd/{self.memory}", os.O_RDONLY) if request["do"] == "memory" else None
+                told = json.dumps(self.answer(request)).encode() + b"\n"
+                socket.send_fds(stream, [told], [] if descriptor is None else [descriptor])
+                if descriptor is not None:
+                    os.close(descriptor)
+
+    def close(self) -> None:
+        """Shut down."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.join(5)
+        os.close(self.memory)
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What the supervisor says."""
+        if request["do"] == "status":
+            return {"ok": True, "status": {"name": "nat1", "worker": {"pid": 7, "starts": 1}}}
+        if request["do"] == "memory":
+            return {"ok": True}
+        if request["do"] == "config":
+            return {"ok": True, "config": config.canonical(config.read(RIGHT))}
+        if request["do"] == "delete":
+            rows = self.state.sessions
+            alive = [line for line, generation in request["lines"] if rows[line]["generation"] == generation]
+            for line in alive:
+                rows[line]["kind"] = 0
+            return {"ok": True, "deleted": len(alive)}
+        return {"ok": False, "error": {"what": f"cannot do {request['do']!r}", "why": "no such request", "next": ""}}
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process."""
+
+    def call(*words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["krononat", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capfd.readouterr()
+        return Result(int(left.value.code or 0), out, err)
+
+    return call
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    """A fake appliance with two sessions, named by the environment."""
+    server = Fake(tmp_path / "nat1.sock")
+    state = server.state
+    state.core[0]["next_extent"] = 1
+    state.extents[0]["kind"] = NAT_SESSION
+    now = 1_000_000
+    monkeypatch.setattr("krononat.view.ticks", lambda: now)
+    for line, (protocol, word) in enumerate(((17, "udp"), (6, "established")), 1):
+        put_session(state, line, protocol, line, word=word)
+        state.sessions[line]["created"], state.sessions[line]["expiry"] = now - 9000, now + 5000
+    state.counters[verdict.RECEIVED, 0] = 9
+    state.counters[verdict.FORWARDED_OUT, 0] = 6
+    state.counters[verdict.NO_MAPPING, 0] = 3
+    state.settings[0]["pools"] = 1
+    state.pools[0]["externals"], state.pools[0]["block_size"], state.pools[0]["end_block"] = 4, 512, 128
+    monkeypatch.setenv("KRONONAT_SOCKET", str(tmp_path / "nat1.sock"))
+    server.start()
+    yield server
+    server.close()
+
+
+# --- sessions -------------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_list(run: Run, fake: Fake) -> None:
+    status, out, _ = run("sessions", "list")
+    assert status == 0
+    assert [line.split() for line in out.splitlines()] == [
+        ["ID", "PROTO", "INTERNAL", "EXTERNAL", "REMOTE", "STATE", "AGE", "S", "EXPIRES", "S", "PACKETS"],
+        ["1", "udp", "100.64.0.1:4000", "203.0.113.1:2001", "198.51.100.9:53", "udp", "9", "5", "7"],
+        ["2", "tcp", "100.64.0.2:4000", "203.0.113.1:2002", "198.51.100.9:53", "established", "9", "5", "7"],
+    ]
+
+
+def test_sessions_in_other_forms(run: Run, fake: Fake) -> None:
+    rows = json.loads(run("se", "l", "-o", "json").out)
+    assert [row["internal"] for row in rows] == ["100.64.0.1", "100.64.0.2"]
+    assert [json.loads(line) for line in run("se", "l", "-o", "jsonl").out.splitlines()] == rows
+    assert run("se", "l", "-p", "tcp", "-o", "conntrack").out == (
+        "tcp      6 5 ESTABLISHED src=100.64.0.2 dst=198.51.100.9 sport=4000 dport=53 "
+        "src=198.51.100.9 dst=203.0.113.1 sport=53 dport=2002 [ASSURED] mark=0 use=1\n"
+    )
+
+
+def test_sessions_are_filtered_and_limited(run: Run, fake: Fake) -> None:
+    assert run("sessions", "count").out == "2\n"
+    assert run("sessions", "count", "-s", "100.64.0.2", "-p", "tcp", "--dport", "53", "--state", "established").out == "1\n"
+    assert json.loads(run("sessions", "count", "--nat-port", "2001", "-o", "json").out) == {"sessions": 1}
+    assert run("sessions", "count", "--subscriber", "100.64.0.2/31", "--src", "100.64.0.0/24").out == "1\n"
+    _, out, err = run("sessions", "list", "--limit", "1", "-o", "jsonl")
+    assert len(out.splitlines()) == 1
+    assert "more than 1 fit" in err
+
+
+def test_sessions_show(run: Run, fake: Fake) -> None:
+    assert json.loads(run("sessions", "show", "2", "-o", "json").out)["state"] == "established"
+    status, _, err = run("sessions", "show", "3")
+    assert status == 4
+    assert err == "krononat: there is no session 3\n  why:  it ended, or never was\n  next: krononat sessions list\n"
+
+
+def test_delete_is_planned_and_refused_without_a_yes(run: Run, fake: Fake) -> None:
+    assert run("sessions", "delete").status == 2
+    assert [row["id"] for row in json.loads(run("sessions", "delete", "--all", "--dry-run").out)["delete"]] == [1, 2]
+    status, _, err = run("sessions", "delete", "--all")
+    assert status == 1
+    assert "nobody is there to agree" in err
+    assert run("sessions", "delete", "-p", "icmp", "--yes").status == 4
+    assert not [request for request in fake.asked if request["do"] == "delete"]
+
+
+def test_delete_names_rows_with_their_generation(run: Run, fake: Fake) -> None:
+    assert run("sessions", "delete", "-p", "tcp", "--yes").out == "1 of 1 sessions deleted\n"
+    assert fake.asked[-1] == {"do": "delete", "lines": [[2, 3]]}
+    assert run("sessions", "count").out == "1\n"
+
+
+# --- the rest of a running appliance --------------------------------------------------------------------------------------
+
+
+def test_status_joins_the_supervisors_facts_and_the_cores(run: Run, fake: Fake) -> None:
+    told = json.loads(run("status", "-o", "json").out)
+    assert told["appliance"]["worker"] == {"pid": 7, "starts": 1}
+    assert told["packets"] == {"received": 9, "forward": 6, "punt": 0, "shunt": 0, "hold": 0, "drop": 3}
+    assert told["drops"] == {"no_mapping": 3}
+    assert "nat1" in run("status").out
+
+
+def test_drops_have_a_sentence_and_a_remedy(run: Run, fake: Fake) -> None:
+    (row,) = json.loads(run("drops", "-o", "json").out)
+    assert row["reason"] == "no_mapping"
+    assert row["packets"] == 3
+    assert "no mapping has this external endpoint" in row["sentence"]
+    assert "static mapping" in row["remedy"]
+    assert len(json.loads(run("drops", "--all", "-o", "json").out)) == sum(told.fate == "drop" for told in verdict.VERDICTS)
+
+
+def test_pools_have_their_names(run: Run, fake: Fake) -> None:
+    (row,) = json.loads(run("pool", "list", "-o", "json").out)
+    assert (row["name"], row["addresses"], row["blocks"]) == ("main", 4, 512)
+    assert run("pool", "show", "main").status == 0
+    assert run("pool", "show", "other").status == 4
+
+
+def test_config_show_of_the_running_appliance(run: Run, fake: Fake) -> None:
+    assert run("config", "show").out == config.canonical(config.read(RIGHT))
+
+
+def test_nobody_there(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("status", "--socket", str(tmp_path / "none.sock"))
+    assert status == 3
+    assert out == ""
+    assert "krononat: the appliance cannot be reached" in err
+    assert "next: start it with" in err
+
+
+def test_a_refusal_is_told(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = {"ok": False, "error": {"what": "no", "why": "the worker is away", "next": "wait"}}
+    monkeypatch.setattr(fake, "answer", lambda request: refusal)
+    status, _, err = run("sessions", "list")
+    assert (status, err) == (1, "krononat: no\n  why:  the worker is away\n  next: wait\n")
+
+
+# --- without one ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_may_be_shortened(run: Run) -> None:
+    status, _, err = run("co", "init")
+    assert status == 2
+    assert "'co' may be config or compile or completion" in err
+    assert run("conf", "ini").out.startswith("# A core of Krononat")
+    assert "No such command 'staus'" in run("staus").err
+
+
+def test_config_check(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "nat.toml"
+    path.write_text(RIGHT)
+    status, out, _ = run("config", "check", str(path))
+    assert status == 0
+    assert config.read(out) == config.read(RIGHT)
+    assert json.loads(run("config", "check", str(path), "-o", "json").out)["pool"][0]["block-size"] == 512
+    path.write_text(RIGHT.replace("gateway", "gatway"))
+    status, out, err = run("config", "check", str(path))
+    assert (status, out) == (78, "")
+    assert err.startswith(f"{path}:8:1: interfaces.external.gatway: unknown key")
+
+
+def test_a_wrong_configuration_starts_nothing(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "nat.toml"
+    path.write_text(RIGHT.replace("/28", "/33"))
+    for words in (("run", "-c"), ("trace", "udp 100.64.0.2:1 > 9.9.9.9:9", "-c"), ("doctor", "-c"), ("config", "show")):
+        status, out, err = run(*words, str(path))
+        assert (status, out) == (78, ""), words
+        assert f"{path}:16:13: " in err
+
+
+def test_config_explain_and_schema(run: Run) -> None:
+    assert "Ports of a block" in run("config", "explain", "pool.block-size").out
+    assert run("config", "explain", "pool.blocksize").status == 4
+    schema = json.loads(run("config", "schema").out)
+    assert schema["$defs"]["Pool"]["properties"]["block-size"]["default"] == 512
+
+
+def test_every_command_has_help_with_an_example(run: Run) -> None:
+    for name in COMMANDS:
+        if name in ("lab", "bench"):
+            continue
+        told = run(name, "--help").out
+        subcommands = {"sessions": "list", "pool": "list", "config": "check"}
+        if name in subcommands:
+            told = run(name, subcommands[name], "--help").out
+        assert f"Example: krononat {name}" in told or "Example: eval" in told, name
+
+
+def fresh(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line, or a piece of code, in a process of its own."""
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "krononat", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_line_imports_no_compiler(fake: Fake) -> None:
+    heavy = ("numba", "llvmlite", "numpy", "pydantic", "rich")
+    allowed = {
+        ("--help",): (),
+        ("sessions", "list", "--help"): (),
+        ("config", "init"): ("pydantic",),
+        ("sessions", "count"): ("numpy",),
+        ("status",): ("numpy",),
+        ("drops",): ("numpy",),
+    }
+    for words, may in allowed.items():
+        code = (
+            f"import sys; from krononat.cli import main; sys.argv[1:] = {list(words)!r}\n"
+            "try: main()\nexcept SystemExit as left: assert not left.code, left.code\n"
+            f"print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
+        )
+        done = fresh(code=code)
+        assert done.returncode == 0, done.stderr
+        loaded = set(eval(done.stderr.splitlines()[-1]))
+        assert loaded <= set(may), (words, loaded)
+
+
+# --- trace ----------------------------------------------------------------------------------------------------------------
+
+
+def test_packets_are_read_as_they_are_written() -> None:
+    for text in (
+        "udp 100.64.0.2:4000 > 198.51.100.9:53",
+        "tcp syn,ack 100.64.0.2:4000 > 198.51.100.9:53",
+        "icmp echo 100.64.0.2 > 198.51.100.9 id 7",
+    ):
+        assert str(read_packet(text)) == text
+    assert read_packet("tcp 1.1.1.1:1 > 2.2.2.2:2").flags == 2
+    assert read_packet("udp 1.1.1.1:1 > 2.2.2.2:2 ttl 3 length 999")[-2:] == (3, 999)
+
+
+def test_a_built_frame_has_right_checksums() -> None:
+    def total(data: bytes) -> int:
+        data += bytes(len(data) % 2)
+        folded = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
+        return folded % 0xFFFF  # a right checksum makes it 0 (RFC 1071)
+
+    for text in ("udp 1.2.3.4:5 > 6.7.8.9:10 length 33", "tcp 1.2.3.4:5 > 6.7.8.9:10", "icmp timestamp 1.2.3.4 > 6.7.8.9"):
+        packet: Packet = read_packet(text)
+        ip = build(packet, bytes(6), vlan=9)[18:]
+        body = ip[20:]
+        pseudo = ip[12:20] + bytes((0, ip[9])) + len(body).to_bytes(2, "big") if packet.protocol != "icmp" else b""
+        assert total(ip[:20]) == 0
+        assert total(pseudo + body) == 0
+        assert len(ip) == max(packet.length, int.from_bytes(ip[2:4], "big"))
+
+
+@pytest.mark.parametrize("text", ["udp 1.1.1.1 > 2.2.2.2:2", "gre 1.1.1.1 > 2.2.2.2", "tcp sin 1.1.1.1:1 > 2.2.2.2:2", "udp"])
+def test_what_is_no_packet_is_a_usage_error(run: Run, text: str) -> None:
+    status, _, err = run("trace", text)
+    assert status == 2
+    assert "next: write it like" in err
+
+
+def test_trace_offline(tmp_path: Path) -> None:
+    path = tmp_path / "nat.toml"
+    path.write_text(RIGHT + '[[rule]]\nprotocol = "tcp"\nremote-ports = "25"\naction = "reject"\n')
+    done = fresh("trace", "-c", str(path), "udp 100.64.0.2:4000 > 198.51.100.9:53", "-o", "json")
+    told = json.loads(done.stdout)
+    assert told["verdict"]["name"] == "forwarded_out"
+    assert [stage["stage"] for stage in told["stages"]] == [
+        "receive", "parse", "direction", "lookup", "rules", "session", "next hop", "send",
+    ]  # fmt: skip
+    assert told["sent"].startswith("udp 203.0.113.")
+    assert told["sent"].endswith(" > 198.51.100.9:53, 42 bytes, ttl 63")
+    done = fresh("trace", "-c", str(path), "tcp syn 100.64.0.2:4000 > 198.51.100.9:25")
+    assert "rule 0 decides: protocol tcp, remote-ports 25, action reject" in done.stdout
+    assert "verdict: rule_rejected: refused by a rule, and told so" in done.stdout
+    assert "icmp error 3/13 100.64.0.1 > 100.64.0.2" in done.stdout
+    done = fresh("trace", "-c", str(path), "udp 9.9.9.9:4000 > 203.0.113.1:53")
+    assert "verdict: no_mapping" in done.stdout
+
+
+def test_trace_changes_nothing_in_the_running_core(tmp_path: Path) -> None:
+    """A core that no worker has attached to yet is enough: its rows are there."""
+    read = config.read(RIGHT.replace('gateway = "192.0.2.1"\n', "") + "[memory]\nsessions = 1000\n")
+    server = Fake(tmp_path / "nat1.sock", appliance.compose(read))
+    links = [appliance.Link(bytes((2, 0, 0, 0, 0, side)), 1500, False) for side in (1, 2)]
+    appliance.fill(server.state, read, links, bytes(16), bytes(16))
+    server.start()
+    before = os.pread(server.memory, state_bytes(appliance.compose(read)), 0)
+    done = fresh("trace", "--socket", str(tmp_path / "nat1.sock"), "udp 100.64.0.99:4000 > 192.0.2.9:53", "-o", "json")
+    assert json.loads(done.stdout)["verdict"]["name"] == "forwarded_out", done.stderr
+    assert os.pread(server.memory, state_bytes(appliance.compose(read)), 0) == before
+    server.close()
+
+
+# --- doctor ---------------------------------------------------------------------------------------------------------------
+
+
+def put(root: Path, path: str, text: str) -> None:
+    target = root / path.lstrip("/")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
+
+
+def test_doctor_on_a_machine_that_lacks_everything(tmp_path: Path) -> None:
+    put(tmp_path, "/proc/sys/kernel/osrelease", "5.4.0-42-generic\n")
+    put(tmp_path, "/proc/self/status", "CapEff:\t0000000000001000\n")
+    put(tmp_path, "/proc/sys/net/core/bpf_jit_enable", "0\n")
+    put(tmp_path, "/sys/kernel/mm/transparent_hugepage/shmem_enabled", "always advise [never] deny\n")
+    put(tmp_path, "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "powersave\n")
+    put(tmp_path, "/proc/stat", "cpu  800 0 100 0 0 0 0 100 0 0\n")
+    put(tmp_path, "/proc/meminfo", "MemAvailable:    1024 kB\n")
+    machine = doctor.Machine(tmp_path, config.read(RIGHT))
+    checks = (doctor.kernel, doctor.capabilities, doctor.bpf_jit, doctor.huge_pages, doctor.governor, doctor.steal)
+    found = {finding.id: finding for check in (*checks, doctor.interfaces, doctor.memory) for finding in check(machine)}
+    assert {name: finding.result for name, finding in found.items()} == {
+        "kernel": "FAIL",
+        "capabilities": "FAIL",
+        "bpf-jit": "WARN",
+        "huge-pages": "WARN",
+        "cpu-governor": "WARN",
+        "cpu-steal": "WARN",
+        "interface-inside0": "FAIL",
+        "interface-outside0": "FAIL",
+        "memory": "WARN",
+    }
+    assert found["capabilities"].measured == "missing NET_RAW, IPC_LOCK, BPF"
+    assert found["cpu-steal"].measured == "10.0 %"
+    assert all(finding.fix for finding in found.values())
+
+
+def test_doctor_exits_with_1_after_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "nat.toml"
+    path.write_text(RIGHT)
+    done = fresh("doctor", "-c", str(path), "-o", "json")
+    found = {row["id"]: row for row in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert found["interface-inside0"]["result"] == "FAIL"
+    assert "1,000,000 sessions" in found["memory"]["needed"]
+    assert set(found["kernel"]) == {"id", "result", "measured", "needed", "fix"}

@@ -1,0 +1,174 @@
+"""The control socket's server, without an appliance: it answers, and nobody can stall it; and the crew that keeps a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krononat import client, control, crew
+from krononat.client import Trouble
+from krononat.control import Answer, Control
+from krononat.view import ticks
+
+
+class Server:
+    """A Control in a thread of its own."""
+
+    def __init__(self, path: str) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.later: list[Answer] = []
+        self.control = Control(path, self.selector, {"status": self.status, "memory": self.memory, "later": self.keep})
+        self.tired = 0
+        self.stopping = False
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self) -> None:
+        """Loop of the thread."""
+        while not self.stopping:
+            for key, _ in self.selector.select(0.02):
+                key.data()
+            if self.tired:
+                self.control.tire(self.tired)
+
+    def close(self) -> None:
+        """End the thread."""
+        self.stopping = True
+        self.thread.join()
+        self.control.close()
+
+    def status(self, request: dict[str, Any], reply: Answer) -> None:
+        """An answer as long as asked for."""
+        reply({"ok": True, "status": {"size": "x" * int(request.get("size", 1))}})
+
+    def memory(self, _: dict[str, Any], reply: Answer) -> None:
+        """A descriptor."""
+        reply({"ok": True}, [os.memfd_create("for-the-client")])
+
+    def keep(self, _: dict[str, Any], reply: Answer) -> None:
+        """No answer yet."""
+        self.later.append(reply)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(str(tmp_path / "control.sock"))
+    yield made
+    made.close()
+    assert not (tmp_path / "control.sock").exists()
+
+
+@pytest.fixture
+def path(server: Server, tmp_path: Path) -> str:
+    return str(tmp_path / "control.sock")
+
+
+def test_it_answers_and_only_owner_and_group_may_ask(path: str) -> None:
+    assert client.ask(path, {"do": "status"})["status"]["size"] == "x"
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
+
+
+def test_a_long_answer_arrives_whole(path: str) -> None:
+    assert len(client.ask(path, {"do": "status", "size": 5_000_000})["status"]["size"]) == 5_000_000
+
+
+def test_a_descriptor_comes_along_and_none_stays_behind(path: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        os.close(client.memory(path))
+    for _ in range(200):  # the server closes its ends a little later
+        if len(os.listdir("/proc/self/fd")) == before:
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("descriptors stay behind")
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"{}\n", b"[1]\n", b'{"do": 3}\n', b'{"do": "fly"}\n', b"[" * 100_000 + b"\n", b"\xff\n"]
+)
+def test_nonsense_is_refused_with_a_reason(path: str, line: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(path)
+        stream.sendall(line)
+        answer = json.loads(stream.makefile().readline())
+    assert answer["ok"] is False and answer["error"]["what"] and answer["error"]["next"]
+
+
+def test_who_asks_for_much_and_reads_nothing_stalls_nobody(path: str) -> None:
+    greedy = socket.socket(socket.AF_UNIX)
+    greedy.connect(path)
+    greedy.sendall(b'{"do": "status", "size": 3000000}\n' * 3 + b'{"do": "sta')
+    for _ in range(3):
+        assert client.ask(path, {"do": "status"})["ok"]
+    greedy.close()
+    assert client.ask(path, {"do": "status"})["ok"]
+
+
+def test_a_crowd_does_not_keep_an_operator_out(path: str) -> None:
+    crowd = []
+    for _ in range(2 * control.CLIENTS_AT_MOST):
+        crowd.append(socket.socket(socket.AF_UNIX))
+        crowd[-1].connect(path)
+    assert client.ask(path, {"do": "status"})["ok"]
+    for stream in crowd:
+        stream.close()
+
+
+def test_the_silent_are_hung_up_on(server: Server, path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.settimeout(5)
+        stream.connect(path)
+        assert client.ask(path, {"do": "status"})["ok"]  # so it is accepted by now
+        server.tired = 1
+        threading.Event().wait(0.1)
+        server.tired = 2 + control.PATIENCE
+        assert stream.recv(1) == b""
+
+
+def test_an_answer_that_comes_after_its_asker_left_is_dropped(server: Server, path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(path)
+        stream.sendall(b'{"do": "later"}\n')
+        while not server.later:
+            threading.Event().wait(0.01)
+    assert client.ask(path, {"do": "status"})["ok"]
+    descriptor = os.memfd_create("unwanted")
+    server.later[0]({"ok": True}, [descriptor])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_one_appliance_for_each_socket(tmp_path: Path) -> None:
+    first = control.lock(str(tmp_path / "deep" / "a.sock"))
+    with pytest.raises(Trouble, match="running already"):
+        control.lock(str(tmp_path / "deep" / "a.sock"))
+    os.close(control.lock(str(tmp_path / "deep" / "b.sock")))
+    os.close(first)
+    os.close(control.lock(str(tmp_path / "deep" / "a.sock")))
+
+
+def test_a_worker_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(crew, "PAUSES", (0, 0, 1, 1))
+    told: list[str] = []
+    with selectors.DefaultSelector() as selector:
+        kept = crew.Crew(selector, {}, [], {}, lambda _: None, told.append)
+        kept.start()
+        with pytest.raises(Trouble, match="keeps dying"):
+            while True:
+                for key, _ in selector.select(0.01):
+                    if key.fd in selector.get_map():
+                        key.data()
+                kept.watch(0, ticks())
+    assert len(told) == kept.restarts == 3
+    assert kept.pid is None

@@ -1,0 +1,155 @@
+"""What the appliance changes about its interfaces, in real namespaces: exactly that is taken back, what was there stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from krononat import interfaces
+from krononat.client import BAD_CONFIG, Trouble
+from krononat.config import Config, read
+from tests.netns import Namespace, namespace
+
+CONFIG = """
+[interfaces.internal]
+name = "in0"
+address = "100.64.0.1/16"
+gateway = "100.64.0.2"
+[interfaces.external]
+name = "out0"
+address = "192.0.2.2/24"
+gateway = "192.0.2.1"
+mtu = 1400
+[[subscribers]]
+prefix = "100.80.0.0/16"
+pool = "main"
+[[pool]]
+name = "main"
+prefixes = ["192.0.2.64/30"]
+"""
+
+
+@pytest.fixture
+def core() -> Iterator[Namespace]:
+    with namespace("krnif-core") as core, namespace("krnif-peer") as peer:
+        for name, other in (("in0", "a0"), ("out0", "b0")):
+            core.ip(f"link add {name} numrxqueues 2 numtxqueues 2 type veth peer name {other} netns {peer.name}")
+            peer.ip(f"link set {other} up")
+        peer.ip("addr add 192.0.2.1/24 dev b0")
+        yield core
+
+
+def wanted() -> Config:
+    return read(CONFIG)
+
+
+def everything(core: Namespace) -> str:
+    """All that could have been changed, as text."""
+    told = [core.ip("-o addr"), core.ip("route show table all"), core.ip("-o -d link").split("promiscuity")[0]]
+    told += [core.run("ethtool", "-k", name).stdout for name in ("in0", "out0")]
+    told += [core.run("sh", "-c", f"grep . /proc/sys/net/ipv4/conf/{name}/*").stdout for name in ("in0", "out0")]
+    return "\n".join(told)
+
+
+def carry_out(core: Namespace, config: Config) -> list[interfaces.Step]:
+    steps = interfaces.decide(config, interfaces.observe(config))
+    for step in steps:
+        interfaces.act(step)
+    return steps
+
+
+@pytest.mark.lab
+def test_what_was_set_up_is_taken_back(core: Namespace) -> None:
+    config = wanted()
+    with core.entered():
+        before = everything(core)
+        steps = carry_out(core, config)
+        late = interfaces.decide_late(config)
+        for step in late:
+            interfaces.act(step)
+        assert "100.64.0.1/16" in core.ip("addr show in0")
+        assert core.link("out0")["mtu"] == 1400
+        assert core.link("in0")["flags"].count("UP") == 1
+        assert "default via 192.0.2.1 dev out0" in core.ip("route")
+        assert "100.80.0.0/16 via 100.64.0.2 dev in0" in core.ip("route")
+        assert "local 192.0.2.64/30 dev out0" in core.ip("route show table local")
+        assert core.run("cat", "/proc/sys/net/ipv4/conf/in0/arp_ignore").stdout == "1\n"
+        again = interfaces.decide(config, interfaces.observe(config))
+        assert {step.kind for step in again} == {"route"}  # those we made ourselves are made again, to be taken back at last
+        for step in again + late:
+            interfaces.act(step)
+        assert [told for step in reversed(steps + late) if (told := interfaces.undo(step))] == []
+        assert everything(core) == before
+
+
+@pytest.mark.lab
+def test_what_was_there_stays(core: Namespace) -> None:
+    config = wanted()
+    core.ip("addr add 192.0.2.2/24 dev out0")
+    core.ip("link set out0 mtu 1400")
+    core.ip("link set out0 up")
+    core.ip("route add default via 192.0.2.9")
+    with core.entered():
+        steps = carry_out(core, config)
+        touched = {(step.kind, step.key) for step in steps if step.interface == "out0"}
+        assert not touched & {("address", ""), ("mtu", ""), ("link", ""), ("route", "default")}
+        for step in reversed(steps):
+            interfaces.undo(step)
+    assert "192.0.2.2/24" in core.ip("addr show out0")
+    assert "default via 192.0.2.9" in core.ip("route")
+
+
+@pytest.mark.lab
+def test_facts_for_the_ports(core: Namespace) -> None:
+    config = wanted()
+    with core.entered():
+        host = interfaces.observe(config)
+    inside, outside = interfaces.links(config, host)
+    assert inside.mac.hex(":") == core.mac("in0")
+    assert (inside.mtu, outside.mtu, inside.partial) == (1500, 1400, True)
+    assert host.interfaces["in0"].queues == 2
+
+
+@pytest.mark.lab
+def test_a_missing_interface_is_named(core: Namespace) -> None:
+    config = read(CONFIG.replace("out0", "out7"))
+    with core.entered(), pytest.raises(Trouble, match="no interface 'out7'") as told:
+        interfaces.observe(config)
+    assert told.value.status == BAD_CONFIG
+    assert "in0" in told.value.why
+
+
+@pytest.mark.lab
+def test_a_tagged_port_has_its_address_on_the_vlan(core: Namespace) -> None:
+    config = read(CONFIG.replace("mtu = 1400", "vlan = 100"))
+    with core.entered():
+        steps = interfaces.decide(config, interfaces.observe(config))
+    there = [(step.kind, step.key, step.value) for step in steps if step.interface == "out0.100"]
+    assert there[0] == ("vlan", "out0", "100")
+    assert ("address", "", "192.0.2.2/24") in there and ("route", "default", "192.0.2.1") in there
+    assert [step.kind for step in steps if step.interface == "out0"][-1] == "link"  # the device below comes up first
+    assert not any(step.kind in ("address", "route") for step in steps if step.interface == "out0")
+
+
+@pytest.mark.lab
+def test_neighbours_find_pool_addresses_on_link_by_arp(core: Namespace) -> None:
+    config = wanted()
+    with core.entered():
+        carry_out(core, config)
+        for step in interfaces.decide_late(config):
+            interfaces.act(step)
+    peer = Namespace("krnif-peer")
+    peer.run("ping", "-c1", "-W1", "192.0.2.66", check=False)
+    assert core.mac("out0") in peer.ip("neigh show 192.0.2.66")
+
+
+@pytest.mark.lab
+def test_an_interface_that_vanished_does_not_stop_the_undoing(core: Namespace) -> None:
+    config = wanted()
+    with core.entered():
+        steps = carry_out(core, config)
+        core.ip("link del in0")
+        told = [told for step in reversed(steps) if (told := interfaces.undo(step))]
+    assert told and all("in0" in line for line in told)
+    assert "192.0.2.2/24" not in core.ip("addr show out0")

@@ -1,0 +1,295 @@
+"""Real programs through the appliance: the laboratory, a router on a stick, and an appliance that knows no laboratory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from krononat import client
+from krononat.lab import conservation, crash, demo, namespaces, traffic
+from krononat.lab.laboratory import PROGRAMS, RUN, Lab, laboratory
+from krononat.lab.topology import ROUTER, STICK
+from tests.netns import Namespace, namespace
+
+KRONONAT = (sys.executable, "-m", "krononat")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """The laboratory with two on-link clients and a routed one."""
+    _need_a_laboratory()
+    with laboratory("knt") as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
+def stick() -> Iterator[Lab]:
+    """The laboratory whose appliance has one interface."""
+    _need_a_laboratory()
+    with laboratory("kns", STICK) as built:
+        yield built
+
+
+def _need_a_laboratory() -> None:
+    try:
+        namespaces.need(*PROGRAMS)
+    except client.Trouble as trouble:
+        pytest.skip(f"{trouble.what}: {trouble.why}")  # under CI=true conftest makes it a failure
+
+
+# --- without a laboratory ---------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_names_every_node_once() -> None:
+    assert ROUTER.nodes == ("c1", "access", "c2", "c3", "nat", "isp", "h1", "h2")
+    assert [(own.interface, peer.name) for own, peer in ROUTER.ports()] == [("inside0", "access.nat"), ("outside0", "isp.nat")]
+    assert ROUTER.address("h1") == "198.51.100.10"
+
+
+def test_an_equation_that_does_not_hold_is_told() -> None:
+    assert conservation.Line("sent = got", 5, 5).holds
+    assert not conservation.Line("sent = got", 5, 4).holds
+
+
+def test_the_longest_gap_between_pings() -> None:
+    told = "PING x\n[10.0] 64 bytes from x\n[10.02] 64 bytes from x\n[11.52] 64 bytes from x\n[11.54] 64 bytes from x\n"
+    assert crash.longest_gap_s(told) == 1.5
+    assert crash.longest_gap_s("PING x\n[10.0] 64 bytes from x\n") == float("inf")
+
+
+# --- the laboratory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("kind", traffic.ALL)
+def test_traffic(lab: Lab, kind: str) -> None:
+    outcome = traffic.ALL[kind](lab)
+    assert outcome.held, outcome.told
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("sender", ["c2", "c3"])
+def test_partial_checksums_of_veth_senders_are_finished(lab: Lab, sender: str) -> None:
+    """c1 computes its own; c2 and c3 leave them to whoever sends the packet out of the machine."""
+    outcome = traffic.upload(lab, sender)
+    assert outcome.held, outcome.told
+
+
+@pytest.mark.lab
+def test_every_packet_is_accounted_for(lab: Lab) -> None:
+    with conservation.watching(lab) as ledger:
+        for make in (traffic.ping, traffic.dns, traffic.download, traffic.refused):
+            make(lab)
+        outcome, lines, counts = ledger.close()
+    assert outcome.held, outcome.told
+    assert len(lines) >= 8
+    assert counts["forwarded"] > 10_000
+    assert counts["no_mapping"] >= 3
+    assert counts["spoofed_source"] == 3
+    assert counts["rule_rejected"] >= 1
+    assert demo.kernel_forwarded_nothing(lab).held
+
+
+@pytest.mark.lab
+def test_ping_to_the_core_itself_is_answered_by_the_kernel(lab: Lab) -> None:
+    assert " 3 received" in lab.run("c1", "ping", "-c", "3", "-i", "0.05", "-W", "2", "100.64.0.1").stdout
+    assert " 3 received" in lab.run("isp", "ping", "-c", "3", "-i", "0.05", "-W", "2", "192.0.2.2").stdout
+
+
+@pytest.mark.lab
+def test_no_inside_address_is_seen_outside(lab: Lab) -> None:
+    words = ("tcpdump", "-n", "-i", "nat", "-c", "1", "src", "net", "100.64.0.0/10")
+    watch = lab.start("isp", "tcpdump", words)
+    assert traffic.route(lab).held
+    assert traffic.dns(lab).held
+    time.sleep(0.3)
+    watch.send_signal(signal.SIGINT)
+    watch.wait(10)
+    assert "\n0 packets captured" in lab.log("tcpdump").read_text()
+
+
+@pytest.mark.lab
+def test_killing_the_worker_ends_no_download(lab: Lab) -> None:
+    outcome = crash.kill_worker(lab)
+    assert outcome.held, outcome.told
+    assert traffic.ping(lab).held
+
+
+@pytest.mark.lab
+def test_what_another_process_finds(lab: Lab) -> None:
+    told = lab.krononat("sessions", "count")
+    assert told.returncode == 0, told.stderr
+    done = subprocess.run(
+        [*KRONONAT, "lab", "exec", "--name", "knt", "h1", "--", "hostname", "-I"], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["198.51.100.10"]
+    done = subprocess.run([*KRONONAT, "lab", "exec", "--name", "knt", "h9", "--", "true"], capture_output=True, text=True)
+    assert done.returncode == client.NOT_FOUND
+    assert "h1" in done.stderr
+    assert {row["node"] for row in Lab.find("knt").nodes()} == set(ROUTER.nodes)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("kind", ["ping", "dns", "download", "upload", "in_flight", "route"])
+def test_router_on_a_stick(stick: Lab, kind: str) -> None:
+    outcome = traffic.ALL[kind](stick)
+    assert outcome.held, outcome.told
+    assert demo.kernel_forwarded_nothing(stick).held
+
+
+@pytest.mark.lab
+def test_a_killed_laboratory_is_cleared_away_by_the_next() -> None:
+    _need_a_laboratory()
+    script = "from krononat.lab.laboratory import Lab; import os; Lab('knk').up(appliance=False); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    left = namespaces.processes("knk-h1")
+    assert left
+    assert (RUN / "knk.json").exists()
+    with_names = [each for each in namespaces.existing() if each.startswith("knk-")]
+    assert len(with_names) == len(ROUTER.nodes)
+
+    again = Lab("knk")
+    again.up(appliance=False)
+    assert not set(left) & set(namespaces.processes("knk-h1"))
+    Lab.find("knk").down()
+    assert demo.cleaned("knk").held
+    assert not (RUN / "knk.json").exists()
+    with pytest.raises(client.Trouble):
+        Lab.find("knk")
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demonstration_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    _need_a_laboratory()
+    words = [*KRONONAT, "lab", "demo", "--name", "kni", "--report", str(tmp_path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 60
+    while "kni-h2" not in namespaces.existing() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(1.0)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert demo.cleaned("kni").held
+    assert not (RUN / "kni.json").exists()
+
+
+# --- no laboratory: an appliance that has its configuration and two veths ---------------------------------------------------
+
+BARE = """
+[interfaces.internal]
+name = "in0"
+address = "10.7.0.1/24"
+[interfaces.external]
+name = "out0"
+address = "192.0.2.2/30"
+gateway = "192.0.2.1"
+[memory]
+sessions = 10000
+[[subscribers]]
+prefix = "10.7.0.0/24"
+pool = "only"
+[[pool]]
+name = "only"
+prefixes = ["203.0.113.77/32"]
+[control]
+socket = "{socket}"
+"""
+
+
+class Bare:
+    """A subscriber, the appliance and a gateway with a web and a DNS server, wired by hand."""
+
+    def __init__(self, stack: ExitStack, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.socket = folder / "bare.sock"
+        self.inside, self.nat, self.outside = (stack.enter_context(namespace(f"{name}-{node}")) for node in ("c", "nat", "g"))
+        self._wire("in0", self.inside, "eth0", "10.7.0.9/24")
+        self._wire("out0", self.outside, "eth0", "192.0.2.1/30")
+        self.inside.ip("route add default via 10.7.0.1")
+        self.outside.ip("route add 203.0.113.77/32 via 192.0.2.2")
+        (folder / "bare.toml").write_text(BARE.format(socket=self.socket))
+        self.appliance = self._start(stack, self.nat, *KRONONAT, "run", "-c", str(folder / "bare.toml"))
+        self._start(stack, self.outside, sys.executable, "-m", "http.server", "-d", str(folder), "80")
+        names = ("--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--pid-file=", "--address=/a.test/192.0.2.1")
+        self._start(stack, self.outside, "dnsmasq", "--keep-in-foreground", "--user=root", *names)
+        self._wait()
+
+    def _wire(self, port: str, peer: Namespace, interface: str, address: str) -> None:
+        peer.ip(f"link add {interface} type veth peer name {port} netns {self.nat.name}")
+        peer.ip(f"address add {address} dev {interface}")
+        peer.ip(f"link set {interface} up")
+
+    def _start(self, stack: ExitStack, where: Namespace, *words: str) -> subprocess.Popen[str]:
+        process = where.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stack.callback(process.wait, 20)
+        stack.callback(process.terminate)
+        return process
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 120
+        while self.appliance.poll() is None and time.monotonic() < deadline:
+            try:
+                client.ask(str(self.socket), {"do": "status"})
+                return
+            except client.Trouble:
+                time.sleep(0.05)
+        pytest.fail("the appliance did not start")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
+    """An appliance in a namespace of its own."""
+    with ExitStack() as stack:
+        yield Bare(stack, tmp_path_factory.mktemp("bare"), "knb")
+
+
+@pytest.mark.lab
+def test_bare_ping_and_traceroute(bare: Bare) -> None:
+    assert " 5 received" in bare.inside.run("ping", "-c", "5", "-i", "0.05", "-W", "3", "192.0.2.1").stdout
+    hops = bare.inside.run("traceroute", "-n", "-q", "1", "-N", "1", "-m", "3", "192.0.2.1").stdout.splitlines()[1:]
+    assert [line.split()[1] for line in hops] == ["10.7.0.1", "192.0.2.1"]
+
+
+@pytest.mark.lab
+def test_bare_dns(bare: Bare) -> None:
+    assert bare.inside.run("dig", "@192.0.2.1", "a.test", "+short", "+time=3").stdout.strip() == "192.0.2.1"
+    assert bare.inside.run("dig", "@192.0.2.1", "a.test", "+short", "+tcp", "+time=3").stdout.strip() == "192.0.2.1"
+
+
+@pytest.mark.lab
+def test_bare_download(bare: Bare) -> None:
+    (bare.folder / "file.bin").write_bytes(os.urandom(20_000_000))
+    bare.inside.run("curl", "-sS", "--fail", "-o", str(bare.folder / "got.bin"), "http://192.0.2.1/file.bin")
+    wanted, got = (hashlib.sha256((bare.folder / name).read_bytes()).hexdigest() for name in ("file.bin", "got.bin"))
+    assert got == wanted
+
+
+@pytest.mark.lab
+def test_bare_the_server_sees_the_pool(bare: Bare) -> None:
+    told = bare.nat.run(*KRONONAT, "sessions", "list", "-o", "json", "--socket", str(bare.socket)).stdout
+    assert "203.0.113.77" in told
+    assert "10.7.0.9" in told
+
+
+@pytest.mark.lab
+def test_bare_stopped_appliance_takes_back_what_it_did(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        bare = Bare(stack, tmp_path, "knd")
+        assert "xdp" in bare.nat.link("in0")
+        bare.appliance.terminate()
+        assert bare.appliance.wait(20) == 0
+        assert "xdp" not in bare.nat.link("in0")
+        assert "10.7.0.1" not in bare.nat.ip("address show")
+        assert not namespaces.processes(bare.nat.name)
+        assert not bare.socket.exists()

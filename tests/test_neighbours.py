@@ -1,0 +1,127 @@
+"""Next hops through the kernel: a real namespace with a veth, whose other end answers ARP, moves, and falls silent."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from krononat import neighbours
+from krononat.neighbours import Neighbours, read
+from shards import neighbours as table
+from shards.state import FAILED, REACHABLE, WANTED, Sizes, State, new_state
+from tests.netns import Namespace, namespace
+
+HERE, THERE = 0x0A63_0001, 0x0A63_0002
+
+
+def test_what_is_not_a_neighbour_message_is_passed_over() -> None:
+    assert list(read(b"")) == []
+    assert list(read(bytes(16))) == []
+    assert list(read(neighbours._HEADER.pack(16, 3, 0, 0, 0) * 2)) == []
+    message = neighbours.question(7, THERE)
+    assert [news[:2] for news in read(message)] == [(7, THERE)]
+    for length in range(len(message)):
+        list(read(message[:length]))  # cut short: nothing, but no error either
+
+
+@pytest.fixture
+def wire() -> Iterator[tuple[Namespace, Namespace]]:
+    with namespace("krnnb-a") as here, namespace("krnnb-b") as there:
+        here.ip("link add va type veth peer name vb netns krnnb-b")
+        here.ip("addr add 10.99.0.1/24 dev va")
+        there.ip("addr add 10.99.0.2/24 dev vb")
+        here.ip("link set va up")
+        there.ip("link set vb up")
+        here.ip("route add 10.98.0.0/24 via 10.99.0.2")
+        yield here, there
+
+
+def a_state() -> State:
+    return new_state(Sizes(1, 64, 1, 4, 1, 1, 1, 1, 1, 1, 2, 1, 256))
+
+
+def serve_until(service: Neighbours, reached: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not reached() and time.monotonic() < end:
+        select.select([service], [], [], 0.05)
+        now = time.monotonic_ns() // 1_000_000
+        service.listen(now)
+        service.serve(now)
+    return reached()
+
+
+def mac_of(state: State, row: int) -> str:
+    return ":".join(f"{byte:02x}" for byte in state.neighbours[row]["mac"])
+
+
+@pytest.mark.lab
+def test_neighbours_are_resolved_move_and_fail(wire: tuple[Namespace, Namespace]) -> None:
+    here, there = wire
+    state = a_state()
+    with here.entered():
+        service = Neighbours(state, [here.index("va")])
+    try:
+        row, silent = table.want(state, 0, THERE, 0), table.want(state, 0, THERE + 9, 0)
+        rows = state.neighbours
+        assert serve_until(service, lambda: bool(rows[row]["state"] == REACHABLE), 5)
+        assert mac_of(state, row) == there.mac("vb")
+        assert rows[silent]["state"] == WANTED
+        assert state.core[0]["neighbours_version"] > 0
+
+        there.ip("link set vb address 02:00:00:00:0b:0b")
+        there.run("python3", "-c", GRATUITOUS, "vb", "02:00:00:00:0b:0b", "10.99.0.2")
+        assert serve_until(service, lambda: mac_of(state, row) == "02:00:00:00:0b:0b", 3)
+        assert rows[row]["state"] == REACHABLE
+
+        assert serve_until(service, lambda: bool(rows[silent]["state"] == FAILED), 10)
+        there.ip("addr add 10.99.0.11/24 dev vb")
+        assert serve_until(service, lambda: bool(rows[silent]["state"] == REACHABLE), 15)
+    finally:
+        service.close()
+
+
+@pytest.mark.lab
+def test_what_the_kernel_knows_already_is_taken_at_once(wire: tuple[Namespace, Namespace]) -> None:
+    here, _ = wire
+    here.ip("neigh add 10.99.0.77 lladdr 02:00:00:00:00:77 dev va nud permanent")
+    state = a_state()
+    with here.entered():
+        service = Neighbours(state, [here.index("va")])
+    try:
+        service.listen(0)
+        row = table.want(state, 0, 0x0A63_004D, 0)
+        assert service.serve(0)
+        assert (mac_of(state, row), int(state.neighbours[row]["state"])) == ("02:00:00:00:00:77", REACHABLE)
+    finally:
+        service.close()
+
+
+@pytest.mark.lab
+def test_many_neighbours_are_walked_in_portions(wire: tuple[Namespace, Namespace]) -> None:
+    here, there = wire
+    for last in range(20, 60):
+        there.ip(f"addr add 10.99.0.{last}/24 dev vb")
+    state = a_state()
+    with here.entered():
+        service = Neighbours(state, [here.index("va")])
+    try:
+        rows = np.array([table.want(state, 0, 0x0A63_0000 + last, 0) for last in range(20, 60)])
+        assert serve_until(service, lambda: bool((state.neighbours[rows]["state"] == REACHABLE).all()), 5)
+        assert len(service.describe()) == 40
+    finally:
+        service.close()
+
+
+# A gratuitous ARP request (RFC 5227 3: an announcement), as a station sends whose MAC has changed.
+GRATUITOUS = """
+import socket, sys
+name, mac, address = sys.argv[1:]
+mac, address = bytes.fromhex(mac.replace(":", "")), socket.inet_aton(address)
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x806))
+raw.bind((name, 0))
+raw.send(b"\\xff" * 6 + mac + bytes.fromhex("08060001080006040001") + mac + address + bytes(6) + address)
+"""

@@ -1,0 +1,327 @@
+"""The appliance as a whole, in namespaces of its own: up, in use, hit, and gone without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krononat import client, view
+from krononat.client import BAD_CONFIG, NO_PRIVILEGE
+from krononat.config import read
+from shards import jit
+from shards.state import NAT_SESSION
+from tests.netns import Namespace, namespace
+
+pytestmark = pytest.mark.lab
+
+SHMEM = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+PATIENCE_S = 240  # a cold cache is compiled first
+CONFIG = """
+[server]
+name = "krnsv"
+[interfaces.internal]
+name = "in0"
+address = "100.64.0.1/24"
+[interfaces.external]
+name = "out0"
+address = "192.0.2.2/24"
+gateway = "192.0.2.1"
+[memory]
+sessions = 10000
+[[subscribers]]
+prefix = "100.64.0.0/24"
+pool = "main"
+[[pool]]
+name = "main"
+prefixes = ["192.0.2.64/30"]
+[control]
+socket = "SOCKET"
+"""
+
+
+class Place:
+    """A client, the core's namespace and a server; and the appliance's configuration."""
+
+    def __init__(self, folder: Path, inside: Namespace, core: Namespace, outside: Namespace) -> None:
+        self.inside, self.core, self.outside = inside, core, outside
+        self.socket = str(folder / "krnsv.sock")
+        self.config = folder / "krnsv.toml"
+        self.log = folder / "krnsv.log"
+        self.config.write_text(CONFIG.replace("SOCKET", self.socket))
+
+    def start(self, *before: str) -> subprocess.Popen[str]:
+        """`krononat run`, in the core's namespace."""
+        command = (*before, sys.executable, "-m", "krononat", "run", "-c", str(self.config))
+        with self.log.open("w") as log:
+            return self.core.start(*command, stdout=log, stderr=log)
+
+    def run(self, *before: str) -> tuple[int, str]:
+        """The same for what ends by itself: exit status and messages."""
+        status = self.start(*before).wait(60)
+        return status, self.log.read_text()
+
+    @contextmanager
+    def appliance(self) -> Iterator[subprocess.Popen[str]]:
+        """A running one, ready when its socket answers; ended the hard way if a test did not."""
+        process = self.start()
+        try:
+            until(lambda: self.answers() or process.poll() is not None, PATIENCE_S)
+            assert process.poll() is None, self.log.read_text()
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(20)
+
+    def answers(self) -> bool:
+        """Whether somebody is there (a killed one leaves its socket behind)."""
+        with contextlib.suppress(client.Trouble):
+            return bool(self.status())
+        return False
+
+    def status(self) -> dict[str, Any]:
+        """What the appliance says of itself."""
+        told: dict[str, Any] = client.ask(self.socket, {"do": "status"})["status"]
+        return told
+
+    def ping(self, count: int = 3, timeout_s: int = 2) -> int:
+        """Answers that the client gets from the server."""
+        told = self.inside.run("ping", "-c", str(count), "-i", "0.05", "-W", str(timeout_s), "192.0.2.1", check=False).stdout
+        return told.count("bytes from")
+
+    def settings(self) -> str:
+        """All that may have been changed and must be as it was."""
+        told = [
+            self.core.ip("-o addr"),
+            self.core.ip("route show table all"),
+            self.core.ip("-d link").replace("qdisc noqueue", "qdisc noop"),
+        ]
+        told += [self.core.run("ethtool", "-k", name).stdout for name in ("in0", "out0")]
+        told += [self.core.run("sh", "-c", f"grep . /proc/sys/net/ipv4/conf/{name}/*").stdout for name in ("in0", "out0")]
+        return "\n".join(line for text in told for line in text.splitlines() if "valid_lft" not in line)
+
+
+def until(reached: Callable[[], Any], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (one that nobody has waited for yet does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@contextmanager
+def a_place(prefix: str, folder: Path) -> Iterator[Place]:
+    """Namespaces whose names begin with `prefix`; the external interface has two queues."""
+    with namespace(f"{prefix}-c") as inside, namespace(f"{prefix}-n") as core, namespace(f"{prefix}-s") as outside:
+        core.ip(f"link add in0 type veth peer name eth0 netns {inside.name}")
+        core.ip(f"link add out0 numrxqueues 2 numtxqueues 2 type veth peer name eth0 netns {outside.name}")
+        inside.ip("addr add 100.64.0.9/24 dev eth0")
+        outside.ip("addr add 192.0.2.1/24 dev eth0")
+        for end in (inside, outside):
+            end.ip("link set eth0 up")
+        inside.ip("route add default via 100.64.0.1")
+        yield Place(folder, inside, core, outside)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with a_place("krnsv", tmp_path_factory.mktemp("krnsv")) as made, made.appliance():
+        yield made
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with a_place("krnsw", tmp_path) as made:
+        yield made
+
+
+# --- in use ---------------------------------------------------------------------------------------------------------------
+
+
+def test_packets_pass_and_status_tells(running: Place) -> None:
+    assert running.ping() == 3
+    status = running.status()
+    inside, outside = status["ports"]
+    assert (inside["interface"], inside["side"], inside["queues"], outside["queues"]) == ("in0", "internal", 1, 2)
+    assert inside["xdp_mode"] == "native"
+    assert inside["steering"]["redirected"] >= 3
+    assert status["packets"]["forward"] >= 6 and status["packets"]["punt"] >= 1
+    assert status["sessions"] >= 1 and status["mappings"] >= 1
+    assert status["neighbours"]["reachable"] == 2
+    assert status["worker"]["ready"] and status["worker"]["restarts"] == 0
+    assert status["worker"]["heartbeat_ms"] < 5000
+    assert status["pages"] in ("2 MiB reserved", "2 MiB transparent", "4 KiB")
+
+
+def test_the_kernel_forwards_nothing_and_answers_for_the_core(running: Place) -> None:
+    assert running.inside.run("ping", "-c1", "-W2", "100.64.0.1", check=False).returncode == 0
+    assert running.inside.run("ping", "-c1", "-W2", "192.0.2.2", check=False).returncode == 0
+    forwarded = running.core.run("grep", "^Ip:", "/proc/net/snmp").stdout.splitlines()
+    counts = dict(zip(forwarded[0].split(), forwarded[1].split(), strict=True))
+    assert counts["ForwDatagrams"] == "0"
+
+
+def test_the_configuration_is_told_in_canonical_form(running: Place) -> None:
+    told = client.ask(running.socket, {"do": "config"})["config"]
+    assert read(told) == read(running.config.read_text())
+
+
+def test_the_memory_is_for_reading_only(running: Place) -> None:
+    descriptor = client.memory(running.socket)
+    try:
+        assert view.count_sessions(view.open_view(descriptor)) >= 0
+        with pytest.raises(OSError, match=r"Bad file descriptor|not permitted"):
+            os.pwrite(descriptor, b"x", 0)
+        reopened = (
+            "import os; os.setgid(65534); os.setuid(65534)\n"
+            f"try: os.open('/proc/self/fd/{descriptor}', os.O_RDWR)\n"
+            "except PermissionError: print('refused')"
+        )
+        told = subprocess.run(
+            [sys.executable, "-c", reopened], pass_fds=[descriptor], capture_output=True, text=True, check=True, timeout=20
+        )
+        assert told.stdout == "refused\n"
+    finally:
+        os.close(descriptor)
+
+
+def test_sessions_are_deleted_by_line_and_life(running: Place) -> None:
+    running.ping(1)
+    descriptor = client.memory(running.socket)
+    state = view.open_view(descriptor)
+    os.close(descriptor)
+    found = list(view.sessions(state))
+    assert found
+    session = found[0]
+    assert client.delete(running.socket, [(session.line, (session.generation + 1) & 0xFFFF)]) == 0
+    assert client.delete(running.socket, [(0, 0), (-1, 0), (1 << 40, 0), (session.line, session.generation)]) == 1
+    assert state.sessions[session.line]["kind"] != NAT_SESSION
+    assert client.delete(running.socket, [(session.line, session.generation)] * 1000) == 0
+    assert client.delete(running.socket, []) == 0
+    with pytest.raises(client.Trouble, match="not a deletion"):
+        client.ask(running.socket, {"do": "delete", "lines": [["1", 2]]})
+
+
+def test_the_worker_is_nobody(running: Place) -> None:
+    told = Path(f"/proc/{running.status()['worker']['pid']}/status").read_text()
+    fields = dict(line.split(":", 1) for line in told.splitlines())
+    assert {int(fields[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    assert set(fields["Uid"].split()) == {"65534"} and fields["NoNewPrivs"].strip() == "1"
+    assert fields["Cpus_allowed_list"].strip() == str(running.status()["worker"]["cpu"])
+
+
+def test_an_idle_worker_sleeps(running: Place) -> None:
+    pid = running.status()["worker"]["pid"]
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    time.sleep(3)
+    later = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    used_s = sum(int(later[k]) - int(fields[k]) for k in (11, 12)) / os.sysconf("SC_CLK_TCK")
+    assert used_s / 3 < (0.25 if jit.PURE else 0.02)
+
+
+def test_a_second_one_is_refused(running: Place) -> None:
+    first = running.log.read_text()
+    status, told = running.run()
+    running.log.write_text(first)
+    assert status == 1 and "running already" in told
+    assert running.ping() == 3
+
+
+def test_a_stalling_client_harms_nobody(running: Place) -> None:
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(running.socket)
+        stream.sendall(b'{"do": "status"}\n' * 500 + b'{"do": ')
+        assert running.ping() == 3
+        assert running.status()["worker"]["ready"]
+
+
+# --- hit ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_replaced_and_its_sessions_live_on(running: Place) -> None:
+    running.inside.run("ping", "-c1", "-e", "777", "192.0.2.1", check=False)
+    before = running.status()
+    os.kill(before["worker"]["pid"], signal.SIGKILL)
+    until(lambda: running.status()["worker"]["ready"] and running.status()["worker"]["pid"] != before["worker"]["pid"], 60)
+    after = running.status()
+    assert after["worker"]["restarts"] == 1
+    assert after["sessions"] >= 1
+    assert running.ping() == 3
+    assert sum(port["steering"]["no_socket"] for port in after["ports"]) == 0
+
+
+def test_a_worker_that_hangs_is_ended(running: Place) -> None:
+    before = running.status()["worker"]
+    os.kill(before["pid"], signal.SIGSTOP)
+    until(lambda: running.status()["worker"]["restarts"] > before["restarts"], 30)
+    until(lambda: running.status()["worker"]["ready"], 60)
+    assert running.ping() == 3
+
+
+# --- gone -----------------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_takes_everything_back(place: Place) -> None:
+    before, pages = place.settings(), SHMEM.read_text()
+    with place.appliance() as process:
+        assert place.ping() == 3
+        worker = place.status()["worker"]["pid"]
+        assert place.settings() != before
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert (place.settings(), SHMEM.read_text()) == (before, pages)
+    assert not alive(worker)
+    assert not Path(place.socket).exists()
+
+
+def test_the_death_of_the_supervisor_ends_worker_and_program(place: Place) -> None:
+    with place.appliance() as process:
+        worker = place.status()["worker"]["pid"]
+        supervisor = place.status()["pid"]
+        os.kill(supervisor, signal.SIGKILL)
+        process.wait(10)
+    until(lambda: not alive(worker), 5)
+    until(lambda: "xdp" not in place.core.ip("link"), 5)
+    with place.appliance() as process:  # what is left over is in nobody's way
+        assert place.ping() == 3
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_what_fails_halfway_is_taken_back(place: Place) -> None:
+    before = place.settings()
+    right = place.config.read_text()
+    try:
+        place.config.write_text(right.replace('name = "krnsv"', 'name = "krnsv"\ncpu = 4000'))
+        status, told = place.run()
+        assert status == BAD_CONFIG and "CPU 4000 is not ours to use" in told
+        assert place.settings() == before
+        place.config.write_text(right.replace('"out0"', '"out7"'))
+        status, told = place.run()
+        assert status == BAD_CONFIG and "no interface 'out7'" in told and "in0" in told
+        assert place.settings() == before
+    finally:
+        place.config.write_text(right)
+
+
+def test_without_privileges_it_says_so(place: Place) -> None:
+    status, told = place.run("setpriv", "--bounding-set", "-all", "--inh-caps", "-all")
+    assert status == NO_PRIVILEGE and "CAP_NET_ADMIN" in told
