@@ -6,16 +6,26 @@ memory is `never`, silently 4 KiB, so `allow_huge_pages` sets it to `advise` for
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
 from pathlib import Path
 from typing import NamedTuple
 
+from shards.state import Array, State
+
 HUGE_BYTES = 2 << 20
 
 # fcntl(2); Python 3.11 has no names for them
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 2, 4
+
+_POPULATE_WRITE = 23  # madvise(2), kernel 5.14
+_AHEAD = 2  # extents that are ready before they are needed
+_AT_START = 32 << 20  # bytes of each section that are ready before the first packet
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 _RESERVED = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 _SHMEM = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
@@ -91,6 +101,34 @@ def _is_huge(memory: mmap.mmap, size: int) -> bool:
 def _span(line: str) -> int:
     first, _, end = line.split()[0].partition("-")
     return int(end, 16) - int(first, 16)
+
+
+def populate(state: State) -> None:
+    """Have the first pages of every section, so that no packet waits for one: zeroing a huge page can take milliseconds.
+
+    To be done by another process than the worker: the pages are everyone's, the time is its own. The arena is `keep_ahead`'s.
+    """
+    for name, array in state._asdict().items():
+        if name not in ("words", "sessions", "mappings", "links"):
+            _populate(array.reshape(-1).view("u1"), 0, _AT_START)
+
+
+def keep_ahead(state: State, done: int) -> int:
+    """Have the pages of the extents that come next; `done` are populated already. How many are now."""
+    wanted = min(int(state.core[0]["next_extent"]) + _AHEAD, len(state.extents))
+    for rows in (state.sessions, state.links, state.dirty):
+        each = rows.nbytes // len(state.extents)
+        _populate(rows.view("u1"), done * each, max(wanted - done, 0) * each)
+    return max(wanted, done)
+
+
+def _populate(memory: Array, at: int, size: int) -> None:
+    """Older kernels refuse; then pages come when they are touched, as they always did."""
+    size = min(size, memory.nbytes - at)
+    if size > 0:
+        address = int(memory.ctypes.data) + at
+        begin = address & -mmap.PAGESIZE
+        _libc.madvise(begin, address + size - begin, _POPULATE_WRITE)
 
 
 def allow_huge_pages() -> str | None:

@@ -202,6 +202,8 @@ class Supervisor:
         self._crew = Crew(self._selector, told_worker, descriptors, self._environment, self._hear, _say)
         self._undoing.callback(self._crew.stop)
         self._crew.start()
+        memory.populate(self._state)
+        self._extents = memory.keep_ahead(self._state, 0)
         _say(f"worker {self._crew.pid} on CPU {self._cpu}: loading compiled code (compiling it, if it is new here)")
 
     def _open(self) -> None:
@@ -237,6 +239,7 @@ class Supervisor:
         now = ticks()
         if self._neighbours.serve(now):
             self._crew.send({"do": "wake"})
+        self._extents = memory.keep_ahead(self._state, self._extents)
         self._crew.watch(int(self._state.core[0]["breaths"]), now)
         if self._control and self._answers:
             self._control.tire(now)

@@ -7,7 +7,8 @@ checks that the answer is legal (the pool's, paired, in a block of the subscribe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
@@ -316,16 +317,15 @@ class Model:
         """The external endpoint that the other side chose, once it is proven legal."""
         subscriber, pool = self._subscriber(internal[0]), self._pool(internal[0])
         old = any(self._free_port(protocol, subscriber.external, block, pool.block) for block in subscriber.blocks)
-        new = [] if old else self._free_blocks(subscriber, pool, protocol)
         if not old and len(subscriber.blocks) >= pool.blocks:
             raise Refused("ports_exhausted")
-        if not old and not new:
+        if not old and not any(self._free_blocks(subscriber, pool, protocol)):
             raise Refused("pool_exhausted")
         host, port = choose(protocol, internal)
         block = (host, port // pool.block)
         if old and (host != subscriber.external or block[1] not in subscriber.blocks):
             raise Illegal(f"{IPv4Address(host)}:{port} although the subscriber has free ports in his blocks")
-        if not old and block not in new:
+        if not old and block not in self._free_blocks(subscriber, pool, protocol):
             raise Illegal(f"{IPv4Address(host)}:{port} is in no block that this subscriber may take")
         if not self._is_free(protocol, (host, port)) or port < 1024:
             raise Illegal(f"{IPv4Address(host)}:{port} is owned, held down or reserved")
@@ -339,7 +339,7 @@ class Model:
         for block in sorted(subscriber.blocks):
             if port := self._free_port(protocol, subscriber.external, block, pool.block):
                 return subscriber.external, port
-        host, block = self._free_blocks(subscriber, pool, protocol)[0]
+        host, block = next(self._free_blocks(subscriber, pool, protocol))
         return host, self._free_port(protocol, host, block, pool.block)
 
     def _free_port(self, protocol: int, host: int, block: int, size: int) -> int:
@@ -353,12 +353,13 @@ class Model:
         rested = freed is None or not self.bed.hold_down_s or self.now // 1000 - freed // 1000 > self.bed.hold_down_s
         return rested and (protocol, external) not in self.owners
 
-    def _free_blocks(self, subscriber: Subscriber, pool: Pool, protocol: int) -> list[tuple[int, int]]:
+    def _free_blocks(self, subscriber: Subscriber, pool: Pool, protocol: int) -> Iterator[tuple[int, int]]:
         """Blocks that the subscriber may take: nobody's, and not held down wholly."""
         taken = {(other.external, block) for other in self.subscribers.values() for block in other.blocks}
         hosts = [subscriber.external] if subscriber.blocks else [int(host) for host in pool.network]
-        free = [(host, block) for host in hosts for block in range(*block_range(pool)) if (host, block) not in taken]
-        return [(host, block) for host, block in free if self._free_port(protocol, host, block, pool.block)]
+        for host, block in itertools.product(hosts, range(*block_range(pool))):
+            if (host, block) not in taken and self._free_port(protocol, host, block, pool.block):
+                yield host, block
 
     def _subscriber(self, host: int) -> Subscriber:
         prefix = self._prefix_of(host)

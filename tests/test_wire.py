@@ -72,7 +72,7 @@ def test_a_udp_checksum_never_becomes_none_nor_stops_being_none() -> None:
     """RFC 768: 0 on the wire means none, so a sum that comes out as 0 is sent as 0xFFFF."""
     frames = memory(bytes(8))
     for delta in range(0, 0x10000, 7):
-        for check in (delta ^ 0xFFFF, 0x1234, 0xFFFF, 1):
+        for check in (delta, 0x1234, 0xFFFF, 1):  # the first comes out as 0
             wire.write16(frames, 6, check or 1)
             rewrite.adjust_transport(frames, 0, UDP, delta)
             assert wire.read16(frames, 6) != 0

@@ -37,6 +37,14 @@ class Line(NamedTuple):
         return self.left == self.right
 
 
+class Closed(NamedTuple):
+    """A ledger's end."""
+
+    outcome: Outcome
+    lines: list[Line]
+    counts: Counts
+
+
 class Ledger:
     """Counts from a quiet moment on, until `close` at another one."""
 
@@ -44,15 +52,17 @@ class Ledger:
         self._lab, self._witness = lab, witness
         self._begin = self._quiet()
 
-    def close(self) -> tuple[Outcome, list[Line], Counts]:
+    def close(self) -> Closed:
         """Whether all equations hold, the equations, and the counts since the beginning."""
         end = self._quiet()
         counts = {name: end[name] - self._begin.get(name, 0) for name in end}
-        lines = _lines([own.interface for own, _ in self._lab.topology.ports()], counts)
+        interfaces = [own.interface for own, _ in self._lab.topology.ports()]
+        drops = _add_sums(interfaces, counts)
+        lines = _lines(interfaces, counts)
         wrong = [f"{line.told}: {line.left} ≠ {line.right}" for line in lines if not line.holds]
-        told = f"received {counts['peers sent']:,} = forwarded {counts['forwarded']:,} + punted {counts['punted']:,}"
+        told = f"received {counts['seen']:,} = forwarded {counts['forwarded']:,} + punted {counts['punted']:,}"
         told += f" + drops {counts['dropped']:,}, as the peers' own counters say; {len(lines)} equations hold exactly"
-        return Outcome("conservation", not wrong, "; ".join(wrong) or told, {"equations": len(lines)}), lines, counts
+        return Closed(Outcome("conservation", not wrong, "; ".join(wrong) or told, {"drops": drops}), lines, counts)
 
     def _quiet(self) -> Counts:
         deadline = time.monotonic() + _PATIENCE_S
@@ -80,55 +90,48 @@ class Ledger:
 
 def _of_appliance(lab: Lab) -> Counts:
     from krononat import view
-    from shards.steering import OUTCOMES
-    from shards.verdict import VERDICTS
+    from shards.steering import OUTCOMES, PASS
 
     state = open_memory(str(lab.socket))
-    counts = view.counters(state)
-    counts["held now"] = view.totals(state)["held"]
-    counts["verdicts to forward"] = sum(counts[verdict.name] for verdict in VERDICTS if verdict.fate == "forward")
-    counts["verdicts to drop"] = sum(counts[verdict.name] for verdict in VERDICTS if verdict.fate == "drop")
+    counts = view.counters(state) | {"held now": view.totals(state)["held"]}
     for port in lab.status()["ports"]:
-        steering, sockets = port["steering"], port["sockets"]
-        counts |= {
-            f"{port['interface']} redirected": steering["redirected"],
-            f"{port['interface']} without socket": steering["no_socket"],
-            f"{port['interface']} passed": sum(steering[outcome.name] for outcome in OUTCOMES if outcome.fate == "pass"),
-            f"{port['interface']} lost at the ring": sockets["rx_dropped"] + sockets["rx_ring_full"],
-        }
+        name, steering, sockets = port["interface"], port["steering"], port["sockets"]
+        counts[f"{name} redirected"] = steering["redirected"]
+        counts[f"{name} no socket"] = steering["no_socket"]
+        counts[f"{name} passed"] = sum(steering[outcome.name] for outcome in OUTCOMES if outcome.fate == PASS)
+        counts[f"{name} ring full"] = sockets["rx_dropped"] + sockets["rx_ring_full"]
     return counts
 
 
+def _add_sums(interfaces: list[str], counts: Counts) -> Counts:
+    """Add what goes over all interfaces and verdicts; the drops by reason, those before a verdict included."""
+    from shards.verdict import DROP, FORWARD, VERDICTS
+
+    for what in ("peer sent", "peer got", "lost on the wire", "kernel sent", "redirected", "no socket", "passed", "ring full"):
+        counts[what] = sum(counts[f"{interface} {what}"] for interface in interfaces)
+    reasons = [verdict.name for verdict in VERDICTS if verdict.fate == DROP] + ["no socket", "ring full"]
+    drops = {reason: counts[reason] for reason in reasons if counts[reason]}
+    counts["forwarded"] = sum(counts[verdict.name] for verdict in VERDICTS if verdict.fate == FORWARD)
+    counts["seen"], counts["punted"], counts["dropped"] = counts["peer sent"], counts["passed"], sum(drops.values())
+    return drops
+
+
 def _lines(interfaces: list[str], counts: Counts) -> list[Line]:
-    """The equations; what they are about in sum is added to `counts` under the words of the README."""
-
-    def total(what: str) -> int:
-        return sum(counts[f"{interface} {what}"] for interface in interfaces)
-
     lines = []
     for name in interfaces:
-        seen = sum(counts[f"{name} {what}"] for what in ("redirected", "without socket", "passed"))
+        seen = sum(counts[f"{name} {what}"] for what in ("redirected", "no socket", "passed"))
         lines.append(Line(f"{name}: sent by its peer = seen by the steering program", counts[f"{name} peer sent"], seen))
         given = counts[f"{name} kernel given"]
         lines.append(Line(f"{name}: passed by the program = given to the kernel", counts[f"{name} passed"], given))
-    lost = total("lost at the ring")
     taken = counts["received"] + counts["held now"]  # `received` counts what is decided; what waits for a neighbour is not yet
-    decided = counts["verdicts to forward"] + counts["verdicts to drop"]
-    sent = counts["verdicts to forward"] + counts["originated"] + total("kernel sent")
-    counts["peers sent"], counts["punted"] = total("peer sent"), total("passed")
-    counts["forwarded"] = counts["verdicts to forward"]
-    counts["dropped"] = counts["verdicts to drop"] + lost + total("without socket")
+    sent = counts["forwarded"] + counts["originated"] + counts["kernel sent"]
+    got = counts["peer got"] + counts["lost on the wire"]
     accounted = counts["forwarded"] + counts["punted"] + counts["dropped"]
     return [
         *lines,
-        Line("redirected = taken from the rings + lost at full ones", total("redirected"), taken + lost),
-        Line("decided = forwarded + drops by verdict", counts["received"], decided),
-        Line(
-            "forwarded + originated + sent by the kernel = got by the peers",
-            sent,
-            total("peer got") + total("lost on the wire"),
-        ),
-        Line("received = forwarded + punted + Σ drops", counts["peers sent"], accounted),
+        Line("redirected = taken from the rings + lost at full ones", counts["redirected"], taken + counts["ring full"]),
+        Line("forwarded + originated + sent by the kernel = got by the peers", sent, got),
+        Line("sent by the peers = forwarded + punted + Σ drops by reason", counts["peer sent"], accounted),
     ]
 
 

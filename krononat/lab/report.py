@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from krononat.client import Trouble
-from krononat.lab.conservation import Counts, Line
+from krononat.lab.conservation import Closed, Counts, Line
 from krononat.lab.picture import draw
 from krononat.lab.traffic import Outcome
 
@@ -58,10 +58,10 @@ class Report:
         """Keep the end of a log, for what did not hold."""
         self._logs[title] = text
 
-    def keep_books(self, closed: tuple[Outcome, list[Line], Counts]) -> Outcome:
+    def keep_books(self, closed: Closed) -> Outcome:
         """Keep a closed ledger; its outcome."""
-        outcome, self._lines, self._counts = closed
-        return outcome
+        self._lines, self._counts = closed.lines, closed.counts
+        return closed.outcome
 
     def write(self, folder: Path) -> None:
         """Write report.json, report.md and lab.svg."""
