@@ -147,6 +147,8 @@ class Answers:
             "cpu": self._parts.cpu,
             "cpu_percent": round(self._usage[2], 1),
             "heartbeat_ms": ticks() - crew.breathed_at,
+            "longest_breath_us": int(self._parts.state.core[0]["longest_breath_us"]),
+            "late_compilations": int(self._parts.state.core[0]["late_compilations"]),
         }
 
     def _port(self, number: int) -> dict[str, Any]:

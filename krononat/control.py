@@ -12,7 +12,7 @@ import json
 import os
 import selectors
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from krononat.client import Trouble
@@ -26,17 +26,25 @@ PATIENCE = 30_000  # ticks that a client may be silent
 _CHUNK = 1 << 16
 
 
-def lock(path: str) -> int:
-    """Take the right to serve at `path` for as long as the descriptor is open; Trouble where another process has it."""
+@contextlib.contextmanager
+def lock(path: str) -> Iterator[None]:
+    """The right to serve at `path` meanwhile; Trouble where another process has it. A process's death, too, ends its right."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        why = f"another process holds {path}.lock"
-        raise Trouble("this appliance is running already", why, "stop it, or give this one another `server.name`") from None
-    return descriptor
+    name = path + ".lock"
+    with open(name, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its holder may have removed it between our opening and locking; then another one stands, or will stand, there.
+            ours = os.fstat(held.fileno()).st_ino == os.stat(name).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            why = f"another process holds {name}"
+            raise Trouble("this appliance is running already", why, "stop it, or give this one another `server.name`")
+        try:
+            yield
+        finally:
+            os.unlink(name)
 
 
 def error(trouble: Trouble) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Supervisor:
     def run(self) -> None:
         """Up, round and round, until a signal says so."""
         self._heed_signals()
-        self._undoing.callback(os.close, lock(self._config.socket))
+        self._undoing.enter_context(lock(self._config.socket))
         for step in (self._set_up_interfaces, self._make_state, self._open_sockets, self._hire):
             step()
             if self._stopping:

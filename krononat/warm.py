@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+from numba.core import event
 
 from shards import cuckoo, parse, pipeline, recovery, rings, sessions, shard
 from shards.burst import Burst, new_burst
@@ -81,6 +82,26 @@ STEPS: list[tuple[str, Callable[[], None]]] = [
     ("ends of sessions", _ends),
     ("loop with rings", _loop),
 ]
+
+
+class _Watch(event.Listener):
+    """Counts what is compiled from now on."""
+
+    def __init__(self, state: State) -> None:
+        self._core = state.core
+        self._core[0]["late_compilations"] = 0
+
+    def on_start(self, event: event.Event) -> None:
+        """A compilation begins."""
+        self._core[0]["late_compilations"] += 1
+
+    def on_end(self, event: event.Event) -> None:
+        """A compilation has ended."""
+
+
+def watch(state: State) -> None:
+    """Count every later compilation in `core.late_compilations`: one that a packet met would be seen there."""
+    event.register("numba:compile", _Watch(state))  # type: ignore[no-untyped-call]
 
 
 def load() -> None:

@@ -65,6 +65,8 @@ class Worker:
         self._rings = rings.open_rings(self._description, self._frames, also=[self._channel.fileno()])
         self._breathe(ticks(), 0)
         rings.wait(self._rings, 0)
+        self._state.core[0]["longest_breath_us"] = 0
+        warm.watch(self._state)
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -85,7 +87,11 @@ class Worker:
                 rings.wait(self._rings, SHORT_NAP if self._state.core[0]["held"] else NAP)
 
     def _breathe(self, now: int, bursts: int) -> int:
-        return int(shard.breathe(self._state, self._rings, self._rings.frames, self._burst, self._waiting, now, bursts))
+        begun = time.monotonic_ns()
+        handled = shard.breathe(self._state, self._rings, self._rings.frames, self._burst, self._waiting, now, bursts)
+        core, took_us = self._state.core[0], (time.monotonic_ns() - begun) // 1000
+        core["longest_breath_us"] = max(int(core["longest_breath_us"]), took_us)
+        return int(handled)
 
     def _stop(self, *_: object) -> None:
         self._stopping = True

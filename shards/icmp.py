@@ -58,7 +58,7 @@ def pass_error(state: State, frames: Array, burst: Burst, i: int, now: int) -> i
     verdict = _find(state, frames, burst, i, inner, now)
     if verdict != UNDECIDED:
         return verdict
-    turns = burst.direction[i] == OUTBOUND and burst.next_hop[i] == nat.HAIRPIN_HOP
+    turns = burst.direction[i] == OUTBOUND and burst.next_hop[i] == sessions.HAIRPIN_HOP
     if turns:
         return _turn(state, frames, burst, i, inner, now)
     verdict = passable_row(state, frames, burst, i)
@@ -113,7 +113,7 @@ def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
     burst.mapping[i] = 0
     if line and remaining(now, whole(state.sessions[line]["expiry"])) > 0:
         row = state.sessions[line]
-        if inbound and row["outward"] == nat.HAIRPIN_HOP and burst.turned[i] == 0:
+        if inbound and row["outward"] == sessions.HAIRPIN_HOP and burst.turned[i] == 0:
             return ICMP_UNRELATED
         burst.session[i] = line
         burst.mapping[i] = row["mapping"]
@@ -148,7 +148,7 @@ def _hop_by_mapping(state: State, burst: Burst, i: int, half: int, remote: int, 
     if inbound:
         hop = nat.next_hop(state, INTERNAL, whole(state.mappings[half]["internal_address"]), now)
     elif sessions.external_ordinal(state, remote) >= 0:
-        hop = nat.HAIRPIN_HOP
+        hop = sessions.HAIRPIN_HOP
     else:
         hop = nat.next_hop(state, EXTERNAL, remote, now)
     burst.next_hop[i] = hop

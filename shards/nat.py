@@ -40,8 +40,6 @@ from shards.verdict import (
 )
 from shards.wire import read8
 
-HAIRPIN_HOP = 0xFFFF  # in a session's `outward`: not a neighbour, the packet turns round inside
-
 
 @hot
 def find_account(state: State, realm: int, address: int) -> tuple[int, int]:
@@ -191,7 +189,7 @@ def _open(state: State, burst: Burst, i: int, half: int, turns: bool, now: int) 
     """Make the session and give it its next hops, so that no later packet has to look for them."""
     protocol = burst.protocol[i]
     inward = next_hop(state, INTERNAL, burst.source[i], now)
-    outward = HAIRPIN_HOP if turns else next_hop(state, EXTERNAL, burst.destination[i], now)
+    outward = sessions.HAIRPIN_HOP if turns else next_hop(state, EXTERNAL, burst.destination[i], now)
     if inward == 0 or outward == 0:
         return NEIGHBOURS_EXHAUSTED
     remote_port = 0 if protocol == ICMP else burst.destination_port[i]

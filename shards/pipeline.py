@@ -78,7 +78,7 @@ def decide(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     verdict = _find_or_open(state, frames, burst, i, now)
     if verdict != UNDECIDED:
         return verdict
-    if burst.next_hop[i] == nat.HAIRPIN_HOP:
+    if burst.next_hop[i] == sessions.HAIRPIN_HOP:
         return _hairpin(state, frames, burst, i, now)
     verdict = _send(state, frames, burst, i, now)
     if verdict == UNDECIDED:
@@ -107,7 +107,7 @@ def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -
         line = burst.session[i]
     if line:
         row = state.sessions[line]
-        if inbound and row["outward"] == nat.HAIRPIN_HOP and burst.turned[i] == 0:
+        if inbound and row["outward"] == sessions.HAIRPIN_HOP and burst.turned[i] == 0:
             return SPOOFED_SOURCE  # its remote is one of our own: it cannot come from outside
         burst.next_hop[i] = row["inward"] if inbound else row["outward"]
     return UNDECIDED

@@ -8,7 +8,7 @@ from __future__ import annotations
 from shards import journal, tcp, timers
 from shards.burst import Burst
 from shards.jit import hot, whole
-from shards.nat import HAIRPIN_HOP
+from shards.sessions import HAIRPIN_HOP
 from shards.state import FAILED, INBOUND, OUTBOUND, REACHABLE, Array, Row, State
 from shards.verdict import (
     FORWARDED_IN,

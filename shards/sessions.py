@@ -32,6 +32,7 @@ from shards.verdict import (
 )
 
 _U = np.uint64
+HAIRPIN_HOP = 0xFFFF  # in a session's `outward`: not a neighbour, the packet turns round inside
 PERMISSION_BIT = 128  # in the protocol of a permission's key: no packet has such a key
 SESSIONS_EACH = 65535  # of a mapping at most, by the width of its count
 
@@ -317,6 +318,15 @@ def delete_life(state: State, line: int, generation: int, now: int) -> bool:
 
 
 @hot
+def _keep_neighbours(state: State, line: int, now: int) -> None:
+    """A living session's next hops are in use, even if none is ever asked for again: their rows must not change hands."""
+    row = state.sessions[line]
+    state.neighbours[whole(row["inward"])]["used"] = now & 0xFFFFFFFF
+    if row["outward"] != HAIRPIN_HOP:
+        state.neighbours[whole(row["outward"])]["used"] = now & 0xFFFFFFFF
+
+
+@hot
 def expire(state: State, now: int, at_most: int) -> int:
     """Serve the wheel up to `now`: end what is due, put what was refreshed further along. Rows looked at, at most `at_most`."""
     seen = 0
@@ -328,6 +338,7 @@ def expire(state: State, now: int, at_most: int) -> int:
         left = timers.remaining(now, whole(state.sessions[line]["expiry"]))
         if left > 0:
             timers.arm(state, line, now + left)
+            _keep_neighbours(state, line, now)
         else:
             end_session(state, line, now)
             state.counters[SESSIONS_EXPIRED, 0] += 1

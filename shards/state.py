@@ -295,7 +295,9 @@ CORE = np.dtype(
         ("index_entries", "u4"),
         ("tombstones", "u4"),  # written ever, mod 2**32
         ("ip_id", "u4"),
-        ("spare", "u1", (12,)),
+        ("late_compilations", "u4"),  # since the worker began to take traffic: must stay 0
+        ("longest_breath_us", "u4"),  # since then
+        ("spare", "u1", (4,)),
     ]
 )
 assert CORE.itemsize == 64

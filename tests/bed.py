@@ -47,6 +47,11 @@ NEIGHBOUR_WAIT = 3000  # ticks
 LIMITS = ("sessions", "ports", "rate", "burst")
 
 
+def contains(network: IPv4Network, host: int) -> bool:
+    """Whether an address (host integer) lies in a network."""
+    return int(network.network_address) <= host <= int(network.broadcast_address)
+
+
 @dataclass(frozen=True)
 class Port:
     """An interface of the core."""

@@ -270,7 +270,7 @@ def crowded(count: int, seed: int, **sizes: int) -> Counter[str]:
             private = core.bed.private if result.port == 1 else []
             own = result.verdict not in ("forwarded_out", "forwarded_in", "hairpinned")
             wrong = frames.complaints(result.sent, None if own else frame, private) if result.sent else []
-            assert not wrong, f"{described(frame)} ({frame.hex()}): {wrong}"
+            assert not wrong, f"{described(frame)}: {wrong}"
         core.resolve()
         told.update(result.verdict for result in core.again(now))
     told["held"] -= told["held"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from tests.bed import Bed, Pool, Port, Prefix, block_range
+from tests.bed import Bed, Pool, Port, Prefix, block_range, contains
 from tests.frames import (
     ICMP,
     REPLIES,
@@ -34,6 +34,7 @@ Endpoint = tuple[int, int]
 Choose = Callable[[int, Endpoint], Endpoint]  # (protocol, internal endpoint) -> external endpoint
 
 FIN, SYN, RST, ACK = 1, 2, 4, 16
+NOWHERE = [IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")]
 UNREACHABLE, HOST_UNREACHABLE, FRAG_NEEDED, TIME_EXCEEDED = 0x0300, 0x0301, 0x0304, 0x0B00  # ICMP type << 8 | code
 
 
@@ -197,7 +198,7 @@ class Model:
         if packet.ttl <= 1:
             raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
         gateway = port.inside_gateway if self.bed.stick and side == "inside" else port.gateway
-        on_link = IPv4Address(packet.destination) in port.on_link
+        on_link = contains(port.on_link, packet.destination)
         hop = packet.destination if on_link or not gateway else gateway
         packet = replace(packet, ttl=packet.ttl - 1, residue=0 if packet.residue == -1 else packet.residue)
         if self.bed.mss and packet.protocol == TCP and packet.flags & SYN:
@@ -386,8 +387,8 @@ class Model:
             if (
                 rule.direction in (direction, "both")
                 and rule.protocol in ("any", {ICMP: "icmp", TCP: "tcp", UDP: "udp"}[packet.protocol])
-                and IPv4Address(internal[0]) in rule.internal
-                and IPv4Address(remote[0]) in rule.remote
+                and contains(rule.internal, internal[0])
+                and contains(rule.remote, remote[0])
                 and ports_fit
             ):
                 if rule.action == "drop":
@@ -402,9 +403,9 @@ class Model:
         for prefix in holders:
             unit = prefix.unit(host)
             sessions, mappings, rate, burst = self._limits(prefix, unit)
-            if sessions and sum(IPv4Address(internal[0]) in unit for _, internal, _ in self.sessions) >= sessions:
+            if sessions and sum(contains(unit, internal[0]) for _, internal, _ in self.sessions) >= sessions:
                 raise Refused("session_limit")
-            if new_mapping and mappings and sum(IPv4Address(i[0]) in unit for _, i in self.mappings) >= mappings:
+            if new_mapping and mappings and sum(contains(unit, internal[0]) for _, internal in self.mappings) >= mappings:
                 raise Refused("mapping_limit")
             if rate and self._tokens(unit, rate, burst) < 1:
                 raise Refused("rate_limit")
@@ -496,8 +497,7 @@ def _admit_addresses(packet: Packet) -> None:
 
 def martian(host: int) -> bool:
     """An address that never crosses a router."""
-    nowhere = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
-    return any(IPv4Address(host) in IPv4Network(network) for network in nowhere)
+    return any(contains(network, host) for network in NOWHERE)
 
 
 def _source_routed(options: bytes) -> bool:
@@ -570,5 +570,5 @@ def _first_state(packet: Packet) -> str:
 
 
 def _longest(prefixes: list[Prefix], host: int) -> Prefix | None:
-    fitting = [prefix for prefix in prefixes if IPv4Address(host) in prefix.network]
+    fitting = [prefix for prefix in prefixes if contains(prefix.network, host)]
     return max(fitting, key=lambda prefix: prefix.network.prefixlen, default=None)

@@ -86,16 +86,16 @@ class Pair:
 
     def _judge(self, frame: bytes, side: str, result: Result, outcome: Outcome) -> None:
         """Hold one result against the model's word and the checker's."""
-        what = f"{described(frame)} ({frame.hex()})"
-        assert result.verdict == outcome.verdict, f"{what}: the pipeline says {result.verdict}, the model {outcome.verdict}"
+        both = f"the pipeline says {result.verdict}, the model {outcome.verdict}"
+        assert result.verdict == outcome.verdict, f"{described(frame)}: {both}"
         if outcome.reply:
-            assert result.sent, f"{what}: its sender should be told, and is not"
+            assert result.sent, f"{described(frame)}: its sender should be told, and is not"
             self._judge_reply(frame, side, result.sent, outcome.reply)
         elif outcome.packet and outcome.verdict != "held":
-            assert result.sent, f"{what}: nothing was sent"
+            assert result.sent, f"{described(frame)}: nothing was sent"
             self._judge_sent(frame, result, outcome)
         else:
-            assert result.sent is None, f"{what}: {described(result.sent or b'')} should not have been sent"
+            assert result.sent is None, f"{described(frame)}: {described(result.sent or b'')} should not have been sent"
 
     def _judge_sent(self, frame: bytes, result: Result, outcome: Outcome) -> None:
         assert result.sent and outcome.packet
@@ -137,11 +137,12 @@ def sender_of(bed: Bed, side: str, packet: frames.Packet) -> bytes:
 
 
 def described(frame: bytes) -> str:
-    """A frame as a line."""
+    """A frame as a line, and in hexadecimal digits for those who want to look themselves."""
     try:
-        return str(frames.dissect(frames.split_frame(frame)[4]))
+        told = str(frames.dissect(frames.split_frame(frame)[4]))
     except frames.Malformed as wrong:
-        return f"a frame that is {wrong.verdict}"
+        told = f"a frame that is {wrong.verdict}"
+    return f"{told} ({frame.hex()})"
 
 
 def _missing(some: Mapping[Any, object], others: Mapping[Any, object]) -> object:

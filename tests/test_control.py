@@ -149,12 +149,15 @@ def test_an_answer_that_comes_after_its_asker_left_is_dropped(server: Server, pa
 
 
 def test_one_appliance_for_each_socket(tmp_path: Path) -> None:
-    first = control.lock(str(tmp_path / "deep" / "a.sock"))
-    with pytest.raises(Trouble, match="running already"):
-        control.lock(str(tmp_path / "deep" / "a.sock"))
-    os.close(control.lock(str(tmp_path / "deep" / "b.sock")))
-    os.close(first)
-    os.close(control.lock(str(tmp_path / "deep" / "a.sock")))
+    path = str(tmp_path / "deep" / "a.sock")
+    with control.lock(path):
+        with pytest.raises(Trouble, match="running already"), control.lock(path):
+            pass
+        with control.lock(str(tmp_path / "deep" / "b.sock")):
+            pass
+    with control.lock(path):
+        pass
+    assert os.listdir(tmp_path / "deep") == []
 
 
 def test_a_worker_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
