@@ -365,9 +365,16 @@ def shortened(datagram: bytes, length: int) -> bytes:
 # --- bytes to value -------------------------------------------------------------------------------------------------------
 
 
-def dissect(data: bytes, embedded: bool = False) -> Packet:
-    """The value of an IPv4 datagram; `embedded` ones may be cut short. Trailing padding is ignored. Raises `Malformed`."""
-    return dissect_transport(dissect_header(data, embedded), embedded)
+def dissect(data: bytes, embedded: bool = False, arriving: bool = True) -> Packet:
+    """The value of an IPv4 datagram; `embedded` ones may be cut short. Trailing padding is ignored. Raises `Malformed`.
+
+    A residue of -1 (partial) is seen in what is `arriving` only: anywhere else such a checksum is a wrong one like others.
+    """
+    packet = dissect_header(data, embedded)
+    told = dissect_transport(packet, embedded)
+    if told.residue == -1 and not arriving:
+        return replace(told, residue=residue_of(packet, packet.payload[: told.udp_length or None]))
+    return told
 
 
 def dissect_header(data: bytes, embedded: bool = False) -> Packet:
@@ -418,7 +425,7 @@ def _dissect_udp(packet: Packet, segment: bytes, embedded: bool) -> Packet:
     packet = replace(packet, source_port=source_port, destination_port=destination_port, udp_length=odd, payload=segment[8:])
     covered = segment[: max(length, 8)]
     residue = ones_sum(pseudo_header(packet, length) + covered) if check else None
-    if residue and len(covered) == length and check == ones_sum(pseudo_header(packet, length)):
+    if residue and not embedded and check == ones_sum(pseudo_header(packet, length)):
         residue = -1
     return replace(packet, residue=residue)
 
@@ -441,7 +448,7 @@ def _dissect_tcp(packet: Packet, segment: bytes, embedded: bool) -> Packet:
             raise Malformed("bad_l4_header")
         header = 20  # options that are not there belong to no field
     residue = residue_of(packet, segment)
-    if residue and not packet.missing and check == ones_sum(pseudo_header(packet, len(segment))):
+    if residue and not embedded and check == ones_sum(pseudo_header(packet, len(segment))):
         residue = -1
     return replace(
         packet, acknowledgment=acknowledgment, flags=flags, window=window, urgent=urgent, residue=residue,
@@ -503,7 +510,7 @@ def complaints(emitted: bytes, received: bytes | None, private: list[tuple[int, 
     """
     try:
         _, _, _, ethertype, data = split_frame(emitted)
-        packet = dissect(data)
+        packet = dissect(data, arriving=False)
     except Malformed as wrong:
         return [f"the frame is malformed: {wrong.verdict}"]
     told = [] if ethertype == 0x0800 else [f"ethertype {ethertype:#x}"]

@@ -101,7 +101,7 @@ class Pair:
         assert result.sent and outcome.packet
         to, source, vlan, _, data = frames.split_frame(result.sent)
         port = self.bed.inside if outcome.side == "inside" else self.bed.outside
-        packet = frames.dissect(data)
+        packet = frames.dissect(data, arriving=False)
         assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
         assert len(data) == len(frames.build(outcome.packet)), "trailing bytes"
         assert (to, source, vlan) == (mac_of(outcome.hop), mac_of(port.address), port.vlan), f"{to.hex()} {source.hex()} {vlan}"

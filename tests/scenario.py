@@ -207,7 +207,7 @@ class Runner(Pair):
     def _spoken(self, result: Result) -> str:
         if result.sent is None:
             return result.verdict
-        packet = frames.dissect(frames.split_frame(result.sent)[4])
+        packet = frames.dissect(frames.split_frame(result.sent)[4], arriving=False)
         if result.verdict in ("forwarded_in", "forwarded_out", "hairpinned"):
             # One hop less is not worth words: the checker sees to it.
             return f"{result.verdict} as {replace(packet, ttl=packet.ttl + 1)}"
