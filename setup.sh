@@ -13,7 +13,7 @@ die() {
     exit "$code"
 }
 
-[ "$(id -u)" = 0 ] || die 77 "needs root, for packages, network namespaces and XDP. Try again as root: su -c '$0'"
+[ "$(id -u)" = 0 ] || die 77 "needs root, for packages, network namespaces and XDP. Try again as root."
 [ -r /etc/os-release ] && . /etc/os-release
 if [ "${ID:-}" != debian ] || [ "${VERSION_ID:-0}" -lt 12 ]; then
     die 1 "made for Debian 12 or later, this is ${PRETTY_NAME:-an unknown system}. CONTRIBUTING.md says what it would install."

@@ -22,6 +22,7 @@ from shards.state import (
     INTERNAL,
     OUTBOUND,
     Array,
+    Row,
     State,
 )
 from shards.verdict import (
@@ -29,6 +30,7 @@ from shards.verdict import (
     HAIRPIN_REFUSED,
     ICMP_TYPE_NOT_SERVED,
     INSIDE_DESTINATION,
+    MARTIAN_DESTINATION,
     NEIGHBOURS_EXHAUSTED,
     NO_MAPPING,
     NOT_OUR_DESTINATION,
@@ -80,6 +82,16 @@ def is_internal(state: State, realm: int, address: int) -> bool:
 
 
 @hot
+def names_no_host(port: Row, address: int) -> bool:
+    """The core's own address, or the lowest or highest of the link of `port`: a broadcast there (RFC 1122 3.2.1.3, RFC 2644)."""
+    mask = whole(port["mask"])
+    if address & mask != whole(port["network"]):
+        return False
+    host, hosts = address & ~mask, ~mask & 0xFFFFFFFF
+    return address == whole(port["address"]) or (hosts > 1 and (host == 0 or host == hosts))
+
+
+@hot
 def choose_keys(state: State, burst: Burst, count: int) -> None:
     """Direction and lookup key of every undecided row. ICMP errors have no key of their own: their embedded packet has."""
     for i in range(count):
@@ -126,8 +138,7 @@ def next_hop(state: State, side: int, address: int, now: int) -> int:
     on_link = address & whole(port["mask"]) == whole(port["network"])
     if gateway and not on_link:
         return gateway
-    found = neighbours.find(state, p, address)
-    return found if found else neighbours.want(state, p, address, now)
+    return neighbours.want(state, p, address, now)
 
 
 @hot
@@ -139,14 +150,18 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
     account, subscriber = find_account(state, realm, source)
     if account == 0:
         return SPOOFED_SOURCE
+    if names_no_host(state.ports[state.settings[0]["internal_port"]], source):
+        return SPOOFED_SOURCE
     if is_internal(state, realm, burst.destination[i]):
         return INSIDE_DESTINATION
+    if names_no_host(state.ports[state.settings[0]["external_port"]], burst.destination[i]):
+        return MARTIAN_DESTINATION
     turns = sessions.external_ordinal(state, burst.destination[i]) >= 0
     if turns and state.settings[0]["hairpin"] == 0:
         return HAIRPIN_REFUSED
-    if protocol == ICMP and not is_query(read8(frames, burst.l4[i])):
-        return ICMP_TYPE_NOT_SERVED
     half = sessions.find_mapping(state, source, realm, protocol, source_port)
+    if protocol == ICMP and half == 0 and not is_query(read8(frames, burst.l4[i])):
+        return ICMP_TYPE_NOT_SERVED
     if not tcp.may_open(protocol, burst.tcp_flags[i], half != 0):
         return TCP_NOT_OPENING
     verdict = _obey_rules(state, burst, i, OUTBOUND, source, source_port, burst.destination[i], burst.destination_port[i])

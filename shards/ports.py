@@ -152,14 +152,18 @@ def _free_port(state: State, external: int, space: int, base: int, size: int, st
 
 @hot
 def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: int) -> int:
-    """Give the account its `k`-th block; POOL_EXHAUSTED if there is none, on its paired address or, unpaired, on any."""
+    """Give the account its `k`-th block; POOL_EXHAUSTED if there is none.
+
+    On its paired address, as long as it has ports there; else on the one it had last, or that a static mapping of its own has,
+    or on any.
+    """
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
     first, count = whole(pool["first_external"]), whole(pool["externals"])
     base = whole(account["base"])
     paired = whole(account["external"])
     start = paired - 1 - first if paired else derive(state.settings, _FOR_ADDRESS, base, realm, 0, 0, count)
-    for j in range(1 if paired else count):
+    for j in range(1 if _holds_a_block(account) else count):
         external = first + (start + j) % count
         begin = derive(state.settings, _FOR_BLOCK, base, realm, 0, k, 1 << 30)
         block = _free_block(state, external, pool, begin, space, now)
@@ -174,6 +178,14 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
 
 
 @hot
+def _holds_a_block(account: Row) -> bool:
+    for k in range(BLOCKS_AT_MOST):
+        if account["blocks"][k] != 0:
+            return True
+    return False
+
+
+@hot
 def _free_block(state: State, external: int, pool: Row, start: int, space: int, now: int) -> int:
     """First free block of our replica side, not held down wholly, of an address from the `start`-th on, round; else -1."""
     first, blocks = whole(pool["first_block"]), whole(pool["end_block"]) - whole(pool["first_block"])
@@ -182,12 +194,20 @@ def _free_block(state: State, external: int, pool: Row, start: int, space: int, 
     side = state.shards[whole(pool["shard"])]["side"]
     for k in range(blocks):
         block = first + (start + k) % blocks
-        chunk = state.chunks[external, block * chunks_each]
-        if chunk["account"] != 0 or chunk["side"] != side:
+        if not is_vacant(state, external, block, chunks_each) or state.chunks[external, block * chunks_each]["side"] != side:
             continue
         if _free_port(state, external, space, block * size, size, 0, now) >= 0:
             return block
     return -1
+
+
+@hot
+def is_vacant(state: State, external: int, block: int, chunks_each: int) -> bool:
+    """Whether a block is nobody's, and no static mapping has a port in it."""
+    for k in range(block * chunks_each, (block + 1) * chunks_each):
+        if state.chunks[external, k]["account"] != 0 or state.chunks[external, k]["used"] != 0:
+            return False
+    return True
 
 
 @hot
@@ -235,14 +255,9 @@ def _return_block(state: State, external: int, port: int, holder: int) -> None:
         if state.chunks[external, k]["used"] != 0:
             return
     account = state.accounts[holder]
-    held = 0
     for k in range(BLOCKS_AT_MOST):
         if account["blocks"][k] == block + 1:
             account["blocks"][k] = 0
-        elif account["blocks"][k] != 0:
-            held += 1
-    if held == 0:
-        account["external"] = 0
     own_block(state, external, block, size, 0)
     pool["blocks_free"] += 1
     state.counters[BLOCKS_RETURNED, 0] += 1

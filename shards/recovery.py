@@ -34,11 +34,11 @@ def attach(state: State, now: int) -> int:
     _forget(state, now)
     for account in range(1, len(state.accounts)):
         _own_blocks(state, account)
-    _count_free_blocks(state)
     for extent in range(whole(state.core[0]["next_extent"])):
         if state.extents[extent]["kind"] == NAT_MAPPING:
             _mappings_of(state, extent)
     install_statics(state)
+    _count_free_blocks(state)
     found = 0
     for extent in range(whole(state.core[0]["next_extent"])):
         if state.extents[extent]["kind"] == NAT_SESSION:
@@ -111,7 +111,7 @@ def _count_free_blocks(state: State) -> None:
         free = 0
         for external in range(first, first + whole(pool["externals"])):
             for block in range(whole(pool["first_block"]), whole(pool["end_block"])):
-                free += state.chunks[external, block * each]["account"] == 0
+                free += ports.is_vacant(state, external, block, each)
         pool["blocks_free"] = free
 
 
@@ -195,6 +195,16 @@ def install_statics(state: State) -> None:
         )
         if verdict == 0:
             state.mappings[half]["static"] = 1
+            _pair(state, address, realm, external)
+
+
+@hot
+def _pair(state: State, address: int, realm: int, external: int) -> None:
+    """A subscriber that is paired with no address yet is with that of its static mapping (RFC 4787 REQ-2)."""
+    _, subscriber = nat.find_account(state, realm, address)
+    account = state.accounts[subscriber]
+    if account["external"] == 0 and account["pool"] == state.externals[external]["pool"]:
+        account["external"] = external + 1
 
 
 def living(state: State) -> int:

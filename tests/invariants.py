@@ -90,8 +90,9 @@ def _chunks(state: State, used: dict[tuple[int, int], int]) -> list[str]:
             told.append(f"chunk {external}/{chunk} counts {counts} ports in use, has {has}")
     for pool in state.pools:
         first, each = int(pool["first_external"]), int(pool["block_size"]) // CHUNK_PORTS
-        heads = state.chunks["account"][first : first + int(pool["externals"]), ::each]
-        free = int(np.count_nonzero(heads[:, int(pool["first_block"]) : int(pool["end_block"])] == 0))
+        chunks = state.chunks[first : first + int(pool["externals"])]
+        busy = ((chunks["account"] != 0) | (chunks["used"] != 0)).reshape(len(chunks), -1, each).any(axis=2)
+        free = int(np.count_nonzero(~busy[:, int(pool["first_block"]) : int(pool["end_block"])]))
         if free != pool["blocks_free"]:
             told.append(f"a pool says {pool['blocks_free']} free blocks, there are {free}")
     return told + _blocks(state)

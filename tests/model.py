@@ -155,8 +155,12 @@ class Model:
     def _outbound(self, packet: Packet, choose: Choose) -> Outcome:
         if not self._prefix_of(packet.source) and not packet.is_error:
             raise Refused("spoofed_source")
+        if _names_no_host(self.bed.inside, packet.source) and not packet.is_error:
+            raise Refused("spoofed_source")
         if self._prefix_of(packet.destination):
             raise Refused("inside_destination")
+        if _names_no_host(self.bed.outside, packet.destination) and not packet.is_error:
+            raise Refused("martian_destination")
         turns = packet.destination in self.pool_of
         if packet.is_error:
             return self._error_outbound(packet, turns)
@@ -231,9 +235,9 @@ class Model:
         session = self.sessions.get((packet.protocol, internal, remote))
         if session:
             return session
-        if packet.protocol == ICMP and packet.kind >> 8 in REPLIES:
-            raise Refused("icmp_type_not_served")
         mapping = self.mappings.get((packet.protocol, internal))
+        if packet.protocol == ICMP and packet.kind >> 8 in REPLIES and mapping is None:
+            raise Refused("icmp_type_not_served")
         if packet.protocol == TCP and not _may_open(packet.flags, mapping is not None):
             raise Refused("tcp_not_opening")
         self._obey_rules("outbound", packet, internal, remote)
@@ -357,6 +361,7 @@ class Model:
     def _free_blocks(self, subscriber: Subscriber, pool: Pool, protocol: int) -> Iterator[tuple[int, int]]:
         """Blocks that the subscriber may take: nobody's, and not held down wholly."""
         taken = {(other.external, block) for other in self.subscribers.values() for block in other.blocks}
+        taken |= {(mapping.external[0], mapping.external[1] // pool.block) for mapping in self.owners.values() if mapping.static}
         hosts = [subscriber.external] if subscriber.blocks else [int(host) for host in pool.network]
         for host, block in itertools.product(hosts, range(*block_range(pool))):
             if (host, block) not in taken and self._free_port(protocol, host, block, pool.block):
@@ -493,6 +498,13 @@ def _admit_addresses(packet: Packet) -> None:
         raise Malformed("land")
     if packet.fragment & 0x3FFF:
         raise Malformed("fragment")
+
+
+def _names_no_host(port: Port, host: int) -> bool:
+    """The core itself, or its whole link."""
+    link = port.on_link
+    ends = (int(link.network_address), int(link.broadcast_address)) if link.prefixlen < 31 else ()
+    return host == port.address or host in ends
 
 
 def martian(host: int) -> bool:

@@ -159,3 +159,12 @@ def test_a_session_whose_mapping_is_gone_ends_and_is_told() -> None:
     assert recovery.attach(core.state, START + 1_000_000) == before - orphans
     assert int(core.state.core[0]["tombstones"]) >= told + orphans
     assert invariants.complaints(core.state) == []
+
+
+def test_who_has_a_static_mapping_is_paired_with_its_address_also_after_a_restart() -> None:
+    core = new_core()
+    for now in (START, START + 1000):
+        core.receive([("inside", outbound(f"udp 100.64.0.7:{now % 60000} > 198.51.100.9:53"))], now)
+        recovery.attach(core.state, now)
+    rows = invariants.living(core.state)
+    assert len(rows) == 2 and set(rows["external_address"].tolist()) == {address("203.0.113.0")}

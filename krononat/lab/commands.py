@@ -74,10 +74,11 @@ def traffic(name: str, form: str, kinds: tuple[str, ...]) -> None:
     from krononat.lab import traffic as making
 
     found = Lab.find(name)
-    unknown = [kind for kind in kinds if kind not in making.ALL]
+    here = making.kinds(found)
+    unknown = [kind for kind in kinds if kind not in here]
     if unknown:
-        raise click.UsageError(f"no kind of traffic: {', '.join(unknown)}; there are: {', '.join(making.ALL)}")
-    outcomes = [making.ALL[kind](found) for kind in kinds or making.ALL]
+        raise click.UsageError(f"no kind of traffic here: {', '.join(unknown)}; there are: {', '.join(here)}")
+    outcomes = [here[kind](found) for kind in kinds or here]
     print_rows([outcome._asdict() for outcome in outcomes], ("name", "held", "told"), form)
     sys.exit(not all(outcome.held for outcome in outcomes))
 

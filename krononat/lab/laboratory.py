@@ -203,15 +203,16 @@ def _end(namespace: str, number: signal.Signals, patience_s: float) -> None:
 
 @contextlib.contextmanager
 def laboratory(name: str = "kn", topology: Topology = ROUTER, tell: Tell = lambda _: None) -> Iterator[Lab]:
-    """A laboratory for the length of a `with`; SIGTERM ends it as Ctrl-C does."""
+    """A laboratory for the length of a `with`; SIGTERM and SIGHUP end it as Ctrl-C does."""
     lab = Lab(name, topology)
-    before = signal.signal(signal.SIGTERM, _terminated)
+    before = {number: signal.signal(number, _terminated) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         lab.up(tell=tell)
         yield lab
     finally:
         lab.down()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _terminated(number: int, _: object) -> None:

@@ -82,12 +82,6 @@ pool = "main"
 protocol = "tcp"
 internal = "100.64.0.12:8080"
 external = "203.0.113.1:8080"
-
-[[rule]]
-direction = "outbound"
-protocol = "tcp"
-remote-ports = "25"
-action = "reject"
 """
 
 _STICK_CONFIG = """
@@ -103,7 +97,7 @@ each = 32
 pool = "main"
 """
 
-_POOL_CONFIG = """
+_COMMON_CONFIG = """
 [[pool]]
 name = "main"
 prefixes = ["203.0.113.0/28"]
@@ -114,6 +108,12 @@ filtering = "endpoint-independent"
 
 [memory]
 sessions = 100000
+
+[[rule]]
+direction = "outbound"
+protocol = "tcp"
+remote-ports = "25"
+action = "reject"
 """
 
 
@@ -180,7 +180,7 @@ ROUTER = Topology(
     _routes(_ROUTER_ROUTES),
     {"access": "100.64.0.2/22"},
     ("access", "isp"),
-    _SERVER + _ROUTER_CONFIG + _POOL_CONFIG,
+    _SERVER + _ROUTER_CONFIG + _COMMON_CONFIG,
 )
 STICK = Topology(
     "stick",
@@ -188,6 +188,6 @@ STICK = Topology(
     _routes(_STICK_ROUTES),
     {"lan": None},
     ("access", "isp"),
-    _SERVER + _STICK_CONFIG + _POOL_CONFIG,
+    _SERVER + _STICK_CONFIG + _COMMON_CONFIG,
 )
 TOPOLOGIES = {topology.name: topology for topology in (ROUTER, STICK)}

@@ -161,6 +161,11 @@ def refused(lab: Lab) -> Outcome:
     return Outcome("refused", held, told, {"passed": passed})
 
 
+def kinds(lab: Lab) -> dict[str, Callable[[Lab], Outcome]]:
+    """What this laboratory has the nodes for, in the order in which it is made."""
+    return {name: make for name, make in ALL.items() if make is not port_mapping or "c2" in lab.namespace}
+
+
 ALL: dict[str, Callable[[Lab], Outcome]] = {
     "ping": ping,
     "dns": dns,
