@@ -1,4 +1,4 @@
-"""The whole path in memory under pytest-benchmark: `pytest bench/test_path.py --benchmark-compare`. A round is 64 Ki packets."""
+"""The whole path in memory under pytest-benchmark: `pytest bench/test_path.py`. A round is 64 Ki packets."""
 
 from __future__ import annotations
 

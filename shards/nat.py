@@ -83,7 +83,7 @@ def is_internal(state: State, realm: int, address: int) -> bool:
 
 @hot
 def names_no_host(port: Row, address: int) -> bool:
-    """The core's own address, or the lowest or highest of the link of `port`: a broadcast there (RFC 1122 3.2.1.3, RFC 2644)."""
+    """The core's own address, or the lowest or highest of the link of `port`: a broadcast there (RFC 1122, RFC 2644)."""
     mask = whole(port["mask"])
     if address & mask != whole(port["network"]):
         return False

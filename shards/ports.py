@@ -179,10 +179,10 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
 
 @hot
 def _holds_a_block(account: Row) -> bool:
+    held = 0
     for k in range(BLOCKS_AT_MOST):
-        if account["blocks"][k] != 0:
-            return True
-    return False
+        held += account["blocks"][k] != 0
+    return held > 0
 
 
 @hot

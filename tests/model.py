@@ -361,7 +361,8 @@ class Model:
     def _free_blocks(self, subscriber: Subscriber, pool: Pool, protocol: int) -> Iterator[tuple[int, int]]:
         """Blocks that the subscriber may take: nobody's, and not held down wholly."""
         taken = {(other.external, block) for other in self.subscribers.values() for block in other.blocks}
-        taken |= {(mapping.external[0], mapping.external[1] // pool.block) for mapping in self.owners.values() if mapping.static}
+        statics = (mapping.external for mapping in self.owners.values() if mapping.static)
+        taken |= {(host, port // pool.block) for host, port in statics}
         hosts = [subscriber.external] if subscriber.blocks else [int(host) for host in pool.network]
         for host, block in itertools.product(hosts, range(*block_range(pool))):
             if (host, block) not in taken and self._free_port(protocol, host, block, pool.block):

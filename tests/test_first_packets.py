@@ -1,12 +1,13 @@
 """The first packet of each kind after a start, over real interfaces: forwarded within 5 ms, by time stamps of the kernel.
 
-A stamp is taken when the frame is sent and by the kernel when it arrives at the other end. The machine may be busy, so a kind that
-was late once is asked of a fresh worker again; the compiler would be late every time, and by a hundred milliseconds. That nothing
-was compiled is counted as well.
+A stamp is taken when the frame is sent and by the kernel when it arrives at the other end. The machine may be busy, so a kind
+that was late once is asked of a fresh worker again; the compiler would be late every time, and by a hundred milliseconds. That
+nothing was compiled is counted as well.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -99,6 +100,11 @@ def first_crossings(place: Place) -> dict[str, float]:
     return took
 
 
+def restarted(place: Place, before: int) -> bool:
+    """Whether there has been another worker since there were `before`."""
+    return int(place.status()["worker"]["restarts"]) > before
+
+
 def test_no_first_packet_is_late(tmp_path: Path) -> None:
     with a_place("krnfp", tmp_path) as place, place.appliance():
         place.ping(1)  # the neighbours are known
@@ -112,5 +118,5 @@ def test_no_first_packet_is_late(tmp_path: Path) -> None:
             if not late:
                 return
             os.kill(place.status()["worker"]["pid"], signal.SIGKILL)
-            until(lambda before=start: place.status()["worker"]["restarts"] > before, 30)
+            until(functools.partial(restarted, place, start), 30)
         raise AssertionError(f"late with each of {STARTS} workers: {late}")

@@ -1,6 +1,7 @@
 """A worker may be killed at any instruction: whoever attaches next finds a sound state, and loses no session that was made.
 
-The kill is real in the pure pipeline, line by line, by a trace function that raises; compiled, it is a damaged copy of the memory.
+The kill is real in the pure pipeline, line by line, by a trace function that raises; compiled, it is damaged
+memory.
 """
 
 from __future__ import annotations
