@@ -1,6 +1,7 @@
 """Rules between the fields of a configuration: what contradicts itself is refused, what is likely not meant is doubted.
 
-Each function looks at one matter and yields complaints; `refusals` and `doubts` are the two lists of them.
+Each function looks at one matter and yields complaints; `refusals` and `doubts` are the two lists of them. Some values may be
+stand-ins for wrong ones (`mend`): a complaint names what else must have been right for it to be true, unless it is a collision.
 Left out on purpose: a static mapping may lie inside the pool's port range, the allocation of ports passes it over.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
-from krononat.locate import Complaint, Path, nearest
+from krononat.locate import ANY, Complaint, Path, nearest
 from krononat.models import Config, Leg, Limits, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.values import EVERY_PORT
 
@@ -35,7 +36,7 @@ def refusals(config: Config) -> list[Complaint]:
 
 def doubts(config: Config) -> list[Complaint]:
     """What is accepted, but likely not what was meant."""
-    looks = (_capacity, _lost_ports, _proxy_arp, _no_way_out, _idle_pools, _idle_rules)
+    looks = (_capacity, _lost_ports, _broadcasts, _inside_out, _no_way_out, _idle_pools, _idle_rules)
     return [complaint for look in looks for complaint in look(config)]
 
 
@@ -47,7 +48,11 @@ def _interfaces(config: Config) -> Complaints:
     if told.both and (told.internal or told.external):
         yield Complaint(("interfaces", "both"), "excludes `internal` and `external`; have either it or those two")
     elif not told.both and not (told.internal and told.external):
-        yield Complaint(("interfaces",), "needs `internal` and `external`, or `both` for a router on a stick")
+        yield Complaint(
+            ("interfaces",),
+            "needs `internal` and `external`, or `both` for a router on a stick",
+            needs=tuple(("interfaces", side) for side in ("internal", "external", "both")),
+        )
     if told.internal and told.external:
         if told.internal.name == told.external.name:
             yield Complaint(
@@ -80,7 +85,8 @@ def _gateways(config: Config) -> Complaints:
         for key, gateway in _gateways_of(port):
             path = ("interfaces", side, key)
             if gateway not in port.address.network:
-                yield Complaint(path, f"{gateway} is not in the interface's network {port.address.network}")
+                told = f"{gateway} is not in the interface's network {port.address.network}"
+                yield Complaint(path, told, needs=(("interfaces", side, "address"),))
             elif gateway == port.address.ip:
                 yield Complaint(path, f"{gateway} is the core's own address")
     yield from _unreachable_subscribers(config)
@@ -91,12 +97,12 @@ def _unreachable_subscribers(config: Config) -> Complaints:
     gateway = port and (port.internal_gateway if isinstance(port, Stick) else port.gateway)
     if port is None or gateway or (config.interfaces.both and config.interfaces.internal):
         return
+    side, key = ("both", "internal-gateway") if isinstance(port, Stick) else ("internal", "gateway")
+    needs = (("interfaces", side, "address"), ("interfaces", side, "name"), ("interfaces", side, key))
     for number, group in enumerate(config.subscribers):
         if not group.prefix.subnet_of(port.address.network):
-            key = "internal-gateway" if isinstance(port, Stick) else "gateway"
-            yield Complaint(
-                ("subscribers", number, "prefix"), f"is not on-link in {port.address.network}, and {port.name} has no `{key}`"
-            )
+            told = f"is not on-link in {port.address.network}, and {port.name} has no `{key}`"
+            yield Complaint(("subscribers", number, "prefix"), told, needs=needs)
 
 
 # --- subscribers ----------------------------------------------------------------------------------------------------------
@@ -117,22 +123,29 @@ def _subscribers(config: Config) -> Complaints:
     yield from _overlaps([(("subscribers", number, "prefix"), group.prefix) for number, group in enumerate(config.subscribers)])
     accounts = 0
     for number, group in enumerate(config.subscribers):
+        path = ("subscribers", number)
         if group.each < group.prefix.prefixlen:
-            yield Complaint(("subscribers", number, "each"), f"/{group.each} is wider than the prefix {group.prefix} itself")
-            continue
+            yield Complaint((*path, "each"), _too_wide(group.each, group.prefix), needs=((*path, "prefix"),))
+        else:
+            yield from _own_subscribers(path, group)
         accounts += subscribers_in(group)
-        yield from _own_subscribers(("subscribers", number), group)
     if accounts > ACCOUNTS_AT_MOST:
-        yield Complaint(("subscribers",), f"{accounts:,} subscribers; one core holds {ACCOUNTS_AT_MOST:,}")
+        told = f"{accounts:,} subscribers; one core holds {ACCOUNTS_AT_MOST:,}"
+        yield Complaint(("subscribers",), told, needs=(("subscribers", ANY, "each"),))
+
+
+def _too_wide(each: int, prefix: IPv4Network) -> str:
+    return f"/{each} is wider than the prefix {prefix} itself"
 
 
 def _own_subscribers(path: Path, group: Subscribers) -> Complaints:
     for number, subscriber in enumerate(group.subscriber):
         here = (*path, "subscriber", number, "prefix")
         if not subscriber.prefix.subnet_of(group.prefix):
-            yield Complaint(here, f"{subscriber.prefix} is not inside {group.prefix}")
+            yield Complaint(here, f"{subscriber.prefix} is not inside {group.prefix}", needs=((*path, "prefix"),))
         elif subscriber.prefix.prefixlen != group.each:
-            yield Complaint(here, f"{subscriber.prefix} is not one subscriber; one is a /{group.each} here (`each`)")
+            told = f"{subscriber.prefix} is not one subscriber; one is a /{group.each} here (`each`)"
+            yield Complaint(here, told, needs=((*path, "each"),))
     yield from _overlaps([((*path, "subscriber", number, "prefix"), own.prefix) for number, own in enumerate(group.subscriber)])
 
 
@@ -147,9 +160,10 @@ def _devices(config: Config) -> Complaints:
         for number, device in enumerate(subscriber.device):
             here = (*path, "device", number)
             if not device.prefix.subnet_of(subscriber.prefix):
-                yield Complaint((*here, "prefix"), f"{device.prefix} is not inside its subscriber {subscriber.prefix}")
+                told = f"{device.prefix} is not inside its subscriber {subscriber.prefix}"
+                yield Complaint((*here, "prefix"), told, needs=((*path, "prefix"),))
             if device.each is not None and device.each < device.prefix.prefixlen:
-                yield Complaint((*here, "each"), f"/{device.each} is wider than the prefix {device.prefix} itself")
+                yield Complaint((*here, "each"), _too_wide(device.each, device.prefix), needs=((*here, "prefix"),))
         yield from _overlaps(
             [((*path, "device", number, "prefix"), device.prefix) for number, device in enumerate(subscriber.device)]
         )
@@ -174,7 +188,8 @@ def _every_limits(config: Config) -> Iterator[tuple[Path, Limits, Limits]]:
 def _limits(config: Config) -> Complaints:
     for path, own, held in _every_limits(config):
         if own.burst and not held.rate:
-            yield Complaint((*path, "burst"), "means nothing without `rate`")
+            wider = tuple((*path[:length], "limits", "rate") for length in range(0, len(path), 2))
+            yield Complaint((*path, "burst"), "means nothing without `rate`", needs=wider)
 
 
 # --- pools ----------------------------------------------------------------------------------------------------------------
@@ -194,7 +209,8 @@ def _pool_shapes(config: Config) -> Complaints:
         if pool.block_size & (pool.block_size - 1):
             yield Complaint((*path, "block-size"), f"{pool.block_size} is not a power of two (64, 128, 256, 512 ...)")
         elif not blocks_in(pool):
-            yield Complaint((*path, "ports"), f"{pool.ports} holds no whole block of {pool.block_size} ports")
+            told = f"{pool.ports} holds no whole block of {pool.block_size} ports"
+            yield Complaint((*path, "ports"), told, needs=((*path, "block-size"),))
     if (externals := sum(map(externals_in, config.pool))) > EXTERNALS_AT_MOST:
         yield Complaint(("pool",), f"{externals:,} external addresses; one core holds {EXTERNALS_AT_MOST:,}")
 
@@ -216,8 +232,8 @@ def _pool_names(config: Config) -> Complaints:
             yield Complaint(("pool", number, "name"), f"{name!r} is the name of pool[{names.index(name)}] already")
     for number, group in enumerate(config.subscribers):
         if group.pool not in names:
-            told = nearest(group.pool, names) or f"; there is {', '.join(names)}"
-            yield Complaint(("subscribers", number, "pool"), f"no pool is named {group.pool!r}{told}")
+            told = f"no pool is named {group.pool!r}" + (nearest(group.pool, names) or f"; there is {', '.join(names)}")
+            yield Complaint(("subscribers", number, "pool"), told, needs=(("pool", ANY, "name"),))
 
 
 def _pool_overlaps(config: Config) -> Complaints:
@@ -260,9 +276,11 @@ def _rules(config: Config) -> Complaints:
         count += 1
         for key, ports in (("internal-ports", rule.internal_ports), ("remote-ports", rule.remote_ports)):
             if rule.protocol in ("any", "icmp") and ports != EVERY_PORT:
-                yield Complaint((*path, key), f'needs `protocol = "tcp"` or "udp"; this rule is for {rule.protocol}')
+                told = f'needs `protocol = "tcp"` or "udp"; this rule is for {rule.protocol}'
+                yield Complaint((*path, key), told, needs=((*path, "protocol"),))
         if scope and rule.internal and not rule.internal.subnet_of(scope):
-            yield Complaint((*path, "internal"), f"{rule.internal} is not inside {scope}, whose rule this is")
+            told = f"{rule.internal} is not inside {scope}, whose rule this is"
+            yield Complaint((*path, "internal"), told, needs=((*path[:-2], "prefix"),))
     if count >= RULES_AT_MOST:
         yield Complaint(("rule",), f"{count:,} rules; at most {RULES_AT_MOST - 1:,}")
 
@@ -278,22 +296,24 @@ def _every_mapping(config: Config) -> Iterator[tuple[Path, Mapping, Subscriber |
 def _mappings(config: Config) -> Complaints:
     for path, mapping, subscriber in _every_mapping(config):
         inside = mapping.internal.address
-        group = next((group for group in config.subscribers if inside in group.prefix), None)
+        number = next((number for number, group in enumerate(config.subscribers) if inside in group.prefix), None)
         if subscriber and inside not in subscriber.prefix:
-            yield Complaint((*path, "internal"), f"{inside} is not inside {subscriber.prefix}, whose mapping this is")
-        elif group is None:
-            yield Complaint((*path, "internal"), f"{inside} is in no subscriber prefix")
-        else:
-            yield from _outside_of(config, path, mapping, group)
+            told = f"{inside} is not inside {subscriber.prefix}, whose mapping this is"
+            yield Complaint((*path, "internal"), told, needs=((*path[:-2], "prefix"),))
+        elif number is None:
+            told = f"{inside} is in no subscriber prefix"
+            yield Complaint((*path, "internal"), told, needs=(("subscribers", ANY, "prefix"),))
+        yield from _outside_of(config, (*path, "external"), mapping.external.address, number)
 
 
-def _outside_of(config: Config, path: Path, mapping: Mapping, group: Subscribers) -> Complaints:
-    outside = mapping.external.address
+def _outside_of(config: Config, path: Path, outside: IPv4Address, number: int | None) -> Complaints:
     pool = next((pool for pool in config.pool if any(outside in prefix for prefix in pool.prefixes)), None)
+    wanted = None if number is None else config.subscribers[number].pool
     if pool is None:
-        yield Complaint((*path, "external"), f"{outside} is in no pool")
-    elif pool.name != group.pool:
-        yield Complaint((*path, "external"), f"{outside} is in pool {pool.name!r}, but this subscriber's is {group.pool!r}")
+        yield Complaint(path, f"{outside} is in no pool", needs=(("pool", ANY, "prefixes", ANY),))
+    elif wanted != pool.name and wanted in [pool.name for pool in config.pool]:
+        told = f"{outside} is in pool {pool.name!r}, but this subscriber's is {wanted!r}"
+        yield Complaint(path, told, needs=(("pool", ANY, "name"), ("subscribers", ANY, "pool")))
 
 
 def _doubled_mappings(config: Config) -> Complaints:
@@ -303,7 +323,8 @@ def _doubled_mappings(config: Config) -> Complaints:
         for path, mapping, _ in _every_mapping(config):
             claim = (mapping.protocol, getattr(mapping, side))
             if claim in seen:
-                yield Complaint((*path, side), f"{claim[1]} has a {claim[0]} mapping already: {Complaint(seen[claim], '').key}")
+                told = f"{claim[1]} has a {claim[0]} mapping already: {Complaint(seen[claim], '').key}"
+                yield Complaint((*path, side), told, needs=((*path, "protocol"), (*seen[claim], "protocol")))
             seen.setdefault(claim, path)
 
 
@@ -316,9 +337,8 @@ def _timers(config: Config) -> Complaints:
     for key, minimum in MINIMA.items():
         seconds = getattr(config.timeouts, key.replace("-", "_"))
         if seconds < minimum:
-            yield Complaint(
-                ("timeouts", key), f"{seconds} s is under the minimum of {minimum} s; `allow-short-timers = true` accepts it"
-            )
+            told = f"{seconds} s is under the minimum of {minimum} s; `allow-short-timers = true` accepts it"
+            yield Complaint(("timeouts", key), told, needs=(("timeouts", "allow-short-timers"),))
 
 
 def _umem(config: Config) -> Complaints:
@@ -356,15 +376,25 @@ def _lost_ports(config: Config) -> Complaints:
             yield Complaint(("pool", number, "ports"), f"{lost} of these ports are in no whole block of {pool.block_size}")
 
 
-def _proxy_arp(config: Config) -> Complaints:
+def _broadcasts(config: Config) -> Complaints:
+    """Pool addresses that are on-link outside are answered for by ARP (`interfaces.decide_late`); these two are nobody's."""
     port = config.interfaces.both or config.interfaces.external
+    if port is None or port.address.network.prefixlen > 30:
+        return
+    network = port.address.network
+    for path, prefix in _pool_prefixes(config):
+        for address in (network.network_address, network.broadcast_address):
+            if address in prefix:
+                told = f"{address} is the own or broadcast address of {network} at {port.name}; answers to it get lost"
+                yield Complaint(path, told)
+
+
+def _inside_out(config: Config) -> Complaints:
+    port = config.interfaces.internal
     for path, prefix in _pool_prefixes(config):
         if port and prefix.overlaps(port.address.network):
-            yield Complaint(
-                path,
-                f"{prefix} is on-link at {port.name}: neighbours would ask for it by ARP, which is not answered for pools; "
-                f"give them a route by {port.address.ip}",
-            )
+            told = f"{prefix} is on-link at {port.name}: subscribers would ask for it by ARP, which is answered outside only"
+            yield Complaint(path, told)
 
 
 def _no_way_out(config: Config) -> Complaints:

@@ -1,24 +1,26 @@
 """Reading a configuration: text -> values (`tomllib`) -> models (`models`) -> rules between them (`checks`), or complaints with
 their places (`locate`); and writing it back in canonical form, which parses to the same again.
+
+Everything that is wrong is told at once: where fields are wrong, the rules look at the rest (`mend`).
 """
 
 from __future__ import annotations
 
 import tomllib
-import types
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from krononat import checks, locate
 from krononat.client import BAD_CONFIG, Trouble
+from krononat.fields import choices_at, describe, keys_at, meant
 from krononat.locate import Complaint, Place, Places, nearest
+from krononat.mend import Mended, mend
 from krononat.models import Config
 from krononat.values import PLANNED_KEYS
 
-__all__ = ["Config", "ConfigError", "canonical", "keys_at", "load", "read"]
+__all__ = ["Config", "ConfigError", "canonical", "describe", "keys_at", "load", "read"]
 
 
 class ConfigError(Trouble):
@@ -52,13 +54,19 @@ def read(text: str, name: str = "config") -> Config:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(name, text, [_syntax(error, text)]) from None
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(name, text, _located([_refusal(told) for told in error.errors()], text)) from None
-    if found := checks.refusals(config):
+    mended = mend(values)
+    found = complaints(mended)
+    if found or not mended.config:
         raise ConfigError(name, text, _located(found, text))
-    return config
+    return mended.config
+
+
+def complaints(mended: Mended) -> list[Complaint]:
+    """Everything that is wrong: the fields, and what the right ones say between them."""
+    mistyped = [(*told["loc"][:-1], meant(told["loc"])) for told in mended.errors if told["type"] == "extra_forbidden"]
+    errors = [told for told in mended.errors if told["type"] != "missing" or told["loc"] not in mistyped]
+    found = checks.refusals(mended.config) if mended.config else []
+    return [_refusal(told) for told in errors] + [told for told in found if not told.rests_on(mended.broken)]
 
 
 def warnings(config: Config, text: str, name: str) -> list[str]:
@@ -90,7 +98,7 @@ def _refusal(error: ErrorDetails) -> Complaint:
     if kind == "value_error":
         return Complaint(path, f"{context['error']}{_got(given)}")
     if kind == "literal_error":
-        words = [str(word) for word in _choices(path)]
+        words = [str(word) for word in choices_at(path)]
         return Complaint(path, f"must be one of {', '.join(words)}{_got(given)}{nearest(str(given), words)}")
     message = error["msg"].replace("Input should be", "must be").replace("Input should", "must")
     if kind in ("model_type", "dict_type"):
@@ -106,53 +114,8 @@ def _unknown(path: tuple[str | int, ...]) -> str:
     key = str(path[-1])
     if key in PLANNED_KEYS:
         return f"unknown key {key!r}: {PLANNED_KEYS[key]}"
-    known = keys_at(path[:-1])
-    near = nearest(key, known) or nearest(key.replace("_", "-"), known)
-    return f"unknown key {key!r}{near or '; known here: ' + ', '.join(known)}"
-
-
-def _field_at(path: tuple[str | int, ...]) -> tuple[Any, str]:
-    """Annotation and description of the field at `path`; (None, "") where there is none."""
-    annotation: Any = Config
-    told = Config.__doc__ or ""
-    for part in path:
-        if isinstance(part, int):
-            annotation = next(iter(get_args(annotation)), None)
-            continue
-        model = _model(annotation)
-        field = next((field for name, field in model.model_fields.items() if part == _alias(name)), None) if model else None
-        if field is None:
-            return None, ""
-        annotation, told = field.annotation, field.description or ""
-    return annotation, told
-
-
-def _alias(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _model(annotation: Any) -> type[BaseModel] | None:
-    """The model an annotation is about: itself, of X | None, of list[X]."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (list, Union, types.UnionType):
-        return next(filter(None, (_model(part) for part in get_args(annotation))), None)
-    return None
-
-
-def keys_at(path: tuple[str | int, ...]) -> list[str]:
-    """Keys that the table at `path` may have."""
-    model = _model(_field_at(path)[0])
-    return [_alias(name) for name in model.model_fields] if model else []
-
-
-def describe(path: tuple[str | int, ...]) -> str:
-    """What the field at `path` is for; empty where there is no such field."""
-    return _field_at(path)[1]
-
-
-def _choices(path: tuple[str | int, ...]) -> tuple[Any, ...]:
-    return get_args(_field_at(path)[0])
+    near = f' (did you mean "{meant(path)}"?)' if meant(path) else f"; known here: {', '.join(keys_at(path[:-1]))}"
+    return f"unknown key {key!r}{near}"
 
 
 def canonical(config: Config) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 Path = tuple[str | int, ...]
+ANY = "*"  # in a path: any entry
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _STRING = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'', re.S)
@@ -27,16 +28,29 @@ class Place(NamedTuple):
 
 
 class Complaint(NamedTuple):
-    """Something wrong with the configuration; `path` is where in the tree, `place` where in the file (if known)."""
+    """Something wrong with the configuration; `path` is where in the tree, `place` where in the file (if known).
+
+    `needs` are paths (with ANY for any entry) that must have been right, besides its own, for this to be true.
+    """
 
     path: Path
     what: str
     place: Place | None = None
+    needs: tuple[Path, ...] = ()
 
     @property
     def key(self) -> str:
         """The path as people write it: pool[0].prefixes[1]."""
         return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path).lstrip(".")
+
+    def rests_on(self, broken: Iterable[Path]) -> bool:
+        """Whether this says something about a broken value, or about one inside it."""
+        return any(_holds(outer, inner) for outer in broken for inner in (self.path, *self.needs))
+
+
+def _holds(outer: Path, inner: Path) -> bool:
+    same = all(ours == theirs or theirs == ANY for ours, theirs in zip(outer, inner, strict=False))
+    return same and len(outer) <= len(inner)
 
 
 class Places:
@@ -148,10 +162,15 @@ class Places:
         self.at += 1
 
 
+def closest(word: str, words: Iterable[str]) -> str:
+    """The one of `words` that is nearest to `word`; empty where none is near."""
+    return next(iter(difflib.get_close_matches(word, list(words), 1, 0.6)), "")
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """' (did you mean "udp"?)' where one of `words` is near, else nothing."""
-    near = difflib.get_close_matches(word, list(words), 1, 0.6)
-    return f' (did you mean "{near[0]}"?)' if near else ""
+    near = closest(word, words)
+    return f' (did you mean "{near}"?)' if near else ""
 
 
 def render(complaint: Complaint, name: str, text: str) -> str:

@@ -46,10 +46,14 @@ class Packet(NamedTuple):
 
 def read_packet(text: str) -> Packet:
     """Packet of an expression; Trouble where it is none."""
-    left, arrow, right = text.lower().partition(">")
+    left, arrow, right = text.lower().replace("->", ">").partition(">")
     words, rest = left.split(), right.split()
-    if not arrow or len(words) < 2 or not rest or words[0] not in NUMBERS:
-        raise Trouble(f"{text!r} is not a packet", "it needs a protocol, a source, '>' and a destination", EXAMPLE, USAGE)
+    if words and words[0] not in NUMBERS:
+        raise Trouble(f"{words[0]!r} is not a protocol to trace", f"there are {', '.join(NUMBERS)}", EXAMPLE, USAGE)
+    if len(words) < 2 or not rest:
+        quoting = "" if arrow else "; the shell takes a '>' without quotes"
+        why = f"it needs a protocol, a source, '>' and a destination{quoting}"
+        raise Trouble(f"{text!r} is not a packet", why, EXAMPLE, USAGE)
     protocol, *about, source = words
     with_ports = protocol != "icmp"
     packet = Packet(protocol, *_endpoint(source, with_ports), *_endpoint(rest[0], with_ports))

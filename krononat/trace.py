@@ -35,7 +35,7 @@ from shards.state import (
     read_header,
     state_bytes,
 )
-from shards.verdict import HELD_BACK, UNDECIDED, VERDICTS, Verdict
+from shards.verdict import HELD_BACK, PUNTED, UNDECIDED, VERDICTS, Verdict
 
 HEADROOM = 256  # bytes before the frame, for what may grow
 MISS = "miss: no session has this tuple"
@@ -98,6 +98,8 @@ def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: in
     number = int(state.settings[0]["internal_port" if side == INTERNAL else "external_port"])
     frame = build(packet, state.ports[number]["mac"].tobytes(), int(state.ports[number]["vlan"]))
     stages = [Stage("receive", f"{packet}, {len(frame)} bytes, ttl {packet.ttl}, at the {_side(state, number)} port")]
+    if kept := _kept(state, number, int(packet.destination)):
+        return Trace([*stages, Stage("steering", f"{kept}: given to the kernel")], VERDICTS[PUNTED], "")
     stages += _first_stages(state, frame, number)
     missed = stages[-1].told == MISS
     hits = state.rules["hits"].copy()
@@ -129,6 +131,19 @@ def _receive(frame: bytes, port: int) -> tuple[Array, Burst]:
 def _side(state: State, port: int) -> str:
     side = int(state.ports[port]["side"])
     return "only" if side == BOTH else SIDES[side]
+
+
+def _kept(state: State, number: int, destination: int) -> str:
+    """Why the steering program of a port gives a packet to the kernel (`shards.steering`); "" if the core gets it."""
+    outside = state.ports[int(state.settings[0]["external_port"])]
+    here = state.ports[number]
+    if destination == here["address"] or (here["side"] == INTERNAL and destination == outside["address"]):
+        return "the core's own address"
+    if destination == 0xFFFFFFFF or nat.names_no_host(here, destination):
+        return "a broadcast address"
+    if destination >> 28 == 0xE or destination >> 16 == 0xA9FE:
+        return "multicast or link-local"
+    return ""
 
 
 def _first_stages(state: State, frame: bytes, port: int) -> Iterator[Stage]:
@@ -169,7 +184,7 @@ def _rule_stage(state: State, burst: Burst, before: Array, rules: Sequence[str])
         number = int(state.rules[int(struck[0])]["number"])
         told = rules[number] if number < len(rules) else ""
         yield Stage("rules", f"rule {number} decides: {told}".rstrip(": "))
-    elif burst.session[0] or burst.mapping[0]:
+    elif burst.session[0] or burst.mapping[0] or burst.turned[0]:
         yield Stage("rules", "none fits: accepted")
 
 

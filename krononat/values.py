@@ -17,6 +17,9 @@ PORTS = 65536
 # Never a host's address (RFC 6890), so never a subscriber's nor a pool's.
 NEVER_HOSTS = tuple(IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"))
 
+# Never a link's; a link between two routers may well be link-local.
+NEVER_LINKS = tuple(never for never in NEVER_HOSTS if not never.is_link_local)
+
 # Keys that other products or later releases have; a better answer than "unknown key".
 PLANNED_KEYS: Mapping[str, str] = {
     "address-pooling": "pooling is always paired (RFC 4787 REQ-2)",
@@ -29,7 +32,7 @@ PLANNED_KEYS: Mapping[str, str] = {
     "log": "NAT event logging is not implemented in this release",
     "mode": "port blocks are the only mode in this release; deterministic NAT and one-to-one NAT are not implemented",
     "nat64": "NAT64 is not implemented in this release",
-    "pools": "several pools for one subscriber prefix are not implemented in this release; name one with `pool`",
+    "pools": "each pool is a [[pool]], and subscribers name one of them as `pool`; several are not implemented in this release",
     "realm": "several realms (tenants) are not implemented in this release",
     "replication": "replication is not implemented in this release",
     "syslog": "NAT event logging is not implemented in this release",
@@ -106,12 +109,18 @@ def read_prefix(value: Any) -> IPv4Network:
 
 
 def read_host_prefix(value: Any) -> IPv4Network:
-    """Prefix whose addresses belong to hosts: not loopback, multicast, link-local or reserved."""
+    """Prefix whose addresses belong to hosts: not loopback, multicast, link-local or reserved; read ones are right."""
+    if isinstance(value, IPv4Network):
+        return value
     network = read_prefix(value)
-    for never in NEVER_HOSTS:
+    _refuse_overlap(network, NEVER_HOSTS)
+    return network
+
+
+def _refuse_overlap(network: IPv4Network, nevers: tuple[IPv4Network, ...]) -> None:
+    for never in nevers:
         if network.overlaps(never):
             raise ValueError(f"overlaps {never}, which never holds hosts (RFC 6890)")
-    return network
 
 
 def read_interface_address(value: Any) -> IPv4Interface:
@@ -123,9 +132,11 @@ def read_interface_address(value: Any) -> IPv4Interface:
     if "/" not in text:
         raise ValueError(f"needs the length of its network, such as {text}/24")
     try:
-        return IPv4Interface(text)
+        interface = IPv4Interface(text)
     except ValueError:
         raise ValueError("is not an IPv4 address with a prefix length, such as 192.0.2.2/24") from None
+    _refuse_overlap(interface.network, NEVER_LINKS)
+    return interface
 
 
 def _port(text: str) -> int:

@@ -239,7 +239,9 @@ def test_names_may_be_shortened(run: Run) -> None:
     assert status == 2
     assert "'co' may be config or compile or completion" in err
     assert run("conf", "ini").out.startswith("# A core of Krononat")
-    assert "No such command 'staus'" in run("staus").err
+    assert "No such command 'stauts'. Did you mean 'status'?" in run("stauts").err
+    assert "No such command 'lsit'. Did you mean 'list'?" in run("sessions", "lsit").err
+    assert "'s' may be schema or show" in run("config", "s").err
 
 
 def test_config_check(run: Run, tmp_path: Path) -> None:
@@ -364,6 +366,41 @@ def test_trace_offline(tmp_path: Path) -> None:
     assert "icmp error 3/13 100.64.0.1 > 100.64.0.2" in done.stdout
     done = fresh("trace", "-c", str(path), "udp 9.9.9.9:4000 > 203.0.113.1:53")
     assert "verdict: no_mapping" in done.stdout
+
+
+NO_COMPILER = "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None\n"
+
+
+@pytest.mark.parametrize(
+    ("packet", "told"),
+    [
+        ("tcp syn 9.9.9.9:5000 > 203.0.113.5:8080", ["static mapping 203.0.113.5:8080 = 100.64.0.7:80", ": forwarded_in: "]),
+        ("tcp syn 9.9.9.66:5000 > 203.0.113.5:8080", ["rule 0 decides: direction inbound", "nothing", ": rule_dropped: "]),
+        (
+            "tcp syn 100.64.0.3:5 > 203.0.113.5:8080",
+            ["turns round by its", "> 100.64.0.7:80, 54 bytes, ttl 63", ": hairpinned: "],
+        ),
+        ("tcp ack 100.64.0.3:5 > 9.9.9.9:80", [": tcp_not_opening: "]),
+        ("icmp echo 100.64.0.3 -> 9.9.9.9 id 7 length 100", ["100.64.0.3:7 = 203.0.113.", "114 bytes", ": forwarded_out: "]),
+        ("udp 100.64.0.3:5 > 9.9.9.9:53 ttl 1", ["icmp error 11/0 100.64.0.1 > 100.64.0.3", ": ttl_exceeded: "]),
+        ("icmp echo 9.9.9.9 > 192.0.2.2", ["the core's own address: given to the kernel", ": punted: "]),
+        ("icmp echo 100.64.0.3 > 192.0.2.2", ["the core's own address: given to the kernel", ": punted: "]),
+        ("udp 9.9.9.9:5 > 100.64.0.1:53", [": inside_destination: "]),
+        ("udp 9.9.9.9:5 > 192.0.2.255:53", ["a broadcast address: given to the kernel", ": punted: "]),
+        ("udp 100.64.0.3:5 > 224.0.0.5:53", ["multicast or link-local: given to the kernel", ": punted: "]),
+    ],
+)
+def test_trace_without_a_compiler(tmp_path: Path, packet: str, told: list[str]) -> None:
+    path = tmp_path / "nat.toml"
+    path.write_text(
+        RIGHT
+        + '[[rule]]\ndirection = "inbound"\nremote = "9.9.9.66"\naction = "drop"\n'
+        + '[[mapping]]\nprotocol = "tcp"\ninternal = "100.64.0.7:80"\nexternal = "203.0.113.5:8080"\n'
+    )
+    words = ["krononat", "trace", "-c", str(path), packet]
+    done = fresh(code=f"{NO_COMPILER}from krononat.cli import main\nsys.argv = {words!r}\nmain()")
+    assert done.returncode == 0, done.stderr
+    assert [part for part in told if part not in done.stdout] == [], done.stdout
 
 
 def test_trace_changes_nothing_in_the_running_core(tmp_path: Path) -> None:

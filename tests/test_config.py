@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pathlib
 import tomllib
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from krononat import config, models
 from krononat.locate import Path, Places
+from krononat.mend import mend
 from krononat.starter import STARTER
 from krononat.values import EVERY_PORT, Endpoint, PortRange
 
@@ -141,6 +143,118 @@ def test_every_complaint_is_told_at_once_in_the_order_of_the_file() -> None:
     assert [line.split(": ")[0] for line in complaints(wrong)] == ["nat.toml:3:11", "nat.toml:16:13", "nat.toml:18:1"]
 
 
+EVERYTHING = """\
+[server]
+name = "nat7"
+[interfaces.internal]
+name = "inside0"
+address = "10.0.0.1/24"
+gateway = "10.0.0.2"
+[interfaces.external]
+name = "outside0"
+address = "192.0.2.2/24"
+gateway = "192.0.2.1"
+[[subscribers]]
+prefix = "100.64.0.0/16"
+each = 28
+pool = "main"
+limits = { rate = 5, burst = 6 }
+[[subscribers.subscriber]]
+prefix = "100.64.0.16/28"
+limits = { burst = 7 }
+rules = [{ protocol = "tcp", internal = "100.64.0.17", remote-ports = "25", action = "drop" }]
+mappings = [{ protocol = "udp", internal = "100.64.0.17:80", external = "203.0.113.1:80" }]
+[[subscribers.subscriber.device]]
+prefix = "100.64.0.20/30"
+each = 31
+limits = { rate = 2, burst = 6 }
+rules = [{ protocol = "udp", internal = "100.64.0.20/31", internal-ports = "7-9", action = "drop" }]
+[[subscribers]]
+prefix = "100.65.0.0/16"
+pool = "spare"
+[[pool]]
+name = "main"
+prefixes = ["203.0.113.0/28", "203.0.113.32/28"]
+ports = "4096-5119"
+block-size = 256
+[[pool]]
+name = "spare"
+prefixes = ["198.51.100.0/28"]
+[timeouts]
+allow-short-timers = true
+udp = 2
+[limits]
+rate = 9
+burst = 9
+[[mapping]]
+protocol = "tcp"
+internal = "100.64.0.17:80"
+external = "203.0.113.1:80"
+[[mapping]]
+protocol = "tcp"
+internal = "100.65.0.17:80"
+external = "198.51.100.1:80"
+[control]
+socket = "/run/nat7"
+"""
+
+
+def paths(value: Any, at: Path = ()) -> list[Path]:
+    """Every path in a tree of tables and arrays."""
+    found = [at] if at else []
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        found += paths(entry, (*at, key))
+    return found
+
+
+def broken_at(path: Path, mistyped: bool) -> dict[str, Any]:
+    """EVERYTHING with the key at `path` mistyped, or with a value there that no field takes."""
+    values = tomllib.loads(EVERYTHING)
+    holder: Any = values
+    for part in path[:-1]:
+        holder = holder[part]
+    if mistyped:
+        holder[f"{path[-1]}x"] = holder.pop(path[-1])
+    else:
+        holder[path[-1]] = 1.5
+    return values
+
+
+def test_one_mistake_is_one_complaint_wherever_it_is() -> None:
+    assert config.complaints(mend(tomllib.loads(EVERYTHING))) == []
+    for path in paths(tomllib.loads(EVERYTHING)):
+        assert [told.path for told in config.complaints(mend(broken_at(path, mistyped=False)))] == [path]
+        if isinstance(path[-1], str):
+            told = config.complaints(mend(broken_at(path, mistyped=True)))
+            assert [complaint.path for complaint in told] == [(*path[:-1], f"{path[-1]}x")]
+
+
+def test_whatever_is_wrong_can_be_mended() -> None:
+    for path in paths(tomllib.loads(EVERYTHING)):
+        assert mend(broken_at(path, mistyped=False)).config, path
+    assert mend({}).config
+
+
+junk = st.sampled_from((1.5, -1, 10**9, True, "", "x", "10.0.0.0/8", "0.0.0.0/0", "9-5", [], [[]], ["x"], [{}], {}, {"x": 1}))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(paths(tomllib.loads(EVERYTHING))), junk), min_size=1, max_size=4))
+def test_several_mistakes_are_told_once_each(mistakes: list[tuple[Path, Any]]) -> None:
+    values = tomllib.loads(EVERYTHING)
+    for path, value in sorted(mistakes, key=lambda mistake: -len(mistake[0])):
+        holder: Any = values
+        for part in path[:-1]:
+            holder = holder[part]
+        holder[path[-1]] = copy.deepcopy(value)
+    mended = mend(values)
+    told = config.complaints(mended)
+    assert mended.config
+    assert len(told) == len(set(told))
+    assert not [complaint for complaint in told if "stand-in" in complaint.what or "0.0.0.0/32" in complaint.what]
+
+
 def test_the_line_and_a_caret_are_shown() -> None:
     with pytest.raises(config.ConfigError) as caught:
         config.read(RIGHT.replace("192.0.2.2/24", "192.0.2.2"), "nat.toml")
@@ -161,6 +275,10 @@ def test_doubts() -> None:
     told = "\n".join(config.warnings(config.read(text), text, "nat.toml"))
     assert "1 addresses with 126 blocks of 512 ports serve 126 subscribers at once; 32,768 use this pool" in told
     assert "has no gateway to the Internet" in told
+    text = RIGHT.replace('"203.0.113.0/28"', '"192.0.2.240/28", "100.64.9.0/28"')
+    told = "\n".join(config.warnings(config.read(text), text, "nat.toml"))
+    assert "192.0.2.255 is the own or broadcast address of 192.0.2.0/24 at outside0" in told
+    assert "100.64.9.0/28 is on-link at inside0: subscribers would ask for it by ARP" in told
     assert config.warnings(config.read(RIGHT + "ports = '1024-65535'"), RIGHT, "nat.toml") == []
 
 
@@ -193,15 +311,6 @@ y = -1e3
 [t.more.deep.er]
 z = [[], [[]]]
 '''
-
-
-def paths(value: Any, at: Path = ()) -> list[Path]:
-    """Every path in a tree of tables and arrays."""
-    found = [at] if at else []
-    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, entry in entries:
-        found += paths(entry, (*at, key))
-    return found
 
 
 def test_every_path_has_a_place() -> None:

@@ -191,6 +191,6 @@ def test_looking_takes_no_memory(descriptor: int) -> None:
 def test_memory_of_another_layout_is_refused() -> None:
     foreign = os.memfd_create("test")
     os.write(foreign, b'{"krononat": 0, "digest": "other", "sizes": {}}' + bytes(4096))
-    with pytest.raises(ValueError, match="state of layout 0/other"):
+    with pytest.raises(ValueError, match="has layout 0/other"):
         view.open_view(foreign)
     os.close(foreign)

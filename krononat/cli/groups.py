@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
+from click.exceptions import NoSuchCommand
 
 
 class Group(click.Group):
@@ -23,6 +24,13 @@ class Group(click.Group):
                 return None
             cmd_name = matching[0]
         return self.load(cmd_name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Command that `args` begin with; where there is none, those that are near are told, loaded or not."""
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:
+            raise NoSuchCommand(error.command_name, possibilities=self.list_commands(ctx), ctx=ctx) from None
 
     def load(self, name: str) -> click.Command | None:
         """Command of exactly that name."""
