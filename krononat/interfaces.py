@@ -1,4 +1,4 @@
-"""The interfaces' settings: seen (`observe`), decided (`decide`), done (`act`) and taken back (`undo`).
+"""The interfaces' settings: seen (`observe`), decided (`decide`), done (`act`), remembered (`record`) and taken back (`undo`).
 
 A plan is a list of plain steps, so that it can be printed, tested and undone exactly: what was there already is no step and
 stays. The kernel keeps the core's own address (ARP, BGP, ping to it) and must forward nothing; frames must arrive as sent.
@@ -7,15 +7,19 @@ stays. The kernel keeps the core's own address (ARP, BGP, ping to it) and must f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from pydantic import TypeAdapter
 from pyroute2 import IPRoute, NetlinkError
 from pyroute2.ethtool import Ethtool
 from pyroute2.ethtool.ioctl import NotSupportedError
 
+from krononat import memory
 from krononat.appliance import SIDES, Link, gateways
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.models import MTU_AT_MOST, Config, Leg, Stick
@@ -69,7 +73,7 @@ class Host(NamedTuple):
 class Step(NamedTuple):
     """One change: what it is to people, and to `act` and `undo`. An empty `before` means there is nothing to restore."""
 
-    kind: str
+    kind: Literal["vlan", "mtu", "offload", "sysctl", "address", "link", "route", "local route", "huge pages"]
     interface: str
     key: str
     value: str
@@ -78,6 +82,9 @@ class Step(NamedTuple):
     def __str__(self) -> str:
         was = f" (was {self.before})" if self.before else ""
         return f"{self.interface}: {self.kind} {self.key + ' ' if self.key else ''}{self.value}{was}"
+
+
+_STEP = TypeAdapter(Step)
 
 
 # --- seen -----------------------------------------------------------------------------------------------------------------
@@ -254,7 +261,7 @@ def undo(step: Step) -> str | None:
     """Take a step back; None, or why that was impossible (the interface may be gone)."""
     try:
         _apply(step, step.before, undo=True)
-    except (OSError, NetlinkError, Trouble) as error:
+    except (OSError, NetlinkError, Trouble, KeyError, ValueError) as error:
         return f"{step} could not be taken back: {error}"
     return None
 
@@ -263,6 +270,8 @@ def _apply(step: Step, value: str, *, undo: bool) -> None:
     if step.kind == "sysctl":
         if value:
             (_PROC / step.key).write_text(value)
+    elif step.kind == "huge pages":
+        memory.restore_huge_pages(value)
     elif step.kind == "offload":
         with contextlib.closing(Ethtool()) as ethtool:
             told = ethtool.get_features(step.interface)
@@ -305,3 +314,50 @@ def indices(config: Config) -> list[int]:
     """Kernel's index of the interface each port has its neighbours on, after the plan was carried out."""
     with IPRoute() as ip:
         return [_index(ip, home(port)) for _, port in config.interfaces.named()]
+
+
+# --- remembered -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def record(path: str) -> Iterator[Callable[[Step], None]]:
+    """A function that notes a step at `path`, to be called before it is done; only a run that is killed leaves the file behind.
+
+    A line tells where we are, then each step has one. It is not synced: it need not outlive the kernel whose settings it tells.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Trouble(f"cannot write {path}", str(error.strerror), "the next run needs it, if this one is killed") from error
+    with open(descriptor, "w") as file:
+        print(_here(), file=file, flush=True)
+        try:
+            yield lambda step: print(json.dumps(step), file=file, flush=True)
+        finally:
+            Path(path).unlink(missing_ok=True)
+
+
+def left_behind(path: str) -> list[Step]:
+    """Steps that a killed run noted at `path`, in order; Trouble where that is not a record of ours, or not of this place."""
+    try:
+        with open(path, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            told = os.fstat(file.fileno())
+            where, *lines = file.read().splitlines() or [""]
+        steps = [_STEP.validate_json(line) for line in lines]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise Trouble(f"{path} is passed over", f"it cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Trouble(f"{path} is passed over", "it is damaged, or no record of steps") from error
+    if told.st_uid != os.geteuid() or told.st_mode & 0o077:
+        raise Trouble(f"{path} is passed over", "somebody else may have written it")
+    if where != _here():
+        raise Trouble(f"{path} is passed over", "it tells of an earlier boot, or of another network namespace")
+    return steps
+
+
+def _here() -> str:
+    """Boot and network namespace: the latter's number alone comes again."""
+    return f"{_sysctl('kernel/random/boot_id')} {os.stat('/proc/thread-self/ns/net').st_ino}"

@@ -1,7 +1,8 @@
 """The process that has the privileges: it sets everything up, keeps a worker alive, and takes everything back.
 
 It holds memory, sockets and BPF links, so they outlive a worker; its own death, however sudden, ends them all, and the worker
-with it. One thread, one selector, nothing that waits; no packet comes here and no compiled code is loaded.
+with it; the settings it leaves then are taken back by the next run. One thread, one selector, nothing that waits; no packet
+comes here and no compiled code is loaded.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Supervisor:
 
     def __init__(self, config: Config, path: Path, environment: dict[str, str], undoing: contextlib.ExitStack) -> None:
         self._config, self._path, self._environment, self._undoing = config, path, environment, undoing
+        self._record = config.socket + ".undo"
         self._began = ticks()
         self._stopping = False
         self._selector = undoing.enter_context(selectors.DefaultSelector())
@@ -87,6 +89,8 @@ class Supervisor:
         """Up, round and round, until a signal says so."""
         self._heed_signals()
         self._undoing.enter_context(lock(self._config.socket))
+        self._take_back_what_is_left()
+        self._note = self._undoing.enter_context(interfaces.record(self._record))
         for step in (self._set_up_interfaces, self._make_state, self._open_sockets, self._hire):
             step()
             if self._stopping:
@@ -112,11 +116,28 @@ class Supervisor:
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
+    def _take_back_what_is_left(self) -> None:
+        """A killed run could not. What we want again is set again, so that its first value is what comes back at last."""
+        try:
+            left = interfaces.left_behind(self._record)
+        except Trouble as trouble:
+            _say(f"{trouble.what}: {trouble.why}")
+            return
+        for step in reversed(left):
+            self._undo(step)
+        if left:
+            _say(f"{len(left)} settings that a killed run left behind taken back")
+
     def _act(self, steps: list[interfaces.Step]) -> None:
         for step in steps:
-            self._undoing.callback(self._undo, step)
+            self._remember(step)
             interfaces.act(step)
             _say(str(step))
+
+    def _remember(self, step: interfaces.Step) -> None:
+        """Have it undone at the end: by us, or by the next run if we are killed."""
+        self._note(step)
+        self._undoing.callback(self._undo, step)
 
     def _undo(self, step: interfaces.Step) -> None:
         if trouble := interfaces.undo(step):
@@ -129,7 +150,7 @@ class Supervisor:
 
     def _make_state(self) -> None:
         if before := memory.allow_huge_pages():
-            self._undoing.callback(memory.restore_huge_pages, before)
+            self._remember(interfaces.Step("huge pages", "shared memory", "", "advise", before))
         sizes = appliance.compose(self._config)
         try:
             made = memory.create("krononat-state", state_bytes(sizes))

@@ -191,10 +191,9 @@ def install_statics(state: State) -> None:
             continue
         shard = whole(state.accounts[account]["shard"])
         verdict, half = sessions.make_mapping(
-            state, shard, account, address, realm, protocol, port, external, whole(static["external_port"])
+            state, shard, account, address, realm, protocol, port, external, whole(static["external_port"]), 1
         )
         if verdict == 0:
-            state.mappings[half]["static"] = 1
             _pair(state, address, realm, external)
 
 

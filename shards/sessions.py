@@ -100,6 +100,7 @@ def make_mapping(
     port: int,
     external: int,
     external_port: int,
+    static: int,
 ) -> tuple[int, int]:
     """(verdict or 0, half-line) of a new mapping; the external port must be free and is owned by it afterwards."""
     half = slabs.new_half(state, shard)
@@ -114,7 +115,7 @@ def make_mapping(
     row["external_address"] = state.externals[external]["address"]
     row["external_port"] = external_port
     row["sessions"] = 0
-    row["static"] = 0
+    row["static"] = static
     if not cuckoo.insert(state, key_0(address, realm, protocol), key_1(0, port, 0), half << 1):
         slabs.free_half(state, shard, half)
         return TABLE_FULL, 0
@@ -154,10 +155,12 @@ def make_session(
     remote_port: int,
     external_realm: int,
     tcp_state: int,
+    inward: int,
+    outward: int,
     expiry: int,
     now: int,
 ) -> tuple[int, int]:
-    """(verdict or 0, line) of a new session of mapping `half`; next hops and rule version are the caller's to write."""
+    """(verdict or 0, line) of a new session of mapping `half`, between the next hops `inward` and `outward`."""
     mapping = state.mappings[half]
     if whole(mapping["sessions"]) >= SESSIONS_EACH:
         return SESSION_LIMIT, 0
@@ -185,6 +188,9 @@ def make_session(
     row["expiry"] = expiry & 0xFFFFFFFF
     row["packets"] = 0
     row["state"] = tcp_state
+    row["inward"] = inward
+    row["outward"] = outward
+    row["rules"] = state.settings[0]["rules_version"]
     row["shard"] = shard
     row["generation"] = (whole(row["generation"]) + 1) & 0xFFFF
     verdict = index_session(state, line)

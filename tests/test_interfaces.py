@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from krononat import interfaces
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.config import Config, read
+from krononat.interfaces import Step, left_behind, record
 from tests.netns import Namespace, namespace
 
 CONFIG = """
@@ -81,6 +83,47 @@ def test_what_was_set_up_is_taken_back(core: Namespace) -> None:
             interfaces.act(step)
         assert [told for step in reversed(steps + late) if (told := interfaces.undo(step))] == []
         assert everything(core) == before
+
+
+def test_steps_are_remembered_until_they_are_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "sock.undo"
+    steps = [Step("sysctl", "in0", "net/ipv4/conf/in0/rp_filter", "0", "1"), Step("address", "in0", "", "192.0.2.2/24")]
+    assert left_behind(str(path)) == []
+    with record(str(path)) as note:
+        for step in steps:
+            note(step)
+        kept = path.read_bytes()
+        assert left_behind(str(path)) == steps
+    assert not path.exists()
+    path.write_bytes(kept)
+    path.chmod(0o600)
+    assert left_behind(str(path)) == steps
+    with record(str(path)):
+        assert left_behind(str(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "mode", "complaint"),
+    [
+        (b"\xff\x00", 0o600, "it is damaged"),
+        (b'here\n["sysctl", "in0"', 0o600, "it is damaged"),
+        (b'here\n["format", "in0", "", ""]\n', 0o600, "it is damaged"),
+        (b"", 0o600, "another network namespace"),
+        (b"here\n", 0o600, "another network namespace"),
+        (b"here\n", 0o666, "somebody else may have written it"),
+    ],
+)
+def test_a_record_that_is_none_is_refused(tmp_path: Path, told: bytes, mode: int, complaint: str) -> None:
+    path = tmp_path / "sock.undo"
+    path.write_bytes(told)
+    path.chmod(mode)
+    with pytest.raises(Trouble, match="is passed over") as trouble:
+        left_behind(str(path))
+    assert complaint in trouble.value.why
+    link = tmp_path / "link.undo"
+    link.symlink_to(path)
+    with pytest.raises(Trouble, match="is passed over"):
+        left_behind(str(link))
 
 
 @pytest.mark.lab

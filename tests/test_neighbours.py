@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from pyroute2.netlink import NLMSG_DONE, nlmsg
 
 from krononat import neighbours
 from krononat.neighbours import Neighbours, read
@@ -19,13 +20,15 @@ HERE, THERE = 0x0A63_0001, 0x0A63_0002
 
 
 def test_what_is_not_a_neighbour_message_is_passed_over() -> None:
-    assert list(read(b"")) == []
-    assert list(read(bytes(16))) == []
-    assert list(read(neighbours._HEADER.pack(16, 3, 0, 0, 0) * 2)) == []
+    done = nlmsg().load({"header": {"type": NLMSG_DONE}})
+    done.encode()
     message = neighbours.question(7, THERE)
-    assert [news[:2] for news in read(message)] == [(7, THERE)]
+    for nothing in (b"", bytes(16), bytes(done.data) * 2):
+        assert list(read(nothing, [7])) == []
+        assert [news[:2] for news in read(message + nothing + message, [7])][:1] == [(7, THERE)]
+    assert list(read(message, [8])) == []
     for length in range(len(message)):
-        list(read(message[:length]))  # cut short: nothing, but no error either
+        assert list(read(message[:length], [7])) == []  # cut short: nothing, but no error either
 
 
 @pytest.fixture
@@ -96,6 +99,24 @@ def test_what_the_kernel_knows_already_is_taken_at_once(wire: tuple[Namespace, N
         row = table.want(state, 0, 0x0A63_004D, 0)
         assert service.serve(0)
         assert (mac_of(state, row), int(state.neighbours[row]["state"])) == ("02:00:00:00:00:77", REACHABLE)
+    finally:
+        service.close()
+
+
+@pytest.mark.lab
+def test_a_large_table_is_taken_in_over_several_calls(wire: tuple[Namespace, Namespace]) -> None:
+    here, _ = wire
+    count = 3 * neighbours.PORTION
+    adding = "for i in $(seq %d); do echo neigh add 10.98.$((i / 250)).$((i %% 250)) lladdr 02:00:00:00:00:77 dev va; done"
+    here.run("sh", "-c", f"({adding % count}) | ip -batch -")
+    state = a_state()
+    with here.entered():
+        service = Neighbours(state, [here.index("va")])
+    try:
+        last = table.want(state, 0, 0x0A62_0000 + (count // 250 << 8) + count % 250, 0)
+        service.listen(0)
+        assert select.select([service], [], [], 0)[0]
+        assert serve_until(service, lambda: bool(state.neighbours[last]["state"] == REACHABLE), 5)
     finally:
         service.close()
 

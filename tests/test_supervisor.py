@@ -56,6 +56,7 @@ class Place:
     def __init__(self, folder: Path, inside: Namespace, core: Namespace, outside: Namespace) -> None:
         self.inside, self.core, self.outside = inside, core, outside
         self.socket = str(folder / "krnsv.sock")
+        self.record = folder / "krnsv.sock.undo"
         self.config = folder / "krnsv.toml"
         self.log = folder / "krnsv.log"
         self.config.write_text(CONFIG.replace("SOCKET", self.socket))
@@ -293,6 +294,7 @@ def test_sigterm_takes_everything_back(place: Place) -> None:
 
 
 def test_the_death_of_the_supervisor_ends_worker_and_program(place: Place) -> None:
+    before, pages = place.settings(), SHMEM.read_text()
     with place.appliance() as process:
         worker = place.status()["worker"]["pid"]
         supervisor = place.status()["pid"]
@@ -300,10 +302,15 @@ def test_the_death_of_the_supervisor_ends_worker_and_program(place: Place) -> No
         process.wait(10)
     until(lambda: not alive(worker), 5)
     until(lambda: "xdp" not in place.core.ip("link"), 5)
-    with place.appliance() as process:  # what is left over is in nobody's way
+    assert place.settings() != before
+    assert place.record.stat().st_mode & 0o777 == 0o600
+    with place.appliance() as process:  # what is left over is in nobody's way, and taken back with the rest
         assert place.ping() == 3
+        assert "a killed run left behind taken back" in place.log.read_text()
         process.terminate()
         assert process.wait(20) == 0
+    assert (place.settings(), SHMEM.read_text()) == (before, pages)
+    assert not place.record.exists()
 
 
 def test_what_fails_halfway_is_taken_back(place: Place) -> None:
@@ -311,9 +318,11 @@ def test_what_fails_halfway_is_taken_back(place: Place) -> None:
     right = place.config.read_text()
     try:
         place.config.write_text(right.replace('name = "krnsv"', 'name = "krnsv"\ncpu = 4000'))
+        place.record.write_bytes(b"\xff\x00")  # no record: said, and passed over
         status, told = place.run()
         assert status == BAD_CONFIG and "CPU 4000 is not ours to use" in told
-        assert place.settings() == before
+        assert f"{place.record} is passed over" in told
+        assert place.settings() == before and not place.record.exists()
         place.config.write_text(right.replace('"out0"', '"out7"'))
         status, told = place.run()
         assert status == BAD_CONFIG and "no interface 'out7'" in told and "in0" in told

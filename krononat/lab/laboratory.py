@@ -125,6 +125,9 @@ class Lab:
         namespaces.delete(here)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._record.unlink(missing_ok=True)
+        for folder in (RUN, STORE):
+            with contextlib.suppress(OSError):  # another laboratory is up
+                folder.rmdir()
 
     # --- programs ---------------------------------------------------------------------------------------------------
 
