@@ -344,6 +344,7 @@ def _neighbour(state: State, port: int, address: IPv4Address) -> int:
     row = neighbours.want(state, port, int(address), 0)
     if row == 0:
         raise Trouble("no room for a gateway", f"the neighbours around {address} are taken", status=BAD_CONFIG)
+    state.neighbours[row]["kept"] = 1
     return row
 
 

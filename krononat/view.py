@@ -32,7 +32,7 @@ from shards.verdict import DROP, METER_NAMES, METERS, VERDICTS
 SLICE = 4096  # rows copied at once: 256 KiB
 
 # As tcp.STATES, which cannot be imported without the compiler; a test holds one against the other.
-SESSION_STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in")
+SESSION_STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered")
 
 
 def ticks() -> int:

@@ -21,6 +21,7 @@ from shards.verdict import (
     ICMP_EMBEDDED_BAD,
     ICMP_UNRELATED,
     INSIDE_DESTINATION,
+    MARTIAN_DESTINATION,
     NEIGHBOUR_UNRESOLVED,
     NEIGHBOURS_EXHAUSTED,
     NOT_OUR_DESTINATION,
@@ -73,8 +74,11 @@ def _admit(state: State, burst: Burst, i: int) -> int:
     """Addresses of the error itself. From inside any router may speak, from outside nobody of ours (BCP 38)."""
     realm = whole(state.ports[burst.port[i]]["internal_realm"])
     inside = nat.is_internal(state, realm, burst.destination[i])
-    if burst.direction[i] == OUTBOUND or inside:
-        return INSIDE_DESTINATION if inside else UNDECIDED
+    if inside:
+        return INSIDE_DESTINATION
+    if burst.direction[i] == OUTBOUND:
+        out = state.ports[whole(state.settings[0]["external_port"])]
+        return MARTIAN_DESTINATION if nat.names_no_host(out, burst.destination[i]) else UNDECIDED
     if sessions.external_ordinal(state, burst.destination[i]) < 0:
         return NOT_OUR_DESTINATION
     return UNDECIDED if nat.plausible_outsider(state, realm, burst.source[i]) else SPOOFED_SOURCE
@@ -240,7 +244,8 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     if kind == 0:
         return
     port = state.ports[burst.port[i]]
-    if burst.icmp_error[i] or port["address"] == 0 or not _rate_allows(state, now):
+    asked = OUTBOUND if burst.turned[i] else burst.direction[i]
+    if burst.icmp_error[i] or port["address"] == 0 or not _rate_allows(state, asked, now):
         state.counters[SUPPRESSED, 0] += 1
         return
     mtu = _next_mtu(state, burst, i) if burst.verdict[i] == TOO_BIG else 0
@@ -294,15 +299,16 @@ def _write_header(frames: Array, l3: int, source: int, destination: int, payload
 
 
 @hot
-def _rate_allows(state: State, now: int) -> bool:
-    """Token bucket of the core (RFC 1812 4.3.2.8): `icmp_rate` a second, `icmp_burst` saved; counted in thousandths."""
-    settings, core = state.settings[0], state.core[0]
+def _rate_allows(state: State, direction: int, now: int) -> bool:
+    """Token bucket of the core (RFC 1812 4.3.2.8): `icmp_rate` a second, `icmp_burst` saved; counted in thousandths.
+
+    One for each direction of what is answered, so that nobody outside can use up what subscribers need for path MTU discovery.
+    """
+    settings, tokens, since = state.settings[0], state.core[0]["icmp_tokens"], state.core[0]["icmp_tokens_at"]
     rate = whole(settings["icmp_rate"])
     full = 1000 * max(whole(settings["icmp_burst"]), 1)
-    tokens = min(full, whole(core["icmp_tokens"]) + min(age(now, whole(core["icmp_tokens_at"])), 1 << 20) * rate)
-    core["icmp_tokens_at"] = now & 0xFFFFFFFF
-    if rate == 0 or tokens < 1000:
-        core["icmp_tokens"] = tokens
-        return False
-    core["icmp_tokens"] = tokens - 1000
-    return True
+    has = min(full, whole(tokens[direction]) + min(age(now, whole(since[direction])), 1 << 20) * rate)
+    allowed = rate != 0 and has >= 1000
+    tokens[direction] = has - 1000 if allowed else has
+    since[direction] = now & 0xFFFFFFFF
+    return allowed

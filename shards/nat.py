@@ -7,7 +7,7 @@ outsiders cannot fill a subscriber's quota.
 
 from __future__ import annotations
 
-from shards import firewall, neighbours, ports, sessions, tcp
+from shards import firewall, neighbours, ports, serve, sessions, tcp
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.parse import is_query
@@ -17,10 +17,12 @@ from shards.state import (
     DROP,
     ENDPOINT_INDEPENDENT,
     EXTERNAL,
+    FAILED,
     ICMP,
     INBOUND,
     INTERNAL,
     OUTBOUND,
+    REACHABLE,
     Array,
     Row,
     State,
@@ -28,9 +30,11 @@ from shards.state import (
 from shards.verdict import (
     FILTERED,
     HAIRPIN_REFUSED,
+    HELD_BACK,
     ICMP_TYPE_NOT_SERVED,
     INSIDE_DESTINATION,
     MARTIAN_DESTINATION,
+    NEIGHBOUR_UNRESOLVED,
     NEIGHBOURS_EXHAUSTED,
     NO_MAPPING,
     NOT_OUR_DESTINATION,
@@ -38,6 +42,7 @@ from shards.verdict import (
     RULE_REJECTED,
     SPOOFED_SOURCE,
     TCP_NOT_OPENING,
+    TTL_EXCEEDED,
     UNDECIDED,
 )
 from shards.wire import read8
@@ -165,15 +170,38 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
     if not tcp.may_open(protocol, burst.tcp_flags[i], half != 0):
         return TCP_NOT_OPENING
     verdict = _obey_rules(state, burst, i, OUTBOUND, source, source_port, burst.destination[i], burst.destination_port[i])
+    inward = 0
+    if verdict == UNDECIDED:
+        verdict, inward = _find_way(state, frames, burst, i, turns, now)
     if verdict == UNDECIDED:
         verdict = firewall.admit(state, account, half == 0, now)
     if verdict == UNDECIDED and half == 0:
         verdict, half = _map(state, account, subscriber, realm, protocol, source, source_port, now)
     if verdict == UNDECIDED:
-        verdict = _open(state, burst, i, half, turns, now)
+        verdict = _open(state, burst, i, half, inward, now)
         if verdict != UNDECIDED:
             _drop_if_idle(state, half, now)
     return verdict
+
+
+@hot
+def _find_way(state: State, frames: Array, burst: Burst, i: int, turns: bool, now: int) -> tuple[int, int]:
+    """(verdict or UNDECIDED, inward next hop); the outward one goes into the row.
+
+    Both must have answered before anything is remembered: who does not exist, or writes to who does not, costs no state.
+    """
+    inward = next_hop(state, INTERNAL, burst.source[i], now)
+    outward = sessions.HAIRPIN_HOP if turns else next_hop(state, EXTERNAL, burst.destination[i], now)
+    if inward == 0 or outward == 0:
+        return NEIGHBOURS_EXHAUSTED, 0
+    burst.next_hop[i] = outward
+    if not turns:
+        verdict = serve.passable_row(state, frames, burst, i)
+    else:
+        verdict = TTL_EXCEEDED if read8(frames, burst.l3[i] + 8) <= 1 else UNDECIDED
+    if verdict == UNDECIDED and state.neighbours[inward]["state"] != REACHABLE:
+        verdict = NEIGHBOUR_UNRESOLVED if state.neighbours[inward]["state"] == FAILED else HELD_BACK
+    return verdict, inward
 
 
 @hot
@@ -196,31 +224,26 @@ def _map(
     if verdict:
         return verdict, 0
     shard = whole(state.accounts[subscriber]["shard"])
-    return sessions.make_mapping(state, shard, account, address, realm, protocol, port, external, external_port)
+    verdict, half = sessions.make_mapping(state, shard, account, address, realm, protocol, port, external, external_port, 0)
+    if verdict:
+        ports.give_back(state, external, external_port)
+    return verdict, half
 
 
 @hot
-def _open(state: State, burst: Burst, i: int, half: int, turns: bool, now: int) -> int:
-    """Make the session and give it its next hops, so that no later packet has to look for them."""
+def _open(state: State, burst: Burst, i: int, half: int, inward: int, now: int) -> int:
+    """Make the session, with its next hops, so that no later packet has to look for them."""
     protocol = burst.protocol[i]
-    inward = next_hop(state, INTERNAL, burst.source[i], now)
-    outward = sessions.HAIRPIN_HOP if turns else next_hop(state, EXTERNAL, burst.destination[i], now)
-    if inward == 0 or outward == 0:
-        return NEIGHBOURS_EXHAUSTED
     remote_port = 0 if protocol == ICMP else burst.destination_port[i]
     opening = tcp.first_state(protocol, burst.tcp_flags[i])
     expiry = now + tcp.timeout(state.settings, opening)
     shard = whole(state.accounts[whole(state.mappings[half]["account"])]["shard"])
     realm = whole(state.ports[burst.port[i]]["external_realm"])
-    verdict, line = sessions.make_session(state, shard, half, burst.destination[i], remote_port, realm, opening, expiry, now)
-    if verdict:
-        return verdict
-    row = state.sessions[line]
-    row["inward"] = inward
-    row["outward"] = outward
-    row["rules"] = state.settings[0]["rules_version"]
+    verdict, line = sessions.make_session(
+        state, shard, half, burst.destination[i], remote_port, realm, opening, inward, burst.next_hop[i], expiry, now
+    )
     burst.session[i] = line
-    return UNDECIDED
+    return verdict
 
 
 @hot
@@ -229,7 +252,9 @@ def _drop_if_idle(state: State, half: int, now: int) -> None:
     mapping = state.mappings[half]
     if mapping["sessions"] == 0 and mapping["static"] == 0:
         shard = whole(state.accounts[whole(mapping["account"])]["shard"])
+        external = sessions.external_ordinal(state, whole(mapping["external_address"]))
         sessions.end_mapping(state, shard, half, now)
+        ports.forget(state, external, whole(mapping["internal_realm"]) >> 24, whole(mapping["external_port"]))
 
 
 @hot

@@ -9,12 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from shards.jit import hot
-from shards.state import FAILED, WANTED, Array, State
+from shards.state import FAILED, WANTED, Row, State
+from shards.wire import mac_of
 
 PROBES = 64  # rows looked at, at most
 
-# A row may change hands once no session can name it any more: FAILED, and unused for longer than any timer lasts.
-FORGOTTEN = 8_400_000  # ticks
+# A row may change hands once no session can name it any more: FAILED, and unused for longer than any timer lasts. One that
+# never answered was never named (see `nat`), so a scan of addresses that nobody has does not crowd out for long.
+FORGOTTEN, NEVER_ANSWERED = 8_400_000, 10_000  # ticks
+LAST = 0xFFFF  # never handed out: a session's next hop of this number means something else (sessions.HAIRPIN_HOP)
 
 _ODD = 0x45D9F3B5  # below 2**31, so that its product with 32 bits is the same number in Python and in 64-bit registers
 
@@ -28,14 +31,28 @@ def first(state: State, port: int, address: int) -> int:
 
 
 @hot
+def _is_row(at: int) -> bool:
+    return at not in (0, LAST)
+
+
+@hot
+def _is_forgotten(row: Row, now: int) -> bool:
+    """Whether nobody can mean this row any more."""
+    unused = (now - int(row["used"])) & 0xFFFFFFFF
+    if int(row["state"]) != FAILED or int(row["kept"]) != 0:
+        return False
+    return unused > (NEVER_ANSWERED if mac_of(row) == 0 else FORGOTTEN)
+
+
+@hot
 def find(state: State, port: int, address: int) -> int:
     """Row of the neighbour `address` (host integer) on `port` (row of PORT), or 0."""
     at = first(state, port, address)
     for _ in range(min(PROBES, len(state.neighbours))):
         row = state.neighbours[at]
-        if at != 0 and int(row["state"]) == 0:
+        if _is_row(at) and int(row["state"]) == 0:
             return 0
-        if at != 0 and int(row["address"]) == address and int(row["port"]) == port:
+        if _is_row(at) and int(row["address"]) == address and int(row["port"]) == port:
             return at
         at = (at + 1) & (len(state.neighbours) - 1)
     return 0
@@ -60,10 +77,9 @@ def _vacant(state: State, port: int, address: int, now: int) -> int:
     at, forgotten = first(state, port, address), 0
     for _ in range(min(PROBES, len(state.neighbours))):
         row = state.neighbours[at]
-        if at != 0 and int(row["state"]) == 0:
+        if _is_row(at) and int(row["state"]) == 0:
             return at
-        old = (now - int(row["used"])) & 0xFFFFFFFF > FORGOTTEN
-        if at != 0 and forgotten == 0 and int(row["state"]) == FAILED and old:
+        if _is_row(at) and forgotten == 0 and _is_forgotten(row, now):
             forgotten = at
         at = (at + 1) & (len(state.neighbours) - 1)
     return forgotten
@@ -71,8 +87,10 @@ def _vacant(state: State, port: int, address: int, now: int) -> int:
 
 @hot
 def _occupy(state: State, at: int, port: int, address: int) -> None:
-    row: Array = state.neighbours[at]
+    row: Row = state.neighbours[at]
     row["address"] = address
     row["port"] = port
+    for k in range(6):
+        row["mac"][k] = 0
     row["state"] = WANTED  # last: the supervisor looks for it
     state.core[0]["neighbours_wanted"] = (int(state.core[0]["neighbours_wanted"]) + 1) & 0xFFFFFFFF

@@ -23,6 +23,7 @@ from shards.verdict import (
     HELD_BACK,
     NEIGHBOUR_UNRESOLVED,
     RECEIVED,
+    SENT,
     SESSIONS_EXPIRED,
     SPOOFED_SOURCE,
     UNDECIDED,
@@ -59,6 +60,8 @@ def _serve_rest(state: State, frames: Array, burst: Burst, count: int, now: int)
                 burst.verdict[i] = icmp.pass_error(state, frames, burst, i, now)
             else:
                 burst.verdict[i] = decide(state, frames, burst, i, now)
+                if burst.session[i] == 0 and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED):
+                    rewrite.translate_by_mapping(state, frames, burst, i)
 
 
 @hot
@@ -168,3 +171,6 @@ def settle(state: State, burst: Burst, count: int) -> None:
             counters[verdict, 1] += np.uint64(burst.length[i])
             counters[RECEIVED, 0] += np.uint64(1)
             counters[RECEIVED, 1] += np.uint64(burst.length[i])
+        if burst.out_length[i]:
+            counters[SENT, 0] += np.uint64(1)
+            counters[SENT, 1] += np.uint64(burst.out_length[i])

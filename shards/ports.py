@@ -159,12 +159,16 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
     """
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
+    if pool["blocks_free"] == 0:
+        return POOL_EXHAUSTED
     first, count = whole(pool["first_external"]), whole(pool["externals"])
     base = whole(account["base"])
     paired = whole(account["external"])
     start = paired - 1 - first if paired else derive(state.settings, _FOR_ADDRESS, base, realm, 0, 0, count)
     for j in range(1 if _holds_a_block(account) else count):
         external = first + (start + j) % count
+        if state.externals[external]["blocks_free"] == 0:
+            continue
         begin = derive(state.settings, _FOR_BLOCK, base, realm, 0, k, 1 << 30)
         block = _free_block(state, external, pool, begin, space, now)
         if block >= 0:
@@ -172,6 +176,7 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
             account["external"] = external + 1
             account["blocks"][k] = block + 1  # last: an account without the block owns none of its chunks (see recovery)
             pool["blocks_free"] -= 1
+            state.externals[external]["blocks_free"] -= 1
             state.counters[BLOCKS_TAKEN, 0] += 1
             return 0
     return POOL_EXHAUSTED
@@ -238,9 +243,27 @@ def owner(state: State, external: int, protocol: int, port: int) -> int:
 @hot
 def release(state: State, external: int, space: int, port: int, now: int) -> None:
     """The port's mapping ended: hold it down, and give the block back if this was its last port."""
-    state.owners[external, space, port] = HELD | (now // 1000 & 0x7FFFFFFF)
+    state.owners[external, space, port] = held_since(now)
+    state.chunks[external, port // CHUNK_PORTS]["used"] -= 1
+    give_back(state, external, port)
+
+
+@hot
+def held_since(now: int) -> int:
+    """What `owners` says of a port that is freed at tick `now`."""
+    return HELD | (now // 1000 & 0x7FFFFFFF)
+
+
+@hot
+def forget(state: State, external: int, protocol: int, port: int) -> None:
+    """A released port never carried a packet: it need not be held down."""
+    state.owners[external, port_space(protocol), port] = 0
+
+
+@hot
+def give_back(state: State, external: int, port: int) -> None:
+    """Return the block around `port` if it has an owner and none of its ports is in use."""
     chunk = state.chunks[external, port // CHUNK_PORTS]
-    chunk["used"] -= 1
     if chunk["used"] == 0 and chunk["account"] != 0:
         _return_block(state, external, port, whole(chunk["account"]) - 1)
 
@@ -260,4 +283,5 @@ def _return_block(state: State, external: int, port: int, holder: int) -> None:
             account["blocks"][k] = 0
     own_block(state, external, block, size, 0)
     pool["blocks_free"] += 1
+    state.externals[external]["blocks_free"] += 1
     state.counters[BLOCKS_RETURNED, 0] += 1

@@ -18,10 +18,8 @@ from shards.state import (
     CHUNK_PORTS,
     EXTENT_LINES,
     FREE,
-    HELD,
     NAT_MAPPING,
     NAT_SESSION,
-    PORT_SPACES,
     WHEEL_SHIFT,
     Row,
     State,
@@ -32,12 +30,12 @@ from shards.state import (
 def attach(state: State, now: int) -> int:
     """Make a core's memory ready for packets: empty at the first start, else as it was left. Sessions found alive."""
     _forget(state, now)
-    for account in range(1, len(state.accounts)):
-        _own_blocks(state, account)
     for extent in range(whole(state.core[0]["next_extent"])):
         if state.extents[extent]["kind"] == NAT_MAPPING:
-            _mappings_of(state, extent)
+            _mappings_of(state, extent, now)
     install_statics(state)
+    for account in range(1, len(state.accounts)):
+        _own_blocks(state, account)
     _count_free_blocks(state)
     found = 0
     for extent in range(whole(state.core[0]["next_extent"])):
@@ -76,12 +74,7 @@ def _forget(state: State, now: int) -> None:
 
 @hot
 def _disown(state: State, external: int) -> None:
-    """Free every port and chunk of an address; hold-down stays. Untouched memory stays untouched."""
-    for space in range(PORT_SPACES):
-        owners = state.owners[external, space]
-        for port in range(len(owners)):
-            if owners[port] != 0 and whole(owners[port]) & HELD == 0:
-                owners[port] = 0
+    """Free every chunk of an address. What is untouched is only read: in shared memory a write would allocate it."""
     for c in range(65536 // CHUNK_PORTS):
         chunk = state.chunks[external, c]
         if chunk["used"] or chunk["account"]:
@@ -91,15 +84,20 @@ def _disown(state: State, external: int) -> None:
 
 @hot
 def _own_blocks(state: State, number: int) -> None:
-    """Write an account's blocks into the chunks: the account's list is the truth."""
+    """Write an account's blocks into the chunks: its list is the truth, but a block without a port in use is given back."""
     account = state.accounts[number]
     external = whole(account["external"]) - 1
     if external < 0:
         return
     size = whole(state.pools[whole(account["pool"])]["block_size"])
     for k in range(BLOCKS_AT_MOST):
-        if account["blocks"][k]:
-            ports.own_block(state, external, whole(account["blocks"][k]) - 1, size, number + 1)
+        block = whole(account["blocks"][k]) - 1
+        if block < 0:
+            continue
+        if ports.is_vacant(state, external, block, size // CHUNK_PORTS):
+            account["blocks"][k] = 0
+        else:
+            ports.own_block(state, external, block, size, number + 1)
 
 
 @hot
@@ -110,20 +108,29 @@ def _count_free_blocks(state: State) -> None:
         each, first = whole(pool["block_size"]) // CHUNK_PORTS, whole(pool["first_external"])
         free = 0
         for external in range(first, first + whole(pool["externals"])):
+            here = 0
             for block in range(whole(pool["first_block"]), whole(pool["end_block"])):
-                free += ports.is_vacant(state, external, block, each)
+                here += ports.is_vacant(state, external, block, each)
+            state.externals[external]["blocks_free"] = here
+            free += here
         pool["blocks_free"] = free
 
 
 @hot
-def _mappings_of(state: State, extent: int) -> None:
-    """Index the mappings of an extent, give them their ports, put the rest on the free list. Their sessions count anew."""
+def _mappings_of(state: State, extent: int, now: int) -> None:
+    """Index the mappings of an extent, give them their ports, put the rest on the free list. Their sessions count anew.
+
+    A port is found by the row that has, or had, it: sweeping `owners` would allocate all of it. One that was about to be freed
+    is held down from now on, since nobody knows better.
+    """
     shard = whole(state.extents[extent]["shard"])
     for half in range(max(extent * EXTENT_LINES * 2, 2), (extent + 1) * EXTENT_LINES * 2):
         row = state.mappings[half]
         row["sessions"] = 0
-        external = sessions.external_ordinal(state, whole(row["external_address"])) if row["kind"] == NAT_MAPPING else -1
-        if external < 0 or not cuckoo.insert(state, state.words[half * 4], state.words[half * 4 + 1], half << 1):
+        external = sessions.external_ordinal(state, whole(row["external_address"]))
+        _take_port_back(state, half, external, now)
+        key0, key1 = state.words[half * 4], state.words[half * 4 + 1]
+        if row["kind"] != NAT_MAPPING or external < 0 or not cuckoo.insert(state, key0, key1, half << 1):
             # Permissions go as well: the sessions that need one make it again.
             row["kind"] = FREE
             slabs.free_half(state, shard, half)
@@ -131,6 +138,17 @@ def _mappings_of(state: State, extent: int) -> None:
         ports.own(state, external, ports.port_space(whole(row["internal_realm"]) >> 24), whole(row["external_port"]), half)
         sessions.charge(state, whole(row["account"]), 0, 1)
         state.shards[shard]["mappings"] += 1
+
+
+@hot
+def _take_port_back(state: State, half: int, external: int, now: int) -> None:
+    """Hold down the port that `owners` says belongs to this row, if it does; a living mapping owns it anew."""
+    if external < 0:
+        return
+    row = state.mappings[half]
+    space = ports.port_space(whole(row["internal_realm"]) >> 24)
+    if state.owners[external, space, whole(row["external_port"])] == half:
+        state.owners[external, space, whole(row["external_port"])] = ports.held_since(now)
 
 
 @hot
@@ -190,7 +208,7 @@ def install_statics(state: State) -> None:
         if external < 0 or account == 0 or sessions.find_mapping(state, address, realm, protocol, port):
             continue
         shard = whole(state.accounts[account]["shard"])
-        verdict, half = sessions.make_mapping(
+        verdict, _ = sessions.make_mapping(
             state, shard, account, address, realm, protocol, port, external, whole(static["external_port"]), 1
         )
         if verdict == 0:

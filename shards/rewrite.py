@@ -18,23 +18,23 @@ _MSS_KIND, _MSS_BYTES = 2, 4  # RFC 9293 3.7.1
 
 @hot
 def rewrite(state: State, frames: Array, burst: Burst, count: int) -> None:
-    """Put every row that is to be forwarded right; errors have had their addresses put right already (see `icmp`)."""
+    """Put every row that is to be forwarded right.
+
+    Errors have had their addresses put right already (see `icmp`), and so has what goes by a mapping alone.
+    """
     mss = whole(state.settings[0]["mss"])
-    sessions, mappings, ports, neighbours = state.sessions, state.mappings, state.ports, state.neighbours
+    sessions, ports, neighbours = state.sessions, state.ports, state.neighbours
     for i in range(count):
         verdict = burst.verdict[i]
         if verdict != FORWARDED_OUT and verdict != FORWARDED_IN and verdict != HAIRPINNED:
             continue
         l3, l4, protocol = burst.l3[i], burst.l4[i], burst.protocol[i]
-        if burst.icmp_error[i] == 0:
+        if burst.session[i] and burst.icmp_error[i] == 0:
             if burst.turned[i]:
                 _by_session(frames, l3, l4, protocol, sessions[burst.turned[i]], OUTBOUND)
-            if burst.session[i]:
-                _by_session(frames, l3, l4, protocol, sessions[burst.session[i]], burst.direction[i])
-            else:
-                _by_mapping(frames, l3, l4, protocol, mappings[burst.mapping[i]])
-            if mss and burst.tcp_flags[i] & SYN:
-                state.counters[MSS_CLAMPED, 0] += clamp_mss(frames, l4, mss)
+            _by_session(frames, l3, l4, protocol, sessions[burst.session[i]], burst.direction[i])
+        if mss and burst.tcp_flags[i] & SYN:
+            state.counters[MSS_CLAMPED, 0] += clamp_mss(frames, l4, mss)
         _age(frames, l3)
         neighbour = neighbours[burst.next_hop[i]]
         out = whole(neighbour["port"])
@@ -42,6 +42,15 @@ def rewrite(state: State, frames: Array, burst: Burst, count: int) -> None:
         burst.out_port[i] = out
         burst.out_at[i] = at
         burst.out_length[i] = l3 - at + burst.ip_length[i]
+
+
+@hot
+def translate_by_mapping(state: State, frames: Array, burst: Burst, i: int) -> None:
+    """Translate a packet without a session as soon as it is decided: a later one of its burst may end the mapping."""
+    l3, l4, protocol = burst.l3[i], burst.l4[i], burst.protocol[i]
+    if burst.turned[i]:
+        _by_session(frames, l3, l4, protocol, state.sessions[burst.turned[i]], OUTBOUND)
+    _by_mapping(frames, l3, l4, protocol, state.mappings[burst.mapping[i]])
 
 
 @hot

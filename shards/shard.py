@@ -27,7 +27,7 @@ def new_waiting() -> Array:
 
 @hot
 def breathe(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Array, now: int, bursts: int) -> int:
-    """Serve at most `bursts` bursts; packets handled. `now`: ticks, the same for the whole breath."""
+    """Serve at most `bursts` bursts; packets handled, 0 when there is nothing to do. `now`: ticks, one for the whole breath."""
     if state.core[0]["held"]:
         _serve_waiting(state, ports, frames, burst, waiting, now)
     handled = 0
@@ -39,9 +39,10 @@ def breathe(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Ar
             burst.deadline[i] = 0
         _serve(state, ports, frames, burst, waiting, count, now)
         handled += count
-    sessions.expire(state, now, EXPIRE_AT_MOST)
-    rings.flush(ports)
     state.core[0]["breaths"] += np.uint64(1)
+    rings.flush(ports)
+    if sessions.expire(state, now, EXPIRE_AT_MOST) == EXPIRE_AT_MOST:
+        return max(handled, 1)  # there is more to do: no time to sleep
     return handled
 
 
@@ -50,6 +51,7 @@ def _serve(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Arr
     pipeline.process(state, frames, burst, count, now)
     _keep_waiting(state, burst, waiting, count)
     rings.send(ports, burst, count)
+    rings.flush(ports)  # each burst: what came is sent, and there are frames for what comes
     pipeline.settle(state, burst, count)
 
 

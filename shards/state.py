@@ -176,7 +176,7 @@ POOL = np.dtype(
 )
 assert POOL.itemsize == 32
 
-EXTERNAL_ADDRESS = np.dtype([("address", "u4"), ("pool", "u2"), ("spare", "u2")])
+EXTERNAL_ADDRESS = np.dtype([("address", "u4"), ("pool", "u2"), ("blocks_free", "u2")])
 
 CHUNK_PORTS = 64
 CHUNK = np.dtype([("account", "u4"), ("epoch", "u4"), ("used", "u2"), ("side", "u1"), ("spare", "u1", (5,))])  # account + 1
@@ -244,7 +244,8 @@ NEIGHBOUR = np.dtype(
         ("mac", "u1", (6,)),  # written by the supervisor, as is `state` once WANTED
         ("state", "u1"),
         ("port", "u1"),
-        ("spare", "u1", (16,)),
+        ("kept", "u1"),  # 1: a gateway; its row never changes hands
+        ("spare", "u1", (15,)),
     ]
 )
 assert NEIGHBOUR.itemsize == 32
@@ -287,8 +288,8 @@ CORE = np.dtype(
         ("wheel_at", "u8"),  # last slot of the wheel that was served, counted since boot
         ("breaths", "u8"),
         ("next_extent", "u4"),
-        ("icmp_tokens", "u4"),  # thousandths
-        ("icmp_tokens_at", "u4"),
+        ("icmp_tokens", "u4", (2,)),  # thousandths, by direction of what is answered
+        ("icmp_tokens_at", "u4", (2,)),
         ("held", "u4"),  # frames waiting for a neighbour
         ("neighbours_wanted", "u4"),  # counts requests to the supervisor
         ("neighbours_version", "u4"),  # written by the supervisor: counts its answers
@@ -297,10 +298,10 @@ CORE = np.dtype(
         ("ip_id", "u4"),
         ("late_compilations", "u4"),  # since the worker began to take traffic: must stay 0
         ("longest_breath_us", "u4"),  # since then
-        ("spare", "u1", (4,)),
+        ("spare", "u1", (60,)),
     ]
 )
-assert CORE.itemsize == 64
+assert CORE.itemsize == 128
 
 WHEEL_SLOTS = 1 << 17
 WHEEL_SHIFT = 6  # ticks a slot: 64 ms, so one turn is 8,388 s, more than the longest default timer

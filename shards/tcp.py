@@ -12,14 +12,16 @@ from shards.jit import hot, whole
 from shards.state import ICMP, TCP, UDP, Array
 from shards.wire import ACK, FIN, RST, SYN
 
-STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in")
-NONE, INIT, ESTABLISHED, FIN_OUT, FIN_IN, CLOSING, RESET, STREAM, QUERY, INIT_IN = range(10)
+STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered")
+NONE, INIT, ESTABLISHED, FIN_OUT, FIN_IN, CLOSING, RESET, STREAM, QUERY, INIT_IN, ANSWERED = range(11)
 
 # Events: SYN, FIN, RST, anything else; outbound 0..3, inbound 4..7.
 #
 # A cell is the next state. Its lifetime starts anew, unless the cell ends in
 #   '   lifetime left alone        ?   lifetime renewed only where inbound packets refresh (RFC 4787 REQ-6)
 # `reset` comes back to life by any packet but another RST (RFC 7857 section 2.2), so a forged RST kills nothing.
+# `answered`: a SYN-ACK went out to a SYN that came in by the mapping alone. RFC 6146 calls that established; here it is
+# short-lived until the other side goes on, or forged SYNs to an open port would fill the subscriber's quota for two hours.
 # A SYN on `closing` is TIME-WAIT reuse: the connection opens anew (RFC 9293 section 3.6.1), from inside or (`init_in`) outside.
 _PICTURE = """
                out: syn      fin       rst     other        in: syn       fin       rst     other
@@ -28,6 +30,7 @@ established         established  fin_out  reset  established    established  fin
 fin_out             fin_out  fin_out   reset   fin_out      fin_out       closing   reset   fin_out
 fin_in              fin_in   closing   reset   fin_in       fin_in        fin_in    reset   fin_in
 init_in             established init_in' reset  init_in'    init_in       init_in'  init_in' init_in'
+answered            answered' answered' reset   answered'   answered'     fin_in    answered' established
 closing             init     closing'  closing' closing'    init_in       closing'  closing' closing'
 reset               established established reset' established  established established reset' established
 udp                 udp      udp       udp     udp          udp?          udp?      udp?    udp?
@@ -83,14 +86,16 @@ def timeout(settings: Array, state: int) -> int:
 def first_state(protocol: int, tcp_flags: int) -> int:
     """State of a session that an outbound packet makes.
 
-    A SYN-ACK answers a SYN that came in by the mapping alone, so both have been seen; a segment without SYN goes on with a
-    connection whose session was lost while its mapping lived.
+    A SYN-ACK answers a SYN that came in by the mapping alone; a segment without SYN goes on with a connection whose session was
+    lost while its mapping lived.
     """
     if protocol == UDP:
         return STREAM
     if protocol == ICMP:
         return QUERY
-    return INIT if tcp_flags & (SYN | ACK) == SYN else ESTABLISHED
+    if tcp_flags & SYN == 0:
+        return ESTABLISHED
+    return ANSWERED if tcp_flags & ACK else INIT
 
 
 @hot

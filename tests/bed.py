@@ -394,7 +394,8 @@ def answer(state: State, bed: Bed) -> None:
         row = state.neighbours[number]
         host = int(row["address"])
         if host not in bed.silent:
-            row["mac"] = np.frombuffer(mac_of(host), np.uint8)
+            if host not in bed.failed:
+                row["mac"] = np.frombuffer(mac_of(host), np.uint8)
             row["state"] = FAILED if host in bed.failed else REACHABLE
             state.core[0]["neighbours_version"] += 1
 

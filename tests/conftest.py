@@ -27,3 +27,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} would be skipped, and CI=true forbids that: {report.longrepr}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_each_tests_own() -> Generator[None]:
+    """Commands run in this process change it (`trace` switches the compiler off); that must not reach the next test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

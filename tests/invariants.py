@@ -53,9 +53,27 @@ def _sessions(state: State) -> list[str]:
             told.append(f"session {line}: its outbound tuple does not find it")
         if cuckoo.lookup(state, words[2], words[3]) != line << 2 | 1:
             told.append(f"session {line}: its inbound tuple does not find it")
+        told += [f"session {line}: {wrong}" for wrong in _next_hops(state, row)]
         for name in ("internal_address", "internal_port", "external_address", "external_port"):
             if row[name] != mapping[name] or mapping["kind"] != NAT_MAPPING:
                 told.append(f"session {line}: its mapping has another {name}")
+    return told
+
+
+def _next_hops(state: State, row: Any) -> list[str]:
+    """Each way leads to the host itself, where it is on-link, or to the gateway of that side."""
+    told = []
+    settings = state.settings[0]
+    for way, port, gateway, host in (
+        ("inward", int(settings["internal_port"]), "internal_gateway", int(row["internal_address"])),
+        ("outward", int(settings["external_port"]), "external_gateway", int(row["remote_address"])),
+    ):
+        hop, link = int(row[way]), state.ports[port]
+        direct = host & int(link["mask"]) == int(link["network"]) or not link[gateway]
+        if hop == sessions.HAIRPIN_HOP:
+            continue
+        if hop != link[gateway] if not direct else int(state.neighbours[hop]["address"]) != host:
+            told.append(f"{way} leads to neighbour {hop}")
     return told
 
 

@@ -46,6 +46,14 @@ class Refused(Exception):
         self.verdict, self.reply = verdict, reply
 
 
+class Waits(Exception):
+    """A next hop has not answered yet."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.verdict)
+        self.outcome = outcome
+
+
 class Illegal(AssertionError):
     """The external endpoint that was chosen for a mapping must not be used for it."""
 
@@ -98,6 +106,7 @@ _TCP = {
         established  fin_out      reset  .            .
         fin_out      .            reset  .            .
         fin_in       closing      reset  .            .
+        answered     -            reset  -            -
         closing      -            -      init         -
         reset        established  -      established  established
     """,
@@ -107,6 +116,7 @@ _TCP = {
         established  fin_in       reset  .            .
         fin_out      closing      reset  .            .
         fin_in       .            reset  .            .
+        answered     fin_in       -      -            established
         closing      -            -      init_in      -
         reset        established  -      established  established
     """,
@@ -149,8 +159,10 @@ class Model:
         try:
             return self._outbound(packet, choose) if side == "inside" else self._inbound(packet)
         except Refused as refused:
-            owed = refused.reply if not packet.is_error and self._may_tell(refused.reply) else None
+            owed = refused.reply if not packet.is_error and self._may_tell(refused.reply, side) else None
             return Outcome(refused.verdict, reply=owed)
+        except Waits as waits:
+            return waits.outcome
 
     def _outbound(self, packet: Packet, choose: Choose) -> Outcome:
         if not self._prefix_of(packet.source) and not packet.is_error:
@@ -166,7 +178,7 @@ class Model:
             return self._error_outbound(packet, turns)
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
-        session = self._session_out(packet, choose)
+        session = self._session_out(packet, choose, turns)
         translated = _from(packet, session.mapping.external)
         if turns:
             outcome = self._inbound(translated, turned=True)
@@ -201,9 +213,7 @@ class Model:
         port = self.bed.inside if side == "inside" else self.bed.outside
         if packet.ttl <= 1:
             raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
-        gateway = port.inside_gateway if self.bed.stick and side == "inside" else port.gateway
-        on_link = contains(port.on_link, packet.destination)
-        hop = packet.destination if on_link or not gateway else gateway
+        hop = self._hop(side, packet.destination)
         packet = replace(packet, ttl=packet.ttl - 1, residue=0 if packet.residue == -1 else packet.residue)
         if self.bed.mss and packet.protocol == TCP and packet.flags & SYN:
             packet = packet.clamped(self.bed.mss)
@@ -221,15 +231,17 @@ class Model:
         """A packet has waited for its neighbour long enough."""
         assert held.packet
         owed = (HOST_UNREACHABLE, 0)
-        return Outcome("neighbour_unresolved", reply=owed if not held.packet.is_error and self._may_tell(owed) else None)
+        source = held.packet.source
+        side = "inside" if self._prefix_of(source) or source in self.pool_of else "outside"
+        return Outcome("neighbour_unresolved", reply=owed if not held.packet.is_error and self._may_tell(owed, side) else None)
 
-    def _may_tell(self, reply: tuple[int, int] | None) -> bool:
-        """The rate of ICMP errors of our own (RFC 1812 4.3.2.8)."""
-        return reply is not None and self._spend("errors", self.bed.errors, self.bed.errors)
+    def _may_tell(self, reply: tuple[int, int] | None, side: str) -> bool:
+        """The rate of ICMP errors of our own (RFC 1812 4.3.2.8), to each side."""
+        return reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors)
 
     # --- mappings and sessions --------------------------------------------------------------------------------------------
 
-    def _session_out(self, packet: Packet, choose: Choose) -> Session:
+    def _session_out(self, packet: Packet, choose: Choose, turns: bool) -> Session:
         internal = (packet.source, packet.source_port or _identifier(packet))
         remote = (packet.destination, _remote_port(packet, packet.destination_port))
         session = self.sessions.get((packet.protocol, internal, remote))
@@ -241,11 +253,30 @@ class Model:
         if packet.protocol == TCP and not _may_open(packet.flags, mapping is not None):
             raise Refused("tcp_not_opening")
         self._obey_rules("outbound", packet, internal, remote)
+        self._find_way(packet, turns)
         self._obey_limits(packet.source, mapping is None)
         if mapping is None:
             mapping = Mapping(packet.protocol, internal, self._choose(packet.protocol, internal, choose))
             self._add(mapping)
         return self._open(mapping, remote, _first_state(packet))
+
+    def _find_way(self, packet: Packet, turns: bool) -> None:
+        """Both next hops must have answered before anything is remembered."""
+        if packet.ttl <= 1:
+            raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
+        if not turns and (outcome := self._send(packet, "outside", "")).verdict == "held":
+            raise Waits(outcome._replace(packet=packet))
+        hop = self._hop("inside", packet.source)
+        if hop in self.bed.failed:
+            raise Refused("neighbour_unresolved", (HOST_UNREACHABLE, 0))
+        if hop in self.bed.silent:
+            raise Waits(Outcome("held", packet, "inside", hop))
+
+    def _hop(self, side: str, host: int) -> int:
+        """The next hop to a host: itself where it is on-link, or where nobody else is named."""
+        port = self.bed.inside if side == "inside" else self.bed.outside
+        gateway = port.inside_gateway if self.bed.stick and side == "inside" else port.gateway
+        return host if contains(port.on_link, host) or not gateway else gateway
 
     def _add(self, mapping: Mapping) -> None:
         self.mappings[mapping.protocol, mapping.internal] = mapping
@@ -579,7 +610,7 @@ def _first_state(packet: Packet) -> str:
     """A SYN-ACK answers a SYN that came in by the mapping alone; without SYN a connection goes on whose session was lost."""
     if packet.protocol != TCP:
         return "udp" if packet.protocol == UDP else "query"
-    return "init" if packet.flags & (SYN | ACK) == SYN else "established"
+    return {SYN: "init", SYN | ACK: "answered"}.get(packet.flags & (SYN | ACK), "established")
 
 
 def _longest(prefixes: list[Prefix], host: int) -> Prefix | None:

@@ -96,12 +96,13 @@ def test_only_so_many_frames_may_wait() -> None:
 def test_a_breath_ends_what_is_due_and_counts_itself() -> None:
     loop = Loop()
     loop.bed.silent.clear()
-    answer(loop.state, loop.bed)
     loop.deliver(4000)
+    loop.breathe(START)
+    answer(loop.state, loop.bed)  # gateway and subscriber
     loop.breathe(START)
     assert loop.state.shards[0]["sessions"] == 1
     loop.breathe(START + 300_100)
-    assert loop.state.shards[0]["sessions"] == 0 and loop.state.core[0]["breaths"] == 2
+    assert loop.state.shards[0]["sessions"] == 0 and loop.state.core[0]["breaths"] == 3
     loop.audit()
 
 

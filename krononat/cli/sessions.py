@@ -24,6 +24,7 @@ NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17}
 CONNTRACK_STATES = {
     "init": "SYN_SENT",
     "init_in": "SYN_RECV",
+    "answered": "SYN_RECV",
     "established": "ESTABLISHED",
     "fin_out": "FIN_WAIT",
     "fin_in": "CLOSE_WAIT",
@@ -210,7 +211,7 @@ def conntrack(session: Session) -> str:
     state = CONNTRACK_STATES.get(session.state)
     head = [f"{session.protocol:<8} {number} {session.expires_s}", *([state] if state else [])]
     asked, answered = _tuples(session)
-    assured = "" if session.state in ("init", "init_in") else " [ASSURED]"
+    assured = "" if session.state in ("init", "init_in", "answered") else " [ASSURED]"
     return f"{' '.join(head)} {asked} {answered}{assured} mark={session.shard} use=1"
 
 
