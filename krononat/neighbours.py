@@ -98,7 +98,7 @@ class Neighbours:
         self._interfaces = list(interfaces)
         self._known: dict[tuple[int, int], News] = {}
         self._asked = np.full(len(state.neighbours), _NEVER, np.int64)  # tick of the last question
-        self._wanted: dict[int, int] = {}  # row -> tick since when
+        self._wanted: dict[int, int] = {}  # row -> tick since its first question
         # One line of `state.neighbours` is four words; the second is MAC, state and port.
         self._words = state.neighbours.view(np.uint64).reshape(-1, 4)
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -152,20 +152,22 @@ class Neighbours:
             news = self._known.get(self._key(row))
             if news and _is_valid(news):
                 changed |= self._write(row, news.mac, REACHABLE)
-            elif now - self._wanted.setdefault(row, now) > GIVE_UP:
+            elif now - self._wanted.get(row, now) > GIVE_UP:
                 changed |= self._write(row, b"", FAILED)
         for row in self._due(now)[:AT_ONCE].tolist():
             self._asked[row] = now
+            if self._state.neighbours[row]["state"] == WANTED:
+                self._wanted.setdefault(row, now)  # patience begins with the first question
             self._send(question(*self._key(row)))
         if changed:
             self._answered()
         return changed
 
     def _due(self, now: int) -> Array:
-        """Rows the kernel is to be asked about, the wanted ones first."""
+        """Rows the kernel is to be asked about: the wanted ones first, of those who was asked longest ago."""
         states, since = self._state.neighbours["state"], now - self._asked
         due = np.flatnonzero(since >= _PAUSES[np.minimum(states, FAILED)])
-        return due[np.argsort(states[due], kind="stable")]
+        return due[np.lexsort((self._asked[due], states[due]))]
 
     def _key(self, row: int) -> tuple[int, int]:
         told = self._state.neighbours[row]
