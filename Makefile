@@ -17,6 +17,7 @@ test-hot: ## the same tests, compiled
 	$(BIN)/pytest -q -m "not lab"
 
 scenarios: ## only the scenario files: model = pure pipeline = compiled pipeline
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q tests/test_scenarios.py
 	$(BIN)/pytest -q tests/test_scenarios.py
 
 lint: ## ruff and mypy --strict
@@ -30,8 +31,9 @@ lab: ## a laboratory of network namespaces with the appliance, left up (root)
 demo: ## what ./run.sh shows (root)
 	$(BIN)/krononat lab demo --report report
 
-bench: ## packets/s of the in-memory path
+bench: ## packets/s of the path and lookups/s of the index, in memory
 	$(BIN)/krononat bench path
+	$(BIN)/krononat bench tables --quick
 
 lock: ## write requirements.lock anew from setup.cfg
 	$(BIN)/pip-compile --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-options \

@@ -1,9 +1,11 @@
 """Krononat: a carrier NAT of small parts. This folder is the appliance around the packet path.
 
-Reading order: `values` and `models` say what a configuration is, `config` reads one, `checks` and `locate` complain about it.
-`appliance` composes a core's memory from it; `supervisor` sets all up, with `interfaces`, `memory`, `crew` and `neighbours`;
-`worker` is one core's process. From outside `client` asks (`control` and `answers` reply), `view` reads a core's memory,
-`trace` and `packet` follow a packet through a copy of it, `doctor` examines the machine; `cli` is how people do all this.
+Reading order: `values` and `models` say what a configuration is, `config` reads one; `locate`, `fields`, `mend` and `checks`
+complain about it, all at once. `appliance` composes a core's memory from it; `supervisor` sets all up, with `interfaces`,
+`memory`, `crew` and `neighbours`; `worker` is one core's process, `warm` what it loads before the first packet.
+
+From outside `client` asks (`control` and `answers` reply), `view` reads a core's memory, `trace` and `packet` follow a packet
+through a copy of it, `doctor` examines the machine; `cli` is how people do all this, `lab` where they try it.
 """
 
 __version__ = "0.1.0"
