@@ -201,6 +201,7 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         addresses = [int(address) for prefix in sorted(pool.prefixes) for address in prefix]
         state.externals["address"][first : first + count] = addresses
         state.externals["pool"][first : first + count] = number
+        state.externals["blocks_free"][first : first + count] = blocks_in(pool)
         first += count
 
 
