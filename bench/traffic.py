@@ -54,7 +54,7 @@ def _state(flows: int) -> State:
     buckets = 1 << int(np.ceil(np.log2(flows * 3 / 8 / 0.8)))
     sizes = Sizes(
         extents=-(-lines // EXTENT_LINES) + -(-(lines // 2) // EXTENT_LINES) + 2, buckets=buckets, externals=externals,
-        accounts=subscribers + 2, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=2, shards=1,
+        accounts=subscribers + 4, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=2, shards=1,
         neighbours=64,
     )  # fmt: skip
     state = new_state(sizes)

@@ -131,7 +131,7 @@ class Answers:
             "pages": parts.memory.pages,
             "sessions": totals["sessions"],
             "mappings": totals["mappings"],
-            "packets": view.fates(parts.state) | {"punt": punted},
+            "packets": _with_punted(view.fates(parts.state), punted),
             "frames": self._frames(),
             "ports": ports,
             "neighbours": self._neighbours(),
@@ -181,6 +181,11 @@ class Answers:
         for row in rows:
             counts[str(row["state"])] = counts.get(str(row["state"]), 0) + 1
         return {**counts, "rows": rows[:NEIGHBOURS_SHOWN]}
+
+
+def _with_punted(fates: dict[str, int], punted: int) -> dict[str, int]:
+    """Fates of all packets, those included that the steering program gave to the kernel: received is what they add up to."""
+    return fates | {"punt": punted, "received": fates["received"] + punted}
 
 
 def _is_line(value: Any) -> bool:

@@ -69,6 +69,7 @@ class Crew:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "krononat.worker", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is for the supervisor alone
                 pass_fds=[*self._descriptors, theirs.fileno()],
                 env=self._environment,
             )

@@ -205,6 +205,10 @@ def _service_stages(state: State, burst: Burst, missed: bool) -> Iterator[Stage]
 
 def _hop_stage(state: State, burst: Burst, assumed: Sequence[str]) -> Iterator[Stage]:
     hop = int(burst.next_hop[0])
+    told_already = str(IPv4Address(int(state.neighbours[hop]["address"]))) if 0 < hop < len(state.neighbours) else ""
+    for address in assumed:
+        if address != told_already:
+            yield Stage("way back", f"{address} has not answered yet; assumed to, else the packet waits and is dropped")
     if 0 < hop < len(state.neighbours):
         row = state.neighbours[hop]
         address = str(IPv4Address(int(row["address"])))

@@ -56,9 +56,11 @@ if PURE:
         return int(value)
 
 else:
-    # Read by numba at import, so it must be set before.
-    os.environ["NUMBA_CACHE_DIR"] = str(cache_folder())
     import numba
+
+    # Not by its environment variable: numba may have been imported, and have read that, before.
+    _settings: Any = numba.config
+    _settings.CACHE_DIR = str(cache_folder())
 
     _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
     _compile: Any = numba.njit(**_OPTIONS)

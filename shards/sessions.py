@@ -237,27 +237,27 @@ def filters_by_address(state: State, line: int) -> bool:
 
 
 @hot
+def _permission_keys(state: State, line: int) -> tuple[Word, Word]:
+    """Key of what lets a session's remote address in: its inbound tuple without the remote port, of a protocol of its own."""
+    return state.words[line * 8 + 2] | _U(PERMISSION_BIT) << _U(56), state.words[line * 8 + 3] & _U(0xFFFF_FFFF_FFFF)
+
+
+@hot
 def _permit(state: State, line: int) -> int:
     """Count one more session that lets its remote address in; verdict, or 0."""
-    session = state.sessions[line]
-    address, port = whole(session["external_address"]), whole(session["external_port"])
-    remote = whole(session["remote_address"])
-    realm, protocol = whole(session["external_realm"]) & 0xFFFFFF, whole(session["external_realm"]) >> 24
-    half = find_permission(state, address, realm, protocol, port, remote)
+    key0, key1 = _permission_keys(state, line)
+    half = cuckoo.lookup(state, key0, key1) >> 1
     if half == 0:
-        shard = whole(session["shard"])
+        shard = whole(state.sessions[line]["shard"])
         half = slabs.new_half(state, shard)
         if half == 0:
             return ROWS_EXHAUSTED
+        state.words[half * 4] = key0
+        state.words[half * 4 + 1] = key1
         row = state.mappings[half]
-        row["internal_address"] = address
-        row["internal_realm"] = realm | (protocol | PERMISSION_BIT) << 24
-        row["remote_address"] = remote
-        row["internal_port"] = port
-        row["remote_port"] = 0
         row["sessions"] = 0
         row["static"] = 0
-        if not cuckoo.insert(state, key_0(address, realm, protocol | PERMISSION_BIT), key_1(remote, port, 0), half << 1):
+        if not cuckoo.insert(state, key0, key1, half << 1):
             slabs.free_half(state, shard, half)
             return TABLE_FULL
         row["kind"] = NAT_PERMISSION
@@ -268,19 +268,16 @@ def _permit(state: State, line: int) -> int:
 @hot
 def _forbid(state: State, line: int) -> None:
     """One session less that lets its remote address in."""
-    session = state.sessions[line]
-    address, port = whole(session["external_address"]), whole(session["external_port"])
-    remote = whole(session["remote_address"])
-    realm, protocol = whole(session["external_realm"]) & 0xFFFFFF, whole(session["external_realm"]) >> 24
-    half = find_permission(state, address, realm, protocol, port, remote)
+    key0, key1 = _permission_keys(state, line)
+    half = cuckoo.lookup(state, key0, key1) >> 1
     if half == 0:
         return
     row = state.mappings[half]
     row["sessions"] -= 1
     if row["sessions"] == 0:
         row["kind"] = FREE
-        cuckoo.erase(state, key_0(address, realm, protocol | PERMISSION_BIT), key_1(remote, port, 0), half << 1)
-        slabs.free_half(state, whole(session["shard"]), half)
+        cuckoo.erase(state, key0, key1, half << 1)
+        slabs.free_half(state, whole(state.sessions[line]["shard"]), half)
 
 
 @hot

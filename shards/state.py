@@ -240,7 +240,7 @@ WANTED, REACHABLE, FAILED = 1, 2, 3
 NEIGHBOUR = np.dtype(
     [
         ("address", "u4"),
-        ("used", "u4"),  # tick of the last packet that asked for it on a miss
+        ("used", "u4"),  # tick of the last miss that asked for it, or of the wheel's last look at a session that uses it
         ("mac", "u1", (6,)),  # written by the supervisor, as is `state` once WANTED
         ("state", "u1"),
         ("port", "u1"),

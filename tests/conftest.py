@@ -16,7 +16,7 @@ hypothesis.settings.load_profile("patient")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--rewrite` and `--fuzz`."""
     parser.addoption("--rewrite", action="store_true", help="write what scenarios yield into their files; read the diff")
-    parser.addoption("--fuzz", type=int, default=0, help="frames of the fuzz test (default 100,000; pure Python: 4,000)")
+    parser.addoption("--fuzz", type=int, default=0, help="frames of the fuzz test (default 100,000; pure Python: 3,000)")
 
 
 @pytest.hookimpl(wrapper=True)

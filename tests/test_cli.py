@@ -356,7 +356,7 @@ def test_trace_offline(tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["verdict"]["name"] == "forwarded_out"
     assert [stage["stage"] for stage in told["stages"]] == [
-        "receive", "parse", "direction", "lookup", "rules", "session", "next hop", "send",
+        "receive", "parse", "direction", "lookup", "rules", "session", "way back", "next hop", "send",
     ]  # fmt: skip
     assert told["sent"].startswith("udp 203.0.113.")
     assert told["sent"].endswith(" > 198.51.100.9:53, 42 bytes, ttl 63")

@@ -49,6 +49,12 @@ def _need_a_laboratory() -> None:
 # --- without a laboratory ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["../x", "x/y", "", "a b", "Upper", "toolonganame"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    done = subprocess.run([*KRONONAT, "lab", "up", "--name", name], capture_output=True, text=True)
+    assert done.returncode == 2 and "is no name for a laboratory" in done.stderr
+
+
 def test_the_picture_names_every_node_once() -> None:
     assert ROUTER.nodes == ("c1", "access", "c2", "c3", "nat", "isp", "h1", "h2")
     assert [(own.interface, peer.name) for own, peer in ROUTER.ports()] == [("inside0", "access.nat"), ("outside0", "isp.nat")]

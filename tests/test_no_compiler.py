@@ -6,6 +6,9 @@ seen in `test_first_packets`.)
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from shards.jit import PURE
@@ -64,6 +67,13 @@ if not PURE:
                 assert result.verdict == verdict, line
             core.pass_time(NOW + 10_000_000)
         assert compiled.buffer == []
+
+    def test_a_worker_s_code_is_cached_under_the_digest_of_its_sources() -> None:
+        told = "import krononat.worker, shards.shard, shards.jit as jit; "
+        told += "print(jit.cache_folder(), shards.shard.breathe._cache.cache_path, sep='\\n')"
+        done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+        folder, path = done.stdout.split()
+        assert path.startswith(folder)
 
     def test_a_compilation_would_be_seen() -> None:
         with event.install_recorder("numba:compile") as compiled, pytest.MonkeyPatch.context():

@@ -101,6 +101,14 @@ class Place:
         told = self.inside.run("ping", "-c", str(count), "-i", "0.05", "-W", str(timeout_s), "192.0.2.1", check=False).stdout
         return told.count("bytes from")
 
+    def breaths(self) -> int:
+        """Breaths of the worker until now."""
+        descriptor = client.memory(self.socket)
+        try:
+            return int(view.open_view(descriptor).core[0]["breaths"])
+        finally:
+            os.close(descriptor)
+
     def settings(self) -> str:
         """All that may have been changed and must be as it was."""
         told = [
@@ -152,6 +160,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def place(tmp_path: Path) -> Iterator[Place]:
     with a_place("krnsw", tmp_path) as made:
         yield made
+
+
+def test_a_busy_worker_never_sleeps(place: Place) -> None:
+    place.config.write_text(place.config.read_text() + "[io]\nbusy-poll = true\n")
+    with place.appliance():
+        breaths = place.breaths()
+        assert place.ping() == 3
+        assert place.breaths() - breaths > 1000  # one that sleeps breathes ten times a second
 
 
 # --- in use ---------------------------------------------------------------------------------------------------------------

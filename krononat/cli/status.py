@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from krononat import client
-from krononat.cli.output import open_memory, output_option, print_facts, print_json, socket_option
+from krononat.cli.output import open_memory, output_option, print_facts, socket_option
 
 if TYPE_CHECKING:
     from shards.state import State
@@ -24,7 +25,7 @@ def status(every_s: float | None, form: str, socket: str | None) -> None:
     path = client.find_socket(socket)
     state = open_memory(socket)
     told = _gather(path, state)
-    _print(told, form)
+    _print(told, form, every_s is not None)
     with contextlib.suppress(KeyboardInterrupt):
         while every_s is not None:
             time.sleep(max(every_s, 0.1))
@@ -32,7 +33,7 @@ def status(every_s: float | None, form: str, socket: str | None) -> None:
             told["rates"] = _rates(before, told)
             if form == "table":
                 click.clear()
-            _print(told, form)
+            _print(told, form, True)
 
 
 def _gather(path: str, state: State) -> dict[str, Any]:
@@ -56,9 +57,10 @@ def _rates(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
     return {f"{fate}_pps": round((count - before["packets"][fate]) / seconds) for fate, count in after["packets"].items()}
 
 
-def _print(told: dict[str, Any], form: str) -> None:
+def _print(told: dict[str, Any], form: str, again: bool) -> None:
+    """One look; as JSON a line of its own where others follow."""
     shown = {key: value for key, value in told.items() if key != "at"}
     if form == "json":
-        print_json(shown)
+        click.echo(json.dumps(shown, indent=None if again else 2))
     else:
         print_facts(shown)

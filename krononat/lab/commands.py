@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,21 @@ import click
 from krononat.cli.groups import Group
 from krononat.cli.output import output_option, print_json, print_rows
 from krononat.lab import namespaces
-from krononat.lab.laboratory import Lab
+from krononat.lab.laboratory import NAME, Lab
 from krononat.lab.topology import TOPOLOGIES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-name_option = click.option("--name", default="kn", show_default=True, metavar="WORD", help="Prefix of the namespaces' names.")
+def _checked(_: click.Context, __: click.Parameter, name: str) -> str:
+    """The name becomes part of namespaces, files and folders that are deleted again."""
+    if not re.fullmatch(NAME, name):
+        raise click.BadParameter(f"{name!r} is no name for a laboratory: a small letter, then at most nine of a-z 0-9 -")
+    return name
+
+
+name_option = click.option(
+    "--name", default="kn", show_default=True, metavar="WORD", callback=_checked, help="Prefix of the namespaces' names."
+)
 
 
 @click.group(cls=Group)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from krononat.lab.topology import ROUTER, TOPOLOGIES, Topology
 
 RUN = Path("/run/krononat-lab")
 STORE = Path("/var/lib/krononat-lab")
+NAME = "[a-z][a-z0-9-]{0,9}"
 PROGRAMS = ("ip", "ethtool", "nginx", "dnsmasq", "iperf3", "ping", "dig", "curl", "traceroute")
 PATIENCE_S = 20.0
 KRONONAT = (sys.executable, "-m", "krononat")  # the CLI of this very installation
@@ -37,6 +39,8 @@ class Lab:
     """Namespaces called NAME-NODE, the programs in them, and a folder for their files."""
 
     def __init__(self, name: str = "kn", topology: Topology = ROUTER) -> None:
+        if not re.fullmatch(NAME, name):
+            raise ValueError(f"{name!r} is no name for a laboratory")
         self.name = name
         self.topology = topology
         self.folder = STORE / name
