@@ -32,7 +32,7 @@ OPTION_NAMES = {
     "loose-source-route": bytes([131, 7, 4, 198, 51, 100, 1, 0]),
     "strict-source-route": bytes([137, 7, 4, 198, 51, 100, 1, 0]),
 }
-DONT_FRAGMENT, MORE_FRAGMENTS = 0x4000, 0x2000
+DONT_FRAGMENT = 0x4000
 
 
 class Malformed(Exception):

@@ -369,15 +369,6 @@ class Model:
         subscriber.blocks.add(block[1])
         return host, port
 
-    def propose(self, protocol: int, internal: Endpoint) -> Endpoint:
-        """A legal choice, for running the model alone."""
-        subscriber, pool = self._subscriber(internal[0]), self._pool(internal[0])
-        for block in sorted(subscriber.blocks):
-            if port := self._free_port(protocol, subscriber.external, block, pool.block):
-                return subscriber.external, port
-        host, block = next(self._free_blocks(subscriber, pool, protocol))
-        return host, self._free_port(protocol, host, block, pool.block)
-
     def _free_port(self, protocol: int, host: int, block: int, size: int) -> int:
         """The first free port of a block, or 0."""
         ports = range(block * size, (block + 1) * size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -279,6 +280,49 @@ def test_bare_download(bare: Bare) -> None:
     bare.inside.run("curl", "-sS", "--fail", "-o", str(bare.folder / "got.bin"), "http://192.0.2.1/file.bin")
     wanted, got = (hashlib.sha256((bare.folder / name).read_bytes()).hexdigest() for name in ("file.bin", "got.bin"))
     assert got == wanted
+
+
+SINK = """
+import hashlib, socket
+listener = socket.create_server(("192.0.2.1", 9000))
+print("ready", flush=True)
+stream, told = listener.accept()[0], hashlib.sha256()
+while part := stream.recv(65536):
+    told.update(part)
+print(told.hexdigest(), flush=True)
+"""
+SOURCE = "import socket, sys; socket.create_connection(('192.0.2.1', 9000)).sendall(open(sys.argv[1], 'rb').read())"
+
+
+@pytest.mark.lab
+def test_bare_upload(bare: Bare) -> None:
+    wanted = os.urandom(20_000_000)
+    (bare.folder / "up.bin").write_bytes(wanted)
+    with bare.outside.start(sys.executable, "-c", SINK, stdout=subprocess.PIPE) as sink:
+        assert sink.stdout and sink.stdout.readline() == "ready\n"
+        bare.inside.run(sys.executable, "-c", SOURCE, str(bare.folder / "up.bin"))
+        assert sink.stdout.readline().strip() == hashlib.sha256(wanted).hexdigest()
+
+
+@pytest.mark.lab
+def test_bare_two_thousand_requests_in_flight_together(bare: Bare) -> None:
+    program = (sys.executable, "-m", "krononat.lab.gathering")
+    server = bare.outside.start(*program, "serve", "192.0.2.1", "8080", stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(1)
+        told = json.loads(bare.inside.run(*program, "ask", "192.0.2.1", "8080", "2000").stdout)
+        assert (told["answered"], told["together"]) == (2000, 2000)
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.mark.lab
+def test_bare_throughput_both_ways(bare: Bare) -> None:
+    with bare.outside.start("iperf3", "-s", "-1", "--forceflush", "-B", "192.0.2.1", stdout=subprocess.PIPE) as server:
+        assert server.stdout and any("listening" in line for line in server.stdout)
+        told = json.loads(bare.inside.run("iperf3", "-c", "192.0.2.1", "-t", "2", "--bidir", "-J").stdout)["end"]
+        assert min(told[way]["bytes"] for way in ("sum_received", "sum_received_bidir_reverse")) > 1_000_000
 
 
 @pytest.mark.lab

@@ -16,7 +16,7 @@ from shards import neighbours as table
 from shards.state import FAILED, REACHABLE, WANTED, Sizes, State, new_state
 from tests.netns import Namespace, namespace
 
-HERE, THERE = 0x0A63_0001, 0x0A63_0002
+THERE = 0x0A63_0002
 
 
 def test_what_is_not_a_neighbour_message_is_passed_over() -> None:

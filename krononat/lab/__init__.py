@@ -3,5 +3,5 @@
 Reading order: `topology` (what is connected to what, drawn), `namespaces` (every command to the kernel), `servers` (nginx,
 dnsmasq, iperf3, and `gathering`, the server that lets everybody wait for everybody), `laboratory` (up, down, and what survives
 a crash), `traffic` (one function a claim), `crash` (the worker is killed), `witness` and `conservation` (where every packet
-went), `demo` (all of it, as ./run.sh does), `report`, `commands`.
+went), `demo` (all of it, as ./run.sh does), `report` and `picture`, `commands`.
 """
