@@ -63,6 +63,12 @@ def commit() -> str:
     return told.stdout.strip() or "unknown"
 
 
+def available() -> int:
+    """Bytes of memory that can be had without swapping (proc(5), meminfo)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+
+
 def resident(array: Array) -> tuple[int, int]:
     """Bytes of memory that `array` holds: all of it, and of that on huge pages (proc(5), smaps: Rss, AnonHugePages).
 
@@ -85,6 +91,7 @@ def _hardware() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
+        "threads_a_core": len((_CPU / "topology/thread_siblings_list").read_text().replace("-", ",").split(",")),
         "caches": _caches(),
         "governor": ", ".join(sorted(governors)) or "none (virtual machine?)",
     }

@@ -51,9 +51,11 @@ def measured(name: str, unit: str, samples: Sequence[float], goal: float | None 
     return Result(name, value, unit, float(min(samples)), float(max(samples)), goal, reached, loss)
 
 
-def ratio(name: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None = None) -> Result:
+def ratio(
+    name: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None = None, loss: float | None = None
+) -> Result:
     """Median of ours/theirs over pairs that were measured one right after the other."""
-    return measured(name, "x", [our / their for our, their in zip(ours, theirs, strict=True)], goal)
+    return measured(name, "x", [our / their for our, their in zip(ours, theirs, strict=True)], goal, loss)
 
 
 def command(name: str, kind: str, run: Run, told: str) -> click.Command:
