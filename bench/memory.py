@@ -13,7 +13,7 @@ two cores, so it counts twice.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, summarize_address_range
+from ipaddress import IPv4Address, IPv4Network, summarize_address_range
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ gateway = "192.0.2.1"
 [memory]
 sessions = {sessions}
 [[subscribers]]
-prefix = "100.64.0.0/10"
+prefix = "{subscribers}"
 pool = "main"
 [[pool]]
 name = "main"
@@ -52,7 +52,7 @@ prefixes = [{prefixes}]
 block-size = 64
 """
 
-_FIRST_EXTERNAL, _FIRST_SUBSCRIBER, _REMOTE = IPv4Address("203.0.0.0"), IPv4Address("100.64.1.0"), IPv4Address("198.51.100.10")
+_FIRST_EXTERNAL, _FIRST_SUBSCRIBER, _REMOTE = IPv4Address("203.0.0.0"), IPv4Address("100.64.0.1"), IPv4Address("198.51.100.10")
 _BLOCKS_USED = 960  # of the 1,008 that an external address has: 95 %
 _MOST = 256  # bytes per connection that must be free
 _FULLEST = 0.95  # load of the index
@@ -92,9 +92,11 @@ class Taken(NamedTuple):
 def compose(connections: int, sessions_each: int) -> State:
     """An empty state with room for so many connections, from a configuration; its gateways answer."""
     mappings = connections // sessions_each
+    subscribers = IPv4Network(("100.64.0.0", 32 - (mappings // capacity.MAPPINGS_EACH + 1).bit_length()))
     externals = -(-mappings // (capacity.MAPPINGS_EACH * _BLOCKS_USED))
     networks = summarize_address_range(_FIRST_EXTERNAL, _FIRST_EXTERNAL + externals - 1)
-    told = config.read(CONFIG.format(sessions=connections, prefixes=", ".join(f'"{network}"' for network in networks)))
+    prefixes = ", ".join(f'"{network}"' for network in networks)
+    told = config.read(CONFIG.format(sessions=connections, subscribers=subscribers, prefixes=prefixes))
     state = new_state(_filled(appliance.compose(told), connections, sessions_each))
     links = [appliance.Link(bytes((2, 0, 0, 0, 0, number)), 1500, False) for number in (1, 2)]
     appliance.fill(state, told, links, bytes(range(16)), bytes(16))
@@ -162,13 +164,12 @@ def figures(single: Taken, shared: Taken) -> list[Result]:
         _bytes("memory/per_connection", each, GOAL),
         _bytes("memory/per_connection/computed", sum(sections.values()), GOAL),
         _bytes("memory/per_connection/resident", single.resident / single.connections),
-        _bytes("memory/4_per_mapping", shared.at_load(capacity.LOAD), each),
-        _bytes("memory/4_per_mapping/computed", sum(capacity.per_connection(SHARED).values())),
-        _bytes("memory/4_per_mapping/resident", shared.resident / shared.connections),
+        _bytes("memory/per_connection/4_per_mapping", shared.at_load(capacity.LOAD), each),
+        _bytes("memory/per_connection/4_per_mapping/computed", sum(capacity.per_connection(SHARED).values())),
+        _bytes("memory/per_connection/4_per_mapping/resident", shared.resident / shared.connections),
         _bytes("memory/protected", 2 * each),
         *(_bytes(f"memory/section/{name}", size) for name, size in sections.items()),
         _bytes("memory/section/rest", each - sum(sections.values())),
-        report.measured("memory/connections", "M", [single.connections / 1e6]),
     ]
 
 
