@@ -59,6 +59,7 @@ def perform(name: str, quick: bool, told: Told) -> Outcome:
                     told(line.strip())
             except BaseException:
                 process.send_signal(signal.SIGINT)
+                process.wait()  # `with` would give it a quarter of a second
                 raise
         out.seek(0)
         return _outcome(name, process.returncode, out.read(), [line for line in said if not line.startswith(f"{name}: ")])
