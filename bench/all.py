@@ -122,10 +122,11 @@ def write(folder: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _drawn(folder: Path, outcome: Outcome) -> str:
-    """Name of the bench's picture; "" without the library that draws it, which only a machine that is to draw needs."""
+    """Name of the bench's picture; "" where the library that draws it is missing: figures do not need it."""
     try:
         from bench import plots
-    except ImportError:
+    except ImportError as error:
+        click.echo(f"no picture of {outcome.bench}: {error}; `pip install 'krononat[bench]'` brings what draws it", err=True)
         return ""
     plots.draw(outcome.results, f"bench {outcome.bench}, {report.title(outcome.env)}", folder / f"{outcome.bench}.svg")
     return f"{outcome.bench}.svg"
