@@ -418,7 +418,7 @@ KNOWN = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
 
 def falls_on_four_of_64(pair: Key) -> tuple[bool, bool]:
     """Whether a key's primary bucket under the known seed is one of the first four, and whether its secondary one is."""
-    hashed = cuckoo.hash_key(*(np.uint64(seed) for seed in KNOWN), np.uint64(pair[0]), np.uint64(pair[1]))
+    hashed = cuckoo.hash_key(np.uint64(KNOWN[0]), np.uint64(KNOWN[1]), np.uint64(pair[0]), np.uint64(pair[1]))
     return int(hashed) % 64 < 4, (int(hashed) ^ int(cuckoo._tag(np.uint64(hashed)))) % 64 < 4
 
 
