@@ -71,10 +71,10 @@ def erase_all(state: State, key0s: Array, key1s: Array, refs: Array, done: Array
 
 @hot
 def lookup_all(state: State, key0s: Array, key1s: Array, refs: Array, verdicts: Array, batch: int) -> None:
-    """Look all up, `batch` at a time."""
+    """Look all up, `batch` at a time; `verdicts`, as long as a batch, is the same each time, as in a burst."""
     for at in range(0, len(refs), batch):
         end = min(at + batch, len(refs))
-        cuckoo.lookup_bulk(state, key0s[at:end], key1s[at:end], refs[at:end], verdicts[at:end], end - at)
+        cuckoo.lookup_bulk(state, key0s[at:end], key1s[at:end], refs[at:end], verdicts, end - at)
 
 
 def keys(random: np.random.Generator, count: int) -> Array:
@@ -141,7 +141,7 @@ class Pair:
         self.ours, self.present = build(slots, self.random)
         self.columns = columns(self.present)
         self.theirs = rte_hash.Table(driver, slots)
-        self.answers = Answers(np.zeros(QUERIES, np.int64), np.zeros(QUERIES, np.int64), np.zeros(QUERIES, np.uint64))
+        self.answers = Answers(np.zeros(QUERIES, np.int64), np.zeros(BATCHES[-1], np.int64), np.zeros(QUERIES, np.uint64))
 
     def fill(self) -> tuple[float, float, float]:
         """Fill both from empty: rates of our inserts, of theirs, and of our erasing what was in."""
@@ -153,8 +153,7 @@ class Pair:
 
     def ask_ours(self, queries: Queries, rows: slice, batch: int) -> None:
         """Look up the rows in our table."""
-        answers = self.answers.refs[rows], self.answers.verdicts[rows]
-        lookup_all(self.ours, queries.key0[rows], queries.key1[rows], *answers, batch)
+        lookup_all(self.ours, queries.key0[rows], queries.key1[rows], self.answers.refs[rows], self.answers.verdicts, batch)
 
     def ask_theirs(self, queries: Queries, rows: slice, hashed: int) -> None:
         """Look up the rows in theirs."""

@@ -26,7 +26,7 @@ def test_lookup_bulk(benchmark: Any, table: tuple[State, Array], misses: int, ba
     """Queries of one kind, in bursts; the answers are verified."""
     state, present = table
     queries = tables.ask(present, np.random.default_rng(misses), misses)
-    refs, verdicts = np.zeros(tables.QUERIES, np.int64), np.zeros(tables.QUERIES, np.int64)
+    refs, verdicts = np.zeros(tables.QUERIES, np.int64), np.zeros(batch, np.int64)
     arguments = (state, queries.key0, queries.key1, refs, verdicts, batch)
     benchmark.pedantic(tables.lookup_all, arguments, warmup_rounds=1, rounds=10)
     assert np.array_equal(refs, queries.refs)

@@ -32,7 +32,6 @@ BLOOM, COUNTS = 24, 28  # first columns of the filter and its counts in the line
 BLOOM_WORD = 6  # the filter in the line's 64-bit words
 
 MOVES = 3  # displacements for an insert, at most
-LEFT = 1 << 32  # beside a ref, in a bulk lookup: if not there, the key may stand in the secondary bucket
 BLOCK = 64  # keys whose lines are asked for at once: 32 and 128 were 5 % slower
 
 # Digits of pi: they only keep a seed of zero from being a trap.
@@ -80,9 +79,10 @@ def _bits(tag: int) -> tuple[int, int]:
 
 
 @hot
-def _may_have_left(tags: Array, bucket: int, tag: int) -> bool:
+def _may_have_left(tags: Array, bucket: int, tag: int) -> int:
+    """1 or 0; a number, because the compiler makes a jump of what hangs on a truth."""
     word, (one, other) = word_64(tags, bucket, BLOOM_WORD), _bits(tag)
-    return bool((word >> np.uint64(one)) & (word >> np.uint64(other)) & np.uint64(1))
+    return int(np.int64((word >> np.uint64(one)) & (word >> np.uint64(other)) & np.uint64(1)))
 
 
 @hot
@@ -174,8 +174,8 @@ def _ask(tags: Array, seed0: Word, seed1: Word, key0s: Array, key1s: Array, hash
 
 @hot
 def _suggest(tags: Array, words: Array, refs: Array) -> None:
-    """Ref of the first match in the primary bucket, or 0, and LEFT where the filter says so. Ask for what stands there, and
-    for the secondary bucket where it may be needed.
+    """Ref of the first match in the primary bucket, or 0, and bit 32 where the filter says that the key may have left. Ask for
+    what stands there, and for the secondary bucket where it may be needed.
     """
     for i in range(len(refs)):
         hashed = np.uint64(refs[i])
@@ -183,8 +183,8 @@ def _suggest(tags: Array, words: Array, refs: Array) -> None:
         left = _may_have_left(tags, bucket, tag)
         ref = _first_match(tags, bucket, tag)
         prefetch(words, 2 * ref)
-        prefetch_line(tags, choose(left, _partner(bucket, tag, tags), bucket))
-        refs[i] = ref | choose(left, LEFT, 0)
+        prefetch_line(tags, _partner(bucket, tag & -left, tags))
+        refs[i] = ref | left << 32
 
 
 @hot
@@ -201,11 +201,10 @@ def _prove(words: Array, key0s: Array, key1s: Array, refs: Array, verdicts: Arra
     The columns begin at row `first`.
     """
     for i in range(len(refs)):
-        ref = refs[i] & 0xFFFFFFFF
-        proven = _stands_at(words, ref, key0s[i], key1s[i])
-        idle = verdicts[i] != 0
-        further = (not proven) & (refs[i] != 0) & (not idle)
-        refs[i] = choose(further, ~last, choose(proven & (not idle), ref, 0))
+        suggested = choose(verdicts[i] == 0, refs[i], 0)
+        ref = suggested & 0xFFFFFFFF
+        further = (not _stands_at(words, ref, key0s[i], key1s[i])) & (suggested != 0)
+        refs[i] = choose(further, ~last, ref)
         last = choose(further, first + i, last)
     return last
 
