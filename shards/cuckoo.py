@@ -201,6 +201,27 @@ def _suggest_secondary(state: State, refs: Array, i: int, hashed: Word) -> None:
     refs[i] = ~ref
 
 
+@hot
+def ask_for(state: State, key0: Word, key1: Word) -> None:
+    """Ask for both buckets of a key, some time before it is looked up, inserted or erased."""
+    hashed = hash_key(_seed(state, 0), _seed(state, 1), key0, key1)
+    bucket = _primary(hashed, state.tags)
+    prefetch(state.tags, bucket)
+    prefetch(state.tags, _partner(bucket, _tag(hashed), state.tags))
+
+
+@hot
+def suggest(state: State, key0: Word, key1: Word) -> int:
+    """Ref that has the key's tag, not proven to be the key's; 0 if there is none. Reads nothing but the buckets."""
+    hashed = hash_key(_seed(state, 0), _seed(state, 1), key0, key1)
+    bucket, tag = _primary(hashed, state.tags), _tag(hashed)
+    ref = _first_match(state.refs, bucket, match_tags(state.tags, bucket, tag))
+    if ref == 0 and _may_have_left(state.blooms, bucket, tag):
+        secondary = _partner(bucket, tag, state.tags)
+        ref = _first_match(state.refs, secondary, match_tags(state.tags, secondary, tag | DISPLACED))
+    return ref
+
+
 # --- insert and erase -----------------------------------------------------------------------------------------------------
 
 

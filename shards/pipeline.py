@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, icmp, nat, parse, rewrite, serve, sessions, timers
+from shards import cuckoo, icmp, lookahead, nat, parse, rewrite, serve, sessions, timers
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.state import ICMP, INBOUND, OUTBOUND, Array, State
@@ -43,7 +43,10 @@ def process(state: State, frames: Array, burst: Burst, count: int, now: int) -> 
     parse.parse(state, frames, burst, count)
     nat.choose_keys(state, burst, count)
     cuckoo.lookup_bulk(state, burst.key0, burst.key1, burst.ref, burst.verdict, count)
-    if serve.serve_hits(state, frames, burst, count, now):
+    left = serve.serve_hits(state, frames, burst, count, now)
+    if left >= lookahead.WORTH:
+        lookahead.misses(state, burst, count)
+    if left:
         _serve_rest(state, frames, burst, count, now)
     _limit_waiting(state, burst, count, now)
     rewrite.rewrite(state, frames, burst, count)
