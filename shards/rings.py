@@ -86,6 +86,12 @@ class Rings(NamedTuple):
     mask: int  # entries of every ring - 1
 
 
+if not PURE:
+    from shards import passing
+
+    passing.by_reference(Rings)
+
+
 # --- taking over (plain Python, at start) ---------------------------------------------------------------------------------
 
 
