@@ -59,7 +59,9 @@ class Reader:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._at = (int(state.logged[0]) - _READABLE) & _WRAP
+        logged = int(state.logged[0])
+        full = bool(state.events[logged & (EVENTS - 1)]["kind"])  # the count alone cannot tell: it wraps
+        self._at = (logged - (_READABLE if full else logged)) & _WRAP
         self.missed = 0  # overwritten before they could be read
 
     def rows(self) -> Array:
@@ -72,8 +74,7 @@ class Reader:
         lost = max(min(overwritten, count), skipped)
         self.missed += lost
         self._at = (number + count) & _WRAP
-        whole = copied[lost - skipped :]
-        return whole[whole["kind"] != 0]  # at first there is less than a ring full
+        return copied[lost - skipped :]
 
 
 def event(row: Any) -> Event:

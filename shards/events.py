@@ -11,33 +11,27 @@ from __future__ import annotations
 
 import numpy as np
 
+from shards import verdict as verdicts
 from shards.atomics import load_acquire, store_release
 from shards.jit import hot, whole
 from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS, Array, State
-from shards.verdict import (
-    MAPPING_LIMIT,
-    POOL_EXHAUSTED,
-    PORTS_EXHAUSTED,
-    RATE_LIMIT,
-    ROWS_EXHAUSTED,
-    SESSION_LIMIT,
-    TABLE_FULL,
-    VERDICTS,
-)
 
 ADDRESSES_EXHAUSTED = 3
 SESSION_CREATED, SESSION_DELETED = 4, 5
 MAPPING_CREATED, MAPPING_DELETED = 8, 9
-PORTS_OUT = 12
+PORTS_EXHAUSTED = 12
 QUOTA_EXCEEDED = 13
 BLOCK_ALLOCATED, BLOCK_RELEASED = 16, 17
 
 
 def _refusals() -> Array:
     """Kind of event of each verdict that is a refusal for want of something, 0 of the others."""
-    kinds = np.zeros(len(VERDICTS), np.uint8)
-    kinds[POOL_EXHAUSTED], kinds[PORTS_EXHAUSTED] = ADDRESSES_EXHAUSTED, PORTS_OUT
-    kinds[[SESSION_LIMIT, MAPPING_LIMIT, RATE_LIMIT, ROWS_EXHAUSTED, TABLE_FULL]] = QUOTA_EXCEEDED
+    kinds = np.zeros(len(verdicts.VERDICTS), np.uint8)
+    kinds[verdicts.POOL_EXHAUSTED], kinds[verdicts.PORTS_EXHAUSTED] = ADDRESSES_EXHAUSTED, PORTS_EXHAUSTED
+    for verdict in (verdicts.SESSION_LIMIT, verdicts.MAPPING_LIMIT, verdicts.RATE_LIMIT):
+        kinds[verdict] = QUOTA_EXCEEDED
+    for verdict in (verdicts.ROWS_EXHAUSTED, verdicts.TABLE_FULL):
+        kinds[verdict] = QUOTA_EXCEEDED
     return kinds
 
 
