@@ -1,6 +1,6 @@
 """The log of NAT events as people read it: out of the ring in shared memory (`shards.events`), by any number of readers.
 
-Nothing here locks or asks the worker. A reader keeps its own place; what was overwritten before it came by is counted as missed.
+Nothing here locks or asks the worker. A reader keeps its own place; what was overwritten before it came by counts as missed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _WRAP = 0xFFFF_FFFF
 
 
 class Event(NamedTuple):
-    """An event. `reason`: the verdict that a refused packet got. `row` and `generation` name the life of a session or mapping."""
+    """An event. `reason`: the verdict of a refused packet. `row` and `generation` name the life of a session or mapping."""
 
     time: str  # UTC, ISO 8601, by the reader's clock
     kind: str
@@ -69,7 +69,7 @@ class Reader:
         number, count = self._at, (int(self._state.logged[0]) - self._at) & _WRAP
         skipped = max(count - _READABLE, 0)
         places = (number + np.arange(skipped, count)) & (EVENTS - 1)
-        copied = self._state.events[places]
+        copied: Array = self._state.events[places]
         overwritten = ((int(self._state.logged[0]) - number) & _WRAP) - _READABLE  # while they were being copied, too
         lost = max(min(overwritten, count), skipped)
         self.missed += lost

@@ -1,8 +1,8 @@
 """The log of NAT events: a ring of flat rows that the path writes and never waits for; `krononat.view` reads it from outside.
 
-Kinds are the natEvent numbers of IPFIX (RFC 8158 section 4.3); what is written is chosen by `[log] events`. Its default is the blocks,
-because a row for each session is what RFC 6888 section 4 warns of. An event is written once its row says the same, so a worker
-killed in between leaves one untold, never one that did not happen.
+Kinds are the natEvent numbers of IPFIX (RFC 8158 section 4.3); what is written is chosen by `[log] events`. Its default is the
+blocks, because a record of each session is what RFC 6888 section 4 warns of. An event is written once its row says the same, so
+a worker killed in between leaves one untold, never one that did not happen.
 
 Left out on purpose: address bindings (14, 15), since each block names its address and the address its subscriber.
 """

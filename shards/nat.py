@@ -243,7 +243,9 @@ def _map(
     if verdict:
         return verdict, 0
     shard = whole(state.accounts[subscriber]["shard"])
-    verdict, half = sessions.make_mapping(state, shard, account, address, realm, protocol, port, external, external_port, 0, now)
+    verdict, half = sessions.make_mapping(
+        state, shard, account, address, realm, protocol, port, external, external_port, 0, now
+    )
     if verdict:
         ports.give_back(state, external, external_port, now)
     return verdict, half

@@ -408,7 +408,7 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("limits", LIMITS, (sizes.limits,)),
         ("pools", POOL, (sizes.pools,)),
         ("externals", EXTERNAL_ADDRESS, (sizes.externals,)),
-        ("owners", np.uint32, (PORT_SPACES, sizes.externals, 65536)),  # in this order a protocol without traffic takes no memory
+        ("owners", np.uint32, (PORT_SPACES, sizes.externals, 65536)),  # so, unused protocols take none
         ("chunks", CHUNK, (sizes.externals, 65536 // CHUNK_PORTS)),
         ("rules", RULE, (sizes.rules,)),
         ("statics", STATIC, (sizes.statics,)),

@@ -56,7 +56,7 @@ def disarm(state: State, line: int) -> None:
 def due(state: State, now: int) -> int:
     """First line of the first slot that is past, left on the wheel; 0 when the wheel has caught up with `now`.
 
-    Empty slots are stepped over: one each 64 ms, and a whole turn (512 KiB in sequence, well under a millisecond) after a long stop.
+    Empty slots are stepped over: one each 64 ms, and a whole turn (512 KiB in sequence, not a millisecond) after a long stop.
     """
     core = state.core[0]
     at, until = whole(core["wheel_at"]), now >> WHEEL_SHIFT
