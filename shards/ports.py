@@ -107,20 +107,25 @@ def is_free(owner: int, now: int, hold_down_s: int) -> bool:
 def claim(state: State, holder: int, protocol: int, address: int, realm: int, port: int, now: int) -> tuple[int, int, int]:
     """(verdict or 0, external ordinal, external port) for a new mapping of the subscriber account `holder`.
 
-    Nothing is marked as owned yet, but a block may have been taken: only if none of the subscriber's own has a free port.
+    Nothing is marked as owned yet, but a block may have been taken: only if none of the subscriber's own has a free port. They
+    are searched once a second at most (4,096 ports each time would be 4 us for every packet of a scanning host).
     """
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
     size, space, vacant = whole(pool["block_size"]), port_space(protocol), -1
     start = derive(state.settings, _FOR_PORT, address, realm, protocol, port, size)
+    full = _is_full(account, space, now)
     for k in range(min(whole(pool["blocks_each"]), BLOCKS_AT_MOST)):
         block = whole(account["blocks"][k]) - 1
         if block < 0:
             vacant = k if vacant < 0 else vacant
             continue
+        if full:
+            continue
         found = _free_port(state, whole(account["external"]) - 1, space, block * size, size, start, now)
         if found >= 0:
             return _claimed(state, whole(account["external"]) - 1, found, k == 0 and found == block * size + start)
+    _remember_full(account, space, now)
     if vacant < 0:
         return PORTS_EXHAUSTED, 0, 0
     verdict = _take_block(state, holder, vacant, realm, space, now)
@@ -129,6 +134,20 @@ def claim(state: State, holder: int, protocol: int, address: int, realm: int, po
     external, base = whole(account["external"]) - 1, (whole(account["blocks"][vacant]) - 1) * size
     found = _free_port(state, external, space, base, size, start, now)
     return _claimed(state, external, found, vacant == 0 and found == base + start)
+
+
+@hot
+def _is_full(account: Row, space: int, now: int) -> bool:
+    """Whether no block of the account can have a free port: none was found in this second, and none was released since."""
+    return bool((whole(account["full"]) >> space & 1) != 0 and whole(account["full_at"]) == (now // 1000 & 0xFFFFFFFF))
+
+
+@hot
+def _remember_full(account: Row, space: int, now: int) -> None:
+    second = now // 1000 & 0xFFFFFFFF
+    known = whole(account["full"]) if whole(account["full_at"]) == second else 0
+    account["full"] = known | 1 << space
+    account["full_at"] = second
 
 
 @hot
@@ -187,6 +206,7 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
         if block >= 0:
             own_block(state, external, block, whole(pool["block_size"]), holder + 1)
             account["external"] = external + 1
+            account["full"] = 0
             account["blocks"][k] = block + 1  # last: an account without the block owns none of its chunks (see recovery)
             pool["blocks_free"] -= 1
             state.externals[external]["blocks_free"] -= 1
@@ -277,9 +297,12 @@ def forget(state: State, external: int, protocol: int, port: int) -> None:
 
 @hot
 def give_back(state: State, external: int, port: int, now: int) -> None:
-    """Return the block around `port` if it has an owner and none of its ports is in use."""
+    """A port is free again: return the block around it if that has an owner and none of its ports is in use."""
     chunk = state.chunks[external, port // CHUNK_PORTS]
-    if chunk["used"] == 0 and chunk["account"] != 0:
+    if chunk["account"] == 0:
+        return
+    state.accounts[whole(chunk["account"]) - 1]["full"] = 0
+    if chunk["used"] == 0:
         _return_block(state, external, port, whole(chunk["account"]) - 1, now)
 
 

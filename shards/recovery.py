@@ -68,6 +68,7 @@ def _forget(state: State, now: int) -> None:
         if account["sessions"] or account["mappings"]:
             account["sessions"] = 0
             account["mappings"] = 0
+            account["full"] = 0
     for external in range(len(state.externals)):
         _disown(state, external)
 

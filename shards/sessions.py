@@ -19,6 +19,7 @@ from shards.state import (
     NAT_MAPPING,
     NAT_PERMISSION,
     NAT_SESSION,
+    Array,
     State,
 )
 from shards.verdict import (
@@ -326,6 +327,15 @@ def delete(state: State, line: int, now: int) -> None:
     timers.disarm(state, line)
     end_session(state, line, now)
     state.counters[SESSIONS_DELETED, 0] += 1
+
+
+@hot
+def delete_lives(state: State, lives: Array, now: int) -> int:
+    """Delete those of the sessions that still live; `lives`: int64 (n, 2) of line and generation. How many."""
+    ended = 0
+    for k in range(len(lives)):
+        ended += delete_life(state, lives[k, 0], lives[k, 1], now)
+    return ended
 
 
 @hot

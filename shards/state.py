@@ -148,10 +148,12 @@ ACCOUNT = np.dtype(
         ("tokens_at", "u4"),  # tick
         ("refused", "u4"),  # packets refused by a limit
         ("told", "u4"),  # second in which the log was last told of a refusal
+        ("full_at", "u4"),  # second in which its blocks were found full for the port spaces of `full`, a bit each
         ("limits", "u2"),  # row of LIMITS
         ("shard", "u2"),
         ("pool", "u2"),
-        ("spare", "u1", (6,)),
+        ("full", "u1"),
+        ("spare", "u1"),
     ]
 )
 assert ACCOUNT.itemsize == 64

@@ -9,7 +9,7 @@ import pytest
 
 from shards import cuckoo, lookahead, nat, parse, sessions
 from shards.jit import PURE
-from shards.state import Array, State
+from shards.state import NAT_SESSION, Array, State
 from tests import fuzz, invariants
 from tests.bed import FRAME_BYTES, HEADROOM, Bed, Core
 from tests.frames import TCP, UDP, Packet, address, build, build_frame, mac_of
@@ -144,6 +144,18 @@ if PURE:
 
 def living(state: State) -> int:
     return len(invariants.living(state))
+
+
+def test_only_the_lives_that_are_meant_are_deleted() -> None:
+    pair = new_pair()
+    pair.receive([new_flow(2, 4000 + n) for n in range(5)])
+    state = pair.core.state
+    lines = np.flatnonzero(state.sessions["kind"] == NAT_SESSION)[:5]
+    lives = np.stack([lines, state.sessions["generation"][lines]], axis=1).astype(np.int64)
+    lives[1, 1] += 1
+    asked = np.concatenate([lives[:3], lives[:1], [[0, 0], [-1, 1], [1 << 40, 1]]])
+    assert sessions.delete_lives(state, asked, EPOCH) == 2
+    assert living(state) == 3 and invariants.complaints(state) == []
 
 
 def test_ends_together_and_refreshed_ones_between_them() -> None:
