@@ -25,6 +25,7 @@ from bench import report
 from bench.flows import FROM_MAC, TO_MAC, frames_of
 from bench.report import Result
 from bench.traffic import FRAME_BYTES, HEADROOM, PACKET_BYTES
+from krononat.client import Trouble
 from krononat.lab import namespaces
 from krononat.lab.namespaces import command, inside
 
@@ -49,8 +50,8 @@ def results(repetitions: int) -> list[Result]:
     """The rate of each repetition in namespaces of its own; without root or nft a sentence on stderr, and no result."""
     try:
         namespaces.need("ip", "nft")
-    except Exception as trouble:
-        click.echo(f"connections: the kernel's figure is left out: {trouble}", err=True)
+    except Trouble as trouble:
+        click.echo(f"connections: the kernel's figure is left out: {trouble.told()}", err=True)
         return []
     rates, lost = zip(*(_measure() for _ in range(repetitions)), strict=True)
     return [report.measured("connections/kernel/rate", "M/s", rates, loss=float(np.mean(lost)))]

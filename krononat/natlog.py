@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from krononat.view import ticks
 from shards.state import EVENTS, PROTOCOLS, Array, State
 from shards.verdict import VERDICTS
 
@@ -101,8 +100,8 @@ def event(row: Any) -> Event:
 
 def _moment(tick: int) -> str:
     """Ticks count since boot, so a clock that was set meanwhile sets the past, too."""
-    moment = time.time() - (ticks() - tick) / 1000
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+    booted = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return datetime.fromtimestamp(booted / 1e9 + tick / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _address(value: Any) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pytest
 
-from krononat import models, natlog
+from krononat import appliance, config, models, natlog
+from krononat.view import ticks
 from shards import events
 from shards.jit import PURE
 from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_OFF, LOG_SESSIONS, NAT_MAPPING, NAT_SESSION, Array, State
@@ -16,6 +18,7 @@ from tests import fuzz, invariants
 from tests.bed import LOGS, Bed, Core
 from tests.frames import address, build, build_frame, mac_of, read
 from tests.pair import EPOCH, Pair
+from tests.test_config import RIGHT
 
 START = 50_000_000
 
@@ -217,3 +220,20 @@ def follow(living: dict[tuple[str, int], natlog.Event], blocks: Counter[tuple[st
         assert begun[3:14] == event[3:14], (begun, event)
     elif what == "block":
         blocks[event.external, event.external_port] += 1 if happened == "allocated" else -1
+
+
+# --- around it ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_the_configuration_chooses_the_level(level: int) -> None:
+    written = f'{RIGHT}\n[log]\nevents = "{LOGS[level]}"\n'
+    assert appliance.offline(config.read(written)).settings[0]["log"] == level
+    assert appliance.offline(config.read(RIGHT)).settings[0]["log"] == LOG_BLOCKS
+
+
+def test_ticks_are_told_as_time_of_day() -> None:
+    state = new_core("log blocks").state
+    events.block(state, events.BLOCK_ALLOCATED, 1, 0, 1024, 64, ticks() - 3_600_000)
+    told_at = datetime.fromisoformat(told(state)[0].time)
+    assert abs(datetime.now(UTC) - timedelta(hours=1) - told_at) < timedelta(minutes=1)

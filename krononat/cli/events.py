@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -44,6 +45,11 @@ def events(follow: bool, last: int, form: str, socket: str | None) -> None:
         return
     if form == "table":
         click.echo(_line(dict(zip(COLUMNS, COLUMNS, strict=True))))
+    with contextlib.suppress(KeyboardInterrupt):
+        _follow(reader, past, form)
+
+
+def _follow(reader: Reader, past: list[Event], form: str) -> None:
     for told in _following(reader, past):
         if isinstance(told, int):
             click.echo(f"krononat: {told} events went by unread", err=True)
