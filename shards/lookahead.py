@@ -22,6 +22,11 @@ WORTH = 4  # packets left; below, there is little to overlap
 @hot
 def misses(state: State, burst: Burst, count: int) -> None:
     """Look ahead over the undecided of `count` rows, in steps: what a step reads, the one before has asked for."""
+    left = 0
+    for i in range(count):
+        left += burst.verdict[i] == UNDECIDED
+    if left < WORTH:
+        return
     for i in range(count):
         if _is_left(burst, i):
             if burst.direction[i] == OUTBOUND:
@@ -56,10 +61,10 @@ def _ask_for_account(state: State, burst: Burst, i: int) -> None:
 
 @hot
 def _ask_for_mapping(state: State, burst: Burst, i: int) -> None:
-    """Second step: the mapping that the index suggests; where there is none, the port that a new one is likely to get."""
+    """Second step: the mapping that the index has, most likely; where it has none, the port that a new one will likely get."""
     realm = whole(state.ports[burst.port[i]]["internal_realm"])
     key0 = sessions.key_0(burst.source[i], realm, burst.protocol[i])
-    ref = cuckoo.suggest(state, key0, sessions.key_1(0, burst.source_port[i], 0))
+    ref = cuckoo.likely(state, key0, sessions.key_1(0, burst.source_port[i], 0))
     burst.ref[i] = ref
     if ref:
         prefetch(state.words, 2 * ref)

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from shards import cuckoo, lookahead, nat, parse, sessions
+from shards import cuckoo, lookahead, nat, parse, pipeline, sessions
 from shards.jit import PURE
 from shards.state import NAT_SESSION, Array, State
 from tests import fuzz, invariants
@@ -86,8 +86,10 @@ def arrive(core: Core, arrivals: list[tuple[str, bytes]]) -> int:
         burst.at[i], burst.length[i] = i * FRAME_BYTES + HEADROOM, len(data)
         burst.port[i] = 0 if side == "inside" or core.bed.stick else 1
         core.frames[burst.at[i] : burst.at[i] + len(data)] = np.frombuffer(data, np.uint8)
-    parse.parse(state, core.frames, burst, len(arrivals))
-    nat.choose_keys(state, burst, len(arrivals))
+    pipeline.clear(burst, len(arrivals))
+    for i in range(len(arrivals)):
+        parse.parse(state, core.frames, burst, i)
+        nat.choose_key(state, burst, i)
     cuckoo.lookup_bulk(state, burst.key0, burst.key1, burst.ref, burst.verdict, len(arrivals))
     return len(arrivals)
 
