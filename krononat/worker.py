@@ -23,6 +23,8 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
+
 from krononat import memory, warm
 from krononat.view import ticks
 from shards import recovery, rings, sessions, shard, xsk
@@ -115,8 +117,8 @@ class Worker:
 
     def _obey(self, told: dict[str, Any], now: int) -> None:
         if told["do"] == "delete":
-            ended = (sessions.delete_life(self._state, line, generation, now) for line, generation in told["lines"])
-            self.say({"deleted": sum(ended)})
+            lives = np.array(told["lines"], np.int64).reshape(-1, 2)
+            self.say({"deleted": int(sessions.delete_lives(self._state, lives, now))})
 
     def say(self, message: dict[str, Any]) -> None:
         """Tell the supervisor; what it cannot take now it sees for itself a little later."""

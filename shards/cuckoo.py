@@ -246,6 +246,26 @@ def refresh_bulk(state: State, refs: Array, count: int, now: int, expiry: int) -
                 row["expiry"] = expiry & 0xFFFFFFFF
 
 
+@hot
+def ask_for(state: State, key0: Word, key1: Word) -> None:
+    """Ask for both buckets of a key, some time before it is looked up, inserted or erased."""
+    hashed = hash_key(_seed(state, 0), _seed(state, 1), key0, key1)
+    bucket = _primary(hashed, state.tags)
+    prefetch_line(state.tags, bucket)
+    prefetch_line(state.tags, _partner(bucket, _tag(hashed), state.tags))
+
+
+@hot
+def likely(state: State, key0: Word, key1: Word) -> int:
+    """Ref that has the key's tag, not proven to be the key's; 0 if there is none. Reads nothing but the buckets."""
+    hashed = hash_key(_seed(state, 0), _seed(state, 1), key0, key1)
+    bucket, tag = _primary(hashed, state.tags), _tag(hashed)
+    ref = _first_match(state.tags, bucket, tag)
+    if ref == 0 and _may_have_left(state.tags, bucket, tag):
+        ref = _first_match(state.tags, _partner(bucket, tag, state.tags), tag | DISPLACED)
+    return ref
+
+
 # --- insert and erase -----------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, icmp, nat, parse, rewrite, serve, sessions, timers
+from shards import cuckoo, icmp, lookahead, nat, parse, rewrite, serve, sessions, timers
 from shards.burst import Burst
 from shards.cuckoo import BLOCK
 from shards.jit import hot, whole
@@ -49,6 +49,7 @@ def process(state: State, frames: Array, burst: Burst, count: int, now: int) -> 
     if last >= 0:
         cuckoo.look_further(state, burst.key0, burst.key1, burst.ref, last)
         _serve_hits(state, frames, burst, 0, count, now)
+    lookahead.misses(state, burst, count)
     if _serve_rest(state, frames, burst, count, now):
         _limit_waiting(state, burst, count, now)
         _finish_rest(state, frames, burst, count, now)
