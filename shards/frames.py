@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.jit import hot
+from shards.jit import PURE, hot
 from shards.state import Array
 from shards.xsk import FRAME_SHIFT
 
@@ -74,6 +74,12 @@ class Rings(NamedTuple):
     polled: Array  # int32 (n, 2): struct pollfd
     event: Array  # int64 (1,): what goes to, and comes from, event descriptors; never 0
     mask: int  # entries of every XDP ring - 1
+
+
+if not PURE:
+    from shards import passing
+
+    passing.by_reference(Rings)
 
 
 def notes_bytes(frames: int) -> int:

@@ -49,12 +49,6 @@ _DONTWAIT = 0x40
 _POLLIN = 1
 
 
-if not PURE:
-    from shards import passing
-
-    passing.by_reference(Rings)
-
-
 # --- taking over (plain Python, at start) ---------------------------------------------------------------------------------
 
 
