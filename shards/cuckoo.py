@@ -20,7 +20,7 @@ from collections import Counter
 
 import numpy as np
 
-from shards.jit import hot
+from shards.jit import hot, inlined
 from shards.native import Word, choose, first_bit, fold_multiply, match_tags, prefetch
 from shards.state import Array, State
 
@@ -41,29 +41,29 @@ _PI_0, _PI_1, _PI_2 = np.uint64(0x243F6A8885A308D3), np.uint64(0x13198A2E0370734
 # --- where a key belongs --------------------------------------------------------------------------------------------------
 
 
-@hot
+@inlined
 def hash_key(seed0: Word, seed1: Word, key0: Word, key1: Word) -> Word:
     """Keyed multiply-mix of a key (wyhash's step, twice): to pile up keys, one has to know the seeds."""
     return fold_multiply(fold_multiply(key0 ^ seed0 ^ _PI_0, key1 ^ seed1 ^ _PI_1), _PI_2)
 
 
-@hot
+@inlined
 def _seed(state: State, which: int) -> Word:
     return state.settings[0]["seed"][which]
 
 
-@hot
+@inlined
 def _primary(hashed: Word, tags: Array) -> int:
     return int(np.int64(hashed & np.uint64(len(tags) - 1)))
 
 
-@hot
+@inlined
 def _tag(hashed: Word) -> int:
     tag = int(np.int64(hashed >> np.uint64(49)))
     return tag + (tag == 0)
 
 
-@hot
+@inlined
 def _partner(bucket: int, tag: int, tags: Array) -> int:
     """The other bucket of a tag without DISPLACED: an involution, and never the same bucket."""
     return bucket ^ ((tag | 1) & (len(tags) - 1))
@@ -72,17 +72,17 @@ def _partner(bucket: int, tag: int, tags: Array) -> int:
 # --- the filter -----------------------------------------------------------------------------------------------------------
 
 
-@hot
+@inlined
 def _group(tag: int) -> int:
     return tag >> 13
 
 
-@hot
+@inlined
 def _group_bits(tag: int) -> int:
     return (1 << ((tag >> 1) & 15)) | (1 << ((tag >> 5) & 15))
 
 
-@hot
+@inlined
 def _may_have_left(blooms: Array, bucket: int, tag: int) -> bool:
     bits = np.uint64(_group_bits(tag)) << np.uint64(16 * _group(tag))
     return bool(blooms[np.uint64(bucket), BLOOM_WORD] & bits == bits)
@@ -104,7 +104,7 @@ def _return(tags: Array, primary: int, tag: int) -> None:
 # --- lookup ---------------------------------------------------------------------------------------------------------------
 
 
-@hot
+@inlined
 def _stands_at(words: Array, ref: int, key0: Word, key1: Word) -> bool:
     return bool((words[2 * ref] == key0) & (words[2 * ref + 1] == key1))
 
@@ -145,28 +145,43 @@ def lookup_bulk(state: State, key0s: Array, key1s: Array, refs: Array, verdicts:
         if i < count:
             _ask(state.tags, refs, i, hash_key(seed0, seed1, key0s[i], key1s[i]))
         if AHEAD <= i < count + AHEAD:
-            _suggest(state, refs, i - AHEAD)
+            suggest(state, refs, i - AHEAD)
         if i >= 2 * AHEAD:
             at = i - 2 * AHEAD
-            _prove(state.words, refs, at, key0s[at], key1s[at], verdicts[at])
+            prove(state, refs, at, key0s[at], key1s[at], verdicts[at])
+    look_further(state, key0s, key1s, refs, count)
+
+
+@inlined
+def ask(state: State, refs: Array, i: int, key0: Word, key1: Word) -> None:
+    """First step of a lookup, for the row `i`: ask for the key's primary bucket."""
+    _ask(state.tags, refs, i, hash_key(_seed(state, 0), _seed(state, 1), key0, key1))
+
+
+@hot
+def look_further(state: State, key0s: Array, key1s: Array, refs: Array, count: int) -> bool:
+    """Last step, for the rows that the primary bucket left in doubt; whether there were any."""
+    doubts = False
     for i in range(count):
         if refs[i] < 0:
-            _suggest_secondary(state, refs, i, hash_key(seed0, seed1, key0s[i], key1s[i]))
+            doubts = True
+            _suggest_secondary(state, refs, i, hash_key(_seed(state, 0), _seed(state, 1), key0s[i], key1s[i]))
     for i in range(count):
         if refs[i] < 0:
             ref = ~refs[i]
             refs[i] = ref if _stands_at(state.words, ref, key0s[i], key1s[i]) else lookup(state, key0s[i], key1s[i])
+    return doubts
 
 
-@hot
+@inlined
 def _ask(tags: Array, refs: Array, i: int, hashed: Word) -> None:
     refs[i] = np.int64(hashed)
     prefetch(tags, _primary(hashed, tags))
 
 
-@hot
-def _suggest(state: State, refs: Array, i: int) -> None:
-    """Ask for the row that the primary bucket suggests and, where the filter says so, for the secondary bucket."""
+@inlined
+def suggest(state: State, refs: Array, i: int) -> None:
+    """Second step: ask for the row that the primary bucket suggests and, where the filter says so, for the secondary bucket."""
     hashed = np.uint64(refs[i])
     bucket, tag = _primary(hashed, state.tags), _tag(hashed)
     matches = match_tags(state.tags, bucket, tag)
@@ -178,17 +193,18 @@ def _suggest(state: State, refs: Array, i: int) -> None:
     refs[i] = ref | choose(left | (matches & (matches - 1) != 0), DOUBT, 0)
 
 
-@hot
+@inlined
 def _first_match(refs: Array, bucket: int, matches: int) -> int:
     """Ref of the first match, 0 for none; without a branch, hence SLOTS as a guard that leads to a column beyond the refs."""
     ref = int(refs[np.uint64(bucket), REFS + first_bit(matches | 1 << SLOTS)])
     return choose(matches != 0, ref, 0)
 
 
-@hot
-def _prove(words: Array, refs: Array, i: int, key0: Word, key1: Word, verdict: int) -> None:
+@inlined
+def prove(state: State, refs: Array, i: int, key0: Word, key1: Word, verdict: int) -> None:
+    """Third step: the ref, 0 for a miss, negative for one that must look further."""
     ref = refs[i] & ~DOUBT
-    found = choose(_stands_at(words, ref, key0, key1), ref, refs[i] >> 32)
+    found = choose(_stands_at(state.words, ref, key0, key1), ref, refs[i] >> 32)
     refs[i] = choose(verdict == 0, found, 0)
 
 
