@@ -271,7 +271,7 @@ def test_whatever_a_server_scribbles_frames_stay_where_they_belong() -> None:
 
 def _traffic(bench: Bench, handles: Rings, first: int, taken: list[bytes]) -> None:
     """A worker's life in small: packets come, are forwarded, some lie unread at the end; a server goes and comes."""
-    burst, serials = new_burst(8), iter(range(first, first + 100))
+    burst, serials = new_burst(), iter(range(first, first + 100))
     for round_ in range(3):
         for server in bench.servers:
             server.deliver(packet(next(serials)))
