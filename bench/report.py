@@ -1,15 +1,33 @@
-"""What every bench prints: results with goal, spread and loss, and the environment that they were measured in."""
+"""What every bench prints, and the command that each one is.
+
+A bench is a module with `KIND` ("memory", "memif" or "veth") and `run(quick, told) -> list[Result]`; the rest is one line,
+`NAME = report.command("NAME", KIND, run, "What it measures.")`, which makes it `krononat bench NAME` and, at the end of the
+module, `python -m bench.NAME`. `told` takes a sentence of what is being done now; it is shown beside the progress bar.
+
+A goal that is missed is told in `ok`; only with `--strict` it is exit status 1 as well: figures of a busy machine are no
+failure. What was translated wrongly is: a bench raises then.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
+
+import click
+
+from bench import environment as surroundings
+from krononat.client import Trouble
+
+Told = Callable[[str], None]
+Run = Callable[[bool, Told], "list[Result]"]
+
+LESS_IS_BETTER = ("B", "us", "ms", "s", "share")  # units; of all others more is better
 
 
 @dataclass(frozen=True)
@@ -26,43 +44,68 @@ class Result:
     loss: float | None = None
 
 
-def environment() -> dict[str, Any]:
-    """Where it was measured; a figure without it says nothing."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "numba": metadata.version("numba"),
-        "numpy": metadata.version("numpy"),
-        "commit": _commit(),
-        "transparent_hugepages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "load_before": os.getloadavg()[0],
-        "steal_ticks": _steal(),
-        "kind": "memory",  # never to be mixed with memif, veth or NIC figures
-    }
+def measured(name: str, unit: str, samples: Sequence[float], goal: float | None = None, loss: float | None = None) -> Result:
+    """The median of `samples` with their lowest and highest; `ok` where the median reaches the goal, from the unit's side."""
+    value = float(statistics.median(samples))
+    reached = None if goal is None else value <= goal if unit in LESS_IS_BETTER else value >= goal
+    return Result(name, value, unit, float(min(samples)), float(max(samples)), goal, reached, loss)
 
 
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+def ratio(
+    name: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None = None, loss: float | None = None
+) -> Result:
+    """Median of ours/theirs over pairs that were measured one right after the other."""
+    return measured(name, "x", [our / their for our, their in zip(ours, theirs, strict=True)], goal, loss)
 
 
-def _commit() -> str:
-    here = Path(__file__).parent
-    told = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return told.stdout.strip() or "unknown"
+def command(name: str, kind: str, run: Run, told: str) -> click.Command:
+    """The command of a bench: `-o json|table`, `--quick`, `--strict`, a progress bar on stderr."""
+
+    @click.command(name, help=f"{told}\n\nExample: krononat bench {name} --quick -o json")
+    @click.option("-o", "--output", "form", type=click.Choice(["json", "table"]), default="table", help="How to print.")
+    @click.option("--quick", is_flag=True, help="Fewer or smaller repetitions; under 50 s.")
+    @click.option("--strict", is_flag=True, help="Exit with 1 where a goal is missed.")
+    def bench(form: str, quick: bool, strict: bool) -> None:
+        try:
+            results, env = perform(name, kind, run, quick)
+        except Trouble as trouble:  # `python -m bench.NAME` has nobody else to tell it
+            click.echo(trouble.told(), err=True)
+            sys.exit(trouble.status)
+        if form == "json":
+            click.echo(as_json(results, env))
+        else:
+            show(results, env)
+        sys.exit(1 if strict and any(result.ok is False for result in results) else 0)
+
+    return bench
 
 
-def _chosen(path: str) -> str:
-    text = Path(path).read_text() if Path(path).exists() else ""
-    return text.partition("[")[2].partition("]")[0] or "unknown"
+def perform(name: str, kind: str, run: Run, quick: bool) -> tuple[list[Result], dict[str, Any]]:
+    """Run a bench under a progress bar of its own; its results, and the environment they were measured in."""
+    env, begun = surroundings.before(kind, quick), time.monotonic()
+    with progress(name) as told:
+        results = run(quick, told)
+    return results, surroundings.after(env, time.monotonic() - begun)
 
 
-def _steal() -> int:
-    return int(Path("/proc/stat").read_text().split()[8])
+@contextmanager
+def progress(name: str) -> Iterator[Told]:
+    """A bar on stderr that says what is being done; plain lines where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: click.echo(f"{name}: {text}", err=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.fields[name]}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("begins", total=None, name=name)
+        yield lambda text: bar.update(task, description=text)
+
+
+def environment(kind: str = "memory") -> dict[str, Any]:
+    """Where it is measured, now."""
+    return surroundings.before(kind)
 
 
 def as_json(results: list[Result], env: dict[str, Any]) -> str:
@@ -75,12 +118,27 @@ def show(results: list[Result], env: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{env['cpu']}, {env['kind']}, load {env['load_before']:.1f}")
+    console = Console(width=None if sys.stdout.isatty() else 128, highlight=False)
+    console.print(title(env), style="italic")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "value", "low", "high", "unit", "goal", "ok", "loss"):
-        table.add_column(column, justify="left" if column in ("name", "unit") else "right")
+        table.add_column(column, justify="left" if column in ("name", "unit", "ok") else "right")
     for result in results:
-        told = [f"{x:.2f}" for x in (result.value, result.low, result.high)]
-        goal = "" if result.goal is None else f"{result.goal:g}"
-        fine = {None: "", True: "yes", False: "no"}[result.ok]
-        table.add_row(result.name, *told, result.unit, goal, fine, "" if result.loss is None else f"{result.loss:.6f}")
-    Console().print(table)
+        table.add_row(*cells(result), style="red" if result.ok is False else "")
+    console.print(table)
+
+
+def title(env: dict[str, Any]) -> str:
+    """One line on the environment."""
+    load = " to ".join(f"{env[key]:.1f}" for key in ("load_before", "load_after") if key in env)
+    kind = f"{env['kind']}, quick" if env["quick"] else env["kind"]
+    return f"{kind}: {env['cpu']}, {env['pages']} pages, load {load}, steal {env['steal_ticks']} ticks, {env['commit']}"
+
+
+def cells(result: Result) -> list[str]:
+    """A result as a row of a table, for people."""
+    figures = [f"{number:,.2f}" for number in (result.value, result.low, result.high)]
+    sign = "≤ " if result.unit in LESS_IS_BETTER else "≥ "
+    goal = "" if result.goal is None else f"{sign}{result.goal:g}"
+    fine = {None: "", True: "yes", False: "no"}[result.ok]
+    return [result.name, *figures, result.unit, goal, fine, "" if result.loss is None else f"{result.loss:.2g}"]

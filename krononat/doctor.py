@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from krononat.checks import blocks_in, externals_in
 from krononat.models import Config
 
 OK, WARN, FAIL, SKIP = "OK", "WARN", "FAIL", "SKIP"
@@ -66,7 +67,7 @@ def examine(machine: Machine) -> list[Finding]:
     """Every finding, in the order in which problems are best solved."""
     checks: tuple[Callable[[Machine], Findings], ...] = (
         kernel, xdp_sockets, capabilities, bpf_jit, memlock, huge_pages, governor, steal, cache, control_socket, interfaces,
-        memory,
+        memory, room,
     )  # fmt: skip
     return [finding for check in checks for finding in check(machine)]
 
@@ -259,3 +260,19 @@ def memory(machine: Machine) -> Findings:
     fix = "" if enough else "lower memory.sessions, or add memory; only what is used is taken"
     wanted = f"{needed >> 20} MiB for {machine.config.memory.sessions:,} sessions and {sizes.externals:,} external addresses"
     yield Finding("memory", OK if enough else WARN, f"{available >> 20} MiB available", wanted, fix)
+
+
+def room(machine: Machine) -> Findings:
+    """How many connections the configured memory holds."""
+    if machine.config is None:
+        yield Finding("connections", SKIP, "no configuration given", "-c FILE")
+        return
+    from krononat import appliance, capacity
+
+    sizes, wanted = appliance.compose(machine.config), machine.config.memory.sessions
+    single, shared = capacity.room(sizes), capacity.room(sizes, 4)
+    ports = sum(externals_in(pool) * blocks_in(pool) * pool.block_size for pool in machine.config.pool)
+    told = f"{single.connections:,} with a mapping each, {shared.connections:,} with four sessions a mapping, half if protected"
+    enough = single.connections >= wanted
+    fix = "" if enough else "raise memory.sessions"
+    yield Finding("connections", OK if enough else WARN, f"{told}; {ports:,} ports a protocol", f"{wanted:,} sessions", fix)

@@ -7,8 +7,15 @@ from krononat.cli.groups import Lazy
 bench = Lazy(
     "bench",
     {
-        "path": ("bench.path:path", "The packet path in memory, without I/O."),
-        "tables": ("bench.tables:tables", "The index in memory."),
+        "tables": ("bench.tables:tables", "The index in memory, beside DPDK's rte_hash."),
+        "path": ("bench.path:path", "The packet path in memory, beside the bare lookup."),
+        "connections": ("bench.connections:connections", "New sessions a second, and their end."),
+        "memif": ("bench.memif:memif", "The loop with I/O over memif, beside testpmd."),
+        "wire": ("bench.wire:wire", "AF_XDP on veth, beside the kernel and testpmd."),
+        "scale": ("bench.scale:scale", "Two cores in memory, beside one."),
+        "memory": ("bench.memory:memory", "Bytes per connection, computed and measured."),
+        "all": ("bench.all:everything", "All of them, with a report and plots."),
+        "compare": ("bench.compare:compare", "What changed between two reports beyond the noise."),
     },
-    help="Measure; never mix figures of kinds.",
+    help="Measure; never mix figures of kinds. What each shows: docs/benches.md.",
 )

@@ -19,6 +19,7 @@ from krononat.lab.topology import TOPOLOGIES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
 def _checked(_: click.Context, __: click.Parameter, name: str) -> str:
     """The name becomes part of namespaces, files and folders that are deleted again."""
     if not re.fullmatch(NAME, name):
