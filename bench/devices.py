@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench import veths
 from bench.testpmd import Testpmd
 from bench.veths import DEVICE_IN, DEVICE_OUT, GATEWAY_IN, GATEWAY_OUT, POOL, SUBSCRIBERS, Place
 from krononat import client
@@ -79,10 +80,9 @@ class Forwarding(Device):
     def up(self) -> Iterator[None]:
         """Routes and neighbours, and forwarding switched on."""
         self.place.address_device()
-        self.place.settings(self.place.device, {"ipv4/ip_forward": 1})
+        veths.settings(self.place.device, {"ipv4/ip_forward": 1})
         for device in ("in0", "out0"):
-            self.place.spread(self.place.device, device, self.cpu)
-            command(*inside(self.place.device, ["ethtool", "--offload", device, "gro", "on"]))
+            veths.steer(self.place.device, device, self.cpu)
         yield
 
 
@@ -108,8 +108,8 @@ class TestpmdXdp(Device):
         """Two ports, stopped; checksums are the senders' business, for it finishes none."""
         place = self.place
         for name, device in ((place.client, "gen0"), (place.server, "sink0")):
-            place.checksums(name, device)
-        stations = (place.mac(place.client, "gen0"), place.mac(place.server, "sink0"))
+            veths.finish_checksums(name, device)
+        stations = (veths.mac(place.client, "gen0"), veths.mac(place.server, "sink0"))
         peers = [f"--eth-peer={port},{mac}" for port, mac in enumerate(stations)]
         devices = ["net_af_xdp0,iface=in0", "net_af_xdp1,iface=out0"]
         with Testpmd(self.cpu, devices, ["--forward-mode=mac", *peers], place.device) as self._running:

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from krononat.lab import namespaces
 from krononat.lab.namespaces import command, inside
@@ -51,61 +52,71 @@ class Place:
     def _build(self) -> None:
         for name in self._all():
             command("ip", "netns", "add", name)
-            self.settings(name, {"ipv6/conf/all/disable_ipv6": 1, "ipv6/conf/default/disable_ipv6": 1})
+            settings(name, {"ipv6/conf/all/disable_ipv6": 1, "ipv6/conf/default/disable_ipv6": 1})
         for end, other, far in (("in0", "gen0", self.client), ("out0", "sink0", self.server)):
             command("ip", "-n", self.device, "link", "add", end, "type", "veth", "peer", "name", other, "netns", far)
-        self._lines(self.client, f"address add {GATEWAY_IN}/24 dev gen0", f"address add {CLIENT}/32 dev lo")
-        self._lines(self.server, f"address add {GATEWAY_OUT}/24 dev sink0", f"address add {SERVER}/32 dev lo")
+        _lines(self.client, f"address add {GATEWAY_IN}/24 dev gen0", f"address add {CLIENT}/32 dev lo")
+        _lines(self.server, f"address add {GATEWAY_OUT}/24 dev sink0", f"address add {SERVER}/32 dev lo")
         for name, device in ((self.device, "in0"), (self.device, "out0"), (self.client, "gen0"), (self.server, "sink0")):
-            self._lines(name, f"link set {device} up", "link set lo up")
-        self._neighbour(self.client, "gen0", DEVICE_IN, self.mac(self.device, "in0"))
-        self._neighbour(self.server, "sink0", DEVICE_OUT, self.mac(self.device, "out0"))
-        self._lines(self.client, f"route add default via {DEVICE_IN} src {CLIENT}")
-        self._lines(self.server, *(f"route add {each} via {DEVICE_OUT} src {SERVER}" for each in (POOL, SUBSCRIBERS)))
+            _lines(name, f"link set {device} up", "link set lo up")
+        _know(self.client, "gen0", DEVICE_IN, mac(self.device, "in0"))
+        _know(self.server, "sink0", DEVICE_OUT, mac(self.device, "out0"))
+        _lines(self.client, f"route add default via {DEVICE_IN} src {CLIENT}")
+        _lines(self.server, *(f"route add {each} via {DEVICE_OUT} src {SERVER}" for each in (POOL, SUBSCRIBERS)))
 
     def address_device(self) -> None:
         """Give the device's kernel its addresses, routes and neighbours, as one that forwards by itself needs them."""
-        self._lines(self.device, f"address add {DEVICE_IN}/24 dev in0", f"address add {DEVICE_OUT}/24 dev out0")
+        _lines(self.device, f"address add {DEVICE_IN}/24 dev in0", f"address add {DEVICE_OUT}/24 dev out0")
         self.know_neighbours()
-        self._lines(self.device, f"route add {SUBSCRIBERS} via {GATEWAY_IN}", f"route add {SERVERS} via {GATEWAY_OUT}")
+        _lines(self.device, f"route add {SUBSCRIBERS} via {GATEWAY_IN}", f"route add {SERVERS} via {GATEWAY_OUT}")
 
     def know_neighbours(self) -> None:
         """Make both stations permanent neighbours of the device."""
-        self._neighbour(self.device, "in0", GATEWAY_IN, self.mac(self.client, "gen0"))
-        self._neighbour(self.device, "out0", GATEWAY_OUT, self.mac(self.server, "sink0"))
+        _know(self.device, "in0", GATEWAY_IN, mac(self.client, "gen0"))
+        _know(self.device, "out0", GATEWAY_OUT, mac(self.server, "sink0"))
 
-    @staticmethod
-    def _lines(name: str, *lines: str) -> None:
-        command("ip", "-n", name, "-batch", "-", given="\n".join(lines) + "\n")
 
-    def _neighbour(self, name: str, device: str, address: str, mac: str) -> None:
-        self._lines(name, f"neighbour replace {address} lladdr {mac} dev {device} nud permanent")
+def settings(name: str, values: dict[str, int]) -> None:
+    """Set what is under /proc/sys/net of a namespace, where this kernel has it."""
+    lines = (f"test ! -e /proc/sys/net/{key} || echo {value} >/proc/sys/net/{key}" for key, value in values.items())
+    command(*inside(name, ["sh", "-ec", "; ".join(lines)]))
 
-    @staticmethod
-    def settings(name: str, values: dict[str, int]) -> None:
-        """Set what is under /proc/sys/net of a namespace, where this kernel has it."""
-        lines = (f"test ! -e /proc/sys/net/{key} || echo {value} >/proc/sys/net/{key}" for key, value in values.items())
-        command(*inside(name, ["sh", "-ec", "; ".join(lines)]))
 
-    @staticmethod
-    def spread(name: str, device: str, cpu: int) -> None:
-        """Have the kernel receive what comes in by a device on this CPU (receive packet steering)."""
-        command(*inside(name, ["sh", "-ec", f"echo {1 << cpu:x} >/sys/class/net/{device}/queues/rx-0/rps_cpus"]))
+def steer(name: str, device: str, cpu: int) -> None:
+    """Have the kernel work on what comes in by a device on this CPU (receive packet steering), and take XDP frames there.
 
-    @staticmethod
-    def checksums(name: str, device: str) -> None:
-        """Have the kernel finish checksums before it sends: not every device can do that for it."""
-        command(*inside(name, ["ethtool", "--offload", device, "tx", "off"]))
+    A veth takes frames of an XDP program only where it has a NAPI of its own: with GRO switched on, or a program attached.
+    """
+    command(*inside(name, ["sh", "-ec", f"echo {1 << cpu:x} >/sys/class/net/{device}/queues/rx-0/rps_cpus"]))
+    command(*inside(name, ["ethtool", "--offload", device, "gro", "on"]))
 
-    @staticmethod
-    def mac(name: str, device: str) -> str:
-        """MAC address of a device."""
-        return str(json.loads(command("ip", "-n", name, "-json", "link", "show", device))[0]["address"])
 
-    @staticmethod
-    def ifindex(name: str, device: str) -> int:
-        """Index of a device in its namespace."""
-        return int(json.loads(command("ip", "-n", name, "-json", "link", "show", device))[0]["ifindex"])
+def finish_checksums(name: str, device: str) -> None:
+    """Have the kernel finish checksums before it sends: not every device can do that for it."""
+    command(*inside(name, ["ethtool", "--offload", device, "tx", "off"]))
+
+
+def mac(name: str, device: str) -> str:
+    """MAC address of a device."""
+    return str(_link(name, device)["address"])
+
+
+def ifindex(name: str, device: str) -> int:
+    """Index of a device in its namespace."""
+    return int(_link(name, device)["ifindex"])
+
+
+def _link(name: str, device: str) -> dict[str, Any]:
+    told: list[dict[str, Any]] = json.loads(command("ip", "-n", name, "-json", "link", "show", device))
+    return told[0]
+
+
+def _lines(name: str, *lines: str) -> None:
+    command("ip", "-n", name, "-batch", "-", given="\n".join(lines) + "\n")
+
+
+def _know(name: str, device: str, address: str, station: str) -> None:
+    _lines(name, f"neighbour replace {address} lladdr {station} dev {device} nud permanent")
 
 
 @contextlib.contextmanager
