@@ -20,8 +20,9 @@ from krononat.models import Config
 from krononat.neighbours import Neighbours
 from krononat.view import ticks
 from shards import xsk
+from shards.outcomes import OUTCOMES, PASS
 from shards.state import State
-from shards.steering import OUTCOMES, PASS, Steering
+from shards.steering import Steering
 
 DELETE_AT_ONCE = 256  # sessions that a worker ends between two breaths
 PATIENCE = 20_000  # ticks that a deletion may take

@@ -14,9 +14,9 @@ from numba.core import event
 
 from shards import cuckoo, parse, pipeline, recovery, rings, sessions, shard
 from shards.burst import Burst, new_burst
-from shards.rings import Rings
+from shards.frames import LEDGER, LOCAL, QUEUE, RING, Rings
+from shards.memif import LINE
 from shards.state import Array, Sizes, State, new_state
-from shards.xsk import LEDGER
 
 _SMALL = Sizes(
     extents=2, buckets=64, externals=1, accounts=2, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
@@ -33,12 +33,12 @@ def _stage() -> tuple[State, Array, Burst]:
 
 def _no_rings() -> Rings:
     """Rings without a queue, of the types that a worker has."""
-    words, ring = np.zeros(2, np.int64), np.zeros(0, rings.RING)
+    words, ring = np.zeros(2, np.int64), np.zeros(0, RING)
     return Rings(
-        frames=np.zeros(0, np.uint8), owners=np.zeros(0, np.int64), ledger=np.zeros(1, LEDGER), words=words.view(np.uint32),
-        longs=words, rx=ring, tx=ring, fill=ring, completion=ring, queues=np.zeros(0, rings.QUEUE), first=words[:0],
-        width=words[:0], pending=words[:0], free=words[:0], local=np.zeros(1, rings.LOCAL), polled=np.zeros((0, 2), np.int32),
-        mask=0,
+        frames=np.zeros(0, np.uint8), owners=words[:0], ledger=np.zeros(1, LEDGER), links=words[:0], slots=words[:0],
+        halves=words.view(np.uint16), words=words.view(np.uint32), longs=words, rx=ring, tx=ring, fill=ring, completion=ring,
+        lines=np.zeros(0, LINE), queues=np.zeros(0, QUEUE), first=words[:0], width=words[:0], pending=words[:0], free=words[:0],
+        local=np.zeros(1, LOCAL), polled=np.zeros((0, 2), np.int32), event=words[:1], mask=0,
     )  # fmt: skip
 
 
@@ -71,6 +71,8 @@ def _ends() -> None:
 def _loop() -> None:
     state, frames, burst = _stage()
     shard.breathe(state, _no_rings(), frames, burst, shard.new_waiting(), 0, 0)
+    rings.listen(_no_rings())
+    rings.wait(_no_rings(), 0)
     sessions.expire(state, 0, 0)
 
 

@@ -25,8 +25,9 @@ from typing import Any
 
 from krononat import memory, warm
 from krononat.view import ticks
-from shards import recovery, rings, sessions, shard, xsk
+from shards import memif, recovery, rings, sessions, shard, xsk
 from shards.burst import new_burst
+from shards.frames import map_notes
 from shards.state import open_state, read_header
 
 BURSTS = 16  # of a breath: some milliseconds over a veth, a third of one in memory
@@ -53,6 +54,8 @@ class Worker:
         self._state = open_state(self._map, read_header(self._map))
         self._description: xsk.Description = told["sockets"]
         self._frames = xsk.map_memory(told["frames"], self._description["frames"])
+        self._notes = map_notes(told["notes"], self._description["frames"])
+        self._lines: list[memif.Line] = told["lines"]
         self._burst, self._waiting = new_burst(), shard.new_waiting()
         self._stopping = False
         self._wanted = 0
@@ -62,7 +65,8 @@ class Worker:
         """Take over; sessions found alive. After it nothing is left to compile, and receiving can begin."""
         warm.load()
         alive = recovery.attach(self._state, ticks())
-        self._rings = rings.open_rings(self._description, self._frames, also=[self._channel.fileno()])
+        also = [self._channel.fileno()]
+        self._rings = rings.open_rings(self._description, self._frames, self._notes, self._lines, also)
         self._breathe(ticks(), 0)
         rings.wait(self._rings, 0)
         self._state.core[0]["longest_breath_us"] = 0

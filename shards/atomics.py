@@ -1,4 +1,4 @@
-"""Loads and stores that the kernel's side of a ring may rely on: C11 acquire and release on 32-bit words.
+"""Loads and stores that the other side of a ring may rely on: C11 acquire and release on words of 16, 32 or 64 bits.
 
 Each is a plain Python function, which is what it means and what pure mode runs (CPython on x86 orders memory strongly
 enough), and compiled code gets the instruction in its place.
@@ -14,13 +14,13 @@ from shards.state import Array
 
 
 def load_acquire(words: Array, index: int) -> int:
-    """Word `index` of a uint32 array; what its writer stored before it is visible afterwards."""
+    """Word `index` of an array of integers; what its writer stored before it is visible afterwards."""
     return int(words[index])
 
 
 def store_release(words: Array, index: int, value: int) -> None:
-    """Set a word to `value` mod 2**32; whoever sees it also sees all that was stored before."""
-    words[index] = value & 0xFFFFFFFF
+    """Set a word to as much of `value` as it holds; whoever sees it also sees all that was stored before."""
+    words[index] = int(value) & (1 << 8 * words.itemsize) - 1
 
 
 if not PURE:
@@ -44,7 +44,8 @@ if not PURE:
     def _load_acquire(_: Any, words: Any, index: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             place = _place(context, builder, words, arguments[0], index, arguments[1])
-            return builder.zext(builder.load_atomic(place, "acquire", 4), ir.IntType(64))
+            loaded = builder.load_atomic(place, "acquire", words.dtype.bitwidth // 8)
+            return loaded if words.dtype.bitwidth == 64 else builder.zext(loaded, ir.IntType(64))
 
         return types.int64(words, index), emit
 
@@ -52,7 +53,8 @@ if not PURE:
     def _store_release(_: Any, words: Any, index: Any, value: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             place = _place(context, builder, words, arguments[0], index, arguments[1])
-            builder.store_atomic(context.cast(builder, arguments[2], value, types.uint32), place, "release", 4)
+            narrowed = context.cast(builder, arguments[2], value, words.dtype)
+            builder.store_atomic(narrowed, place, "release", words.dtype.bitwidth // 8)
             return context.get_dummy_value()
 
         return types.none(words, index, value), emit

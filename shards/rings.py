@@ -1,140 +1,122 @@
-"""Rings: receive a burst, send a burst, over AF_XDP; and whose each frame is, so that a worker may be killed at any moment.
+"""Rings: receive a burst, send a burst, over AF_XDP or memif; a worker may be killed at any moment (see `frames`).
 
-Ring protocol: the kernel's `Documentation/networking/af_xdp.rst`. A ring has a producer and a consumer cursor (free running,
-32 bits), each written by one side with release and read by the other with acquire.
+Ring protocol of AF_XDP: the kernel's `Documentation/networking/af_xdp.rst`. A ring has a producer and a consumer cursor (free
+running, 32 bits), each written by one side with release and read by the other with acquire. That of memif: `memif`.
 
-Who has a frame is one word of shared memory, always written **before** the cursor that makes it true:
-
-    FREE        on the free list                    HAND      with the worker; remembers the queue it came by
-    RECEIVING   given to the kernel for receiving   SENDING   given to the kernel for sending; both remember ring and position
-
-So a successor needs neither luck nor a log (`open_rings`): a position not yet passed by the producer was never given away, and
-what lies unread in a receive or completion ring was never taken. Free lists and counts are rebuilt from that; a frame is never
-in two places and never in none. What the dead worker had in hand is lost, and counted.
+A successor (`open_rings`) rebuilds everything. AF_XDP: a position not yet passed by the producer was never given away, and what
+lies unread in a receive or completion ring was never taken. memif: the notes have the cursors. Free lists and counts follow
+from that; a frame is never in two places and never in none. What the dead worker had in hand is lost, and counted.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from shards import xsk
+from shards import memif, tap, xsk
 from shards.atomics import load_acquire, store_release
 from shards.burst import Burst
-from shards.jit import PURE, hot
+from shards.calls import poll, recvfrom, sendto
+from shards.frames import (
+    FREE,
+    HAND,
+    LINK_WORDS,
+    LOCAL,
+    MEMIF,
+    QUEUE,
+    RECEIVING,
+    RING,
+    SENDING,
+    SLOTS,
+    XDP,
+    Rings,
+    notes_of,
+    owner,
+    push,
+    recycle,
+)
+from shards.jit import hot
 from shards.native import prefetch
 from shards.state import Array
 from shards.verdict import HAIRPINNED, HELD_BACK, TX_FULL
 from shards.xsk import FRAME_SHIFT
-
-FREE, HAND, RECEIVING, SENDING = range(4)
 
 _LOW = 0xFFFFFFFF
 _NEED_WAKEUP = 1  # XDP_RING_NEED_WAKEUP
 _DONTWAIT = 0x40
 _POLLIN = 1
 
-# Where a ring's parts are: cursors and flags in 32-bit words of the region, entries in its 64-bit ones.
-RING = np.dtype([("producer", "i8"), ("consumer", "i8"), ("flags", "i8"), ("entries", "i8")])
-QUEUE = np.dtype([("fd", "i8"), ("port", "i8"), ("number", "i8")])
-LOCAL = np.dtype([("free", "i8"), ("turn", "i8")])
-
-_Call = Callable[[int, int, int, int, int, int], int]
-_sendto: _Call
-_recvfrom: _Call
-_poll: Callable[[int, int, int], int]
-
-if PURE:
-    _libc = ctypes.CDLL(None)
-    for _call in (_libc.sendto, _libc.recvfrom):
-        _call.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
-    _libc.poll.argtypes = [ctypes.c_void_p, ctypes.c_ulong, ctypes.c_int]
-    _sendto, _recvfrom, _poll = _libc.sendto, _libc.recvfrom, _libc.poll
-else:
-    from numba import types
-
-    _six = types.int64(types.int32, types.uintp, types.uintp, types.int32, types.uintp, types.uintp)
-    _sendto = cast(_Call, types.ExternalFunction("sendto", _six))
-    _recvfrom = cast(_Call, types.ExternalFunction("recvfrom", _six))
-    _poll = cast(
-        Callable[[int, int, int], int], types.ExternalFunction("poll", types.int32(types.uintp, types.uintp, types.int32))
-    )
-
-
-class Rings(NamedTuple):
-    """Everything the loop needs of its ports. A *queue* below is a row: one queue of one port."""
-
-    frames: Array  # uint8: the umem
-    owners: Array  # int64, by frame: kind << 56 | queue << 32 | position
-    ledger: Array  # LEDGER (1,)
-    words: Array  # uint32: the region of all rings
-    longs: Array  # int64: the same
-    rx: Array  # RING, by queue
-    tx: Array
-    fill: Array
-    completion: Array
-    queues: Array  # QUEUE
-    first: Array  # int64, by port: its first queue
-    width: Array  # int64, by port: how many it has
-    pending: Array  # int64, by queue: transmit producer, ahead of the one the kernel sees
-    free: Array  # int64: stack of free frames
-    local: Array  # LOCAL (1,): height of the stack; the queue whose turn it is
-    polled: Array  # int32 (n, 2): struct pollfd
-    mask: int  # entries of every ring - 1
-
 
 # --- taking over (plain Python, at start) ---------------------------------------------------------------------------------
 
 
-def open_rings(description: xsk.Description, memory: Any, also: Sequence[int] = ()) -> Rings:
-    """Take over the sockets of `description` with the memory of their frames, whatever became of the worker before.
+def open_rings(
+    description: xsk.Description, memory: Any, notes: Any, lines: Sequence[memif.Line] = (), also: Sequence[int] = ()
+) -> Rings:
+    """Take over the sockets and memif ports described, with the memory of their frames, whatever became of the worker before.
 
     `wait` also wakes for the descriptors in `also`. The worker before must be dead: nothing here excludes two at once.
     """
-    rings = rings_over(xsk.map_rings(description), description, memory, also)
+    rings = rings_over(xsk.map_rings(description, len(lines) * memif.LINE_BYTES), description, memory, notes, lines, also)
+    for queue in np.flatnonzero(rings.queues["kind"] == MEMIF).tolist():
+        memif.map_connection(rings, queue, lines[queue - len(description["queues"])]["connection"])
     take_over(rings)
     return rings
 
 
-def rings_over(region: Any, description: xsk.Description, memory: Any, also: Sequence[int] = ()) -> Rings:
-    """Arrays over a region of mapped rings."""
-    frames, owners, ledger = xsk.frames_of(memory, description["frames"])
-    queues = np.array([(each["fd"], each["port"], each["queue"]) for each in description["queues"]], QUEUE)
+def rings_over(
+    region: Any,
+    description: xsk.Description,
+    memory: Any,
+    notes: Any,
+    lines: Sequence[memif.Line] = (),
+    also: Sequence[int] = (),
+) -> Rings:
+    """Arrays over a region of mapped rings: those of the sockets, then room for those of the memif ports."""
+    told = notes_of(notes, description["frames"])
+    queues = _queues(description, lines)
     ports = np.arange(queues["port"].max() + 1)
-    polled = np.zeros((len(queues) + len(also), 2), np.int32)
-    polled[:, 0] = [*queues["fd"], *also]
-    polled[:, 1] = _POLLIN
-    rx, tx, fill, completion = (_places(description, ring) for ring in (xsk.RX, xsk.TX, xsk.FILL, xsk.COMPLETION))
+    rx, tx, fill, completion = (_places(description, ring, len(queues)) for ring in range(4))
     return Rings(
-        frames=frames,
-        owners=owners,
-        ledger=ledger,
+        frames=xsk.frames_of(memory, description["frames"]),
+        owners=told.owners,
+        ledger=told.ledger,
+        links=told.links,
+        slots=told.slots,
+        halves=np.frombuffer(region, np.uint16),
         words=np.frombuffer(region, np.uint32),
         longs=np.frombuffer(region, np.int64),
         rx=rx,
         tx=tx,
         fill=fill,
         completion=completion,
+        lines=_lines(description, lines, len(queues)),
         queues=queues,
         first=np.array([int(np.argmax(queues["port"] == port)) for port in ports], np.int64),
         width=np.array([int(np.sum(queues["port"] == port)) for port in ports], np.int64),
         pending=np.zeros(len(queues), np.int64),
         free=np.zeros(description["frames"], np.int64),
         local=np.zeros(1, LOCAL),
-        polled=polled,
+        polled=_polled(queues, lines, also),
+        event=np.ones(1, np.int64),
         mask=description["entries"] - 1,
     )
 
 
-def _places(description: xsk.Description, ring: int) -> Array:
-    """RING rows of one ring of every queue."""
+def _queues(description: xsk.Description, lines: Sequence[memif.Line]) -> Array:
+    """QUEUE rows: of the sockets, then of the memif ports, whose descriptor is their event's."""
+    sockets = [(each["fd"], each["port"], each["queue"], XDP) for each in description["queues"]]
+    return np.array([*sockets, *((-1, line["port"], 0, MEMIF) for line in lines)], QUEUE)
+
+
+def _places(description: xsk.Description, ring: int, queues: int) -> Array:
+    """RING rows of one ring of every queue; zeros for those that are not XDP."""
     stride, (at, _) = xsk.queue_bytes(description), xsk.ring_spans(description)[ring]
     offsets = description["offsets"][ring]
-    rows = np.zeros(len(description["queues"]), RING)
-    for row in range(len(rows)):
+    rows = np.zeros(queues, RING)
+    for row in range(len(description["queues"])):
         base = row * stride + at
         rows[row] = (
             (base + offsets[xsk.PRODUCER]) // 4,
@@ -145,16 +127,39 @@ def _places(description: xsk.Description, ring: int) -> Array:
     return rows
 
 
+def _lines(description: xsk.Description, lines: Sequence[memif.Line], queues: int) -> Array:
+    """LINE rows; zeros for queues that are not of memif ports."""
+    sockets = len(description["queues"])
+    first = sockets * xsk.queue_bytes(description)
+    rows = np.zeros(queues, memif.LINE)
+    for number, line in enumerate(lines):
+        row = rows[sockets + number]
+        row["out"], row["tap"] = first + number * memif.LINE_BYTES, line["tap"]
+        row["link"], row["slots"] = number * LINK_WORDS, number * 2 * SLOTS
+        row["own"], row["broadcast"] = line["own"], line["broadcast"]
+    return rows
+
+
+def _polled(queues: Array, lines: Sequence[memif.Line], also: Sequence[int]) -> Array:
+    """The descriptor of every queue (a memif port has none before it is connected), then taps and others."""
+    descriptors = [*queues["fd"], *(line["tap"] for line in lines), *also]
+    return np.array([(descriptor, _POLLIN) for descriptor in descriptors], np.int32).reshape(-1, 2)
+
+
 def take_over(rings: Rings) -> None:
     """Set right who has which frame, count what was lost, and rebuild the free list."""
     filled, sent = rings.words[rings.fill["producer"]], rings.words[rings.tx["producer"]]
     rings.pending[:] = sent
     kinds, queues = rings.owners >> 56, (rings.owners >> 32) & 0xFFFF
     positions = (rings.owners & _LOW).astype(np.uint32)
-    offered = (kinds == RECEIVING) & ((positions - filled[queues]).view(np.int32) >= 0)
-    unsent = (kinds == SENDING) & ((positions - sent[queues]).view(np.int32) >= 0)
+    of_memif = rings.queues["kind"][queues] == MEMIF  # until its notes say otherwise
+    offered = (kinds == RECEIVING) & (of_memif | ((positions - filled[queues]).view(np.int32) >= 0))
+    unsent = (kinds == SENDING) & (of_memif | ((positions - sent[queues]).view(np.int32) >= 0))
     ours = (kinds == FREE) | (kinds == HAND) | offered | unsent
     for queue in range(len(rings.queues)):
+        if rings.queues[queue]["kind"] == MEMIF:
+            ours[memif.take_over(rings, queue)] = False
+            continue
         for ring, kind, producer in ((rings.rx, RECEIVING, filled), (rings.completion, SENDING, sent)):
             unread = _unread(rings, ring[queue], 2 if kind == RECEIVING else 1)
             rings.owners[unread] = owner(kind, queue, (int(producer[queue]) - 1) & _LOW)
@@ -175,19 +180,7 @@ def _unread(rings: Rings, ring: Any, longs: int) -> Array:
     return frames
 
 
-def census(rings: Rings) -> dict[str, int]:
-    """How many frames are whose; they add up to all there are."""
-    counted = np.bincount(rings.owners >> 56, minlength=4)
-    return dict(zip(("free", "hand", "receiving", "sending"), counted.tolist(), strict=True))
-
-
 # --- cursors --------------------------------------------------------------------------------------------------------------
-
-
-@hot
-def owner(kind: int, queue: int, position: int) -> int:
-    """The word that says who has a frame."""
-    return (kind << 56) | (queue << 32) | position
 
 
 @hot
@@ -212,7 +205,12 @@ def receive(rings: Rings, burst: Burst, limit: int) -> int:
     queues = len(rings.rx)
     turn = int(rings.local[0]["turn"])
     for step in range(queues):
-        count += _receive(rings, (turn + step) % queues, burst, count, limit)
+        queue = (turn + step) % queues
+        if rings.queues[queue]["kind"] == MEMIF:
+            taken = memif.receive(rings, queue, burst, count, limit)
+            count += tap.sort(rings, queue, burst, count, taken)
+        else:
+            count += _receive(rings, queue, burst, count, limit)
     rings.local[0]["turn"] = (turn + 1) % queues
     return count
 
@@ -257,7 +255,10 @@ def send(rings: Rings, burst: Burst, count: int) -> None:
             if burst.verdict[i] <= HAIRPINNED:
                 burst.verdict[i] = TX_FULL
     for queue in range(len(rings.queues)):
-        store_release(rings.words, rings.tx[queue]["producer"], rings.pending[queue])
+        if rings.queues[queue]["kind"] == MEMIF:
+            memif.publish(rings, queue)
+        else:
+            store_release(rings.words, rings.tx[queue]["producer"], rings.pending[queue])
 
 
 @hot
@@ -266,7 +267,10 @@ def _offer(rings: Rings, port: int, at: int, length: int) -> bool:
     word = rings.owners[at >> FRAME_SHIFT]
     if word >> 56 != HAND:
         return False
-    queue = rings.first[port] + rings.queues[(word >> 32) & 0xFFFF]["number"] % rings.width[port]
+    queue = rings.first[port]
+    if rings.queues[queue]["kind"] == MEMIF:
+        return memif.offer(rings, queue, at, length)
+    queue += rings.queues[(word >> 32) & 0xFFFF]["number"] % rings.width[port]
     ring, producer = rings.tx[queue], rings.pending[queue]
     if room(rings, ring, producer) == 0:
         store_release(rings.words, ring["producer"], producer)
@@ -281,24 +285,6 @@ def _offer(rings: Rings, port: int, at: int, length: int) -> bool:
     return True
 
 
-@hot
-def recycle(rings: Rings, at: int) -> None:
-    """Free a frame that is in hand, by any offset inside it. One that is not is left alone, and counted as refused."""
-    frame = at >> FRAME_SHIFT
-    if rings.owners[frame] >> 56 == HAND:
-        _push(rings, frame)
-    else:
-        rings.ledger[0]["refused"] += 1
-
-
-@hot
-def _push(rings: Rings, frame: int) -> None:
-    height = rings.local[0]["free"]
-    rings.owners[frame] = FREE
-    rings.free[height] = frame
-    rings.local[0]["free"] = height + 1
-
-
 # --- flush ----------------------------------------------------------------------------------------------------------------
 
 
@@ -307,9 +293,23 @@ def flush(rings: Rings) -> int:
     """Have the kernel send, take back what it has sent, offer it free frames to receive into; frames taken back."""
     back = 0
     for queue in range(len(rings.queues)):
-        back += _drive(rings, queue)
-        _refill(rings, queue)
+        if rings.queues[queue]["kind"] == MEMIF:
+            back += memif.reap(rings, queue)
+            memif.refill(rings, queue)
+        else:
+            back += _drive(rings, queue)
+            _refill(rings, queue)
     return back
+
+
+@hot
+def listen(rings: Rings) -> int:
+    """Send what the kernel has to send by memif ports; how many frames. To be called between breaths, now and then."""
+    told = 0
+    for queue in range(len(rings.queues)):
+        if rings.queues[queue]["kind"] == MEMIF:
+            told += tap.listen(rings, queue)
+    return told
 
 
 @hot
@@ -323,7 +323,7 @@ def _drive(rings: Rings, queue: int) -> int:
         if left == 0 or left == waiting or not load_acquire(rings.words, ring["flags"]) & _NEED_WAKEUP:
             return back
         waiting = left
-        _sendto(rings.queues[queue]["fd"], 0, 0, _DONTWAIT, 0, 0)
+        sendto(rings.queues[queue]["fd"], 0, 0, _DONTWAIT, 0, 0)
         back += _reap(rings, queue)
 
 
@@ -335,7 +335,7 @@ def _reap(rings: Rings, queue: int) -> int:
         return 0
     consumer = load_acquire(rings.words, ring["consumer"])
     for i in range(done):
-        _push(rings, rings.longs[int(ring["entries"]) + ((consumer + i) & rings.mask)] >> FRAME_SHIFT)
+        push(rings, rings.longs[int(ring["entries"]) + ((consumer + i) & rings.mask)] >> FRAME_SHIFT)
     store_release(rings.words, ring["consumer"], consumer + done)
     return done
 
@@ -355,10 +355,31 @@ def _refill(rings: Rings, queue: int) -> None:
     rings.local[0]["free"] = height - offered
     store_release(rings.words, ring["producer"], producer + offered)
     if load_acquire(rings.words, ring["flags"]) & _NEED_WAKEUP:  # a zero-copy driver that ran dry
-        _recvfrom(rings.queues[queue]["fd"], 0, 0, _DONTWAIT, 0, 0)
+        recvfrom(rings.queues[queue]["fd"], 0, 0, _DONTWAIT, 0, 0)
 
 
 @hot
 def wait(rings: Rings, timeout: int) -> bool:
-    """Sleep until a frame, or something on the other descriptors, arrives; at most `timeout` ms. Whether anything did."""
-    return _poll(rings.polled.ctypes.data, len(rings.polled), timeout) > 0
+    """Sleep until a frame, or something on the other descriptors, arrives; at most `timeout` ms. Whether anything did.
+
+    The first look is there because a memif server may have put a frame in and seen no wish to be woken yet; a system call
+    later neither side's stores are on their way any more.
+    """
+    asleep = _want_events(rings, True)
+    told = poll(rings.polled.ctypes.data, len(rings.polled), 0)
+    if told == 0 and asleep and timeout:
+        told = poll(rings.polled.ctypes.data, len(rings.polled), timeout)
+    return not _want_events(rings, False) or told > 0
+
+
+@hot
+def _want_events(rings: Rings, wanted: bool) -> bool:
+    """Ask memif servers to wake us, or no more; whether none of them has filled a buffer."""
+    empty = True
+    for queue in range(len(rings.queues)):
+        if rings.queues[queue]["kind"] == MEMIF:
+            memif.want_events(rings, queue, wanted)
+    for queue in range(len(rings.queues)):
+        if rings.queues[queue]["kind"] == MEMIF and memif.filled(rings, queue):
+            empty = False
+    return empty

@@ -11,8 +11,8 @@ import numpy as np
 
 from shards import pipeline, rings, sessions
 from shards.burst import BURST, Burst
+from shards.frames import Rings
 from shards.jit import hot, whole
-from shards.rings import Rings
 from shards.state import Array, State
 from shards.verdict import HELD_BACK, HOLD_OVERFLOW
 

@@ -1,6 +1,6 @@
 """Steering: the XDP program of a port, and what goes to the kernel instead of to a core.
 
-Every frame has one of the outcomes below and is counted under it, packets and bytes, per CPU; so the sum over outcomes is what
+Every frame has one of the `outcomes` and is counted under it, packets and bytes, per CPU; so the sum over outcomes is what
 the program saw. What is the kernel's business (ARP, LLDP, neighbour discovery, multicast, what is addressed to the core
 itself: BGP, BFD, ping) passes; all else goes to the AF_XDP socket of the queue it came in by. Where no socket is, the frame
 is dropped and never passed: a kernel that knows routes would forward it untranslated.
@@ -16,44 +16,23 @@ import struct
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir
 
 from shards import bpf, xsk
 from shards.bpf import I8, I16, I32, I64, POINTER
-
-PASS, DROP, REDIRECT = "pass", "drop", "redirect"
-
-
-class Outcome(NamedTuple):
-    """What becomes of a frame at the port; `name` is the word in counters."""
-
-    number: int
-    name: str
-    fate: str
-    sentence: str
-
-
-_PICTURE = """
-redirect  redirected           given to the AF_XDP socket of its queue
-drop      no_socket            its queue has no AF_XDP socket
-pass      not_ip               neither IPv4 nor IPv6: ARP, LLDP and the like
-pass      broadcast            to an IPv4 broadcast address
-pass      multicast            to a multicast address
-pass      link_local           to a link-local address
-pass      neighbour_discovery  ICMPv6 of RFC 4861
-pass      own_address          to an address of the core itself
-"""
-
-
-def _parse(picture: str) -> tuple[Outcome, ...]:
-    rows = [line.split(None, 2) for line in picture.strip().splitlines()]
-    return tuple(Outcome(number, name, fate, sentence) for number, (fate, name, sentence) in enumerate(rows))
-
-
-OUTCOMES = _parse(_PICTURE)
-REDIRECTED, NO_SOCKET, NOT_IP, BROADCAST, MULTICAST, LINK_LOCAL, NEIGHBOUR_DISCOVERY, OWN_ADDRESS = range(len(OUTCOMES))
+from shards.outcomes import (
+    BROADCAST,
+    LINK_LOCAL,
+    MULTICAST,
+    NEIGHBOUR_DISCOVERY,
+    NO_SOCKET,
+    NOT_IP,
+    OUTCOMES,
+    OWN_ADDRESS,
+    REDIRECTED,
+)
 
 Network = IPv4Network | IPv6Network
 

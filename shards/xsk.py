@@ -4,8 +4,8 @@ Frame memory (umem) is a memfd, so that it and the sockets outlive a worker: the
 inherits the descriptors maps them anew, without a privilege. All sockets, one for each queue of each port, share one umem:
 a frame moves from port to port without being copied. See the kernel's `Documentation/networking/af_xdp.rst`.
 
-    memory (memfd):  frames x 4096 bytes | owners: int64 for each frame | ledger: a cache line
-    region (worker): for each queue its rings rx, tx, fill, completion, mapped one behind the other
+    memory (memfd):  frames x 4096 bytes; what is written about them lies elsewhere (`frames`)
+    region (worker): for each queue its rings rx, tx, fill, completion, mapped one behind the other; then those of memif ports
 
 Zero-copy is tried only when asked for, and is untested: there was no card to try it on.
 """
@@ -33,10 +33,6 @@ FRAME_BYTES = 1 << FRAME_SHIFT
 HEADROOM = 256  # XDP_PACKET_HEADROOM: a received frame begins this far into its memory
 ENTRIES_AT_MOST, ENTRIES_AT_LEAST = 2048, 64
 
-# What workers tell their successors: how many there were, frames lost with the dead, frames that were not in hand when freed.
-LEDGER = np.dtype([("attached", "i8"), ("lost", "i8"), ("refused", "i8"), ("spare", "u1", (40,))])
-assert LEDGER.itemsize == 64
-
 RX, TX, FILL, COMPLETION = range(4)  # rings of a queue
 PRODUCER, CONSUMER, DESCRIPTORS, FLAGS = range(4)  # columns of Description.offsets, as in struct xdp_ring_offset
 _ENTRY_BYTES = (16, 16, 8, 8)
@@ -49,6 +45,11 @@ _MAX_TX_SKB_BUDGET = 9  # kernel 6.18
 _SHARED_UMEM, _COPY, _ZEROCOPY, _NEED_WAKEUP = 1, 2, 4, 8  # bind flags
 _SO_SNDBUFFORCE = 33
 _SIOCETHTOOL, _ETHTOOL_GCHANNELS = 0x8946, 0x3C
+
+# fcntl(2); Python 3.11 has no names for them
+_F_ADD_SEALS, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 2, 4
+
+_MAP_FIXED = 0x10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -83,35 +84,26 @@ class Port(NamedTuple):
 
 
 def new_memory(frames: int) -> int:
-    """Descriptor of fresh memory for so many frames (a power of two)."""
+    """Descriptor of fresh memory for so many frames (a power of two). Nobody can resize it: others may have mapped it."""
     if frames < 2 * ENTRIES_AT_LEAST or frames & (frames - 1):
         raise ValueError(f"{frames} frames: must be a power of two, at least {2 * ENTRIES_AT_LEAST}")
-    fd = os.memfd_create("krononat-frames", os.MFD_CLOEXEC)
-    os.ftruncate(fd, memory_bytes(frames))
+    fd = os.memfd_create("krononat-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, frames * FRAME_BYTES)
+    fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW)
     return fd
-
-
-def memory_bytes(frames: int) -> int:
-    """Size of the memory of so many frames, with what is written about them."""
-    return -(-(frames * (FRAME_BYTES + 8) + LEDGER.itemsize) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def map_memory(fd: int, frames: int) -> mmap.mmap:
     """The memory as a buffer, shared with everyone who maps it."""
-    memory = mmap.mmap(fd, memory_bytes(frames), mmap.MAP_SHARED)
+    memory = mmap.mmap(fd, frames * FRAME_BYTES, mmap.MAP_SHARED)
     with contextlib.suppress(OSError):  # granted where the kernel's `shmem_enabled` says so
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
 
 
-def frames_of(memory: Any, frames: int) -> tuple[Array, Array, Array]:
-    """The frames' bytes (uint8), their owners (int64) and the ledger (LEDGER, one row)."""
-    at = frames * FRAME_BYTES
-    return (
-        np.frombuffer(memory, np.uint8, at),
-        np.frombuffer(memory, np.int64, frames, at),
-        np.frombuffer(memory, LEDGER, 1, at + 8 * frames),
-    )
+def frames_of(memory: Any, frames: int) -> Array:
+    """The frames' bytes (uint8)."""
+    return np.frombuffer(memory, np.uint8, frames * FRAME_BYTES)
 
 
 # --- sockets --------------------------------------------------------------------------------------------------------------
@@ -139,13 +131,13 @@ class Sockets:
             self._opened.pop().close()
 
 
-def open_sockets(memory_fd: int, frames: int, ports: Sequence[Port], zero_copy: bool = False) -> Sockets:
-    """Open and bind a socket for each queue of each port, over the memory.
+def open_sockets(memory_fd: int, frames: int, ports: Sequence[Port | None], zero_copy: bool = False) -> Sockets:
+    """Open and bind a socket for each queue of each port, over the memory. None is a port that needs no sockets.
 
     Raises OSError whose text says which device and queue, and what to do. Needs CAP_NET_RAW, and CAP_NET_ADMIN for buffers.
     """
-    wanted = [(row, port.ifindex, queue) for row, port in enumerate(ports) for queue in range(port.queues)]
-    entries = _entries(frames, len(wanted))
+    wanted = [(row, port.ifindex, queue) for row, port in enumerate(ports) if port for queue in range(port.queues)]
+    entries = ring_entries(frames, len(wanted) + sum(port is None for port in ports))
     opened: list[socket.socket] = []
     try:
         for _, ifindex, queue in wanted:
@@ -161,10 +153,11 @@ def open_sockets(memory_fd: int, frames: int, ports: Sequence[Port], zero_copy: 
     queues: list[Queue] = [
         {"fd": each.fileno(), "port": row, "queue": queue} for each, (row, _, queue) in zip(opened, wanted, strict=True)
     ]
-    return Sockets({"frames": frames, "entries": entries, "offsets": _offsets(opened[0]), "queues": queues}, opened)
+    offsets = _offsets(opened[0]) if opened else [[0] * 4] * 4
+    return Sockets({"frames": frames, "entries": entries, "offsets": offsets, "queues": queues}, opened)
 
 
-def _entries(frames: int, queues: int) -> int:
+def ring_entries(frames: int, queues: int) -> int:
     """Half of the frames may wait in fill rings; the other half is on its way."""
     each = frames // (2 * max(queues, 1))
     if each < ENTRIES_AT_LEAST:
@@ -266,16 +259,27 @@ def queue_bytes(description: Description) -> int:
     return sum(size for _, size in ring_spans(description))
 
 
-def map_rings(description: Description) -> mmap.mmap:
-    """The rings of all queues in one region. It is unmapped when the last array over it is gone."""
+def map_rings(description: Description, more: int = 0) -> mmap.mmap:
+    """The rings of all queues in one region, and `more` bytes. It is unmapped when the last array over it is gone."""
     stride, spans = queue_bytes(description), ring_spans(description)
-    region = mmap.mmap(-1, stride * len(description["queues"]))
+    region = mmap.mmap(-1, stride * len(description["queues"]) + more)
     base = ctypes.addressof(ctypes.c_char.from_buffer(region))
-    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE | 0x10  # MAP_FIXED: over the region that was just reserved
     for row, queue in enumerate(description["queues"]):
         for ring, (at, size) in enumerate(spans):
-            place = base + row * stride + at
-            got = _libc.mmap(place, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, queue["fd"], _PAGE_OFFSETS[ring])
-            if got != place:
-                raise OSError(ctypes.get_errno(), f"cannot map a ring of queue {queue}: {os.strerror(ctypes.get_errno())}")
+            map_at(base + row * stride + at, size, queue["fd"], _PAGE_OFFSETS[ring])
     return region
+
+
+def map_at(place: int, size: int, fd: int, offset: int) -> None:
+    """Map over a part of a region that was reserved."""
+    _map_over(place, size, mmap.MAP_SHARED | mmap.MAP_POPULATE, fd, offset)
+
+
+def map_nothing(place: int, size: int) -> None:
+    """Zeros instead of what is mapped at a part of a region."""
+    _map_over(place, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+
+
+def _map_over(place: int, size: int, flags: int, fd: int, offset: int) -> None:
+    if _libc.mmap(place, size, mmap.PROT_READ | mmap.PROT_WRITE, flags | _MAP_FIXED, fd, offset) != place:
+        raise OSError(ctypes.get_errno(), f"cannot map the rings behind descriptor {fd}: {os.strerror(ctypes.get_errno())}")

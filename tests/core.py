@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 from types import TracebackType
 
-from shards import selftest, xsk
+from shards import rings, selftest, xsk
+from shards.frames import Rings, map_notes, new_notes
 from shards.steering import Steering
 from tests.veth import Wires
 
@@ -25,7 +26,7 @@ class Core:
         frames: int = FRAMES,
     ) -> None:
         self.wires, self.mode = wires, mode
-        self.memory_fd = xsk.new_memory(frames)
+        self.memory_fd, self.notes_fd = xsk.new_memory(frames), new_notes(frames)
         with wires.core.entered():
             self.ifindexes = [socket.if_nametoindex(f"port{row}") for row in range(len(wires.queues))]
             ports = [xsk.Port(ifindex, xsk.receive_queues(f"port{row}")) for row, ifindex in enumerate(self.ifindexes)]
@@ -46,6 +47,11 @@ class Core:
             for ifindex, steering in zip(self.ifindexes, self.steerings, strict=True):
                 assert steering.attach(ifindex, self.mode) == self.mode
 
+    def open_rings(self) -> Rings:
+        """Take over as a worker does."""
+        described, frames = self.sockets.description, self.sockets.description["frames"]
+        return rings.open_rings(described, xsk.map_memory(self.memory_fd, frames), map_notes(self.notes_fd, frames))
+
     def __enter__(self) -> Core:
         self.attach()
         return self
@@ -59,3 +65,4 @@ class Core:
             steering.close()
         self.sockets.close()
         xsk.close(self.memory_fd)
+        xsk.close(self.notes_fd)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
 
-from shards import xsk
-from shards.rings import Rings, rings_over
+from shards import memif, xsk
+from shards.frames import Rings, notes_bytes
+from shards.rings import rings_over
 
 # As kernel 6.18 has them: producer and consumer on lines of their own.
 _OFFSETS = [[0, 128, 320, 196]] * 4
 
 
 class FakeKernel:
-    """Queues (by port) of `entries` over memory of `frames` frames. Whatever it is given twice is an AssertionError."""
+    """Queues (by port) of `entries` over memory of `frames` frames. Whatever it is given twice is an AssertionError.
 
-    def __init__(self, queues: tuple[int, ...] = (1, 1), entries: int = 4, frames: int = 16) -> None:
+    `lines` are memif ports of the same worker, whose other side is somebody else (`fake_server`).
+    """
+
+    def __init__(
+        self, queues: tuple[int, ...] = (1, 1), entries: int = 4, frames: int = 16, lines: Sequence[memif.Line] = ()
+    ) -> None:
         numbered = [(port, queue) for port, width in enumerate(queues) for queue in range(width)]
         self.description: xsk.Description = {
             "frames": frames,
@@ -24,15 +32,20 @@ class FakeKernel:
             "offsets": _OFFSETS,
             "queues": [{"fd": -1, "port": port, "queue": queue} for port, queue in numbered],
         }
-        self.region = bytearray(xsk.queue_bytes(self.description) * len(numbered))
-        self.memory = bytearray(xsk.memory_bytes(frames))
+        self.lines = lines
+        self.region = mmap.mmap(-1, xsk.queue_bytes(self.description) * len(numbered) + memif.LINE_BYTES * len(lines))
+        self.memory = bytearray(frames * xsk.FRAME_BYTES)
+        self.notes = bytearray(notes_bytes(frames))
         self.view = self.attach()  # arrays only; never taken over
         self.held: list[list[int]] = [[] for _ in numbered]  # by queue: taken from its fill ring and not used yet
         self.sent: list[bytes] = []
 
     def attach(self) -> Rings:
         """Arrays for a (new) worker, not yet taken over."""
-        return rings_over(self.region, self.description, self.memory)
+        rings = rings_over(self.region, self.description, self.memory, self.notes, self.lines)
+        for number, line in enumerate(self.lines):
+            memif.map_connection(rings, len(self.description["queues"]) + number, line["connection"])
+        return rings
 
     def _take(self, ring: np.void, longs: int) -> list[int]:
         """Entries that the worker has produced; they are consumed."""

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import atomics, rings, xsk
+from shards import atomics, frames, rings
 from shards.burst import BURST, new_burst
+from shards.frames import HAND, Rings, census, recycle
 from shards.jit import PURE, hot
 from shards.state import Array
 from shards.verdict import FORWARDED_OUT, HELD_BACK, MARTIAN_SOURCE, TTL_EXCEEDED, TX_FULL
-from tests.core import FRAMES, Core
+from tests.core import Core
 from tests.fake_kernel import FakeKernel
 from tests.ring_worker import forward
 from tests.veth import Wires, drain, ipv4
@@ -29,20 +30,20 @@ from tests.veth import Wires, drain, ipv4
 # --- against the fake -----------------------------------------------------------------------------------------------------
 
 
-def _taken_over(kernel: FakeKernel) -> rings.Rings:
+def _taken_over(kernel: FakeKernel) -> Rings:
     handles = kernel.attach()
     rings.take_over(handles)
     rings.flush(handles)
     return handles
 
 
-def _audit(kernel: FakeKernel, handles: rings.Rings) -> None:
+def _audit(kernel: FakeKernel, handles: Rings) -> None:
     """Every frame is on exactly one side, and the owners' words say which."""
     kernels = kernel.frames_held()
     free = handles.free[: handles.local[0]["free"]].tolist()
-    hands = [frame for frame, word in enumerate(handles.owners.tolist()) if word >> 56 == rings.HAND]
+    hands = [frame for frame, word in enumerate(handles.owners.tolist()) if word >> 56 == HAND]
     assert sorted(kernels + free + hands) == list(range(len(handles.owners)))
-    assert rings.census(handles)["free"] == len(free)
+    assert census(handles)["free"] == len(free)
     assert handles.ledger[0]["refused"] == 0
 
 
@@ -83,10 +84,10 @@ def test_verdicts_decide_whose_the_frame_is_afterwards() -> None:
     rings.send(handles, burst, 4)
     kernel.transmit()
     assert kernel.sent == [b"forwarded", b"answered"]
-    assert rings.census(handles)["hand"] == 1  # the one held back
+    assert census(handles)["hand"] == 1  # the one held back
     assert rings.flush(handles) == 2
-    rings.recycle(handles, int(burst.at[1]) + 100)
-    assert rings.census(handles)["hand"] == 0
+    recycle(handles, int(burst.at[1]) + 100)
+    assert census(handles)["hand"] == 0
     _audit(kernel, handles)
 
 
@@ -111,12 +112,12 @@ def test_a_frame_not_in_hand_is_neither_freed_nor_sent() -> None:
     handles, burst = _taken_over(kernel), new_burst()
     kernel.deliver(0, b"frame")
     rings.receive(handles, burst, BURST)
-    before = rings.census(handles)
-    rings.recycle(handles, int(burst.at[0]))
-    rings.recycle(handles, int(burst.at[0]))
+    before = census(handles)
+    recycle(handles, int(burst.at[0]))
+    recycle(handles, int(burst.at[0]))
     burst.verdict[0], burst.out_length[0], burst.out_at[0] = FORWARDED_OUT, 5, burst.at[0]
     rings.send(handles, burst, 1)
-    assert handles.ledger[0]["refused"] == 2 and rings.census(handles)["free"] == before["free"] + 1
+    assert handles.ledger[0]["refused"] == 2 and census(handles)["free"] == before["free"] + 1
     kernel.transmit()
     assert kernel.sent == []
 
@@ -136,7 +137,7 @@ def test_cursors_may_wrap() -> None:
     assert kernel.sent == [b"%d" % serial for serial in range(20)]
 
 
-def _traffic(kernel: FakeKernel, handles: rings.Rings, first: int) -> None:
+def _traffic(kernel: FakeKernel, handles: Rings, first: int) -> None:
     """A worker's life in small: frames come, are forwarded, dropped or held back, are sent, and some lie unread at the end."""
     burst = new_burst(8)
     for round_ in range(3):
@@ -156,17 +157,20 @@ def _life(kernel: FakeKernel) -> None:
     _traffic(kernel, _taken_over(kernel), 100)
 
 
+CODE = (rings.__file__, frames.__file__, atomics.__file__)
+
+
 class _Killed(BaseException):
     pass
 
 
-def _killed_at(line: int, life: Callable[[], object]) -> bool:
-    """Live until the `line`-th line of the rings' code is reached; whether it was."""
+def killed_at(line: int, life: Callable[[], object], files: tuple[str, ...] = CODE) -> bool:
+    """Live until the `line`-th line of the code in `files` is reached; whether it was."""
     left = line
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
-        if frame.f_code.co_filename not in (rings.__file__, atomics.__file__):
+        if frame.f_code.co_filename not in files:
             return None
         if event == "line":
             left -= 1
@@ -197,8 +201,8 @@ def test_killed_at_any_line_every_frame_and_packet_is_accounted_for_once() -> No
     line, killed = 0, True
     while killed:
         kernel = FakeKernel()
-        killed = _killed_at(line, partial(_life, kernel))
-        _killed_at(line * 7 % 211, partial(_taken_over, kernel))  # the successor dies too, while taking over
+        killed = killed_at(line, partial(_life, kernel))
+        killed_at(line * 7 % 211, partial(_taken_over, kernel))  # the successor dies too, while taking over
         third = _taken_over(kernel)
         _audit(kernel, third)
         _traffic(kernel, third, 200)
@@ -228,11 +232,13 @@ class Worker:
     """The forwarder in a process of its own, with no privilege at all."""
 
     def __init__(self, core: Core) -> None:
-        order = json.dumps({"memory_fd": core.memory_fd, "description": core.sockets.description})
+        order = json.dumps(
+            {"memory_fd": core.memory_fd, "notes_fd": core.notes_fd, "description": core.sockets.description}
+        )
         bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
         self.process = subprocess.Popen(
             [*bare, sys.executable, "-m", "tests.ring_worker", order],
-            pass_fds=[core.memory_fd, *core.sockets.fds()],
+            pass_fds=[core.memory_fd, core.notes_fd, *core.sockets.fds()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -250,7 +256,7 @@ class Worker:
         self.process.wait()
 
 
-def _forward_until_quiet(handles: rings.Rings) -> int:
+def _forward_until_quiet(handles: Rings) -> int:
     burst, total = new_burst(), 0
     while rings.wait(handles, 20):
         total += forward(handles, burst, 8)
@@ -262,8 +268,7 @@ def _forward_until_quiet(handles: rings.Rings) -> int:
 @pytest.mark.parametrize("queues", [[1], [1, 1], [2, 2], [4, 1, 2]])
 def test_every_frame_is_forwarded_and_counted_alike_by_us_and_by_the_peers(queues: list[int], mode: str) -> None:
     with Wires(queues) as wires, Core(wires, mode=mode, frames=4096) as core:
-        memory = xsk.map_memory(core.memory_fd, core.sockets.description["frames"])
-        handles = rings.open_rings(core.sockets.description, memory)
+        handles = core.open_rings()
         forward(handles, new_burst(), 1)
         total = 0
         for row in range(len(queues)):
@@ -277,8 +282,8 @@ def test_every_frame_is_forwarded_and_counted_alike_by_us_and_by_the_peers(queue
         assert total == 1000 * len(queues) == sum(each.count()["redirected"][0] for each in core.steerings)
         assert [wires.counters(row)["rx"][0] for row in range(len(queues))] == [1000] * len(queues)
         assert core.sockets.lost() == 0 == handles.ledger[0]["refused"]
-        census = rings.census(handles)
-        assert (census["hand"], census["sending"], sum(census.values())) == (0, 0, len(handles.owners))
+        whose = census(handles)
+        assert (whose["hand"], whose["sending"], sum(whose.values())) == (0, 0, len(handles.owners))
 
 
 @pytest.mark.lab
@@ -286,7 +291,7 @@ def test_a_burst_larger_than_the_rings_gets_out_whole() -> None:
     """Sending stops at a full completion ring, so that must be emptied on the way."""
     with Wires([4, 1]) as wires, Core(wires) as core, wires.peer(0) as peer, wires.peer(1) as far:
         assert core.sockets.description["entries"] == 64
-        handles = rings.open_rings(core.sockets.description, xsk.map_memory(core.memory_fd, FRAMES))
+        handles = core.open_rings()
         forward(handles, new_burst(), 1)
         for flow in range(160):  # some 40 for each queue
             peer.send(ipv4("198.51.100.7", flow=flow))

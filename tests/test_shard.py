@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shards import recovery, rings, shard
 from shards.burst import new_burst
+from shards.frames import census
 from shards.verdict import BY_NAME, RECEIVED
 from tests import invariants
 from tests.bed import NEIGHBOUR_WAIT, Bed, answer, new_bed_state
@@ -50,7 +51,7 @@ class Loop:
         """Nothing is out of place."""
         held = int(self.state.core[0]["held"])
         invariants.check(self.state, int(self.state.counters[RECEIVED, 0]) + held, held)
-        assert rings.census(self.rings)["hand"] == held
+        assert census(self.rings)["hand"] == held
 
 
 def test_what_waits_for_a_neighbour_leaves_in_its_order_once_that_answers() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from shards import xsk
-from shards.steering import OUTCOMES
+from shards.outcomes import OUTCOMES
 from tests.core import FRAMES, Core
 from tests.veth import Wires, drain, ipv4, ipv6
 

@@ -90,7 +90,7 @@ class Ledger:
 
 def _of_appliance(lab: Lab) -> Counts:
     from krononat import view
-    from shards.steering import OUTCOMES, PASS
+    from shards.outcomes import OUTCOMES, PASS
 
     state = open_memory(str(lab.socket))
     counts = view.counters(state) | {"held now": view.totals(state)["held"]}

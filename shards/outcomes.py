@@ -1,0 +1,38 @@
+"""What becomes of a frame at a port before the pipeline sees it, whoever decides that (`steering`, `tap`)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+PASS, DROP, REDIRECT = "pass", "drop", "redirect"
+
+
+class Outcome(NamedTuple):
+    """What becomes of a frame at the port; `name` is the word in counters."""
+
+    number: int
+    name: str
+    fate: str
+    sentence: str
+
+
+_PICTURE = """
+redirect  redirected           given to the AF_XDP socket of its queue
+drop      no_socket            its queue has no AF_XDP socket
+pass      not_ip               neither IPv4 nor IPv6: ARP, LLDP and the like
+pass      broadcast            to an IPv4 broadcast address
+pass      multicast            to a multicast address
+pass      link_local           to a link-local address
+pass      neighbour_discovery  ICMPv6 of RFC 4861
+pass      own_address          to an address of the core itself
+"""
+
+
+def _parse(picture: str) -> tuple[Outcome, ...]:
+    rows = [line.split(None, 2) for line in picture.strip().splitlines()]
+    return tuple(Outcome(number, name, fate, sentence) for number, (fate, name, sentence) in enumerate(rows))
+
+
+OUTCOMES = _parse(_PICTURE)
+REDIRECTED, NO_SOCKET, NOT_IP, BROADCAST, MULTICAST, LINK_LOCAL, NEIGHBOUR_DISCOVERY, OWN_ADDRESS = range(8)
+assert len(OUTCOMES) == 8

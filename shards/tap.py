@@ -1,0 +1,121 @@
+"""The kernel's share of a memif port: a tap device carries the port's own address (linux `Documentation/networking/tuntap`).
+
+What the steering program of an XDP port leaves to the kernel (see `steering`, same order of questions) is written to the tap;
+what the kernel has to say comes from it and leaves by the port. One read or write is one frame. Counted in the port's link.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shards import memif
+from shards.burst import Burst
+from shards.calls import read, write
+from shards.frames import HAND, Rings, owner, push
+from shards.jit import hot
+from shards.memif import BUFFER_BYTES, FROM_KERNEL, OUTCOME
+from shards.outcomes import BROADCAST, LINK_LOCAL, MULTICAST, NEIGHBOUR_DISCOVERY, NOT_IP, OWN_ADDRESS, REDIRECTED
+from shards.state import Array
+from shards.wire import (
+    ETHERNET_BYTES,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    ETHERTYPE_TAG,
+    IPV4_BYTES,
+    TAG_BYTES,
+    read8,
+    read16,
+    read32,
+)
+from shards.xsk import FRAME_SHIFT
+
+_ETHERTYPE_SERVICE_TAG = 0x88A8  # IEEE 802.1ad
+_TAGS_AT_MOST = 2
+_IPV6_BYTES = 40
+_ICMPV6 = 58
+_AT_ONCE = 32  # frames of the kernel's taken between two breaths
+
+
+@hot
+def outcome(frames: Array, at: int, length: int, line: Any) -> int:
+    """REDIRECTED for a frame that is ours, else why it is the kernel's. Shorter than its headers: ours to say so."""
+    l3, end = at + ETHERNET_BYTES, at + length
+    for _ in range(_TAGS_AT_MOST + 1):
+        if l3 > end:
+            return REDIRECTED
+        ethertype = read16(frames, l3 - 2)
+        if ethertype == ETHERTYPE_IPV4:
+            return _ipv4(read32(frames, l3 + 16), line) if l3 + IPV4_BYTES <= end else REDIRECTED
+        if ethertype == ETHERTYPE_IPV6:
+            return _ipv6(frames, l3, end)
+        if ethertype != ETHERTYPE_TAG and ethertype != _ETHERTYPE_SERVICE_TAG:
+            return NOT_IP
+        l3 += TAG_BYTES
+    return REDIRECTED
+
+
+@hot
+def _ipv4(destination: int, line: Any) -> int:
+    if destination >> 28 == 0xE:
+        return MULTICAST
+    if destination >> 16 == 0xA9FE:
+        return LINK_LOCAL
+    if destination == 0xFFFFFFFF or destination == line["broadcast"][0] or destination == line["broadcast"][1]:
+        return BROADCAST
+    if destination == line["own"][0] or destination == line["own"][1]:
+        return OWN_ADDRESS
+    return REDIRECTED
+
+
+@hot
+def _ipv6(frames: Array, l3: int, end: int) -> int:
+    if l3 + _IPV6_BYTES > end:
+        return REDIRECTED
+    destination = read16(frames, l3 + 24)
+    if destination >> 8 == 0xFF:
+        return MULTICAST
+    if destination >> 6 == 0xFE80 >> 6:
+        return LINK_LOCAL
+    if read8(frames, l3 + 6) == _ICMPV6 and l3 + _IPV6_BYTES + 1 <= end and 133 <= read8(frames, l3 + _IPV6_BYTES) <= 137:
+        return NEIGHBOUR_DISCOVERY
+    return REDIRECTED
+
+
+@hot
+def sort(rings: Rings, queue: int, burst: Burst, row: int, count: int) -> int:
+    """Give the kernel's among `count` rows from `row` on to the kernel, and close the gaps; how many rows are left."""
+    line, frames, kept = rings.lines[queue], rings.frames, row
+    counts = line["link"] + OUTCOME
+    for i in range(row, row + count):
+        at, length = burst.at[i], burst.length[i]
+        told = outcome(frames, at, length, line)
+        if told == REDIRECTED:
+            burst.at[kept] = at
+            burst.length[kept] = length
+            kept += 1
+        else:
+            rings.links[counts + told] += 1
+            write(line["tap"], frames.ctypes.data + at, length)  # what it does not take, it drops and counts
+            push(rings, at >> FRAME_SHIFT)
+    rings.links[counts + REDIRECTED] += kept - row
+    return kept - row
+
+
+@hot
+def listen(rings: Rings, queue: int) -> int:
+    """Send what the kernel has to send by a port; how many frames that were. They are lost where nobody is connected."""
+    line, told = rings.lines[queue], 0
+    while told < _AT_ONCE and rings.local[0]["free"] > 0:
+        frame = rings.free[rings.local[0]["free"] - 1]
+        at = memif.start(frame)
+        length = read(line["tap"], rings.frames.ctypes.data + at, BUFFER_BYTES)
+        if length <= 0:
+            break
+        rings.local[0]["free"] -= 1
+        rings.owners[frame] = owner(HAND, queue, 0)
+        if not memif.offer(rings, queue, at, length):
+            push(rings, frame)
+        told += 1
+    memif.publish(rings, queue)
+    rings.links[line["link"] + FROM_KERNEL] += told
+    return told
