@@ -22,6 +22,7 @@ from krononat import client
 from krononat.client import Trouble
 from krononat.lab.namespaces import PATH, command, inside
 
+STARTING_TO_FORWARD_S = 0.05  # testpmd, between being told and doing it
 STARTING_S = 150.0  # with a cold cache the appliance compiles first
 
 _CONFIG = """
@@ -120,6 +121,7 @@ class TestpmdXdp(Device):
         """Only then does it poll."""
         self._running.start()
         try:
+            time.sleep(STARTING_TO_FORWARD_S)
             yield
         finally:
             self._running.stop()
@@ -132,9 +134,11 @@ class Krononat(Device):
     def up(self) -> Iterator[None]:
         """It answers on its control socket."""
         self.place.know_neighbours()
-        with tempfile.TemporaryDirectory(prefix="krononat-wire-") as folder:
-            with _appliance(self.place.device, Path(folder), self._config(folder)):
-                yield
+        with (
+            tempfile.TemporaryDirectory(prefix="krononat-wire-") as folder,
+            appliance(self.place.device, Path(folder), self._config(folder)),
+        ):
+            yield
 
     def _config(self, folder: str) -> str:
         return _CONFIG.format(
@@ -144,8 +148,8 @@ class Krononat(Device):
 
 
 @contextlib.contextmanager
-def _appliance(namespace: str, folder: Path, config: str) -> Iterator[None]:
-    """`krononat run` in a namespace, with its configuration, log and socket in a folder."""
+def appliance(namespace: str, folder: Path, config: str) -> Iterator[None]:
+    """`krononat run` in a namespace; its configuration, its log and its control socket, krononat.sock, are in a folder."""
     path, log = folder / "krononat.toml", folder / "log"
     path.write_text(config)
     words = inside(namespace, [sys.executable, "-m", "krononat", "run", "-c", str(path)])

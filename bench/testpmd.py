@@ -24,7 +24,8 @@ from typing import NamedTuple
 from krononat.client import NO_PRIVILEGE, Trouble
 
 PATIENCE_S = 20.0
-MEMORY_MIB = 400  # what the smallest mempool of a port takes, with room for rings
+MBUFS = 32768  # more than the rings and caches of two ports hold
+MEMORY_MIB = 128  # what they take, with room for rings
 HUGEPAGE_MIB = 2
 
 _NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
@@ -79,7 +80,8 @@ class Testpmd:
         inside = ["ip", "netns", "exec", namespace] if namespace else []
         self._line = [
             *inside, "stdbuf", "-o0", "dpdk-testpmd", f"--lcores=0@{cpu},1@{cpu}", "-m", str(MEMORY_MIB), "--in-memory",
-            "--no-pci", "--no-telemetry", *words, "--", "-i", "--nb-cores=1", *options,
+            "--no-pci", "--no-telemetry", *words, "--", "-i", "--nb-cores=1",
+            f"--total-num-mbufs={MBUFS}", *options,
         ]  # fmt: skip
         self._told = ""
 
@@ -100,6 +102,10 @@ class Testpmd:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it, and give back what it had."""
         self._undoing.close()
 
     def start(self) -> None:
