@@ -15,11 +15,13 @@ from krononat.config import canonical
 from krononat.control import Answer, Handler, error
 from krononat.crew import Crew
 from krononat.interfaces import Facts
+from krononat.lines import Line
 from krononat.memory import Memory
 from krononat.models import Config
 from krononat.neighbours import Neighbours
 from krononat.view import ticks
 from shards import xsk
+from shards.notes import Notes
 from shards.outcomes import OUTCOMES, PASS
 from shards.state import State
 from shards.steering import Steering
@@ -30,14 +32,15 @@ NEIGHBOURS_SHOWN = 64
 
 
 class Parts(NamedTuple):
-    """What a running appliance consists of. `devices`, `steerings` and `modes` by port."""
+    """What a running appliance consists of. `devices`, `steerings` and `modes` by port; a memif port is a Line."""
 
     config: Config
     state: State
     memory: Memory
     sockets: xsk.Sockets
+    notes: Notes
     devices: list[Facts]
-    steerings: list[Steering]
+    steerings: list[Steering | Line]
     modes: list[str]
     neighbours: Neighbours
     crew: Crew
@@ -155,10 +158,8 @@ class Answers:
     def _port(self, number: int) -> dict[str, Any]:
         parts = self._parts
         side, port = list(parts.config.interfaces.named())[number]
-        row = parts.state.ports[number]
-        steered = parts.steerings[number].count()
-        sockets = [xsk.statistics(queue["fd"]) for queue in parts.sockets.description["queues"] if queue["port"] == number]
-        return {
+        row, steering = parts.state.ports[number], parts.steerings[number]
+        told = {
             "interface": port.name,
             "side": side,
             "address": str(IPv4Address(int(row["address"]))),
@@ -167,13 +168,17 @@ class Answers:
             "vlan": int(row["vlan"]),
             "xdp_mode": parts.modes[number],
             "queues": parts.devices[number].queues,
-            "steering": {name: packets for name, (packets, _) in steered.items()},
-            "sockets": {name: sum(each[name] for each in sockets) for name in sockets[0]},
+            "steering": {name: packets for name, (packets, _) in steering.count().items()},
         }
+        if isinstance(steering, Line):
+            return told | {"memif": steering.status()}
+        sockets = [xsk.statistics(queue["fd"]) for queue in parts.sockets.description["queues"] if queue["port"] == number]
+        return told | {"sockets": {name: sum(each[name] for each in sockets) for name in sockets[0]}}
 
     def _frames(self) -> dict[str, int]:
         description = self._parts.sockets.description
-        return {"all": description["frames"], "ring_entries": description["entries"]}
+        lost = int(self._parts.notes.ledger[0]["lost"])  # with dead workers and dead memif servers
+        return {"all": description["frames"], "ring_entries": description["entries"], "lost": lost}
 
     def _neighbours(self) -> dict[str, Any]:
         """How many in each state, and who they are, the first of them."""

@@ -29,7 +29,7 @@ def refusals(config: Config) -> list[Complaint]:
     """What makes the configuration unusable."""
     looks = (
         _interfaces, _addresses, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps, _strangers_in_pools,
-        _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _control,
+        _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _control,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -344,6 +344,23 @@ def _timers(config: Config) -> Complaints:
 def _umem(config: Config) -> Complaints:
     if config.io.frames & (config.io.frames - 1):
         yield Complaint(("io", "frames"), f"{config.io.frames} is not a power of two")
+
+
+def _memif(config: Config) -> Complaints:
+    seen: dict[tuple[str, int], str] = {}
+    for side, port in config.interfaces.named():
+        if port.memif is None:
+            continue
+        here, told = ("interfaces", side, "memif"), port.memif
+        if not told.socket.startswith(("/", "@")):
+            yield Complaint((*here, "socket"), f'{told.socket!r} is neither an absolute path nor an abstract "@name"')
+        elif len(told.socket.encode()) > SOCKET_PATH_AT_MOST:
+            yield Complaint((*here, "socket"), f"is longer than the {SOCKET_PATH_AT_MOST} bytes of a unix socket's path")
+        if told.ring_size & (told.ring_size - 1):
+            yield Complaint((*here, "ring-size"), f"{told.ring_size} is not a power of two")
+        other = seen.setdefault((told.socket, told.id), side)
+        if other != side:
+            yield Complaint((*here, "id"), f"{told.id} at {told.socket} is interfaces.{other} already")
 
 
 def _control(config: Config) -> Complaints:

@@ -32,19 +32,20 @@ Message = dict[str, Any]
 class Crew:
     """Keeps one worker alive in a selector whose keys' data are functions to call when ready.
 
-    `told` is the worker's first message. Messages from it go to `on_message`, and {"ended": pid} when it died.
+    `told()` is a worker's first message, `descriptors()` what it inherits; both change as memif servers come and go.
+    Messages from it go to `on_message`, and {"ended": pid} when it died.
     """
 
     def __init__(
         self,
         selector: selectors.BaseSelector,
-        told: Mapping[str, Any],
-        descriptors: Sequence[int],
+        told: Callable[[], Mapping[str, Any]],
+        descriptors: Callable[[], Sequence[int]],
         environment: Mapping[str, str],
         on_message: Callable[[Message], None],
         say: Callable[[str], None],
     ) -> None:
-        self._selector, self._told, self._descriptors = selector, told, list(descriptors)
+        self._selector, self._told, self._descriptors = selector, told, descriptors
         self._environment, self._on_message, self._say = dict(environment), on_message, say
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
@@ -64,13 +65,13 @@ class Crew:
         """Spawn a worker and give it its orders."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
-        ours.send(json.dumps({**self._told, "supervisor": os.getpid()}).encode())
+        ours.send(json.dumps({**self._told(), "supervisor": os.getpid()}).encode())
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "krononat.worker", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for the supervisor alone
-                pass_fds=[*self._descriptors, theirs.fileno()],
+                pass_fds=[*self._descriptors(), theirs.fileno()],
                 env=self._environment,
             )
         self._channel = ours
@@ -80,12 +81,12 @@ class Crew:
         self.ready_at = 0
         self.restarts += 1
 
-    def send(self, message: Message) -> bool:
-        """Whether the worker was told; it is not while it is down or has too much to do."""
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
+        """Whether the worker was told, and given the descriptors; it is not while it is down or has too much to do."""
         if self._channel is None or not self.ready_at:
             return False
         try:
-            self._channel.send(json.dumps(message).encode())
+            socket.send_fds(self._channel, [json.dumps(message).encode()], list(descriptors))
         except (BlockingIOError, ConnectionError):
             return False
         return True

@@ -37,10 +37,22 @@ class Server(Model):
 Checksums = Annotated[Literal["auto", "partial", "complete"], one_of(("auto", "partial", "complete"))]
 
 
+class Memif(Model):
+    """A port that leads to another process of this host instead of a device (VPP, DPDK, OVS-DPDK); we are its client."""
+
+    socket: str = Field(description='Control socket of the server: a path, or "@name" for an abstract one (DPDK\'s default).')
+    id: int = Field(default=0, ge=0, lt=1 << 32, description="Which interface of the server; both sides have the same number.")
+    secret: str = Field(default="", pattern=r"^[!-~]{0,24}$", description="What the server wants to be told, if anything.")
+    ring_size: int = Field(default=1024, ge=64, le=16384, description="Entries of each ring; a power of two.")
+
+
 class Port(Model):
     """What every interface has."""
 
-    name: str = Field(pattern=r"^[^\s/]{1,15}$", description="Name of the Linux interface.")
+    name: str = Field(
+        pattern=r"^[^\s/]{1,15}$",
+        description="Name of the Linux interface; with `memif` a tap of that name is made for the core's own traffic.",
+    )
     address: InterfaceAddress = Field(description="The core's own address, and with its length what is on-link.")
     mtu: int | None = Field(default=None, ge=576, le=MTU_AT_MOST, description="MTU to set; default: what the interface has.")
     vlan: int = Field(default=0, ge=0, le=4094, description="802.1Q tag of the frames; 0: untagged.")
@@ -48,6 +60,7 @@ class Port(Model):
         default="auto",
         description="Whether senders may leave TCP/UDP checksums partial (veth) or not; auto: by the kind of interface.",
     )
+    memif: Memif | None = Field(default=None, description="Shared memory with another process instead of a device.")
 
 
 class Leg(Port):

@@ -21,6 +21,8 @@ name = "eth2"
 address = "192.0.2.2/24"
 gateway = "192.0.2.1"
 
+# memif = { socket = "/run/vpp/memif.sock", id = 0 }   # shared memory with VPP or DPDK instead of a device: docs/memif.md
+
 # Instead of these two, a router on a stick:
 # [interfaces.both]
 # name = "eth1"

@@ -15,6 +15,8 @@ import selectors
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from krononat import appliance, interfaces, memory
@@ -22,10 +24,14 @@ from krononat.answers import Answers, Parts
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
 from krononat.control import Control, lock
 from krononat.crew import Crew, Message
+from krononat.lines import Line, Place, link_of
+from krononat.memif import Wanted
 from krononat.models import Config
 from krononat.neighbours import Neighbours
+from krononat.tap import open_tap
 from krononat.view import ticks
 from shards import selftest, xsk
+from shards.notes import map_notes, new_notes, notes_of
 from shards.state import WANTED, State, open_state, state_bytes, write_header
 from shards.steering import Steering
 
@@ -80,6 +86,8 @@ class Supervisor:
         self._began = ticks()
         self._stopping = False
         self._selector = undoing.enter_context(selectors.DefaultSelector())
+        self._taps: dict[str, int] = {}
+        self._lines: list[Line] = []
         self._control: Control | None = None
         self._answers: Answers | None = None
 
@@ -135,7 +143,9 @@ class Supervisor:
             _say(str(step))
 
     def _remember(self, step: interfaces.Step) -> None:
-        """Have it undone at the end: by us, or by the next run if we are killed."""
+        """Have it undone at the end: by us, or by the next run if we are killed. What a tap has goes with it."""
+        if step.interface.partition(".")[0] in self._taps:
+            return
         self._note(step)
         self._undoing.callback(self._undo, step)
 
@@ -144,6 +154,11 @@ class Supervisor:
             _say(trouble)
 
     def _set_up_interfaces(self) -> None:
+        """Taps first: they are what the settings of a memif port are made on, and go with them."""
+        for _, port in self._config.interfaces.named():
+            if port.memif:
+                self._taps[port.name] = open_tap(port.name, self._config.server.name)
+                self._undoing.callback(os.close, self._taps[port.name])
         host = interfaces.observe(self._config)
         self._act(interfaces.decide(self._config, host))
         self._host = interfaces.observe(self._config)
@@ -179,28 +194,73 @@ class Supervisor:
         self._devices = [self._host.interfaces[port.name] for port in ports]
         _unlimit_locked_memory()
         try:
-            self._frames = xsk.new_memory(self._config.io.frames)
-            self._undoing.callback(os.close, self._frames)
-            wanted = [xsk.Port(device.ifindex, device.queues) for device in self._devices]
+            self._make_frames()
+            wanted = [
+                None if port.memif else xsk.Port(device.ifindex, device.queues)
+                for port, device in zip(ports, self._devices, strict=True)
+            ]
             self._sockets = xsk.open_sockets(self._frames, self._config.io.frames, wanted)
             self._undoing.callback(self._sockets.close)
-            self._steerings = [self._steering(number, device.queues) for number, device in enumerate(self._devices)]
-            for queue in self._sockets.description["queues"]:
-                self._steerings[queue["port"]].place(queue["queue"], queue["fd"])
-            selftest.prove(self._frames, self._sockets, [device.ifindex for device in self._devices], self._steerings)
+            self._steer(wanted)
         except (OSError, ValueError, RuntimeError) as trouble:
             raise Trouble("AF_XDP cannot be set up", str(trouble), "krononat doctor -c FILE says more") from trouble
         for port, device in zip(ports, self._devices, strict=True):
-            _say(f"{port.name}: {device.queues} queue{'s' * (device.queues > 1)}, each proven to receive")
+            if not port.memif:
+                _say(f"{port.name}: {device.queues} queue{'s' * (device.queues > 1)}, each proven to receive")
 
-    def _steering(self, number: int, queues: int) -> Steering:
-        """Program of a port. The external address is the core's own from inside, too; an internal one only inside."""
+    def _make_frames(self) -> None:
+        frames = self._config.io.frames
+        self._frames, self._notes_descriptor = xsk.new_memory(frames), new_notes(frames)
+        for descriptor in (self._frames, self._notes_descriptor):
+            self._undoing.callback(os.close, descriptor)
+        self._notes = notes_of(map_notes(self._notes_descriptor, frames), frames)
+
+    def _steer(self, wanted: Sequence[xsk.Port | None]) -> None:
+        """Programs of the ports with sockets, proven; a line for each of the others."""
+        programs = [self._steering(number, port.queues) if port else None for number, port in enumerate(wanted)]
+        for queue in self._sockets.description["queues"]:
+            if program := programs[queue["port"]]:
+                program.place(queue["queue"], queue["fd"])
+        selftest.prove(self._frames, self._sockets, [device.ifindex for device in self._devices], programs)
+        self._steerings = [program or self._line(number) for number, program in enumerate(programs)]
+
+    def _kept(self, number: int) -> tuple[list[IPv4Address], list[IPv4Address]]:
+        """The core's own addresses as a port sees them, and the port's broadcast addresses.
+
+        The external address is the core's own from inside, too; an internal one only inside.
+        """
         ports = list(self._config.interfaces.named())
         side, port = ports[number]
-        own = [str(port.address.ip)] + [str(other.address.ip) for there, other in ports if side == "internal" != there]
+        own = [port.address.ip, *(other.address.ip for there, other in ports if side == "internal" != there)]
         network = port.address.network
-        broadcast = [str(network.broadcast_address), str(network.network_address)] if network.prefixlen < 31 else []
-        return self._undoing.enter_context(Steering(own, broadcast, queues))
+        return own, [network.broadcast_address, network.network_address] if network.prefixlen < 31 else []
+
+    def _steering(self, number: int, queues: int) -> Steering:
+        own, broadcast = self._kept(number)
+        return self._undoing.enter_context(Steering(map(str, own), map(str, broadcast), queues))
+
+    def _line(self, number: int) -> Line:
+        _, port = list(self._config.interfaces.named())[number]
+        assert port.memif
+        own, broadcast = self._kept(number)
+        entries = min(port.memif.ring_size, self._sockets.description["entries"])
+        wanted = Wanted(
+            port.memif.id,
+            self._frames,
+            self._config.io.frames * xsk.FRAME_BYTES,
+            f"krononat {self._config.server.name}",
+            port.memif.secret,
+            entries.bit_length() - 1,
+        )
+        row = len(self._lines)
+        place = Place(number, port.name, port.memif.socket, wanted, self._taps[port.name], own, broadcast)
+        line = Line(row, place, link_of(self._notes.links, row), self._selector, self._tell, _say)
+        self._lines.append(line)
+        self._undoing.callback(line.close)
+        return line
+
+    def _tell(self, message: Message, descriptors: Sequence[int]) -> None:
+        self._crew.send(message, descriptors)
 
     def _hire(self) -> None:
         """Start the worker; the rest of the way up is `_open`, when it is ready."""
@@ -212,28 +272,36 @@ class Supervisor:
         if self._cpu not in os.sched_getaffinity(0):
             told = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
             raise Trouble(f"CPU {self._cpu} is not ours to use", f"we may run on {told}", "correct `server.cpu`", BAD_CONFIG)
-        told_worker = {
-            "state": self._memory.descriptor,
-            "frames": self._frames,
-            "sockets": self._sockets.description,
-            "cpu": self._cpu,
-            "busy_poll": self._config.io.busy_poll,
-        }
-        descriptors = [self._memory.descriptor, self._frames, *self._sockets.fds()]
-        self._crew = Crew(self._selector, told_worker, descriptors, self._environment, self._hear, _say)
+        self._crew = Crew(self._selector, self._orders, self._descriptors, self._environment, self._hear, _say)
         self._undoing.callback(self._crew.stop)
         self._crew.start()
         memory.populate(self._state)
         self._extents = memory.keep_ahead(self._state, 0)
         _say(f"worker {self._crew.pid} on CPU {self._cpu}: loading compiled code (compiling it, if it is new here)")
 
+    def _orders(self) -> Message:
+        """What a worker is told first."""
+        return {
+            "state": self._memory.descriptor,
+            "frames": self._frames,
+            "notes": self._notes_descriptor,
+            "sockets": self._sockets.description,
+            "lines": [line.told() for line in self._lines],
+            "cpu": self._cpu,
+            "busy_poll": self._config.io.busy_poll,
+        }
+
+    def _descriptors(self) -> list[int]:
+        of_lines = [descriptor for line in self._lines for descriptor in line.descriptors()]
+        return [self._memory.descriptor, self._frames, self._notes_descriptor, *self._sockets.fds(), *of_lines]
+
     def _open(self) -> None:
         """A worker is ready: take traffic, answer for the pools, answer on the control socket."""
         modes = [self._attach(number) for number in range(len(self._devices))]
         self._act(interfaces.decide_late(self._config))
         parts = Parts(
-            self._config, self._state, self._memory, self._sockets, self._devices, self._steerings, modes, self._neighbours,
-            self._crew, self._cpu, self._began,
+            self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
+            self._neighbours, self._crew, self._cpu, self._began,
         )  # fmt: skip
         self._answers = Answers(parts)
         self._control = Control(self._config.socket, self._selector, self._answers.handlers())
@@ -243,8 +311,11 @@ class Supervisor:
 
     def _attach(self, number: int) -> str:
         _, port = list(self._config.interfaces.named())[number]
+        steering = self._steerings[number]
+        if isinstance(steering, Line):
+            return "memif"
         try:
-            mode = self._steerings[number].attach(self._devices[number].ifindex, self._config.io.xdp_mode)
+            mode = steering.attach(self._devices[number].ifindex, self._config.io.xdp_mode)
         except OSError as trouble:
             raise Trouble(f"cannot attach to {port.name}", str(trouble.strerror), "see `krononat doctor`") from trouble
         _say(f"{port.name}: XDP attached, {mode}")
@@ -262,6 +333,9 @@ class Supervisor:
             self._crew.send({"do": "wake"})
         self._extents = memory.keep_ahead(self._state, self._extents)
         self._crew.watch(int(self._state.core[0]["breaths"]), now)
+        if self._crew.ready_at:
+            for line in self._lines:
+                line.watch(now)
         if self._control and self._answers:
             self._control.tire(now)
             self._answers.tire(now)
@@ -276,6 +350,8 @@ class Supervisor:
         """From the worker, or about it."""
         if "ready" in message:
             _say(f"worker {self._crew.pid} ready in {message['seconds']} s, {message['alive']:,} sessions alive")
+            for line in self._lines:
+                line.announce()  # it may have changed since the worker was given its orders
             if self._control is None:
                 self._open()
         elif "deleted" in message and self._answers:

@@ -14,8 +14,9 @@ from numba.core import event
 
 from shards import cuckoo, parse, pipeline, recovery, rings, sessions, shard
 from shards.burst import Burst, new_burst
-from shards.frames import LEDGER, LOCAL, QUEUE, RING, Rings
-from shards.memif import LINE
+from shards.frames import LOCAL, QUEUE, RING, Rings
+from shards.memif_rings import LINE
+from shards.notes import LEDGER
 from shards.state import Array, Sizes, State, new_state
 
 _SMALL = Sizes(

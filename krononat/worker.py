@@ -5,6 +5,7 @@ What it is to do comes as the first one; then, in either direction:
 
     {"do": "wake"}                                   neighbours have answered
     {"do": "delete", "lines": [[line, generation]]}  {"deleted": n}
+    {"do": "connect", "line": n, "connection": ...}  the n-th memif port; its descriptors come along, null: nobody is there
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
 
 Everything a packet may need is imported and called once before the privileges go and before the first packet comes.
@@ -21,19 +22,19 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 from krononat import memory, warm
 from krononat.view import ticks
-from shards import memif, recovery, rings, sessions, shard, xsk
+from shards import memif, memif_rings, recovery, rings, sessions, shard, xsk
 from shards.burst import new_burst
-from shards.frames import map_notes
+from shards.notes import map_notes
 from shards.state import open_state, read_header
 
 BURSTS = 16  # of a breath: some milliseconds over a veth, a third of one in memory
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
 
-_MESSAGE_AT_MOST = 1 << 18
+_MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST = 1 << 18, 3
 
 # prctl(2), capabilities(7)
 _PDEATHSIG, _CAPBSET_DROP, _NO_NEW_PRIVS, _CAP_AMBIENT, _CLEAR_ALL = 1, 24, 38, 47, 4
@@ -67,6 +68,11 @@ class Worker:
         alive = recovery.attach(self._state, ticks())
         also = [self._channel.fileno()]
         self._rings = rings.open_rings(self._description, self._frames, self._notes, self._lines, also)
+        self._events = {
+            number: [told["out_event"], told["back_event"]]
+            for number, line in enumerate(self._lines)
+            if (told := line["connection"])
+        }
         self._breathe(ticks(), 0)
         rings.wait(self._rings, 0)
         self._state.core[0]["longest_breath_us"] = 0
@@ -106,8 +112,10 @@ class Worker:
         if wanted != self._wanted:
             self._wanted = wanted
             self.say({"wanted": wanted})
+        if self._lines:
+            rings.listen(self._rings)
         try:
-            message = self._channel.recv(_MESSAGE_AT_MOST)
+            message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST)
         except BlockingIOError:
             return
         except ConnectionError:
@@ -115,12 +123,29 @@ class Worker:
         if not message:
             self._stopping = True
             return
-        self._obey(json.loads(message), now)
+        self._obey(json.loads(message), descriptors, now)
 
-    def _obey(self, told: dict[str, Any], now: int) -> None:
+    def _obey(self, told: dict[str, Any], descriptors: list[int], now: int) -> None:
+        if told["do"] == "connect":
+            self._connect(told["line"], told["connection"], descriptors)
         if told["do"] == "delete":
             ended = (sessions.delete_life(self._state, line, generation, now) for line, generation in told["lines"])
             self.say({"deleted": sum(ended)})
+
+    def _connect(self, number: int, connection: memif.Connection | None, descriptors: list[int]) -> None:
+        """Begin or end a connection. Rings stay mapped without their descriptor, so only those of events are kept."""
+        queue, done = len(self._description["queues"]) + number, descriptors
+        if connection is None:
+            memif_rings.disconnect(self._rings, queue)
+            done = self._events.pop(number, [])
+        else:
+            region, out, back = descriptors
+            mine = {**connection, "region": region, "out_event": out, "back_event": back}
+            if memif_rings.connect(self._rings, queue, cast(memif.Connection, mine)):
+                done = [region, *self._events.pop(number, [])]
+                self._events[number] = [out, back]
+        for descriptor in done:
+            os.close(descriptor)
 
     def say(self, message: dict[str, Any]) -> None:
         """Tell the supervisor; what it cannot take now it sees for itself a little later."""

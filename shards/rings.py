@@ -15,30 +15,28 @@ from typing import Any
 
 import numpy as np
 
-from shards import memif, tap, xsk
+from shards import memif, memif_rings, tap, xsk
 from shards.atomics import load_acquire, store_release
 from shards.burst import Burst
 from shards.calls import poll, recvfrom, sendto
 from shards.frames import (
     FREE,
     HAND,
-    LINK_WORDS,
     LOCAL,
     MEMIF,
     QUEUE,
     RECEIVING,
     RING,
     SENDING,
-    SLOTS,
     XDP,
     Rings,
-    notes_of,
     owner,
     push,
     recycle,
 )
 from shards.jit import hot
 from shards.native import prefetch
+from shards.notes import LINK_WORDS, SLOTS, notes_of
 from shards.state import Array
 from shards.verdict import HAIRPINNED, HELD_BACK, TX_FULL
 from shards.xsk import FRAME_SHIFT
@@ -61,7 +59,7 @@ def open_rings(
     """
     rings = rings_over(xsk.map_rings(description, len(lines) * memif.LINE_BYTES), description, memory, notes, lines, also)
     for queue in np.flatnonzero(rings.queues["kind"] == MEMIF).tolist():
-        memif.map_connection(rings, queue, lines[queue - len(description["queues"])]["connection"])
+        memif_rings.map_connection(rings, queue, lines[queue - len(description["queues"])]["connection"])
     take_over(rings)
     return rings
 
@@ -131,7 +129,7 @@ def _lines(description: xsk.Description, lines: Sequence[memif.Line], queues: in
     """LINE rows; zeros for queues that are not of memif ports."""
     sockets = len(description["queues"])
     first = sockets * xsk.queue_bytes(description)
-    rows = np.zeros(queues, memif.LINE)
+    rows = np.zeros(queues, memif_rings.LINE)
     for number, line in enumerate(lines):
         row = rows[sockets + number]
         row["out"], row["tap"] = first + number * memif.LINE_BYTES, line["tap"]
@@ -158,7 +156,7 @@ def take_over(rings: Rings) -> None:
     ours = (kinds == FREE) | (kinds == HAND) | offered | unsent
     for queue in range(len(rings.queues)):
         if rings.queues[queue]["kind"] == MEMIF:
-            ours[memif.take_over(rings, queue)] = False
+            ours[memif_rings.take_over(rings, queue)] = False
             continue
         for ring, kind, producer in ((rings.rx, RECEIVING, filled), (rings.completion, SENDING, sent)):
             unread = _unread(rings, ring[queue], 2 if kind == RECEIVING else 1)
@@ -207,7 +205,7 @@ def receive(rings: Rings, burst: Burst, limit: int) -> int:
     for step in range(queues):
         queue = (turn + step) % queues
         if rings.queues[queue]["kind"] == MEMIF:
-            taken = memif.receive(rings, queue, burst, count, limit)
+            taken = memif_rings.receive(rings, queue, burst, count, limit)
             count += tap.sort(rings, queue, burst, count, taken)
         else:
             count += _receive(rings, queue, burst, count, limit)
@@ -256,7 +254,7 @@ def send(rings: Rings, burst: Burst, count: int) -> None:
                 burst.verdict[i] = TX_FULL
     for queue in range(len(rings.queues)):
         if rings.queues[queue]["kind"] == MEMIF:
-            memif.publish(rings, queue)
+            memif_rings.publish(rings, queue)
         else:
             store_release(rings.words, rings.tx[queue]["producer"], rings.pending[queue])
 
@@ -269,7 +267,7 @@ def _offer(rings: Rings, port: int, at: int, length: int) -> bool:
         return False
     queue = rings.first[port]
     if rings.queues[queue]["kind"] == MEMIF:
-        return memif.offer(rings, queue, at, length)
+        return memif_rings.offer(rings, queue, at, length)
     queue += rings.queues[(word >> 32) & 0xFFFF]["number"] % rings.width[port]
     ring, producer = rings.tx[queue], rings.pending[queue]
     if room(rings, ring, producer) == 0:
@@ -294,8 +292,8 @@ def flush(rings: Rings) -> int:
     back = 0
     for queue in range(len(rings.queues)):
         if rings.queues[queue]["kind"] == MEMIF:
-            back += memif.reap(rings, queue)
-            memif.refill(rings, queue)
+            back += memif_rings.reap(rings, queue)
+            memif_rings.refill(rings, queue)
         else:
             back += _drive(rings, queue)
             _refill(rings, queue)
@@ -378,8 +376,8 @@ def _want_events(rings: Rings, wanted: bool) -> bool:
     empty = True
     for queue in range(len(rings.queues)):
         if rings.queues[queue]["kind"] == MEMIF:
-            memif.want_events(rings, queue, wanted)
+            memif_rings.want_events(rings, queue, wanted)
     for queue in range(len(rings.queues)):
-        if rings.queues[queue]["kind"] == MEMIF and memif.filled(rings, queue):
+        if rings.queues[queue]["kind"] == MEMIF and memif_rings.filled(rings, queue):
             empty = False
     return empty

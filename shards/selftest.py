@@ -31,14 +31,17 @@ _INGRESS = 1  # BPF_F_INGRESS
 _PATIENCE_S = 1.0
 
 
-def prove(memory_fd: int, sockets: xsk.Sockets, ifindexes: Sequence[int], steerings: Sequence[Steering]) -> None:
+def prove(memory_fd: int, sockets: xsk.Sockets, ifindexes: Sequence[int], steerings: Sequence[Steering | None]) -> None:
     """Let one frame in by each queue and find it in that queue's receive ring; all rings are left empty, all counters 0.
 
-    `ifindexes` and `steerings` are by port. To be called before `attach`, before any worker, in the devices' namespace.
+    `ifindexes` and `steerings` are by port, None for one without sockets. To be called before `attach`, before any worker, in
+    the devices' namespace.
     Raises RuntimeError that names the first queue that does not receive, OSError if a program cannot be loaded or attached.
     """
     ring = _Ring(memory_fd, sockets.description)
     for port, (ifindex, steering) in enumerate(zip(ifindexes, steerings, strict=True)):
+        if steering is None:
+            continue
         program = bpf.load_program(_probe(steering.sockets), "krn_probe")
         link = bpf.attach(program, ifindex, bpf.GENERIC)
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shards import memif
+from shards import memif_rings
 from shards.burst import Burst
 from shards.calls import read, write
 from shards.frames import HAND, Rings, owner, push
@@ -107,15 +107,15 @@ def listen(rings: Rings, queue: int) -> int:
     line, told = rings.lines[queue], 0
     while told < _AT_ONCE and rings.local[0]["free"] > 0:
         frame = rings.free[rings.local[0]["free"] - 1]
-        at = memif.start(frame)
+        at = memif_rings.start(frame)
         length = read(line["tap"], rings.frames.ctypes.data + at, BUFFER_BYTES)
         if length <= 0:
             break
         rings.local[0]["free"] -= 1
         rings.owners[frame] = owner(HAND, queue, 0)
-        if not memif.offer(rings, queue, at, length):
+        if not memif_rings.offer(rings, queue, at, length):
             push(rings, frame)
         told += 1
-    memif.publish(rings, queue)
+    memif_rings.publish(rings, queue)
     rings.links[line["link"] + FROM_KERNEL] += told
     return told

@@ -6,7 +6,8 @@ import socket
 from types import TracebackType
 
 from shards import rings, selftest, xsk
-from shards.frames import Rings, map_notes, new_notes
+from shards.frames import Rings
+from shards.notes import map_notes, new_notes
 from shards.steering import Steering
 from tests.veth import Wires
 

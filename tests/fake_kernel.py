@@ -8,8 +8,9 @@ from itertools import chain
 
 import numpy as np
 
-from shards import memif, xsk
-from shards.frames import Rings, notes_bytes
+from shards import memif, memif_rings, xsk
+from shards.frames import Rings
+from shards.notes import notes_bytes
 from shards.rings import rings_over
 
 # As kernel 6.18 has them: producer and consumer on lines of their own.
@@ -44,7 +45,7 @@ class FakeKernel:
         """Arrays for a (new) worker, not yet taken over."""
         rings = rings_over(self.region, self.description, self.memory, self.notes, self.lines)
         for number, line in enumerate(self.lines):
-            memif.map_connection(rings, len(self.description["queues"]) + number, line["connection"])
+            memif_rings.map_connection(rings, len(self.description["queues"]) + number, line["connection"])
         return rings
 
     def _take(self, ring: np.void, longs: int) -> list[int]:

@@ -14,8 +14,9 @@ import sys
 
 from shards import rings, xsk
 from shards.burst import BURST, Burst, new_burst
-from shards.frames import Rings, census, map_notes
+from shards.frames import Rings, census
 from shards.jit import hot
+from shards.notes import map_notes
 from shards.state import Array
 from shards.verdict import FORWARDED_OUT
 

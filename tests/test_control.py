@@ -165,7 +165,7 @@ def test_a_worker_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(crew, "PAUSES", (0, 0, 1, 1))
     told: list[str] = []
     with selectors.DefaultSelector() as selector:
-        kept = crew.Crew(selector, {}, [], {}, lambda _: None, told.append)
+        kept = crew.Crew(selector, dict, list, {}, lambda _: None, told.append)
         kept.start()
         with pytest.raises(Trouble, match="keeps dying"):
             while True:

@@ -11,11 +11,12 @@ from functools import partial
 
 import pytest
 
-from shards import atomics, frames, memif, rings, tap, xsk
+from shards import atomics, frames, memif, memif_rings, rings, tap, xsk
 from shards.burst import BURST, new_burst
-from shards.frames import FREE, HAND, LINK_WORDS, Rings, census
+from shards.frames import FREE, HAND, Rings, census
 from shards.jit import PURE
 from shards.memif import BROKEN, BUFFER_BYTES, FILLED, GIVEN, REFUSED, SENT, TAKEN
+from shards.notes import LINK_WORDS
 from shards.outcomes import OUTCOMES
 from shards.verdict import FORWARDED_OUT
 from tests.fake_kernel import FakeKernel
@@ -56,7 +57,7 @@ class Bench:
         """Every frame is on exactly one side, and the owners' words say which."""
         away = self.kernel.frames_held()
         for queue in range(len(self.kernel.description["queues"]), len(handles.queues)):
-            for each in memif.on_its_way(handles, queue):
+            for each in memif_rings.on_its_way(handles, queue):
                 away += each.tolist()
         free = handles.free[: handles.local[0]["free"]].tolist()
         hands = [frame for frame, word in enumerate(handles.owners.tolist()) if word >> 56 == HAND]
@@ -118,7 +119,7 @@ def test_a_limit_is_kept_and_both_ports_have_their_turn(bench: Bench) -> None:
 def test_cursors_of_16_bits_may_wrap(bench: Bench) -> None:
     links, burst = bench.handles.links, new_burst()
     for queue, server in enumerate(bench.servers):
-        memif.disconnect(bench.handles, queue)
+        memif_rings.disconnect(bench.handles, queue)
         server.halves[:, 32] = 0xFFFD
         links[LINK_WORDS * queue + memif.CONNECTION] = server.connection["number"]
         links[[LINK_WORDS * queue + cursor for cursor in (GIVEN, FILLED, SENT, TAKEN)]] = 0xFFFD
@@ -164,7 +165,7 @@ def test_what_a_dead_server_had_comes_back_and_what_it_had_not_taken_is_counted(
         left.deliver(packet(serial))
     forward(bench.handles, new_burst(), 1)
     assert len(right.sent()) == 5
-    memif.disconnect(bench.handles, 1)
+    memif_rings.disconnect(bench.handles, 1)
     bench.audit(bench.handles)
     assert bench.handles.ledger[0]["lost"] == 5
     left.deliver(packet(5))
@@ -172,8 +173,8 @@ def test_what_a_dead_server_had_comes_back_and_what_it_had_not_taken_is_counted(
     bench.audit(bench.handles)
     right.close()
     right.connect()
-    memif.connect(bench.handles, 1, right.connection)
-    memif.connect(bench.handles, 1, right.connection)  # said twice
+    memif_rings.connect(bench.handles, 1, right.connection)
+    memif_rings.connect(bench.handles, 1, right.connection)  # said twice
     rings.flush(bench.handles)
     assert right.deliver(packet(6)) and left.deliver(packet(7))
     assert forward(bench.handles, new_burst(), 1) == 2
@@ -210,7 +211,7 @@ def test_an_impossible_cursor_breaks_the_link_and_nothing_else(bench: Bench, rin
     forward(handles, new_burst(), 1)
     left.close()
     left.connect()
-    memif.connect(handles, 0, left.connection)
+    memif_rings.connect(handles, 0, left.connection)
     rings.flush(handles)
     assert right.deliver(packet(2))
     forward(handles, new_burst(), 1)
@@ -244,7 +245,7 @@ def test_whatever_a_server_scribbles_frames_stay_where_they_belong() -> None:
                 if handles.links[LINK_WORDS * queue + BROKEN] and random_.random() < 0.5:
                     each.close()
                     each.connect()
-                    memif.connect(handles, queue, each.connection)
+                    memif_rings.connect(handles, queue, each.connection)
                     bench.kernel.lines = [one.line() for one in bench.servers]
             bench.audit(handles)
         bench.close()
@@ -274,8 +275,8 @@ def _life(bench: Bench, taken: list[bytes]) -> None:
     last.connect()
     bench.kernel.lines = [server.line() for server in bench.servers]
     queue = len(handles.queues) - 1
-    memif.disconnect(handles, queue)
-    memif.connect(handles, queue, last.connection)
+    memif_rings.disconnect(handles, queue)
+    memif_rings.connect(handles, queue, last.connection)
     _traffic(bench, handles, 300, taken)
 
 
@@ -288,7 +289,7 @@ def test_killed_at_any_line_every_frame_and_packet_is_accounted_for_once() -> No
         )
         assert done.returncode == 0, done.stdout
         return
-    files = tuple(str(module.__file__) for module in (rings, frames, memif, tap, atomics))
+    files = tuple(str(module.__file__) for module in (rings, frames, memif_rings, tap, atomics))
     line, killed = 0, True
     while killed:
         bench, taken = Bench(xdp=line % 2 == 1), list[bytes]()
