@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import paced, report, testpmd
+from bench import paced, report, testpmd, veths
 from bench.devices import appliance
 from bench.report import Result, Told
 from bench.testpmd import Testpmd
@@ -43,7 +43,9 @@ GENERATOR_CPU, LOOP_CPU = 0, 1
 FLOWS = 1024  # flowgen's own default
 LOG2_ENTRIES = 11
 NAMESPACE = "wir-memif"
-STATIONS = paced.Stations(*(bytes([2, 0, 0, 0, 1, n]) for n in (1, 2, 3)))
+INSIDE, OUTSIDE = (bytes([2, 0, 0, 0, 1, n]) for n in (2, 3))  # stations on the appliance's link
+APPLIANCE = bytes.fromhex("000102030401")  # written into flowgen: where all of its frames go
+STATIONS = paced.Stations(APPLIANCE, INSIDE, OUTSIDE)
 LEARNING_RATE = 1_000_000
 
 _CONFIG = """
@@ -111,7 +113,7 @@ def run(quick: bool, told: Told) -> list[Result]:
         told("testpmd and testpmd")
         base = undoing.enter_context(_testpmds(f"{folder}/base.sock"))
         told("testpmd and Krononat")
-        generator = undoing.enter_context(_flowgen(f"{folder}/memif.sock", STATIONS.appliance))
+        generator = undoing.enter_context(_flowgen(f"{folder}/memif.sock"))
         undoing.enter_context(_krononat(Path(folder)))
         results = _alternated(base, Pair(generator, None), 3 if quick else 9, 0.5 if quick else 1.0, told)
         generator.close()
@@ -128,10 +130,13 @@ def need() -> None:
 
 @contextlib.contextmanager
 def _namespace() -> Iterator[None]:
-    """A network namespace for the appliance's tap."""
+    """A network namespace with the appliance's tap, which must have the address that flowgen sends to."""
     namespaces.delete([NAMESPACE])
     command("ip", "netns", "add", NAMESPACE)
     try:
+        veths.settings(NAMESPACE, {"ipv6/conf/all/disable_ipv6": 1, "ipv6/conf/default/disable_ipv6": 1})
+        command("ip", "-n", NAMESPACE, "tuntap", "add", "dev", "port0", "mode", "tap")
+        command("ip", "-n", NAMESPACE, "link", "set", "port0", "address", APPLIANCE.hex(":"))
         yield
     finally:
         namespaces.delete([NAMESPACE])
@@ -141,24 +146,23 @@ def _device(role: str, socket: str) -> str:
     return f"net_memif0,role={role},id=0,socket={socket},socket-abstract=no,rsize={LOG2_ENTRIES}"
 
 
-def _flowgen(socket: str, station: bytes) -> Testpmd:
-    options = ["--forward-mode=flowgen", f"--flowgen-flows={FLOWS}", f"--eth-peer=0,{station.hex(':')}"]
-    return Testpmd(GENERATOR_CPU, [_device("server", socket)], options)
+def _flowgen(socket: str) -> Testpmd:
+    return Testpmd(GENERATOR_CPU, [_device("server", socket)], ["--forward-mode=flowgen", f"--flowgen-flows={FLOWS}"])
 
 
 @contextlib.contextmanager
 def _testpmds(socket: str) -> Iterator[Pair]:
     macswap = Testpmd(LOOP_CPU, [_device("client", socket)], ["--forward-mode=macswap"])
-    with _flowgen(socket, STATIONS.appliance) as flowgen, macswap:
+    with _flowgen(socket) as flowgen, macswap:
         yield Pair(flowgen, macswap)
 
 
 @contextlib.contextmanager
 def _krononat(folder: Path) -> Iterator[None]:
+    """The appliance, which calls at memif.sock until somebody answers there."""
     config = _CONFIG.format(cpu=LOOP_CPU, folder=folder, entries=1 << LOG2_ENTRIES)
     with appliance(NAMESPACE, folder, config):
-        command("ip", "-n", NAMESPACE, "link", "set", "port0", "address", STATIONS.appliance.hex(":"))
-        for address, station in (("10.0.0.2", STATIONS.inside), ("10.0.0.3", STATIONS.outside)):
+        for address, station in (("10.0.0.2", INSIDE), ("10.0.0.3", OUTSIDE)):
             words = ("neighbour", "replace", address, "lladdr", station.hex(":"), "dev", "port0", "nud", "permanent")
             command("ip", "-n", NAMESPACE, *words)
         yield

@@ -221,7 +221,8 @@ class Supervisor:
         for queue in self._sockets.description["queues"]:
             if program := programs[queue["port"]]:
                 program.place(queue["queue"], queue["fd"])
-        selftest.prove(self._frames, self._sockets, [device.ifindex for device in self._devices], programs)
+        if any(programs):
+            selftest.prove(self._frames, self._sockets, [device.ifindex for device in self._devices], programs)
         self._steerings = [program or self._line(number) for number, program in enumerate(programs)]
 
     def _kept(self, number: int) -> tuple[list[IPv4Address], list[IPv4Address]]:
