@@ -23,7 +23,7 @@ from shards.outcomes import OUTCOMES
 from shards.state import Array
 
 PAUSE = 500  # ticks between two calls
-PATIENCE = 2000  # ticks that a handshake may take
+PATIENCE = 10_000  # ticks that a handshake may take: a server that starts needs seconds, and DPDK dies of our giving up
 
 Tell = Callable[[dict[str, Any], Sequence[int]], None]
 

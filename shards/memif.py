@@ -15,7 +15,7 @@ import mmap
 from typing import TypedDict
 
 from shards.notes import SLOTS
-from shards.xsk import FRAME_BYTES
+from shards.xsk import FRAME_BYTES, HEADROOM
 
 COOKIE = 0x3E31F20
 RING_HEADER_BYTES, DESCRIPTOR_BYTES = 128, 16
@@ -30,10 +30,7 @@ assert SLOTS == 1 << LOG2_ENTRIES_AT_MOST
 FLAGS, HEAD, TAIL = 2, 3, 32
 ENTRIES = RING_HEADER_BYTES // 8
 
-# Frames lie 4 KiB apart, and were they all to begin at the same offset, they would share one set of each cache: they begin at
-# one of eight (6 % more packets/s). Before them is room for headers to grow.
-HEADROOM, COLOURS = 64, 7
-BUFFER_BYTES = FRAME_BYTES - HEADROOM - 64 * COLOURS
+BUFFER_BYTES = FRAME_BYTES - HEADROOM  # that a server may fill, of each frame
 
 # A port's words in the notes' `links`: its cursors (64 bits, never wrapping), the connection they belong to (0: none), whether
 # its other side broke the rules, bad descriptors, frames from the kernel; then counts by `outcomes`.

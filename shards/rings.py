@@ -242,21 +242,40 @@ def send(rings: Rings, burst: Burst, count: int) -> None:
     Where the ring is full even after the kernel was told, the frame is freed, `out_length` becomes 0, and a packet that was to
     be forwarded gets the verdict TX_FULL; one that was dropped keeps its verdict and its sender stays untold.
     """
-    for i in range(count):
-        if burst.verdict[i] == HELD_BACK:
-            continue
-        if burst.out_length[i] == 0:
-            recycle(rings, burst.at[i])
-        elif not _offer(rings, burst.out_port[i], burst.out_at[i], burst.out_length[i]):
-            recycle(rings, burst.at[i])
-            burst.out_length[i] = 0
-            if burst.verdict[i] <= HAIRPINNED:
-                burst.verdict[i] = TX_FULL
+    row = 0
+    while row < count:
+        following = _offer_rows(rings, burst, row, count)
+        if following == row:
+            _send_one(rings, burst, row)
+            following += 1
+        row = following
     for queue in range(len(rings.queues)):
         if rings.queues[queue]["kind"] == MEMIF:
             memif_rings.publish(rings, queue)
         else:
             store_release(rings.words, rings.tx[queue]["producer"], rings.pending[queue])
+
+
+@hot
+def _offer_rows(rings: Rings, burst: Burst, row: int, count: int) -> int:
+    """The row at which consecutive ones for one memif port end; `row` itself where it is not the first of such."""
+    queue = rings.first[burst.out_port[row]]
+    if rings.queues[queue]["kind"] != MEMIF:
+        return row
+    return memif_rings.offer_rows(rings, queue, burst, row, count)
+
+
+@hot
+def _send_one(rings: Rings, burst: Burst, i: int) -> None:
+    if burst.verdict[i] == HELD_BACK:
+        return
+    if burst.out_length[i] == 0:
+        recycle(rings, burst.at[i])
+    elif not _offer(rings, burst.out_port[i], burst.out_at[i], burst.out_length[i]):
+        recycle(rings, burst.at[i])
+        burst.out_length[i] = 0
+        if burst.verdict[i] <= HAIRPINNED:
+            burst.verdict[i] = TX_FULL
 
 
 @hot
