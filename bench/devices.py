@@ -49,6 +49,9 @@ name = "main"
 prefixes = ["{pool}"]
 block-size = 64
 
+[io]
+busy-poll = {busy}
+
 [memory]
 sessions = 200000
 
@@ -130,6 +133,8 @@ class TestpmdXdp(Device):
 class Krononat(Device):
     """The appliance as its users run it: supervisor, worker, configuration."""
 
+    busy = "false"
+
     @contextlib.contextmanager
     def up(self) -> Iterator[None]:
         """It answers on its control socket."""
@@ -143,8 +148,14 @@ class Krononat(Device):
     def _config(self, folder: str) -> str:
         return _CONFIG.format(
             name="wire", cpu=self.cpu, device_in=DEVICE_IN, device_out=DEVICE_OUT, gateway_in=GATEWAY_IN,
-            gateway_out=GATEWAY_OUT, subscribers=SUBSCRIBERS, pool=POOL, socket=f"{folder}/krononat.sock",
+            gateway_out=GATEWAY_OUT, subscribers=SUBSCRIBERS, pool=POOL, busy=self.busy, socket=f"{folder}/krononat.sock",
         )  # fmt: skip
+
+
+class BusyKrononat(Krononat):
+    """The same, never asleep."""
+
+    busy = "true"
 
 
 @contextlib.contextmanager

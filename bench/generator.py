@@ -1,9 +1,9 @@
 """40,000 flows of 64-byte UDP onto a veth, as cheaply as the kernel can: XDP frames made by an XDP program, without an skb.
 
 BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES runs a program over and over, on frames of a page pool, and really does what
-it returns; ours copies the next flow's frame from a map over each, and redirects it to the veth. To the veth's other end that is
-what a network card's driver would hand up: a page, and no skb yet. (A sender with sockets pays some 500 ns more for an
-skb a frame, and its receiver as much again to make a page of it: then the generator would be measured, not the device.)
+it returns; ours copies the next flow's frame from a map over each, and redirects it to the veth. To the veth's other end that
+is what a network card's driver would hand up: a page, and no skb yet. (A sender with sockets pays some 500 ns more for an skb a
+frame, and its receiver as much again to make a page of it: then the generator would be measured, not the device.)
 
 To keep a pace the program looks at the clock, and drops frames until it is time for the next one. It runs until a signal ends
 it. A frame is 60 bytes, 64 on the wire with its check sequence. Specified in the kernel's `Documentation/bpf/bpf_prog_run.rst`.

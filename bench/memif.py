@@ -1,8 +1,8 @@
 """`krononat bench memif`: the loop with I/O over shared memory, ours where testpmd's macswap stands, on the same two cores.
 
-**memif/macswap/rate**: testpmd's flowgen on CPU 0 (memif's server) to testpmd's macswap on CPU 1 (its client, which copies each frame
-from one buffer into another). **memif/nat/rate**: the same flowgen, and Krononat in place of macswap: the client as well, with
-buffers that are its own, so it copies nothing; a router on a stick, so the frames come in and go out, translated, by one port.
+**memif/macswap/rate**: testpmd's flowgen on CPU 0 (memif's server) to testpmd's macswap on CPU 1 (its client, which copies each
+frame from one buffer into another). **memif/nat/rate**: the same flowgen, and Krononat in place of macswap: the client as well,
+with buffers that are its own, so it copies nothing; a router on a stick, so frames come in and go out, translated, by one port.
 Both count what flowgen gets back a second; rings have the same size, flows the same number; one pair after the other forwards,
 again and again. flowgen neither paces nor looks at what returns, so what it offers above that is no loss worth a figure.
 

@@ -1,7 +1,7 @@
 """A paced generator that plays memif's server: both directions, real checksums, and every frame that comes back is verified.
 
-Each of 100,000 subscribers talks to one remote endpoint and gets answers. Frames are 60 bytes (64 on the wire) in slots of 64, in
-the order in which they are sent, so the generator reads memory as a stream while the subscribers come in random order:
+Each of 100,000 subscribers talks to one remote endpoint and gets answers. Frames are 60 bytes (64 on the wire) in slots of 64,
+in the order in which they are sent, so the generator reads memory as a stream while the subscribers come in random order:
 
     row 2k      subscriber -> remote               its number, 2k, in the payload
     row 2k + 1  remote -> the endpoint that the subscriber's frame left with, as `learn` has seen it
