@@ -104,10 +104,10 @@ class Subject:
             raise Trouble("no probe came through", f"{self.place.device} forwarded none of them")
         return float(np.percentile(times, 50)), float(np.percentile(times, 99)), loss
 
-    def tcp(self, seconds: float) -> float:
+    def tcp(self, seconds: int) -> float:
         """Gbit/s of one TCP connection, client to server."""
         with self.device.working(), _iperf_server(self.place.server):
-            words = ["iperf3", "-J", "-c", veths.SERVER, "-B", veths.CLIENT, "-t", f"{seconds:.0f}"]
+            words = ["iperf3", "-J", "-c", veths.SERVER, "-B", veths.CLIENT, "-t", str(seconds)]
             done = subprocess.run(inside(self.place.client, words), capture_output=True, text=True, timeout=60, check=False)
         told = json.loads(done.stdout or "{}")
         if "end" not in told or "sum_received" not in told["end"]:
@@ -147,12 +147,12 @@ def run(quick: bool, told: Told) -> list[Result]:
             for subject in subjects.values():
                 subject.warm()
             results = _rates(subjects, 2 if quick else 7, told)
-            latencies = _latencies(subjects, 0.5 if quick else 2.0, told)
-            streams = _streams(subjects, 1 if quick else 5, told)
+            latencies = _latencies(subjects, 0.3 if quick else 2.0, told)
+            streams = _streams(subjects, (1,) if quick else (5, 5, 5), told)
         told("ours-busy: wires and device")  # last: it leaves the CPU to nobody
         busy = {"ours-busy": Subject("busy", BusyKrononat, undoing)}
         with _pinned():
-            latencies += _latencies(busy, 0.5 if quick else 2.0, told)
+            latencies += _latencies(busy, 0.3 if quick else 2.0, told)
     return results + latencies + streams
 
 
@@ -207,11 +207,11 @@ def _latencies(subjects: dict[str, Subject], seconds: float, told: Told) -> list
     return results
 
 
-def _streams(subjects: dict[str, Subject], seconds: float, told: Told) -> list[Result]:
+def _streams(subjects: dict[str, Subject], seconds: tuple[int, ...], told: Told) -> list[Result]:
     results = []
     for name, subject in subjects.items():
         told(f"TCP: {name}")
-        results.append(report.measured(f"wire/tcp/{name}/rate", "Gbit/s", [subject.tcp(seconds) for _ in range(2)]))
+        results.append(report.measured(f"wire/tcp/{name}/rate", "Gbit/s", [subject.tcp(each) for each in seconds]))
     return results
 
 
