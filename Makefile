@@ -31,10 +31,9 @@ lab: ## a laboratory of network namespaces with the appliance, left up (root)
 demo: ## what ./run.sh shows (root)
 	$(BIN)/krononat lab demo --report report
 
-bench: ## packets/s of the path and lookups/s of the index, in memory
-	$(BIN)/krononat bench path
-	$(BIN)/krononat bench tables --quick
+bench: ## every bench, quickly; figures and plots in report/ (root, for memif and veth)
+	$(BIN)/krononat bench all --quick
 
 lock: ## write requirements.lock anew from setup.cfg
 	$(BIN)/pip-compile --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-options \
-		--allow-unsafe --extra dev --output-file requirements.lock setup.cfg
+		--allow-unsafe --extra bench --extra dev --output-file requirements.lock setup.cfg

@@ -13,18 +13,18 @@ two cores, so it counts twice.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, summarize_address_range
+from ipaddress import IPv4Address, IPv4Network, summarize_address_range
 from typing import NamedTuple
 
 import numpy as np
 
-from bench import environment, report, traffic
+from bench import environment, flows, report, traffic
 from bench.report import Result, Told
 from krononat import appliance, capacity, config
 from krononat.client import Trouble
 from shards import cuckoo, recovery
 from shards.burst import new_burst
-from shards.state import CHUNK_PORTS, REACHABLE, Array, Sizes, State, new_state
+from shards.state import REACHABLE, Sizes, State, new_state
 from shards.verdict import FORWARDED_OUT
 
 KIND = "memory"
@@ -44,7 +44,7 @@ gateway = "192.0.2.1"
 [memory]
 sessions = {sessions}
 [[subscribers]]
-prefix = "100.64.0.0/10"
+prefix = "{subscribers}"
 pool = "main"
 [[pool]]
 name = "main"
@@ -52,28 +52,11 @@ prefixes = [{prefixes}]
 block-size = 64
 """
 
-_FIRST_EXTERNAL, _FIRST_SUBSCRIBER, _REMOTE = IPv4Address("203.0.0.0"), IPv4Address("100.64.1.0"), IPv4Address("198.51.100.10")
+_FIRST_EXTERNAL = IPv4Address("203.0.0.0")
 _BLOCKS_USED = 960  # of the 1,008 that an external address has: 95 %
 _MOST = 256  # bytes per connection that must be free
 _FULLEST = 0.95  # load of the index
 _ROWS = 1 << 16  # frames at a time
-
-# Ethernet, IPv4 without options, UDP without a checksum (RFC 768), 18 bytes: 60 bytes, big-endian on the wire.
-FIRST_PACKET = np.dtype(
-    [
-        ("ethernet", "S14"),
-        ("ip", "S10"),
-        ("checksum", ">u2"),
-        ("source", ">u4"),
-        ("destination", ">u4"),
-        ("source_port", ">u2"),
-        ("destination_port", ">u2"),
-        ("length", ">u2"),
-        ("none", ">u2"),
-        ("payload", "S18"),
-    ]
-)
-_IP = bytes((0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17))
 
 
 class Taken(NamedTuple):
@@ -92,9 +75,11 @@ class Taken(NamedTuple):
 def compose(connections: int, sessions_each: int) -> State:
     """An empty state with room for so many connections, from a configuration; its gateways answer."""
     mappings = connections // sessions_each
+    subscribers = IPv4Network((flows.SUBSCRIBERS, 32 - (mappings // capacity.MAPPINGS_EACH + 2).bit_length()))
     externals = -(-mappings // (capacity.MAPPINGS_EACH * _BLOCKS_USED))
     networks = summarize_address_range(_FIRST_EXTERNAL, _FIRST_EXTERNAL + externals - 1)
-    told = config.read(CONFIG.format(sessions=connections, prefixes=", ".join(f'"{network}"' for network in networks)))
+    prefixes = ", ".join(f'"{network}"' for network in networks)
+    told = config.read(CONFIG.format(sessions=connections, subscribers=subscribers, prefixes=prefixes))
     state = new_state(_filled(appliance.compose(told), connections, sessions_each))
     links = [appliance.Link(bytes((2, 0, 0, 0, 0, number)), 1500, False) for number in (1, 2)]
     appliance.fill(state, told, links, bytes(range(16)), bytes(16))
@@ -113,31 +98,14 @@ def _filled(sizes: Sizes, connections: int, sessions_each: int) -> Sizes:
 def connect(state: State, connections: int, sessions_each: int, told: Told) -> None:
     """Open so many by first packets, outbound. RuntimeError where one of them makes none."""
     burst = new_burst()
-    frames = np.zeros(min(connections, _ROWS) * traffic.FRAME_BYTES, np.uint8)
     for first in range(0, connections, _ROWS):
-        flows = np.arange(first, min(first + _ROWS, connections))
-        first_packets(frames, flows, sessions_each)
-        traffic.run(state, frames, burst, len(flows), 1, traffic.NOW)
+        some = np.arange(first, min(first + _ROWS, connections))
+        traffic.run(state, flows.frames_of(some, sessions_each), burst, len(some), 1, traffic.NOW)
         if first // _ROWS % 16 == 0:
             told(f"{sessions_each} per mapping: {first:,} of {connections:,} connections")
     made = int(state.shards[0]["sessions"]), int(state.shards[0]["mappings"]), int(state.counters[FORWARDED_OUT, 0])
     if made != (connections, connections // sessions_each, connections):
         raise RuntimeError(f"{connections:,} first packets made (sessions, mappings, forwarded) {made}")
-
-
-def first_packets(frames: Array, flows: Array, sessions_each: int) -> None:
-    """Lay the first packet of each flow into `frames` (uint8, `traffic.FRAME_BYTES` a row)."""
-    packets = traffic.packets_of(frames)[: len(flows)]
-    rows = packets.view(FIRST_PACKET)[:, 0]
-    endpoints = flows // sessions_each
-    rows["ethernet"] = bytes((2, 0, 0, 0, 0, 1)) + bytes((2, 0, 0, 0, 0, 9)) + b"\x08"
-    rows["ip"] = _IP
-    rows["source"] = int(_FIRST_SUBSCRIBER) + endpoints // capacity.MAPPINGS_EACH
-    rows["source_port"] = CHUNK_PORTS * 16 + endpoints % capacity.MAPPINGS_EACH
-    rows["destination"], rows["destination_port"] = int(_REMOTE), 443 + flows % sessions_each
-    rows["length"], rows["none"] = 26, 0
-    rows["checksum"] = 0
-    rows["checksum"] = ~traffic.ip_sum(packets) & 0xFFFF
 
 
 def take(connections: int, sessions_each: int, told: Told = lambda text: None) -> Taken:
@@ -162,13 +130,12 @@ def figures(single: Taken, shared: Taken) -> list[Result]:
         _bytes("memory/per_connection", each, GOAL),
         _bytes("memory/per_connection/computed", sum(sections.values()), GOAL),
         _bytes("memory/per_connection/resident", single.resident / single.connections),
-        _bytes("memory/4_per_mapping", shared.at_load(capacity.LOAD), each),
-        _bytes("memory/4_per_mapping/computed", sum(capacity.per_connection(SHARED).values())),
-        _bytes("memory/4_per_mapping/resident", shared.resident / shared.connections),
+        _bytes("memory/per_connection/4_per_mapping", shared.at_load(capacity.LOAD), each),
+        _bytes("memory/per_connection/4_per_mapping/computed", sum(capacity.per_connection(SHARED).values())),
+        _bytes("memory/per_connection/4_per_mapping/resident", shared.resident / shared.connections),
         _bytes("memory/protected", 2 * each),
         *(_bytes(f"memory/section/{name}", size) for name, size in sections.items()),
         _bytes("memory/section/rest", each - sum(sections.values())),
-        report.measured("memory/connections", "M", [single.connections / 1e6]),
     ]
 
 

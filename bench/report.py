@@ -27,6 +27,7 @@ from krononat.client import Trouble
 Told = Callable[[str], None]
 Run = Callable[[bool, Told], "list[Result]"]
 
+COLUMNS = ("name", "value", "low", "high", "unit", "goal", "ok", "loss")
 LESS_IS_BETTER = ("B", "us", "ms", "s", "share")  # units; of all others more is better
 
 
@@ -82,7 +83,7 @@ def command(name: str, kind: str, run: Run, told: str) -> click.Command:
 
 def perform(name: str, kind: str, run: Run, quick: bool) -> tuple[list[Result], dict[str, Any]]:
     """Run a bench under a progress bar of its own; its results, and the environment they were measured in."""
-    env, begun = surroundings.before(kind, quick), time.monotonic()
+    env, begun = {"bench": name, **surroundings.before(kind, quick)}, time.monotonic()
     with progress(name) as told:
         results = run(quick, told)
     return results, surroundings.after(env, time.monotonic() - begun)
@@ -121,7 +122,7 @@ def show(results: list[Result], env: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 128, highlight=False)
     console.print(title(env), style="italic")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "value", "low", "high", "unit", "goal", "ok", "loss"):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("name", "unit", "ok") else "right")
     for result in results:
         table.add_row(*cells(result), style="red" if result.ok is False else "")
@@ -135,10 +136,15 @@ def title(env: dict[str, Any]) -> str:
     return f"{kind}: {env['cpu']}, {env['pages']} pages, load {load}, steal {env['steal_ticks']} ticks, {env['commit']}"
 
 
+def figure(number: float) -> str:
+    """A number for people: two decimals, or two digits where that would be none."""
+    return f"{number:,.2f}" if number == 0 or abs(number) >= 0.1 else f"{number:.2g}"
+
+
 def cells(result: Result) -> list[str]:
     """A result as a row of a table, for people."""
-    figures = [f"{number:,.2f}" for number in (result.value, result.low, result.high)]
+    figures = [figure(number) for number in (result.value, result.low, result.high)]
     sign = "≤ " if result.unit in LESS_IS_BETTER else "≥ "
-    goal = "" if result.goal is None else f"{sign}{result.goal:g}"
+    goal = "" if result.goal is None else f"{sign}{result.goal:.4g}"
     fine = {None: "", True: "yes", False: "no"}[result.ok]
     return [result.name, *figures, result.unit, goal, fine, "" if result.loss is None else f"{result.loss:.2g}"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from bench import memory, traffic
-from krononat import appliance, capacity
+from bench import flows, memory
+from krononat import appliance, capacity, doctor
 from krononat.config import read
 from shards import cuckoo
 from shards.state import EXTENT_LINES, PORT_SPACES, Sizes, new_state
@@ -44,10 +43,20 @@ def test_a_connection_takes_no_more_than_promised() -> None:
 
 
 def test_room_is_what_the_configuration_asked_for() -> None:
-    told = read(memory.CONFIG.format(sessions=1_000_000, prefixes='"203.0.113.0/28"'))
+    told = read(memory.CONFIG.format(sessions=1_000_000, subscribers="100.64.0.0/24", prefixes='"203.0.113.0/28"'))
     room, shared = capacity.room(appliance.compose(told)), capacity.room(appliance.compose(told), 4)
     assert 1_000_000 <= room.connections <= 1_000_000 + EXTENT_LINES
     assert room.bound == "rows" and shared.connections > room.connections
+
+
+def test_doctor_says_how_many_connections_fit() -> None:
+    told = read(memory.CONFIG.format(sessions=1_000_000, subscribers="100.64.0.0/24", prefixes='"203.0.113.0/28"'))
+    (found,) = doctor.room(doctor.Machine(config=told))
+    room = capacity.room(appliance.compose(told))
+    assert (found.result, found.needed) == (doctor.OK, "1,000,000 sessions")
+    assert found.measured.startswith(f"{room.connections:,} with a mapping each, ")
+    assert found.measured.endswith(f"; {16 * 1008 * 64:,} ports a protocol")
+    assert [found.result for found in doctor.room(doctor.Machine())] == [doctor.SKIP]
 
 
 def test_room_may_be_bound_by_the_index() -> None:
@@ -74,19 +83,18 @@ def test_the_index_counts_at_the_load_that_is_published() -> None:
     assert taken.at_load(0.85) == 90 and taken.at_load(0.425) == 100
 
 
-def test_a_first_packet_is_right() -> None:
-    frames = np.zeros(8 * traffic.FRAME_BYTES, np.uint8)
-    memory.first_packets(frames, np.arange(1000, 1008), 4)
-    packets = traffic.packets_of(frames)
-    assert (traffic.ip_sum(packets) == 0xFFFF).all()
-    assert len({bytes(packet) for packet in packets}) == 8 and len({bytes(packet[34:36]) for packet in packets}) == 2
+def test_the_arithmetic_is_of_the_same_subscribers() -> None:
+    assert capacity.MAPPINGS_EACH == flows.MAPPINGS_EACH
 
 
 def test_figures_have_their_names() -> None:
     taken = memory.Taken(connections=100, resident=14_000, index_bytes=2_800, load=0.85)
     results = {result.name: result for result in memory.figures(taken, taken._replace(resident=10_000))}
     assert results["memory/per_connection"].value == pytest.approx(140) and results["memory/per_connection"].ok
-    assert results["memory/4_per_mapping"].value == pytest.approx(100) and results["memory/4_per_mapping"].ok
+    assert (
+        results["memory/per_connection/4_per_mapping"].value == pytest.approx(100)
+        and results["memory/per_connection/4_per_mapping"].ok
+    )
     assert results["memory/protected"].value == pytest.approx(280)
     parts = sum(result.value for name, result in results.items() if name.startswith("memory/section/"))
     assert parts == pytest.approx(results["memory/per_connection"].value)
