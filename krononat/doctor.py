@@ -201,6 +201,9 @@ def interfaces(machine: Machine) -> Findings:
         yield Finding("interfaces", SKIP, "no configuration given", "-c FILE")
         return
     for side, port in machine.config.interfaces.named():
+        if port.memif:
+            yield from _memif(machine, port.name, port.memif.socket)
+            continue
         folder = f"/sys/class/net/{port.name}"
         if machine.read(f"{folder}/ifindex") is None:
             fix = f"correct interfaces.{side}.name; there is {', '.join(_names(machine))}"
@@ -211,6 +214,17 @@ def interfaces(machine: Machine) -> Findings:
         fix = "" if enough else f"ip link set {port.name} mtu 3498, or set `mtu`"
         yield Finding(f"interface-{port.name}", OK if enough else WARN, f"MTU {mtu}", "MTU up to 3498", fix)
         yield _bound(port.name)
+
+
+def _memif(machine: Machine, name: str, path: str) -> Findings:
+    """What a memif port needs: taps, and somebody to talk to, who may come later."""
+    there = (machine.root / "dev/net/tun").exists()
+    fix = "" if there else "modprobe tun"
+    yield Finding(f"tap-{name}", OK if there else FAIL, f"/dev/net/tun is {'' if there else 'not '}there", "taps", fix)
+    abstract = path.startswith("@")
+    server = f" {path}\n" in (machine.read("/proc/net/unix") or "") + "\n" if abstract else (machine.root / path[1:]).exists()
+    fix = "" if server else "start VPP, OVS-DPDK or testpmd; `run` connects as soon as somebody listens there"
+    yield Finding(f"memif-{name}", OK if server else WARN, f"{path} is {'' if server else 'not '}there", "a memif server", fix)
 
 
 def _names(machine: Machine) -> list[str]:

@@ -1,10 +1,10 @@
 """Memif ports as the loop has them: taking from their rings, giving to them, and who is at their other end (layout: `memif`).
 
 **The other side is not trusted.** What it can write (rings, frames) is never believed: our own cursors and which frame is at
-which entry are kept in the notes (`frames`), which it has not mapped. A tail beyond what was given breaks the link; of a
-descriptor only flags and length are read, and a bad one is a runt. It can still write into any frame at any time, so it can
-spoil packets, not the worker. A successor of a killed worker finds in the notes what is on its way: positions FILLED to GIVEN
-and TAKEN to SENT. Each of these cursors is written after what it makes true, and before what the other side sees of it.
+which entry are kept in the `notes`, which it has not mapped. A tail beyond what was given breaks the link; of a descriptor only
+flags and length are read, and a bad one is a runt. It can still write into any frame at any time, so it can spoil packets (what
+has grown beyond its frame is not sent), not the worker. A successor of a killed worker finds in the notes what is on its way:
+positions FILLED to GIVEN and TAKEN to SENT. Each cursor is written after what it makes true, before the other side sees of it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from shards.native import prefetch
 from shards.notes import SLOTS
 from shards.state import Array
 from shards.verdict import HELD_BACK
-from shards.xsk import FRAME_SHIFT, HEADROOM
+from shards.xsk import FRAME_BYTES, FRAME_SHIFT, HEADROOM
 
 # Where a queue's parts are. Of the rings to and from the server: place in the region, in bytes. Of the notes: first word of
 # `links`, first of `slots`. Descriptors of events and tap. What is for the kernel: own and broadcast addresses, -1 none.
@@ -58,6 +58,12 @@ _REFILL_AT_LEAST = 32  # buffers given at once: fewer would send the same line o
 def start(frame: int) -> int:
     """Where in a frame a packet begins."""
     return (frame << FRAME_SHIFT) + HEADROOM
+
+
+@hot
+def room(at: int) -> int:
+    """Bytes from there to the end of its frame."""
+    return FRAME_BYTES - (at & (FRAME_BYTES - 1))
 
 
 # --- from the server ------------------------------------------------------------------------------------------------------
@@ -146,7 +152,9 @@ def offer_rows(rings: Rings, queue: int, burst: Burst, row: int, count: int) -> 
     while row < count and sent < end:
         at, length = burst.out_at[row], burst.out_length[row]
         frame = at >> FRAME_SHIFT
-        if burst.out_port[row] != port or length == 0 or verdict[row] == HELD_BACK or owners[frame] >> 56 != HAND:
+        if burst.out_port[row] != port or length == 0 or length > room(at):
+            break
+        if verdict[row] == HELD_BACK or owners[frame] >> 56 != HAND:
             break
         slot = sent & mask
         longs[entries + 2 * slot] = (length << 32) | (FRAMES_REGION << 16)

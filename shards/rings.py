@@ -280,9 +280,9 @@ def _send_one(rings: Rings, burst: Burst, i: int) -> None:
 
 @hot
 def _offer(rings: Rings, port: int, at: int, length: int) -> bool:
-    """Write a descriptor behind the producer; `send` moves that for all of them at once."""
+    """Write a descriptor behind the producer; `send` moves that for all of them at once. False also for what is no frame's."""
     word = rings.owners[at >> FRAME_SHIFT]
-    if word >> 56 != HAND:
+    if word >> 56 != HAND or length > memif_rings.room(at):
         return False
     queue = rings.first[port]
     if rings.queues[queue]["kind"] == MEMIF:

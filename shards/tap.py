@@ -14,6 +14,7 @@ from shards.calls import read, write
 from shards.frames import HAND, Rings, owner, push
 from shards.jit import hot
 from shards.memif import BUFFER_BYTES, FROM_KERNEL, OUTCOME
+from shards.native import read16, read32
 from shards.outcomes import BROADCAST, LINK_LOCAL, MULTICAST, NEIGHBOUR_DISCOVERY, NOT_IP, OWN_ADDRESS, REDIRECTED
 from shards.state import Array
 from shards.wire import (
@@ -24,8 +25,6 @@ from shards.wire import (
     IPV4_BYTES,
     TAG_BYTES,
     read8,
-    read16,
-    read32,
 )
 from shards.xsk import FRAME_SHIFT
 

@@ -33,6 +33,10 @@ FRAME_BYTES = 1 << FRAME_SHIFT
 HEADROOM = 256  # XDP_PACKET_HEADROOM: a received frame begins this far into its memory
 ENTRIES_AT_MOST, ENTRIES_AT_LEAST = 2048, 64
 
+# A memif server may change a header's lengths after `parse` has compared them. What then goes wrong goes wrong in here: no
+# length of IPv4 leads further.
+_BEYOND = 2 << 16
+
 RX, TX, FILL, COMPLETION = range(4)  # rings of a queue
 PRODUCER, CONSUMER, DESCRIPTORS, FLAGS = range(4)  # columns of Description.offsets, as in struct xdp_ring_offset
 _ENTRY_BYTES = (16, 16, 8, 8)
@@ -88,14 +92,14 @@ def new_memory(frames: int) -> int:
     if frames < 2 * ENTRIES_AT_LEAST or frames & (frames - 1):
         raise ValueError(f"{frames} frames: must be a power of two, at least {2 * ENTRIES_AT_LEAST}")
     fd = os.memfd_create("krononat-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, frames * FRAME_BYTES)
+    os.ftruncate(fd, frames * FRAME_BYTES + _BEYOND)
     fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW)
     return fd
 
 
 def map_memory(fd: int, frames: int) -> mmap.mmap:
     """The memory as a buffer, shared with everyone who maps it."""
-    memory = mmap.mmap(fd, frames * FRAME_BYTES, mmap.MAP_SHARED)
+    memory = mmap.mmap(fd, frames * FRAME_BYTES + _BEYOND, mmap.MAP_SHARED)
     with contextlib.suppress(OSError):  # granted where the kernel's `shmem_enabled` says so
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

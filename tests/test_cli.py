@@ -453,6 +453,19 @@ def test_doctor_on_a_machine_that_lacks_everything(tmp_path: Path) -> None:
     assert all(finding.fix for finding in found.values())
 
 
+def test_doctor_looks_for_taps_and_for_memif_servers(tmp_path: Path) -> None:
+    text = RIGHT.replace('name = "inside0"', 'name = "inside0"\nmemif = { socket = "@vpp" }')
+    text = text.replace('name = "outside0"', 'name = "o0"\nmemif = { socket = "/m.sock" }')
+    machine = doctor.Machine(tmp_path, config.read(text))
+    for expected in (["FAIL", "WARN", "FAIL", "WARN"], ["OK", "OK", "OK", "OK"]):
+        found = [finding for finding in doctor.interfaces(machine) if finding.id.startswith(("tap", "memif"))]
+        assert [finding.result for finding in found] == expected
+        for folder in ("dev/net/tun", "proc/net"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "proc/net/unix").write_text("Num: ... Path\n0000: 00000002 0 10000 5 01 593086 @vpp\n")
+        (tmp_path / "m.sock").touch()
+
+
 def test_doctor_exits_with_1_after_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "nat.toml"
     path.write_text(RIGHT)

@@ -18,7 +18,7 @@ from shards.jit import PURE
 from shards.memif import BROKEN, BUFFER_BYTES, FILLED, GIVEN, REFUSED, SENT, TAKEN
 from shards.notes import LINK_WORDS
 from shards.outcomes import OUTCOMES
-from shards.verdict import FORWARDED_OUT
+from shards.verdict import FORWARDED_OUT, TX_FULL
 from tests.fake_kernel import FakeKernel
 from tests.fake_server import FakeServer
 from tests.frames import build, build_frame, mac_of, read
@@ -159,6 +159,21 @@ def test_a_bad_descriptor_is_a_runt_and_is_counted(bench: Bench, flags: int, len
     assert bench.handles.links[REFUSED] == bad
 
 
+@pytest.mark.parametrize("xdp", [False, True])
+def test_what_has_grown_beyond_its_frame_is_not_sent(xdp: bool) -> None:
+    bench, burst = Bench(xdp=xdp), new_burst()
+    server = bench.servers[-1]
+    for serial in range(3):
+        server.deliver(packet(serial))
+    assert rings.receive(bench.handles, burst, BURST) == 3
+    burst.verdict[:3], burst.out_port[:3], burst.out_at[:3] = FORWARDED_OUT, 0, burst.at[:3]
+    burst.out_length[:3] = 60, BUFFER_BYTES + 1, BUFFER_BYTES
+    rings.send(bench.handles, burst, 3)
+    assert burst.verdict[:3].tolist() == [FORWARDED_OUT, TX_FULL, FORWARDED_OUT]
+    assert census(bench.handles)["sending"] == 2
+    bench.close()
+
+
 def test_what_a_dead_server_had_comes_back_and_what_it_had_not_taken_is_counted(bench: Bench) -> None:
     left, right = bench.servers
     for serial in range(5):
@@ -256,7 +271,7 @@ def test_whatever_a_server_scribbles_frames_stay_where_they_belong() -> None:
 
 def _traffic(bench: Bench, handles: Rings, first: int, taken: list[bytes]) -> None:
     """A worker's life in small: packets come, are forwarded, some lie unread at the end; a server goes and comes."""
-    burst, serials = new_burst(8), iter(range(first, first + 100))
+    burst, serials = new_burst(), iter(range(first, first + 100))
     for round_ in range(3):
         for server in bench.servers:
             server.deliver(packet(next(serials)))
