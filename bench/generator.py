@@ -63,12 +63,12 @@ def frames_of(flow: Flow, flows: int = FLOWS, port: int = PORT) -> Array:
     frames = np.zeros((flows, FRAME_BYTES), np.uint8)
     frames[:, 0:14] = np.frombuffer(flow.station + flow.source + b"\x08\x00", np.uint8)
     frames[:, 14:26] = np.frombuffer(bytes([0x45, 0, 0, 46, 0, 0, 0x40, 0, traffic.TTL, 17, 0, 0]), np.uint8)
-    traffic._put(frames, 26, 0x64400100 + number % SUBSCRIBERS, 4)
-    traffic._put(frames, 30, 0xC633640A + number % 200, 4)
-    traffic._put(frames, 34, 2000 + number // SUBSCRIBERS, 2)
-    traffic._put(frames, 36, np.full(flows, port), 2)
-    traffic._put(frames, 38, np.full(flows, 26), 2)
-    traffic._write_checksums(frames)
+    traffic.put(frames, 26, 0x64400100 + number % SUBSCRIBERS, 4)
+    traffic.put(frames, 30, 0xC633640A + number % 200, 4)
+    traffic.put(frames, 34, 2000 + number // SUBSCRIBERS, 2)
+    traffic.put(frames, 36, np.full(flows, port), 2)
+    traffic.put(frames, 38, np.full(flows, 26), 2)
+    traffic.write_checksums(frames)
     return frames
 
 
@@ -121,7 +121,7 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 def _new_map(value_bytes: int, entries: int, name: str) -> int:
-    return bpf._bpf(bpf.MAP_CREATE, struct.pack("<7I16s", _ARRAY, 4, value_bytes, entries, _MMAPABLE, 0, 0, name.encode()))
+    return bpf.call(bpf.MAP_CREATE, struct.pack("<7I16s", _ARRAY, 4, value_bytes, entries, _MMAPABLE, 0, 0, name.encode()))
 
 
 def _mapped(fd: int, size: int) -> mmap.mmap:
@@ -135,7 +135,7 @@ def _run_live(program: int) -> None:
         program, 0, FRAME_BYTES, 0, ctypes.addressof(data), 0, 0xFFFFFFFF, 0, 0, 0, 0, 0, _LIVE_FRAMES, 0, _BATCH,
     )  # fmt: skip
     with contextlib.suppress(InterruptedError):
-        bpf._bpf(bpf.PROG_TEST_RUN, attributes)
+        bpf.call(bpf.PROG_TEST_RUN, attributes)
 
 
 # --- the program ----------------------------------------------------------------------------------------------------------

@@ -109,7 +109,10 @@ class Pair(NamedTuple):
 def run(quick: bool, told: Told) -> list[Result]:
     """All of it. Trouble where something that it needs is missing."""
     need()
-    with tempfile.TemporaryDirectory(prefix="krononat-memif-") as folder, _namespace(), contextlib.ExitStack() as undoing:
+    with contextlib.ExitStack() as undoing:
+        undoing.enter_context(testpmd.cleaning_up())
+        folder = undoing.enter_context(tempfile.TemporaryDirectory(prefix="krononat-memif-"))
+        undoing.enter_context(_namespace())
         told("testpmd and testpmd")
         base = undoing.enter_context(_testpmds(f"{folder}/base.sock"))
         told("testpmd and Krononat")

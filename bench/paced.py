@@ -130,10 +130,10 @@ def _frames(to: bytes, source: bytes, order: Array, odd: int, origin: Array, tar
     frames[:, 0:14] = np.frombuffer(to + source + b"\x08\x00", np.uint8)
     frames[:, 14:26] = np.frombuffer(bytes([0x45, 0, 0, 46, 0, 0, 0x40, 0, ttl, 17, 0, 0]), np.uint8)
     for at, values, size in ((26, origin >> 16, 4), (30, target >> 16, 4), (34, origin, 2), (36, target, 2)):
-        traffic._put(frames, at, values, size)
-    traffic._put(frames, 38, np.full(len(order), FRAME_BYTES - 34), 2)
+        traffic.put(frames, at, values, size)
+    traffic.put(frames, 38, np.full(len(order), FRAME_BYTES - 34), 2)
     frames[:, _NUMBER_AT : _NUMBER_AT + 4] = (2 * np.arange(len(order), dtype="<u4") + odd).view(np.uint8).reshape(-1, 4)
-    traffic._write_checksums(frames)
+    traffic.write_checksums(frames)
     return frames
 
 

@@ -26,7 +26,7 @@ class Sink:
         self._cpus = bpf.possible_cpus()
         self._counter = bpf.create_map(bpf.PERCPU_ARRAY, 8, 1, "krn_sink")
         self._program = bpf.load_program(_program(port, self._counter), "krn_sink", bpf.CLASSIFIER)
-        self._link = bpf._bpf(bpf.LINK_CREATE, struct.pack("<IIIIIIQ", self._program, ifindex, _TCX_INGRESS, 0, 0, 0, 0))
+        self._link = bpf.call(bpf.LINK_CREATE, struct.pack("<IIIIIIQ", self._program, ifindex, _TCX_INGRESS, 0, 0, 0, 0))
 
     def count(self) -> int:
         """Frames so far."""

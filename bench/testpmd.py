@@ -51,6 +51,21 @@ def need() -> None:
 
 
 @contextlib.contextmanager
+def cleaning_up() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what is inside as Ctrl-C does, so that it can take everything back."""
+    before = {number: signal.signal(number, _terminated) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _terminated(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
 def hugepages(mib: int) -> Iterator[None]:
     """So many MiB of 2 MiB pages more than there are, for a while. Trouble where memory is too scattered for them."""
     more = -(-mib // HUGEPAGE_MIB)

@@ -138,7 +138,7 @@ DEVICES: dict[str, type[Device]] = {
 def run(quick: bool, told: Told) -> list[Result]:
     """All of it. Trouble where something that it needs is missing."""
     need()
-    with contextlib.ExitStack() as undoing:
+    with testpmd.cleaning_up(), contextlib.ExitStack() as undoing:
         subjects = {}
         for name, kind in DEVICES.items():
             told(f"{name}: wires and device")

@@ -120,13 +120,13 @@ def _nat(frame: Array) -> None:
     frame[22] -= 1
     if outbound:
         number = np.array([int.from_bytes(frame[26:30].tobytes(), "big") - paced.INTERNAL])
-        traffic._put(row, 26, POOL + number // 4, 4)
-        traffic._put(row, 34, 5000 + number % 4, 2)
+        traffic.put(row, 26, POOL + number // 4, 4)
+        traffic.put(row, 34, 5000 + number % 4, 2)
     else:
         block, port = (int.from_bytes(frame[at:end].tobytes(), "big") for at, end in ((30, 34), (36, 38)))
-        traffic._put(row, 30, np.array([paced.INTERNAL + 4 * (block - POOL) + port - 5000]), 4)
-        traffic._put(row, 36, np.array([paced.INTERNAL_PORT]), 2)
-    traffic._write_checksums(row)
+        traffic.put(row, 30, np.array([paced.INTERNAL + 4 * (block - POOL) + port - 5000]), 4)
+        traffic.put(row, 36, np.array([paced.INTERNAL_PORT]), 2)
+    traffic.write_checksums(row)
 
 
 @pytest.fixture
