@@ -47,6 +47,7 @@ INSIDE, OUTSIDE = (bytes([2, 0, 0, 0, 1, n]) for n in (2, 3))  # stations on the
 APPLIANCE = bytes.fromhex("000102030401")  # written into flowgen: where all of its frames go
 STATIONS = paced.Stations(APPLIANCE, INSIDE, OUTSIDE)
 LEARNING_RATE = 1_000_000
+CALLING_S = 10.0  # until the appliance has called the next server
 
 _CONFIG = """
 [server]
@@ -191,8 +192,8 @@ def _paced(socket: str, rate: int, rounds: int, told: Told) -> list[Result]:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {GENERATOR_CPU})
     try:
-        with Server(socket) as server:
-            link = paced.link(server.accept(10.0))
+        with Server(socket) as server, contextlib.closing(server.accept(CALLING_S)) as peer:
+            link = paced.link(peer)
             rows = paced.new_rows(STATIONS)
             paced.learn(link, rows, LEARNING_RATE)
             paced.answer(rows, STATIONS)
