@@ -97,12 +97,12 @@ def _outbound_frames(order: Array) -> Array:
     packets = packets_of(frames)
     packets[:, 0:14] = np.frombuffer(_INSIDE_MAC + _CLIENT_MAC + b"\x08\x00", np.uint8)
     packets[:, 14:26] = np.frombuffer(bytes([0x45, 0, 0, 46, 0, 0, 0x40, 0, TTL, 17, 0, 0]), np.uint8)
-    _put(packets, 26, _INSIDE_NETWORK + 2 + order // PORTS_EACH, 4)
-    _put(packets, 30, _OUTSIDE + order % 200, 4)
-    _put(packets, 34, 1024 + order % PORTS_EACH, 2)
-    _put(packets, 36, np.full(rows, 443), 2)
-    _put(packets, 38, np.full(rows, 26), 2)
-    _write_checksums(packets)
+    put(packets, 26, _INSIDE_NETWORK + 2 + order // PORTS_EACH, 4)
+    put(packets, 30, _OUTSIDE + order % 200, 4)
+    put(packets, 34, 1024 + order % PORTS_EACH, 2)
+    put(packets, 36, np.full(rows, 443), 2)
+    put(packets, 38, np.full(rows, 26), 2)
+    write_checksums(packets)
     return frames.reshape(-1)
 
 
@@ -118,7 +118,7 @@ def _turn_round(packets: Array, translated: Array) -> None:
     packets[:, 0:12] = np.frombuffer(_OUTSIDE_MAC + _ROUTER_MAC, np.uint8)
     packets[:, 26:30], packets[:, 30:34] = translated[:, 30:34], translated[:, 26:30]
     packets[:, 34:36], packets[:, 36:38] = translated[:, 36:38], translated[:, 34:36]
-    _write_checksums(packets)
+    write_checksums(packets)
 
 
 def packets_of(frames: Array) -> Array:
@@ -126,12 +126,13 @@ def packets_of(frames: Array) -> Array:
     return frames.reshape(-1, FRAME_BYTES)[:, HEADROOM : HEADROOM + PACKET_BYTES]
 
 
-def _write_checksums(packets: Array) -> None:
+def write_checksums(packets: Array) -> None:
+    """Write the IPv4 and the UDP checksum of each."""
     packets[:, 24:26] = 0
     packets[:, 40:42] = 0
-    _put(packets, 24, ~ip_sum(packets) & 0xFFFF, 2)
+    put(packets, 24, ~ip_sum(packets) & 0xFFFF, 2)
     check = ~udp_sum(packets) & 0xFFFF
-    _put(packets, 40, np.where(check == 0, 0xFFFF, check), 2)  # 0 would say that there is none (RFC 768)
+    put(packets, 40, np.where(check == 0, 0xFFFF, check), 2)  # 0 would say that there is none (RFC 768)
 
 
 def ip_sum(packets: Array) -> Array:
@@ -147,7 +148,8 @@ def udp_sum(packets: Array) -> Array:
     return _sum(pseudo)
 
 
-def _put(packets: Array, at: int, values: Array, size: int) -> None:
+def put(packets: Array, at: int, values: Array, size: int) -> None:
+    """Write a field of `size` bytes, big-endian, at the same offset of each."""
     for k in range(size):
         packets[:, at + k] = (values >> (8 * (size - 1 - k))) & 0xFF
 

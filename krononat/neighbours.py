@@ -35,6 +35,8 @@ from pyroute2.netlink.rtnl.ndmsg import (
 
 from shards.state import FAILED, REACHABLE, WANTED, Array, State
 
+# The kernel never asks for these, and what is said below with NTF_USE would make an ordinary neighbour of a permanent one.
+_FIXED = NUD_NOARP | NUD_PERMANENT
 _VALID = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT  # NUD_VALID, include/net/neighbour.h
 
 # Ticks between two questions about a neighbour, by the state of its row: none, WANTED, REACHABLE, FAILED.
@@ -158,10 +160,15 @@ class Neighbours:
             self._asked[row] = now
             if self._state.neighbours[row]["state"] == WANTED:
                 self._wanted.setdefault(row, now)  # patience begins with the first question
-            self._send(question(*self._key(row)))
+            if not self._is_fixed(row):
+                self._send(question(*self._key(row)))
         if changed:
             self._answered()
         return changed
+
+    def _is_fixed(self, row: int) -> bool:
+        news = self._known.get(self._key(row))
+        return news is not None and bool(news.state & _FIXED)
 
     def _due(self, now: int) -> Array:
         """Rows the kernel is to be asked about: the wanted ones first, of those who was asked longest ago."""

@@ -35,7 +35,7 @@ POINTER = I8.as_pointer()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
+def call(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
     """The system call, which writes answers into a buffer; raises OSError."""
     result: int = _libc.syscall(_SYSCALL[platform.machine()], command, attributes, len(attributes))
     if result < 0:
@@ -45,19 +45,19 @@ def _bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
 
 def create_map(kind: int, value_bytes: int, entries: int, name: str) -> int:
     """Descriptor of a new map with 32-bit keys."""
-    return _bpf(MAP_CREATE, struct.pack("<7I16s", kind, 4, value_bytes, entries, 0, 0, 0, name.encode()[:15]))
+    return call(MAP_CREATE, struct.pack("<7I16s", kind, 4, value_bytes, entries, 0, 0, 0, name.encode()[:15]))
 
 
 def update_map(fd: int, key: int, value: bytes) -> None:
     """Store `value` (for a per-CPU map: one value for each possible CPU)."""
     key_buffer, value_buffer = ctypes.c_uint32(key), ctypes.create_string_buffer(value, len(value))
-    _bpf(MAP_UPDATE, struct.pack("<QQQQ", fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0))
+    call(MAP_UPDATE, struct.pack("<QQQQ", fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0))
 
 
 def read_map(fd: int, key: int, size: int) -> bytes:
     """Value of `size` bytes (for a per-CPU map: 8-byte aligned value times possible CPUs)."""
     key_buffer, value_buffer = ctypes.c_uint32(key), ctypes.create_string_buffer(size)
-    _bpf(MAP_LOOKUP, struct.pack("<QQQQ", fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0))
+    call(MAP_LOOKUP, struct.pack("<QQQQ", fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0))
     return value_buffer.raw
 
 
@@ -120,7 +120,7 @@ def load_program(source: Source, name: str, kind: int = XDP_PROGRAM) -> int:
         1, len(log), ctypes.addressof(log), 0, 0, name.encode()[:15], 0, XDP_ATTACHMENT if kind == XDP_PROGRAM else 0,
     )  # fmt: skip
     try:
-        return _bpf(PROG_LOAD, attributes)
+        return call(PROG_LOAD, attributes)
     except OSError as refused:
         told = log.value.decode(errors="replace").strip().splitlines()[-8:]
         raise OSError(refused.errno, "; ".join([refused.strerror or "", *told])) from None
@@ -128,7 +128,7 @@ def load_program(source: Source, name: str, kind: int = XDP_PROGRAM) -> int:
 
 def attach(program: int, ifindex: int, mode: int) -> int:
     """Descriptor of the link that attaches the program to a device; closing its last copy detaches."""
-    return _bpf(LINK_CREATE, struct.pack("<IIII", program, ifindex, XDP_ATTACHMENT, mode))
+    return call(LINK_CREATE, struct.pack("<IIII", program, ifindex, XDP_ATTACHMENT, mode))
 
 
 def run(program: int, frame: bytes, context: bytes = b"") -> int:
@@ -140,7 +140,7 @@ def run(program: int, frame: bytes, context: bytes = b"") -> int:
         len(context), 0, ctypes.addressof(about) if context else 0, 0, 0,
     )  # fmt: skip
     answer = ctypes.create_string_buffer(attributes, len(attributes))
-    _bpf(PROG_TEST_RUN, answer)
+    call(PROG_TEST_RUN, answer)
     return int.from_bytes(answer.raw[4:8], "little")
 
 

@@ -1,0 +1,220 @@
+"""`krononat bench memif`: the loop with I/O over shared memory, ours where testpmd's macswap stands, on the same two cores.
+
+**memif/macswap/rate**: testpmd's flowgen on CPU 0 (memif's server) to testpmd's macswap on CPU 1 (its client, which copies each
+frame from one buffer into another). **memif/nat/rate**: the same flowgen, and Krononat in place of macswap: the client as well,
+with buffers that are its own, so it copies nothing; a router on a stick, so frames come in and go out, translated, by one port.
+Both count what flowgen gets back a second; rings have the same size, flows the same number; one pair after the other forwards,
+again and again. flowgen neither paces nor looks at what returns, so what it offers above that is no loss worth a figure.
+
+**memif/paced/loss**: our own generator in flowgen's place (`bench.paced`: both directions, 100,000 subscribers, every frame
+verified) offers 0.9 of the rate just seen: nothing may be lost. **memif/paced/rate** is what it offered.
+
+As a reference, and no more than that: Krononat's authors published 6.4 M packets/s a core. They had a network card under it,
+which is more work than shared memory; it is not beaten by any figure here.
+
+flowgen's frames come from 10.254.0.0 and go to as many addresses from 10.253.0.0 on as there are flows; it answers no ARP, so
+the stations are permanent neighbours of the appliance's tap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import paced, report, testpmd, veths
+from bench.devices import appliance
+from bench.report import Result, Told
+from bench.testpmd import Testpmd
+from krononat.client import Trouble
+from krononat.lab import namespaces
+from krononat.lab.namespaces import command
+from krononat.memif import Refused, Server
+
+KIND = "memif"
+GOAL = 0.8
+PACED_SHARE = 0.9
+
+GENERATOR_CPU, LOOP_CPU = 0, 1
+FLOWS = 1024  # flowgen's own default
+LOG2_ENTRIES = 11
+NAMESPACE = "wir-memif"
+INSIDE, OUTSIDE = (bytes([2, 0, 0, 0, 1, n]) for n in (2, 3))  # stations on the appliance's link
+APPLIANCE = bytes.fromhex("000102030401")  # written into flowgen: where all of its frames go
+STATIONS = paced.Stations(APPLIANCE, INSIDE, OUTSIDE)
+LEARNING_RATE = 1_000_000
+CALLING_S = 10.0  # until the appliance has called the next server
+
+_CONFIG = """
+[server]
+name = "memif"
+cpu = {cpu}
+
+[interfaces.both]
+name = "port0"
+address = "10.0.0.1/24"
+internal-gateway = "10.0.0.2"
+external-gateway = "10.0.0.3"
+
+[interfaces.both.memif]
+socket = "{folder}/memif.sock"
+ring-size = {entries}
+
+[[subscribers]]
+prefix = "10.254.0.0/24"
+pool = "main"
+
+[[subscribers]]
+prefix = "100.64.0.0/15"
+pool = "main"
+
+[[pool]]
+name = "main"
+prefixes = ["203.0.113.0/24"]
+block-size = 64
+
+[memory]
+sessions = 500000
+
+[control]
+socket = "{folder}/krononat.sock"
+"""
+
+
+class Pair(NamedTuple):
+    """A generator, and the testpmd or appliance that sends its frames back."""
+
+    flowgen: Testpmd
+    loop: Testpmd | None
+
+    def rate(self, seconds: float) -> float:
+        """What flowgen gets back, M/s; neither works before or afterwards."""
+        working = [self.flowgen, self.loop] if self.loop else [self.flowgen]
+        for each in reversed(working):
+            each.start()
+        time.sleep(0.2)
+        before = self.flowgen.counts()
+        time.sleep(seconds)
+        after = self.flowgen.counts()
+        for each in working:
+            each.stop()
+        if after.received == before.received:
+            raise Trouble("nothing came back to flowgen", f"it sent {after.sent - before.sent} packets meanwhile")
+        return (after.received - before.received) / (after.at - before.at) / 1e6
+
+
+def run(quick: bool, told: Told) -> list[Result]:
+    """All of it. Trouble where something that it needs is missing."""
+    need()
+    with contextlib.ExitStack() as undoing:
+        undoing.enter_context(testpmd.cleaning_up())
+        folder = undoing.enter_context(tempfile.TemporaryDirectory(prefix="krononat-memif-"))
+        undoing.enter_context(_namespace())
+        told("testpmd and testpmd")
+        base = undoing.enter_context(_testpmds(f"{folder}/base.sock"))
+        told("testpmd and Krononat")
+        generator = undoing.enter_context(_flowgen(f"{folder}/memif.sock"))
+        undoing.enter_context(_krononat(Path(folder)))
+        results = _alternated(base, Pair(generator, None), 3 if quick else 9, 0.5 if quick else 1.0, told)
+        generator.close()
+        nat = next(result.value for result in results if result.name == "memif/nat/rate")
+        return results + _paced(f"{folder}/memif.sock", int(PACED_SHARE * nat * 1e6), 3 if quick else 9, told)
+
+
+def need() -> None:
+    """Trouble unless this machine has testpmd, and two CPUs."""
+    testpmd.need()
+    if not {GENERATOR_CPU, LOOP_CPU} <= os.sched_getaffinity(0):
+        raise Trouble("bench memif needs CPUs 0 and 1", "one makes the traffic, on the other is what is measured")
+
+
+@contextlib.contextmanager
+def _namespace() -> Iterator[None]:
+    """A network namespace with the appliance's tap, which must have the address that flowgen sends to."""
+    namespaces.delete([NAMESPACE])
+    command("ip", "netns", "add", NAMESPACE)
+    try:
+        veths.settings(NAMESPACE, {"ipv6/conf/all/disable_ipv6": 1, "ipv6/conf/default/disable_ipv6": 1})
+        command("ip", "-n", NAMESPACE, "tuntap", "add", "dev", "port0", "mode", "tap")
+        command("ip", "-n", NAMESPACE, "link", "set", "port0", "address", APPLIANCE.hex(":"))
+        yield
+    finally:
+        namespaces.delete([NAMESPACE])
+
+
+def _device(role: str, socket: str) -> str:
+    return f"net_memif0,role={role},id=0,socket={socket},socket-abstract=no,rsize={LOG2_ENTRIES}"
+
+
+def _flowgen(socket: str) -> Testpmd:
+    return Testpmd(GENERATOR_CPU, [_device("server", socket)], ["--forward-mode=flowgen", f"--flowgen-flows={FLOWS}"])
+
+
+@contextlib.contextmanager
+def _testpmds(socket: str) -> Iterator[Pair]:
+    macswap = Testpmd(LOOP_CPU, [_device("client", socket)], ["--forward-mode=macswap"])
+    with _flowgen(socket) as flowgen, macswap:
+        yield Pair(flowgen, macswap)
+
+
+@contextlib.contextmanager
+def _krononat(folder: Path) -> Iterator[None]:
+    """The appliance, which calls at memif.sock until somebody answers there."""
+    config = _CONFIG.format(cpu=LOOP_CPU, folder=folder, entries=1 << LOG2_ENTRIES)
+    with appliance(NAMESPACE, folder, config):
+        for address, station in (("10.0.0.2", INSIDE), ("10.0.0.3", OUTSIDE)):
+            words = ("neighbour", "replace", address, "lladdr", station.hex(":"), "dev", "port0", "nud", "permanent")
+            command("ip", "-n", NAMESPACE, *words)
+        yield
+
+
+def _alternated(base: Pair, ours: Pair, rounds: int, seconds: float, told: Told) -> list[Result]:
+    rates: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds):
+        told(f"round {number + 1} of {rounds}")
+        for pair, found in zip((base, ours), rates, strict=True):
+            found.append(pair.rate(seconds))
+    macswap, nat = rates
+    return [
+        report.measured("memif/macswap/rate", "M/s", macswap),
+        report.measured("memif/nat/rate", "M/s", nat),
+        report.ratio("memif/nat/ratio", nat, macswap, GOAL),
+    ]
+
+
+def _paced(socket: str, rate: int, rounds: int, told: Told) -> list[Result]:
+    """Offer `rate` packets/s, several times."""
+    told("the paced generator learns")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {GENERATOR_CPU})
+    try:
+        with Server(socket) as server, contextlib.closing(server.accept(CALLING_S)) as peer:
+            link = paced.link(peer)
+            rows = paced.new_rows(STATIONS)
+            paced.learn(link, rows, LEARNING_RATE)
+            paced.answer(rows, STATIONS)
+            outcomes = []
+            for number in range(rounds):
+                told(f"the paced generator, round {number + 1} of {rounds}")
+                outcomes.append(paced.measure(link, rows, rate, 1.0))
+    except (Refused, TimeoutError, RuntimeError) as error:
+        raise Trouble("the paced generator got nowhere", str(error)) from error
+    finally:
+        os.sched_setaffinity(0, before)
+    if wrong := sum(outcome.wrong for outcome in outcomes):
+        raise Trouble(f"{wrong} frames came back wrong", "the translation is not what it was when it was learnt")
+    loss = [outcome.loss for outcome in outcomes]
+    return [
+        report.measured("memif/paced/rate", "M/s", [outcome.rate for outcome in outcomes], loss=max(loss)),
+        report.measured("memif/paced/loss", "share", loss, 0.0),
+    ]
+
+
+memif = report.command("memif", KIND, run, "The loop with I/O over memif, beside testpmd.")
+
+if __name__ == "__main__":
+    memif()
