@@ -1,4 +1,4 @@
-"""The index under pytest-benchmark: `pytest bench/test_table.py --benchmark-compare`. A round looks up 1 Mi keys."""
+"""The index under pytest-benchmark: `pytest bench/test_table.py --benchmark-compare`. A round is of 1 Mi keys, or of all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bench import tables
-from shards.state import Array, State
+from shards import cuckoo
+from shards.state import NAT_SESSION, Array, State
 
 
 @pytest.fixture(scope="module", params=["512Ki", "2Mi"])
@@ -19,11 +20,60 @@ def table(request: pytest.FixtureRequest) -> tuple[State, Array]:
     return state, present
 
 
+@pytest.mark.parametrize("batch", tables.BATCHES)
 @pytest.mark.parametrize("misses", tables.MISSES)
-def test_lookup_bulk(benchmark: Any, table: tuple[State, Array], misses: int) -> None:
+def test_lookup_bulk(benchmark: Any, table: tuple[State, Array], misses: int, batch: int) -> None:
     """Queries of one kind, in bursts; the answers are verified."""
     state, present = table
     queries = tables.ask(present, np.random.default_rng(misses), misses)
-    refs, verdicts = np.zeros(tables.QUERIES, np.int64), np.zeros(tables.QUERIES, np.int64)
-    benchmark.pedantic(tables.lookup_all, (state, queries, refs, verdicts), warmup_rounds=1, rounds=10)
+    refs, verdicts = np.zeros(tables.QUERIES, np.int64), np.zeros(batch, np.int64)
+    arguments = (state, queries.key0, queries.key1, refs, verdicts, batch)
+    benchmark.pedantic(tables.lookup_all, arguments, warmup_rounds=1, rounds=10)
     assert np.array_equal(refs, queries.refs)
+
+
+def test_lookup_and_refresh_bulk(benchmark: Any, table: tuple[State, Array]) -> None:
+    """The same of keys that are there, each session's expiry set."""
+    state, present = table
+    queries = tables.ask(present, np.random.default_rng(0), 0)
+    refs, verdicts = np.zeros(tables.QUERIES, np.int64), np.zeros(tables.QUERIES, np.int64)
+    lines = slice(1, len(present) + 1)
+    state.extents["kind"], state.sessions["kind"][lines], state.sessions["expiry"][lines] = NAT_SESSION, NAT_SESSION, 1000
+    arguments = (state, queries.key0, queries.key1, refs, verdicts, tables.QUERIES, 1, 2000)
+    benchmark.pedantic(cuckoo.lookup_and_refresh_bulk, arguments, warmup_rounds=1, rounds=10)
+    assert (state.sessions["expiry"][refs // tables.UNITS_A_LINE] == 2000).all()
+
+
+def test_insert_bulk(benchmark: Any, table: tuple[State, Array]) -> None:
+    """All keys into an empty index."""
+    state, present = table
+    columns = tables.columns(present)
+    benchmark.pedantic(tables.insert_all, (state, *columns), setup=lambda: cuckoo.clear(state), warmup_rounds=1, rounds=5)
+    assert columns.done.all()
+
+
+def test_erase_bulk(benchmark: Any, table: tuple[State, Array]) -> None:
+    """All keys out of it again."""
+    state, present = table
+    columns = tables.columns(present)
+
+    def filled_anew() -> None:
+        cuckoo.clear(state)
+        tables.fill(state, present)
+
+    benchmark.pedantic(tables.erase_all, (state, *columns), setup=filled_anew, warmup_rounds=1, rounds=5)
+    assert columns.done.all() and not state.tags.any()
+    tables.fill(state, present)
+
+
+def test_insert_and_erase_one_by_one(benchmark: Any, table: tuple[State, Array]) -> None:
+    """As the path does it, called from Python: what a crossing costs is in it."""
+    state, _ = table
+    key0, key1 = (np.uint64(word) for word in (1, 2))
+    state.words[-2:] = key0, key1
+    ref = len(state.words) // 2 - 1
+
+    def both() -> bool:
+        return bool(cuckoo.insert(state, key0, key1, ref)) and bool(cuckoo.erase(state, key0, key1, ref))
+
+    assert benchmark(both)

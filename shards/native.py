@@ -19,15 +19,30 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Word = Any  # np.uint64, which mypy would not let meet an int
 
 TAGS = 8  # 16-bit tags at the head of a bucket line: one SIMD register of 128 bits
+LINE_BYTES = 64  # a row of what is called lines here, whatever its dtype: a shift instead of a stride read from the array
 
 
 def prefetch(array: Array, index: int) -> None:
     """Ask for the cache line of `array[index]` (of its first byte), whatever the dtype; more axes: of that row."""
 
 
+def prefetch_line(lines: Array, line: int) -> None:
+    """Ask for a line."""
+
+
 def match_tags(lines: Array, line: int, tag: int) -> int:
-    """Which of the first eight words of `lines[line]`, uint16 (n, >= 8), equal `tag`: bit i for word i."""
-    return sum(1 << i for i, word in enumerate(lines[line, :TAGS].tolist()) if word == tag)
+    """Which of the first eight 16-bit words of a line equal `tag`: bit i for word i."""
+    return sum(1 << i for i, word in enumerate(lines[line].view(np.uint16)[:TAGS].tolist()) if word == tag)
+
+
+def word_32(lines: Array, line: int, column: int) -> int:
+    """A line's 32-bit word."""
+    return int(lines[line].view(np.uint32)[column])
+
+
+def word_64(lines: Array, line: int, column: int) -> Word:
+    """A line's 64-bit word."""
+    return lines[line].view(np.uint64)[column]
 
 
 def first_bit(bits: int) -> int:
@@ -103,8 +118,8 @@ if not PURE:
     def _stands_for(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
         return cast(Callable[[Callable[..., Any]], Any], extend.overload(plain, strict=False))  # strict compares annotations
 
-    _BYTE, _WIDE, _DOUBLE = ir.IntType(8), ir.IntType(64), ir.IntType(128)
-    _INT32, _TAGS = ir.IntType(32), ir.VectorType(ir.IntType(16), TAGS)
+    _BYTE, _INT32, _WIDE, _DOUBLE = (ir.IntType(bits) for bits in (8, 32, 64, 128))
+    _TAGS = ir.VectorType(ir.IntType(16), TAGS)
     _NOTHING, _FIRST = ir.Constant(_TAGS, ir.Undefined), ir.Constant(ir.VectorType(_INT32, TAGS), [0] * TAGS)
 
     def _address(context: Any, builder: Any, array_type: Any, array: Any, index_type: Any, index: Any) -> Any:
@@ -117,21 +132,57 @@ if not PURE:
         offset = builder.mul(context.cast(builder, index, index_type, types.intp), stride)
         return builder.gep(builder.bitcast(view.data, _BYTE.as_pointer()), [offset])
 
+    def _line(context: Any, builder: Any, array_type: Any, array: Any, index_type: Any, index: Any) -> Any:
+        """Byte pointer to a line."""
+        view = context.make_array(array_type)(context, builder, array)
+        offset = builder.mul(context.cast(builder, index, index_type, types.intp), _WIDE(LINE_BYTES))
+        return builder.gep(builder.bitcast(view.data, _BYTE.as_pointer()), [offset])
+
+    def _word(wide: Any) -> Callable[..., Any]:
+        """Emitter of a load of a `wide` word out of a line, zero-extended."""
+
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            lines, line, column = signature.args
+            words = builder.bitcast(_line(context, builder, lines, arguments[0], line, arguments[1]), wide.as_pointer())
+            word = builder.load(builder.gep(words, [context.cast(builder, arguments[2], column, types.intp)]))
+            return word if wide is _WIDE else builder.zext(word, _WIDE)
+
+        return emit
+
+    def _ask(builder: Any, address: Any) -> None:
+        """Prefetch, for reading, into every level, data."""
+        kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT32, _INT32, _INT32])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(prefetch, [address, _INT32(0), _INT32(3), _INT32(1)])
+
     @_instruction
     def _prefetch(_: Any, array: Any, index: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address = _address(context, builder, array, arguments[0], index, arguments[1])
-            kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT32, _INT32, _INT32])
-            ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            builder.call(ask, [address, _INT32(0), _INT32(3), _INT32(1)])  # for reading, into every level, data
+            _ask(builder, _address(context, builder, array, arguments[0], index, arguments[1]))
             return context.get_dummy_value()
 
         return types.none(array, index), emit
 
     @_instruction
+    def _prefetch_line(_: Any, lines: Any, line: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _ask(builder, _line(context, builder, lines, arguments[0], line, arguments[1]))
+            return context.get_dummy_value()
+
+        return types.none(lines, line), emit
+
+    @_instruction
+    def _word_32(_: Any, lines: Any, line: Any, column: Any) -> Any:
+        return types.int64(lines, line, column), _word(_INT32)
+
+    @_instruction
+    def _word_64(_: Any, lines: Any, line: Any, column: Any) -> Any:
+        return types.uint64(lines, line, column), _word(_WIDE)
+
+    @_instruction
     def _match_tags(_: Any, lines: Any, line: Any, tag: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address = _address(context, builder, lines, arguments[0], line, arguments[1])
+            address = _line(context, builder, lines, arguments[0], line, arguments[1])
             words = builder.load(builder.bitcast(address, _TAGS.as_pointer()), align=16)
             wanted = context.cast(builder, arguments[2], tag, types.uint16)
             splat = builder.shuffle_vector(builder.insert_element(_NOTHING, wanted, _INT32(0)), _NOTHING, _FIRST)
@@ -199,6 +250,18 @@ if not PURE:
     @_stands_for(prefetch)
     def _(array: Any, index: Any) -> Any:
         return lambda array, index: _prefetch(array, index)
+
+    @_stands_for(prefetch_line)
+    def _(lines: Any, line: Any) -> Any:
+        return lambda lines, line: _prefetch_line(lines, line)
+
+    @_stands_for(word_32)
+    def _(lines: Any, line: Any, column: Any) -> Any:
+        return lambda lines, line, column: _word_32(lines, line, column)
+
+    @_stands_for(word_64)
+    def _(lines: Any, line: Any, column: Any) -> Any:
+        return lambda lines, line, column: _word_64(lines, line, column)
 
     @_stands_for(match_tags)
     def _(lines: Any, line: Any, tag: Any) -> Any:

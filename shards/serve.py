@@ -65,13 +65,13 @@ def moved(state: State, line: int, now: int) -> None:
 
 
 @inlined
-def serve_hit(state: State, frames: Array, burst: Burst, i: int, now: int) -> bool:
-    """Decide an undecided row whose lookup hit. False: there is something special about it, the slow path must see it."""
+def serve_hit(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    """Decide an undecided row whose lookup hit, unless there is something special about it, for the slow path to see."""
     line = burst.ref[i] >> 2
     session = state.sessions[np.uint64(line)]
     outward = whole(session["outward"])
     if line == 0 or outward == HAIRPIN_HOP or timers.remaining(now, whole(session["expiry"])) <= 0:
-        return False
+        return
     direction = burst.direction[i]
     burst.session[i] = line
     burst.next_hop[i] = whole(session["inward"]) if direction == INBOUND else outward
@@ -82,4 +82,3 @@ def serve_hit(state: State, frames: Array, burst: Burst, i: int, now: int) -> bo
         if touch(state.settings, session, direction, burst.tcp_flags[i], now) != before:
             moved(state, line, now)
     burst.verdict[i] = verdict
-    return True

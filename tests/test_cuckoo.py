@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shards import cuckoo
-from shards.state import Array, Sizes, State, new_state
+from shards.state import EXTENT_LINES, FREE, NAT_MAPPING, NAT_SESSION, Array, Sizes, State, new_state
 
 Key = tuple[int, int]
 
@@ -48,6 +48,20 @@ def lookup_bulk(state: State, asked: Array, verdicts: Array | None = None) -> li
     verdicts = np.zeros(len(asked), np.int64) if verdicts is None else verdicts
     cuckoo.lookup_bulk(state, state.words[2 * asked], state.words[2 * asked + 1], refs, verdicts, len(asked))
     return refs.tolist()
+
+
+def insert_bulk(state: State, refs: list[int]) -> list[int]:
+    """1 for each that found room."""
+    asked, done = np.array(refs, np.int64), np.full(len(refs), -7, np.int64)
+    cuckoo.insert_bulk(state, state.words[2 * asked], state.words[2 * asked + 1], asked, done, len(refs))
+    return done.tolist()
+
+
+def erase_bulk(state: State, refs: list[int]) -> list[int]:
+    """1 for each that was in."""
+    asked, done = np.array(refs, np.int64), np.full(len(refs), -7, np.int64)
+    cuckoo.erase_bulk(state, state.words[2 * asked], state.words[2 * asked + 1], asked, done, len(refs))
+    return done.tolist()
 
 
 def filled(buckets: int, load: float, seed: int = 1) -> tuple[State, list[int]]:
@@ -95,6 +109,20 @@ class Index(RuleBasedStateMachine):
         else:
             assert self.state.tags.tobytes() == before
             assert len(self.inside) > 0.9 * self.BUCKETS * cuckoo.SLOTS
+
+    @rule(refs=REFS)
+    def insert_bulk(self, refs: list[int]) -> None:
+        """Enter at once those that are not inside yet."""
+        new = [ref for ref in refs if ref not in self.inside]
+        done = insert_bulk(self.state, new)
+        self.inside |= {ref for ref, entered in zip(new, done, strict=True) if entered}
+        assert all(done) or len(self.inside) > 0.9 * self.BUCKETS * cuckoo.SLOTS
+
+    @rule(refs=REFS)
+    def erase_bulk(self, refs: list[int]) -> None:
+        """Take out at once, inside or not."""
+        assert erase_bulk(self.state, refs) == [int(ref in self.inside) for ref in refs]
+        self.inside -= set(refs)
 
     @rule(refs=REFS)
     def erase(self, refs: list[int]) -> None:
@@ -171,7 +199,7 @@ def test_a_failed_insert_changes_nothing() -> None:
 # --- bulk -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [0, 1, cuckoo.AHEAD - 1, cuckoo.AHEAD, 2 * cuckoo.AHEAD + 1, 64, 256])
+@pytest.mark.parametrize("count", [0, 1, cuckoo.BLOCK - 1, cuckoo.BLOCK, cuckoo.BLOCK + 1, 256, 1000])
 def test_bulk_equals_single_lookups(count: int) -> None:
     state, refs = filled(64, 0.95)
     asked = np.random.default_rng(count).integers(1, 2 * len(refs), count)
@@ -189,6 +217,79 @@ def test_bulk_leaves_rows_beyond_the_count_alone() -> None:
     found = np.full(40, -7, np.int64)
     cuckoo.lookup_bulk(state, state.words[2:82:2].copy(), state.words[3:83:2].copy(), found, np.zeros(40, np.int64), 30)
     assert found.tolist() == [*range(1, 31), *[-7] * 10]
+
+
+@pytest.mark.parametrize("count", [0, 1, cuckoo.BLOCK, 2 * cuckoo.BLOCK + 1])
+def test_bulk_insert_and_erase_equal_single_ones_in_order(count: int) -> None:
+    one, many = empty(16), empty(16)
+    refs = list(range(1, count + 1))
+    assert insert_bulk(many, refs) == [int(insert(one, ref)) for ref in refs]
+    assert many.tags.tobytes() == one.tags.tobytes() and many.core.tobytes() == one.core.tobytes()
+    gone = refs[::3] + refs[::5]
+    assert erase_bulk(many, gone) == [int(erase(one, ref)) for ref in gone]
+    assert many.tags.tobytes() == one.tags.tobytes() and many.core.tobytes() == one.core.tobytes()
+
+
+def test_a_bulk_insert_that_finds_no_room_says_so_and_evicts_nobody() -> None:
+    state = empty(16)
+    refs = list(range(1, 16 * cuckoo.SLOTS + 40))
+    done = insert_bulk(state, refs)
+    inside = [ref for ref, entered in zip(refs, done, strict=True) if entered]
+    assert 0.95 * 16 * cuckoo.SLOTS < len(inside) <= 16 * cuckoo.SLOTS
+    assert lookup_bulk(state, np.array(refs)) == [ref if entered else 0 for ref, entered in zip(refs, done, strict=True)]
+    assert cuckoo.check(state) == []
+
+
+def test_churn_at_load_0_95_keeps_every_key() -> None:
+    state, refs = filled(64, 0.95)
+    random = np.random.default_rng(5)
+    spare = list(range(len(refs) + 1, 2 * len(refs)))
+    for _ in range(40):
+        random.shuffle(refs)
+        leaving, refs = refs[:30], refs[30:]
+        assert erase_bulk(state, leaving) == [1] * 30
+        arriving, spare = spare[:30], spare[30:] + leaving
+        assert insert_bulk(state, arriving) == [1] * 30  # never an eviction, and here never a refusal
+        refs += arriving
+        assert lookup_bulk(state, np.array(refs)) == refs
+    assert cuckoo.check(state) == []
+
+
+# --- refresh --------------------------------------------------------------------------------------------------------------
+
+
+NOW = 1_000
+
+
+def sessions_and_a_mapping() -> State:
+    """Sessions at lines 1, 2, 3 of extent 0, which expire in 100 ticks, have expired, and have ended; a mapping in extent 1."""
+    state = new_state(Sizes(2, 64, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2))
+    state.extents["kind"] = [NAT_SESSION, NAT_MAPPING]
+    state.words[2 * 4 : 2 * 16] = np.random.default_rng(6).integers(0, 2**64, 24, np.uint64)
+    state.sessions["kind"][1:4] = [NAT_SESSION, NAT_SESSION, FREE]
+    state.sessions["expiry"][1:4] = [NOW + 100, NOW, NOW + 100]
+    state.words[8 * EXTENT_LINES : 8 * EXTENT_LINES + 8] = np.random.default_rng(7).integers(0, 2**64, 8, np.uint64)
+    assert insert_bulk(state, [4, 8, 12, 4 * EXTENT_LINES + 2]) == [1] * 4
+    return state
+
+
+@pytest.mark.parametrize(("expiry", "expected"), [(NOW + 500, NOW + 500), (NOW + 50, NOW + 100)])
+def test_a_lookup_that_refreshes_lengthens_the_lives_it_finds(expiry: int, expected: int) -> None:
+    state = sessions_and_a_mapping()
+    asked = np.array([4, 8, 12, 4 * EXTENT_LINES + 2, 5])
+    mapping, found = state.mappings[2 * EXTENT_LINES :].tobytes(), np.zeros(5, np.int64)
+    keys = state.words[2 * asked], state.words[2 * asked + 1]
+    cuckoo.lookup_and_refresh_bulk(state, *keys, found, np.zeros(5, np.int64), 5, NOW, expiry)
+    assert found.tolist() == [*asked[:4].tolist(), 0]
+    assert state.sessions["expiry"][1:4].tolist() == [expected, NOW, NOW + 100]
+    assert state.mappings[2 * EXTENT_LINES :].tobytes() == mapping
+
+
+def test_a_refresh_knows_that_ticks_wrap() -> None:
+    state = sessions_and_a_mapping()
+    state.sessions["expiry"][1] = 2**32 - 10
+    cuckoo.refresh_bulk(state, np.array([4]), 1, 2**32 - 20, 2**32 + 30)
+    assert state.sessions["expiry"][1] == 30
 
 
 # --- displacement and the filter ------------------------------------------------------------------------------------------
@@ -227,7 +328,7 @@ def test_the_filter_is_seldom_wrong() -> None:
     for ref in strangers:
         seed0, seed1 = state.settings[0]["seed"]
         hashed = np.uint64(cuckoo.hash_key(seed0, seed1, *key(state, ref)))
-        wrong += cuckoo._may_have_left(state.blooms, int(cuckoo._primary(hashed, state.tags)), int(cuckoo._tag(hashed)))
+        wrong += cuckoo._may_have_left(state.tags, int(cuckoo._primary(hashed, state.tags)), int(cuckoo._tag(hashed)))
     assert wrong < 0.01 * len(strangers)
 
 
@@ -304,3 +405,38 @@ def test_flows_of_one_subscriber_spread(seed: tuple[int, int]) -> None:
     counts = primaries(seed, flows(8192), 1024)
     chi_square = sum((counts[bucket] - 8) ** 2 / 8 for bucket in range(1024))
     assert 850 < chi_square < 1210  # 1023 degrees of freedom: four standard deviations either way
+
+
+def spread(counts: Counter[int], buckets: int) -> float:
+    """Chi-square against evenly: about `buckets`, give or take 5 * sqrt(2 * buckets) once in a million."""
+    mean = counts.total() / buckets
+    return sum((counts[bucket] - mean) ** 2 / mean for bucket in range(buckets))
+
+
+KNOWN = (0x0123456789ABCDEF, 0xFEDCBA9876543210)
+
+
+def falls_on_four_of_64(pair: Key) -> tuple[bool, bool]:
+    """Whether a key's primary bucket under the known seed is one of the first four, and whether its secondary one is."""
+    hashed = cuckoo.hash_key(np.uint64(KNOWN[0]), np.uint64(KNOWN[1]), np.uint64(pair[0]), np.uint64(pair[1]))
+    return int(hashed) % 64 < 4, (int(hashed) ^ int(cuckoo._tag(np.uint64(hashed)))) % 64 < 4
+
+
+def test_thousands_of_keys_that_pile_up_under_a_known_seed_spread_evenly_under_any_other() -> None:
+    chosen = [pair for pair in flows(40_000) if falls_on_four_of_64(pair)[0]]
+    assert len(chosen) > 2000 and spread(primaries(KNOWN, chosen, 64), 64) > 20_000
+    worst = [pair for pair in chosen if falls_on_four_of_64(pair)[1]]
+    assert entered(KNOWN, worst[:100]) == 4 * cuckoo.SLOTS  # who knew the seed would close the table to whom it chose
+    for number in range(5):
+        real = np.random.default_rng(number).integers(0, 2**64, 2, np.uint64)
+        seed = int(real[0]), int(real[1])
+        assert spread(primaries(seed, chosen, 64), 64) < 64 + 5 * 128**0.5
+        assert entered(seed, worst[:100]) == 100
+
+
+def entered(seed: Key, keys: list[Key]) -> int:
+    """How many of the keys find room in an empty table of 64 buckets."""
+    state = empty(64)
+    state.settings[0]["seed"] = seed
+    state.words[2 : 2 + 2 * len(keys)] = np.array(keys, np.uint64).reshape(-1)
+    return sum(insert_bulk(state, list(range(1, len(keys) + 1))))

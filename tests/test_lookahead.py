@@ -130,6 +130,7 @@ if PURE:
 
         for module in (lookahead, cuckoo, sessions):
             monkeypatch.setattr(module, "prefetch", ask)
+        monkeypatch.setattr(cuckoo, "prefetch_line", ask)
         now = EPOCH + 9000
         for number in range(12):
             core.receive(traffic.burst(fuzz.BURST), now)
