@@ -59,6 +59,7 @@ def perform(name: str, quick: bool, told: Told) -> Outcome:
                     told(line.strip())
             except BaseException:
                 process.send_signal(signal.SIGINT)
+                process.wait()  # `with` would give it a quarter of a second
                 raise
         out.seek(0)
         return _outcome(name, process.returncode, out.read(), [line for line in said if not line.startswith(f"{name}: ")])
@@ -121,10 +122,11 @@ def write(folder: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def _drawn(folder: Path, outcome: Outcome) -> str:
-    """Name of the bench's picture; "" without the library that draws it, which only a machine that is to draw needs."""
+    """Name of the bench's picture; "" where the library that draws it is missing: figures do not need it."""
     try:
         from bench import plots
-    except ImportError:
+    except ImportError as error:
+        click.echo(f"no picture of {outcome.bench}: {error}; `pip install 'krononat[bench]'` brings what draws it", err=True)
         return ""
     plots.draw(outcome.results, f"bench {outcome.bench}, {report.title(outcome.env)}", folder / f"{outcome.bench}.svg")
     return f"{outcome.bench}.svg"

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from bench import report
 from bench.report import LESS_IS_BETTER, Result
 from krononat.client import Trouble
 
@@ -134,7 +135,7 @@ def _show(told: list[Change], count: int) -> None:
     for column in ("name", "before", "after", "unit", "change", "verdict"):
         table.add_column(column, justify="right" if column in ("before", "after", "change") else "left")
     for change in told:
-        figures = ["" if figure is None else f"{figure:,.2f}" for figure in (change.before, change.after)]
+        figures = ["" if value is None else report.figure(value) for value in (change.before, change.after)]
         relative = "" if change.change is None else f"{100 * change.change:+.1f} %"
         table.add_row(change.name, *figures, change.unit, relative, change.verdict, style=_STYLES[change.verdict])
     console = Console(width=None if sys.stdout.isatty() else 128, highlight=False)

@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench import environment, report, traffic
+from bench import environment, flows, report, traffic
 from bench.report import Result, Told
 from krononat import appliance, capacity, config
 from krononat.client import Trouble
 from shards import cuckoo, recovery
 from shards.burst import new_burst
-from shards.state import CHUNK_PORTS, REACHABLE, Array, Sizes, State, new_state
+from shards.state import REACHABLE, Sizes, State, new_state
 from shards.verdict import FORWARDED_OUT
 
 KIND = "memory"
@@ -52,28 +52,11 @@ prefixes = [{prefixes}]
 block-size = 64
 """
 
-_FIRST_EXTERNAL, _FIRST_SUBSCRIBER, _REMOTE = IPv4Address("203.0.0.0"), IPv4Address("100.64.0.1"), IPv4Address("198.51.100.10")
+_FIRST_EXTERNAL = IPv4Address("203.0.0.0")
 _BLOCKS_USED = 960  # of the 1,008 that an external address has: 95 %
 _MOST = 256  # bytes per connection that must be free
 _FULLEST = 0.95  # load of the index
 _ROWS = 1 << 16  # frames at a time
-
-# Ethernet, IPv4 without options, UDP without a checksum (RFC 768), 18 bytes: 60 bytes, big-endian on the wire.
-FIRST_PACKET = np.dtype(
-    [
-        ("ethernet", "S14"),
-        ("ip", "S10"),
-        ("checksum", ">u2"),
-        ("source", ">u4"),
-        ("destination", ">u4"),
-        ("source_port", ">u2"),
-        ("destination_port", ">u2"),
-        ("length", ">u2"),
-        ("none", ">u2"),
-        ("payload", "S18"),
-    ]
-)
-_IP = bytes((0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17))
 
 
 class Taken(NamedTuple):
@@ -92,7 +75,7 @@ class Taken(NamedTuple):
 def compose(connections: int, sessions_each: int) -> State:
     """An empty state with room for so many connections, from a configuration; its gateways answer."""
     mappings = connections // sessions_each
-    subscribers = IPv4Network(("100.64.0.0", 32 - (mappings // capacity.MAPPINGS_EACH + 1).bit_length()))
+    subscribers = IPv4Network((flows.SUBSCRIBERS, 32 - (mappings // capacity.MAPPINGS_EACH + 2).bit_length()))
     externals = -(-mappings // (capacity.MAPPINGS_EACH * _BLOCKS_USED))
     networks = summarize_address_range(_FIRST_EXTERNAL, _FIRST_EXTERNAL + externals - 1)
     prefixes = ", ".join(f'"{network}"' for network in networks)
@@ -115,31 +98,14 @@ def _filled(sizes: Sizes, connections: int, sessions_each: int) -> Sizes:
 def connect(state: State, connections: int, sessions_each: int, told: Told) -> None:
     """Open so many by first packets, outbound. RuntimeError where one of them makes none."""
     burst = new_burst()
-    frames = np.zeros(min(connections, _ROWS) * traffic.FRAME_BYTES, np.uint8)
     for first in range(0, connections, _ROWS):
-        flows = np.arange(first, min(first + _ROWS, connections))
-        first_packets(frames, flows, sessions_each)
-        traffic.run(state, frames, burst, len(flows), 1, traffic.NOW)
+        some = np.arange(first, min(first + _ROWS, connections))
+        traffic.run(state, flows.frames_of(some, sessions_each), burst, len(some), 1, traffic.NOW)
         if first // _ROWS % 16 == 0:
             told(f"{sessions_each} per mapping: {first:,} of {connections:,} connections")
     made = int(state.shards[0]["sessions"]), int(state.shards[0]["mappings"]), int(state.counters[FORWARDED_OUT, 0])
     if made != (connections, connections // sessions_each, connections):
         raise RuntimeError(f"{connections:,} first packets made (sessions, mappings, forwarded) {made}")
-
-
-def first_packets(frames: Array, flows: Array, sessions_each: int) -> None:
-    """Lay the first packet of each flow into `frames` (uint8, `traffic.FRAME_BYTES` a row)."""
-    packets = traffic.packets_of(frames)[: len(flows)]
-    rows = packets.view(FIRST_PACKET)[:, 0]
-    endpoints = flows // sessions_each
-    rows["ethernet"] = bytes((2, 0, 0, 0, 0, 1)) + bytes((2, 0, 0, 0, 0, 9)) + b"\x08"
-    rows["ip"] = _IP
-    rows["source"] = int(_FIRST_SUBSCRIBER) + endpoints // capacity.MAPPINGS_EACH
-    rows["source_port"] = CHUNK_PORTS * 16 + endpoints % capacity.MAPPINGS_EACH
-    rows["destination"], rows["destination_port"] = int(_REMOTE), 443 + flows % sessions_each
-    rows["length"], rows["none"] = 26, 0
-    rows["checksum"] = 0
-    rows["checksum"] = ~traffic.ip_sum(packets) & 0xFFFF
 
 
 def take(connections: int, sessions_each: int, told: Told = lambda text: None) -> Taken:

@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench import report
 from bench.report import LESS_IS_BETTER, Result
 
 _PLAIN, _REACHED, _MISSED, _GOAL, _INK = "#8fa8c8", "#5b9a72", "#c8705a", "#222222", "#444444"
@@ -73,4 +74,4 @@ def _colour(row: Result) -> str:
 
 
 def _told(row: Result) -> str:
-    return f"{row.value:,.2f}" + (f", loss {row.loss:.2g}" if row.loss else "")
+    return report.figure(row.value) + (f", loss {row.loss:.2g}" if row.loss else "")

@@ -136,9 +136,14 @@ def title(env: dict[str, Any]) -> str:
     return f"{kind}: {env['cpu']}, {env['pages']} pages, load {load}, steal {env['steal_ticks']} ticks, {env['commit']}"
 
 
+def figure(number: float) -> str:
+    """A number for people: two decimals, or two digits where that would be none."""
+    return f"{number:,.2f}" if number == 0 or abs(number) >= 0.1 else f"{number:.2g}"
+
+
 def cells(result: Result) -> list[str]:
     """A result as a row of a table, for people."""
-    figures = [f"{number:,.2f}" for number in (result.value, result.low, result.high)]
+    figures = [figure(number) for number in (result.value, result.low, result.high)]
     sign = "≤ " if result.unit in LESS_IS_BETTER else "≥ "
     goal = "" if result.goal is None else f"{sign}{result.goal:.4g}"
     fine = {None: "", True: "yes", False: "no"}[result.ok]

@@ -122,7 +122,7 @@ def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: in
 
 def _receive(frame: bytes, port: int) -> tuple[Array, Burst]:
     """Fresh frame memory and columns with the frame as their only packet."""
-    frames, burst = np.zeros(HEADROOM + len(frame) + HEADROOM, np.uint8), new_burst(1)
+    frames, burst = np.zeros(HEADROOM + len(frame) + HEADROOM, np.uint8), new_burst()
     frames[HEADROOM : HEADROOM + len(frame)] = np.frombuffer(frame, np.uint8)
     burst.port[0], burst.at[0], burst.length[0] = port, HEADROOM, len(frame)
     return frames, burst
@@ -149,12 +149,13 @@ def _kept(state: State, number: int, destination: int) -> str:
 def _first_stages(state: State, frame: bytes, port: int) -> Iterator[Stage]:
     """The stages that change nothing, run on their own to be told."""
     frames, burst = _receive(frame, port)
-    parse.parse(state, frames, burst, 1)
+    parse.parse(state, frames, burst, 0)
+    burst.verdict[0] = burst.verdict[0] or parse.refuse_addresses(burst, 0)
     if burst.verdict[0] != UNDECIDED:
         yield Stage("parse", f"refused: {VERDICTS[int(burst.verdict[0])].name}")
         return
     yield Stage("parse", f"IPv4 and {PROTOCOLS[int(burst.protocol[0])]} headers are sound")
-    nat.choose_keys(state, burst, 1)
+    nat.choose_key(state, burst, 0)
     outbound = burst.direction[0] == OUTBOUND
     why = (
         "its source is a subscriber's" if int(state.ports[port]["side"]) == BOTH and outbound else f"{_side(state, port)} port"

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numba.core import event
 
-from shards import cuckoo, parse, pipeline, recovery, rings, sessions, shard
+from shards import cuckoo, pipeline, recovery, rings, sessions, shard
 from shards.burst import Burst, new_burst
 from shards.rings import Rings
 from shards.state import Array, Sizes, State, new_state
@@ -47,11 +47,6 @@ def _table() -> None:
     cuckoo.lookup_bulk(state, burst.key0, burst.key1, burst.ref, burst.verdict, 0)
 
 
-def _parse() -> None:
-    state, frames, burst = _stage()
-    parse.parse(state, frames, burst, 0)
-
-
 def _recovery() -> None:
     recovery.attach(_stage()[0], 0)
 
@@ -76,7 +71,6 @@ def _loop() -> None:
 
 STEPS: list[tuple[str, Callable[[], None]]] = [
     ("table", _table),
-    ("parse", _parse),
     ("attach and recovery", _recovery),
     ("packet path", _pipeline),
     ("ends of sessions", _ends),

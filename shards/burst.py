@@ -15,6 +15,8 @@ from shards.state import Array
 
 BURST = 256  # packets in flight at most
 
+PITCH = BURST + 8  # words from column to column: a power of two would put a row of all columns into two sets of the L1 cache
+
 
 class Burst(NamedTuple):
     """Columns of int64 (keys: uint64), `BURST` long. Offsets are absolute in the frame memory; addresses host integers."""
@@ -53,7 +55,8 @@ class Burst(NamedTuple):
     out_length: Array
 
 
-def new_burst(size: int = BURST) -> Burst:
-    """Empty columns."""
-    columns = {name: np.zeros(size, np.uint64 if name in ("key0", "key1") else np.int64) for name in Burst._fields}
-    return Burst(**columns)
+def new_burst() -> Burst:
+    """Empty columns, one behind the other: so compiled code reaches all of them from one address (see `passing`)."""
+    block = np.zeros((len(Burst._fields), PITCH), np.int64)
+    columns = {name: block[number, :BURST] for number, name in enumerate(Burst._fields)}
+    return Burst(**{name: column.view(np.uint64) if name in ("key0", "key1") else column for name, column in columns.items()})

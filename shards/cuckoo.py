@@ -141,24 +141,24 @@ def lookup_bulk(state: State, key0s: Array, key1s: Array, refs: Array, verdicts:
     """Look up the first `count` keys: `refs` (int64) gets their refs, 0 for a miss or where there is a verdict already.
 
     The same as `lookup` for each, but every line is asked for a block of rows before it is read, and no jump hangs on where a
-    key is until few are left. Blocks, because where prefetches follow each other closely some 50 are under way at once, and only
-    24 loads: one loop for all three steps was 20 % slower. Unsigned indices spare each its check for a sign.
+    key is until few are left. Blocks, because where prefetches follow each other closely some 50 are under way at once, and
+    only 24 loads: one loop for all three steps was 20 % slower. Unsigned indices spare each its check for a sign.
     """
-    seed0, seed1, tags, words = _seed(state, 0), _seed(state, 1), state.tags, state.words
     last = -1
     for at in range(0, count + 2 * BLOCK, BLOCK):
-        _ask(tags, seed0, seed1, key0s, key1s, refs, at, min(at + BLOCK, count))
+        ask(state, key0s, key1s, refs, at, min(at + BLOCK, count))
         for i in range(max(at - BLOCK, 0), min(at, count)):
-            _suggest(tags, words, refs, np.uint64(i))
+            suggest(state, refs, np.uint64(i))
         for i in range(max(at - 2 * BLOCK, 0), min(at - BLOCK, count)):
-            last = _prove(words, key0s, key1s, refs, verdicts, np.uint64(i), last)
+            last = prove(state, key0s, key1s, refs, verdicts, np.uint64(i), last)
     if last >= 0:
-        _look_further(tags, words, seed0, seed1, key0s, key1s, refs, last)
+        look_further(state, key0s, key1s, refs, last)
 
 
 @hot
-def _ask(tags: Array, seed0: Word, seed1: Word, key0s: Array, key1s: Array, hashes: Array, begin: int, end: int) -> None:
+def ask(state: State, key0s: Array, key1s: Array, hashes: Array, begin: int, end: int) -> None:
     """Hash keys into int64 `hashes`, and ask for their primary buckets."""
+    seed0, seed1, tags = _seed(state, 0), _seed(state, 1), state.tags
     for i in range(begin, end):
         hashed = hash_key(seed0, seed1, key0s[np.uint64(i)], key1s[np.uint64(i)])
         prefetch_line(tags, _primary(hashed, tags))
@@ -166,10 +166,11 @@ def _ask(tags: Array, seed0: Word, seed1: Word, key0s: Array, key1s: Array, hash
 
 
 @hot
-def _suggest(tags: Array, words: Array, refs: Array, i: Word) -> None:
+def suggest(state: State, refs: Array, i: Word) -> None:
     """A hash becomes the ref of the first match in the primary bucket, or 0, and bit 32 where the filter says that the key may
     have left. Ask for what stands at the ref, and for the secondary bucket where it may be needed.
     """
+    tags, words = state.tags, state.words
     hashed = np.uint64(refs[i])
     bucket, tag = _primary(hashed, tags), _tag(hashed)
     left = _may_have_left(tags, bucket, tag)
@@ -187,8 +188,9 @@ def _first_match(tags: Array, bucket: int, tag: int) -> int:
 
 
 @hot
-def _prove(words: Array, key0s: Array, key1s: Array, refs: Array, verdicts: Array, i: Word, last: int) -> int:
-    """What was suggested becomes the answer where that is certain, else ~ of the last row that must look further; the new last."""
+def prove(state: State, key0s: Array, key1s: Array, refs: Array, verdicts: Array, i: Word, last: int) -> int:
+    """What was suggested becomes the answer where certain, else ~ of the last row that must look further; the new last."""
+    words = state.words
     suggested = choose(verdicts[i] == 0, int(refs[i]), 0)
     ref = suggested & 0xFFFFFFFF
     further = (not _stands_at(words, ref, key0s[i], key1s[i])) & (suggested != 0)
@@ -197,10 +199,9 @@ def _prove(words: Array, key0s: Array, key1s: Array, refs: Array, verdicts: Arra
 
 
 @hot
-def _look_further(
-    tags: Array, words: Array, seed0: Word, seed1: Word, key0s: Array, key1s: Array, refs: Array, last: int
-) -> None:
-    """Answer the rows that `_prove` has chained: from their secondary buckets, and if need be from the beginning."""
+def look_further(state: State, key0s: Array, key1s: Array, refs: Array, last: int) -> None:
+    """Answer the rows that `prove` has chained: from their secondary buckets, and if need be from the beginning."""
+    seed0, seed1, tags, words = _seed(state, 0), _seed(state, 1), state.tags, state.words
     i = last
     while i >= 0:
         before = ~refs[i]
@@ -262,9 +263,9 @@ def insert_bulk(state: State, key0s: Array, key1s: Array, refs: Array, done: Arr
 
     No two of the keys may be equal. Their buckets are asked for a block of rows ahead.
     """
-    seed0, seed1, tags, entered = _seed(state, 0), _seed(state, 1), state.tags, 0
+    tags, entered = state.tags, 0
     for at in range(0, count + BLOCK, BLOCK):
-        _ask(tags, seed0, seed1, key0s, key1s, done, at, min(at + BLOCK, count))
+        ask(state, key0s, key1s, done, at, min(at + BLOCK, count))
         for i in range(max(at - BLOCK, 0), min(at, count)):
             done[i] = _enter(tags, state.refs, np.uint64(done[i]), refs[i])
             entered += done[i]
@@ -358,9 +359,9 @@ def erase(state: State, key0: Word, key1: Word, ref: int) -> bool:
 @hot
 def erase_bulk(state: State, key0s: Array, key1s: Array, refs: Array, done: Array, count: int) -> None:
     """`erase` the first `count` keys, in order: `done` (int64) gets 1, or 0 for one that was not in."""
-    seed0, seed1, tags, removed = _seed(state, 0), _seed(state, 1), state.tags, 0
+    tags, removed = state.tags, 0
     for at in range(0, count + BLOCK, BLOCK):
-        _ask(tags, seed0, seed1, key0s, key1s, done, at, min(at + BLOCK, count))
+        ask(state, key0s, key1s, done, at, min(at + BLOCK, count))
         for i in range(max(at - BLOCK, 0), min(at, count)):
             done[i] = _remove(tags, np.uint64(done[i]), refs[i])
             removed += done[i]

@@ -7,9 +7,10 @@ from __future__ import annotations
 from shards import cuckoo, nat, ports, sessions, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
+from shards.native import read16, read32, write16, write32
 from shards.parse import is_query
 from shards.rewrite import adjust_transport, link_header
-from shards.serve import passable_row
+from shards.serve import passable
 from shards.state import EXTERNAL, ICMP, INBOUND, INTERNAL, OUTBOUND, TCP, UDP, Array, State
 from shards.timers import age, remaining
 from shards.verdict import (
@@ -33,7 +34,7 @@ from shards.verdict import (
     TTL_EXCEEDED,
     UNDECIDED,
 )
-from shards.wire import adjust, read8, read16, read32, read48, write8, write16, write32
+from shards.wire import adjust, read8, write8
 
 _HEADER = 8  # of an ICMP error, before the embedded packet
 _QUOTE_BYTES = 548  # so that the whole error has at most 576 bytes (RFC 1812 4.3.2.3)
@@ -62,7 +63,7 @@ def pass_error(state: State, frames: Array, burst: Burst, i: int, now: int) -> i
     turns = burst.direction[i] == OUTBOUND and burst.next_hop[i] == sessions.HAIRPIN_HOP
     if turns:
         return _turn(state, frames, burst, i, inner, now)
-    verdict = passable_row(state, frames, burst, i)
+    verdict = passable(state, frames, burst, i)
     if verdict == UNDECIDED:
         _translate(state, frames, burst, i, inner)
         verdict = FORWARDED_OUT if burst.direction[i] == OUTBOUND else FORWARDED_IN
@@ -212,7 +213,7 @@ def _turn(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
     burst.source[i] = state.mappings[burst.mapping[i]]["external_address"]
     verdict = _find(state, frames, burst, i, inner, now)
     if verdict == UNDECIDED:
-        verdict = passable_row(state, frames, burst, i)
+        verdict = passable(state, frames, burst, i)
     if verdict == UNDECIDED:
         _translate(state, frames, burst, i, inner)
         return HAIRPINNED
@@ -252,12 +253,12 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     quote = min(burst.ip_length[i], _QUOTE_BYTES)
     l3 = burst.l3[i] - wire.IPV4_BYTES - _HEADER
     # The new headers go before the packet, which is quoted where it lies; so the sender's MAC must be read first.
-    sender = read48(frames, burst.at[i] + 6)
+    sender = wire.mac_at(frames, burst.at[i] + 6)
     _write_error(frames, l3 + wire.IPV4_BYTES, kind, mtu, quote)
     # Not the column: a hairpinned packet's has turned round already.
     asker = read32(frames, burst.l3[i] + 12)
     _write_header(frames, l3, whole(port["address"]), asker, _HEADER + quote, _next_id(state))
-    burst.out_at[i] = link_header(frames, l3, port, sender)
+    burst.out_at[i] = link_header(state, frames, l3, burst.port[i], sender)
     burst.out_port[i] = burst.port[i]
     burst.out_length[i] = l3 - burst.out_at[i] + wire.IPV4_BYTES + _HEADER + quote
     state.counters[ORIGINATED, 0] += 1

@@ -20,12 +20,13 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from shards.burst import Burst
+from shards.burst import BURST, PITCH, Burst
 from shards.state import State
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PURE = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+CHECKED = os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")
 
 
 def digest() -> str:
@@ -55,6 +56,8 @@ if PURE:
         """Leave the function as it is (pure mode)."""
         return function
 
+    inlined = hot
+
     def whole(value: Any) -> int:
         """A field of a row as a plain int."""
         return int(value)
@@ -65,7 +68,7 @@ else:
     from shards import passing
 
     passing.by_reference(State)
-    passing.by_reference(Burst)
+    passing.by_reference(Burst, BURST, PITCH)
 
     # Not by its environment variable: numba may have been imported, and have read that, before.
     _settings: Any = numba.config
@@ -81,8 +84,8 @@ else:
         Most functions are only ever called by others, and wrappers for Python took a third of the time to compile them all.
         """
 
-        def __init__(self, function: Callable[..., Any]) -> None:
-            super().__init__(function, targetoptions=_OPTIONS | _INNER)
+        def __init__(self, function: Callable[..., Any], **more: bool) -> None:
+            super().__init__(function, targetoptions=_OPTIONS | _INNER | more)
             self.enable_caching()
             self._twin: Any = None
 
@@ -106,6 +109,11 @@ else:
         takes a third off the compiler's time. Typed as the identity so that mypy goes on seeing the function's own signature.
         """
         compiled: Any = _Hot(function)
+        return cast(Function, compiled)
+
+    def inlined(function: Function) -> Function:
+        """`hot` for the steps of the sweep: always a part of its caller. A call per row and step costs more than the step."""
+        compiled: Any = _Hot(function, forceinline=True)
         return cast(Function, compiled)
 
     @hot

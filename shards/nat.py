@@ -7,13 +7,17 @@ outsiders cannot fill a subscriber's quota.
 
 from __future__ import annotations
 
+import numpy as np
+
 from shards import firewall, neighbours, ports, serve, sessions, tcp
 from shards.burst import Burst
-from shards.jit import hot, whole
+from shards.jit import hot, inlined, whole
+from shards.native import choose
 from shards.parse import is_query
 from shards.state import (
     ACCEPT,
     ADDRESS_DEPENDENT,
+    BOTH,
     DROP,
     ENDPOINT_INDEPENDENT,
     EXTERNAL,
@@ -96,42 +100,35 @@ def names_no_host(port: Row, address: int) -> bool:
     return address == whole(port["address"]) or (hosts > 1 and (host == 0 or host == hosts))
 
 
-@hot
-def choose_keys(state: State, burst: Burst, count: int) -> None:
-    """Direction and lookup key of every undecided row. ICMP errors have no key of their own: their embedded packet has."""
-    for i in range(count):
-        if burst.verdict[i] != UNDECIDED:
-            burst.key0[i] = 0
-            burst.key1[i] = 0
-            continue
-        port = state.ports[burst.port[i]]
-        side = port["side"]
-        if side == INTERNAL:
-            burst.direction[i] = OUTBOUND
-        elif side == EXTERNAL:
-            burst.direction[i] = INBOUND
-        else:
-            burst.direction[i] = OUTBOUND if is_internal(state, whole(port["internal_realm"]), burst.source[i]) else INBOUND
+@inlined
+def choose_key(state: State, burst: Burst, i: int) -> None:
+    """Direction and lookup key of row `i`. ICMP errors have no key of their own: their embedded packet has."""
+    port = state.ports[np.uint64(burst.port[i])]
+    side = port["side"]
+    outbound = side == INTERNAL
+    if side == BOTH and burst.verdict[i] == UNDECIDED:
+        outbound = is_internal(state, whole(port["internal_realm"]), burst.source[i])
+    burst.direction[i] = choose(outbound, OUTBOUND, INBOUND)
+    if burst.verdict[i] != UNDECIDED or burst.icmp_error[i]:
+        burst.key0[i] = 0
+        burst.key1[i] = 0
+    else:
         set_key(state, burst, i)
 
 
-@hot
+@inlined
 def set_key(state: State, burst: Burst, i: int) -> None:
     """Key of a row whose direction is known: local endpoint, remote endpoint, realm, protocol."""
-    if burst.icmp_error[i]:
-        burst.key0[i] = 0
-        burst.key1[i] = 0
-        return
-    port = state.ports[burst.port[i]]
-    protocol = burst.protocol[i]
-    if burst.direction[i] == OUTBOUND:
-        remote_port = 0 if protocol == ICMP else burst.destination_port[i]
-        burst.key0[i] = sessions.key_0(burst.source[i], whole(port["internal_realm"]), protocol)
-        burst.key1[i] = sessions.key_1(burst.destination[i], burst.source_port[i], remote_port)
-    else:
-        remote_port = 0 if protocol == ICMP else burst.source_port[i]
-        burst.key0[i] = sessions.key_0(burst.destination[i], whole(port["external_realm"]), protocol)
-        burst.key1[i] = sessions.key_1(burst.source[i], burst.destination_port[i], remote_port)
+    port = state.ports[np.uint64(burst.port[i])]
+    protocol, outbound = burst.protocol[i], burst.direction[i] == OUTBOUND
+    # Without a branch: the directions of a burst are as good as random.
+    local = choose(outbound, burst.source[i], burst.destination[i])
+    remote = choose(outbound, burst.destination[i], burst.source[i])
+    local_port = choose(outbound, burst.source_port[i], burst.destination_port[i])
+    remote_port = choose(outbound, burst.destination_port[i], burst.source_port[i])
+    realm = choose(outbound, whole(port["internal_realm"]), whole(port["external_realm"]))
+    burst.key0[i] = sessions.key_0(local, realm, protocol)
+    burst.key1[i] = sessions.key_1(remote, local_port, choose(protocol == ICMP, 0, remote_port))
 
 
 @hot
@@ -196,7 +193,7 @@ def _find_way(state: State, frames: Array, burst: Burst, i: int, turns: bool, no
         return NEIGHBOURS_EXHAUSTED, 0
     burst.next_hop[i] = outward
     if not turns:
-        verdict = serve.passable_row(state, frames, burst, i)
+        verdict = serve.passable(state, frames, burst, i)
     else:
         verdict = TTL_EXCEEDED if read8(frames, burst.l3[i] + 8) <= 1 else UNDECIDED
     if verdict == UNDECIDED and state.neighbours[inward]["state"] != REACHABLE:

@@ -8,13 +8,14 @@ known to be right. `prefetch` alone may be given any index, since the processor 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from shards.jit import PURE
+from shards.jit import CHECKED, PURE, hot, whole
 from shards.state import Array
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Word = Any  # np.uint64, which mypy would not let meet an int
 
 TAGS = 8  # 16-bit tags at the head of a bucket line: one SIMD register of 128 bits
@@ -60,6 +61,50 @@ def fold_multiply(a: Word, b: Word) -> Word:
     return np.uint64((product >> 64) ^ (product & 0xFFFF_FFFF_FFFF_FFFF))
 
 
+# Wide fields are one load and one swap of bytes. With bounds checks the plain functions are compiled instead: they index.
+_field: Callable[[Function], Function] = hot if CHECKED else lambda function: function
+
+
+@_field
+def read16(memory: Array, at: int) -> int:
+    """Big-endian 16 bits at byte `at` of a flat uint8 array."""
+    return (whole(memory[at]) << 8) | whole(memory[at + 1])
+
+
+@_field
+def read32(memory: Array, at: int) -> int:
+    """Big-endian 32 bits."""
+    return (read16(memory, at) << 16) | read16(memory, at + 2)
+
+
+@_field
+def read64(memory: Array, at: int) -> int:
+    """Big-endian 64 bits as int64, so the highest one is a sign."""
+    high = read32(memory, at)
+    return ((high - (high >> 31 << 32)) << 32) | read32(memory, at + 4)
+
+
+@_field
+def write16(memory: Array, at: int, value: int) -> None:
+    """Store the low 16 bits of `value`, big-endian."""
+    memory[at] = (value >> 8) & 0xFF
+    memory[at + 1] = value & 0xFF
+
+
+@_field
+def write32(memory: Array, at: int, value: int) -> None:
+    """Store the low 32 bits, big-endian."""
+    write16(memory, at, value >> 16)
+    write16(memory, at + 2, value)
+
+
+@_field
+def write64(memory: Array, at: int, value: int) -> None:
+    """Store 64 bits, big-endian."""
+    write32(memory, at, value >> 32)
+    write32(memory, at + 4, value)
+
+
 if not PURE:
     from llvmlite import ir
     from numba import core, extending
@@ -80,7 +125,7 @@ if not PURE:
     def _address(context: Any, builder: Any, array_type: Any, array: Any, index_type: Any, index: Any) -> Any:
         """Byte pointer to `array[index]` along the first axis."""
         view = context.make_array(array_type)(context, builder, array)
-        if array_type.ndim == 1 and array_type.layout == "C":
+        if array_type.ndim == 1 and array_type.layout == "C":  # a constant, where the compiler would have to multiply
             stride = _WIDE(context.get_abi_sizeof(context.get_data_type(array_type.dtype)))
         else:
             stride = cgutils.unpack_tuple(builder, view.strides, array_type.ndim)[0]
@@ -170,6 +215,38 @@ if not PURE:
 
         return types.uint64(types.uint64, types.uint64), emit
 
+    def _reader(bits: int) -> Any:
+        """Instruction that loads so many bits from anywhere in a flat array of bytes and swaps them."""
+
+        @_instruction
+        def read(_: Any, memory: Any, at: Any) -> Any:
+            def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                address = _address(context, builder, memory, arguments[0], at, arguments[1])
+                word = builder.load(builder.bitcast(address, ir.IntType(bits).as_pointer()), align=1)
+                return builder.zext(builder.bswap(word), _WIDE)
+
+            return types.int64(memory, at), emit
+
+        return read
+
+    def _writer(bits: int) -> Any:
+        """Instruction that stores the low bits of a number, swapped."""
+
+        @_instruction
+        def write(_: Any, memory: Any, at: Any, value: Any) -> Any:
+            def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                address = _address(context, builder, memory, arguments[0], at, arguments[1])
+                word = builder.bswap(builder.trunc(arguments[2], ir.IntType(bits)))
+                builder.store(word, builder.bitcast(address, ir.IntType(bits).as_pointer()), align=1)
+                return context.get_dummy_value()
+
+            return types.none(memory, at, types.int64), emit
+
+        return write
+
+    _read16, _read32, _read64 = _reader(16), _reader(32), _reader(64)
+    _write16, _write32, _write64 = _writer(16), _writer(32), _writer(64)
+
     @_stands_for(prefetch)
     def _(array: Any, index: Any) -> Any:
         return lambda array, index: _prefetch(array, index)
@@ -201,3 +278,29 @@ if not PURE:
     @_stands_for(fold_multiply)
     def _(a: Any, b: Any) -> Any:
         return lambda a, b: _fold_multiply(a, b)
+
+    if not CHECKED:
+
+        @_stands_for(read16)
+        def _(memory: Any, at: Any) -> Any:
+            return lambda memory, at: _read16(memory, at)
+
+        @_stands_for(read32)
+        def _(memory: Any, at: Any) -> Any:
+            return lambda memory, at: _read32(memory, at)
+
+        @_stands_for(read64)
+        def _(memory: Any, at: Any) -> Any:
+            return lambda memory, at: _read64(memory, at)
+
+        @_stands_for(write16)
+        def _(memory: Any, at: Any, value: Any) -> Any:
+            return lambda memory, at, value: _write16(memory, at, value)
+
+        @_stands_for(write32)
+        def _(memory: Any, at: Any, value: Any) -> Any:
+            return lambda memory, at, value: _write32(memory, at, value)
+
+        @_stands_for(write64)
+        def _(memory: Any, at: Any, value: Any) -> Any:
+            return lambda memory, at, value: _write64(memory, at, value)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards.jit import hot
-from shards.state import FAILED, WANTED, Row, State
-from shards.wire import mac_of
+from shards.jit import hot, inlined
+from shards.state import FAILED, NEIGHBOUR_BYTES, NEIGHBOUR_MAC, WANTED, Row, State
+from shards.wire import mac_at
 
 PROBES = 64  # rows looked at, at most
 
@@ -35,13 +35,20 @@ def _is_row(at: int) -> bool:
     return at not in (0, LAST)
 
 
+@inlined
+def mac_of(state: State, at: int) -> int:
+    """MAC address in row `at`, as a number: one load of what the supervisor writes in one store."""
+    return mac_at(state.neighbour_bytes, at * NEIGHBOUR_BYTES + NEIGHBOUR_MAC)
+
+
 @hot
-def _is_forgotten(row: Row, now: int) -> bool:
+def _is_forgotten(state: State, at: int, now: int) -> bool:
     """Whether nobody can mean this row any more."""
+    row = state.neighbours[at]
     unused = (now - int(row["used"])) & 0xFFFFFFFF
     if int(row["state"]) != FAILED or int(row["kept"]) != 0:
         return False
-    return unused > (NEVER_ANSWERED if mac_of(row) == 0 else FORGOTTEN)
+    return unused > (NEVER_ANSWERED if mac_of(state, at) == 0 else FORGOTTEN)
 
 
 @hot
@@ -79,7 +86,7 @@ def _vacant(state: State, port: int, address: int, now: int) -> int:
         row = state.neighbours[at]
         if _is_row(at) and int(row["state"]) == 0:
             return at
-        if _is_row(at) and forgotten == 0 and _is_forgotten(row, now):
+        if _is_row(at) and forgotten == 0 and _is_forgotten(state, at, now):
             forgotten = at
         at = (at + 1) & (len(state.neighbours) - 1)
     return forgotten

@@ -1,6 +1,8 @@
 """One burst, from bytes to bytes: the packet path on a page.
 
-    parse -> choose_keys -> lookup -> serve hits -> serve the rest -> rewrite -> answer
+    parse -> choose_key -> ask -> suggest -> prove -> serve hits -> rewrite     all rows, in one sweep
+    look further -> serve hits -> rewrite                                       rows whose key was displaced
+    decide -> rewrite -> answer                                                 misses and whatever is special
 
 Each stage reads the columns to its left and fills its own; a row that has a verdict is passed over. `settle` is the one place
 that counts, after the rings have had their say.
@@ -12,7 +14,9 @@ import numpy as np
 
 from shards import cuckoo, icmp, nat, parse, rewrite, serve, sessions, timers
 from shards.burst import Burst
+from shards.cuckoo import BLOCK
 from shards.jit import hot, whole
+from shards.native import prefetch
 from shards.state import ICMP, INBOUND, OUTBOUND, Array, State
 from shards.verdict import (
     DROP,
@@ -30,6 +34,7 @@ from shards.verdict import (
     VERDICTS,
 )
 
+FRAMES_AHEAD = 12  # rows between asking for a frame and parsing it
 FIRST_DROP = min(verdict.number for verdict in VERDICTS if verdict.fate == DROP)
 
 
@@ -40,28 +45,100 @@ def process(state: State, frames: Array, burst: Burst, count: int, now: int) -> 
     `frames`: uint8, the frame memory, with at least 64 bytes before each frame; `now`: ticks. Afterwards every row has a
     verdict, and `out_length` > 0 where bytes are to be sent (also for a drop that is answered by an ICMP error).
     """
-    parse.parse(state, frames, burst, count)
-    nat.choose_keys(state, burst, count)
-    cuckoo.lookup_bulk(state, burst.key0, burst.key1, burst.ref, burst.verdict, count)
-    if serve.serve_hits(state, frames, burst, count, now):
-        _serve_rest(state, frames, burst, count, now)
-    _limit_waiting(state, burst, count, now)
-    rewrite.rewrite(state, frames, burst, count)
-    for i in range(count):
-        if burst.verdict[i] >= FIRST_DROP:
-            icmp.answer(state, frames, burst, i, now)
+    last = _sweep(state, frames, burst, count, now)
+    if last >= 0:
+        cuckoo.look_further(state, burst.key0, burst.key1, burst.ref, last)
+        _serve_hits(state, frames, burst, 0, count, now)
+    if _serve_rest(state, frames, burst, count, now):
+        _limit_waiting(state, burst, count, now)
+        _finish_rest(state, frames, burst, count, now)
 
 
 @hot
-def _serve_rest(state: State, frames: Array, burst: Burst, count: int, now: int) -> None:
+def _sweep(state: State, frames: Array, burst: Burst, count: int, now: int) -> int:
+    """Every stage of an ordinary hit, three blocks of rows in hand at a time; the last row that must look further, or -1.
+
+    While a block is parsed, the buckets of the one before it and the sessions of the one before that arrive from memory: the
+    processor computes and waits at once, where stage by stage over the whole burst it would do one after the other.
+    """
+    clear(burst, count)
+    last = -1
+    for at in range(0, count + 2 * BLOCK, BLOCK):
+        begin, end = at, min(at + BLOCK, count)
+        _parse(state, frames, burst, begin, end, count)
+        cuckoo.ask(state, burst.key0, burst.key1, burst.ref, begin, end)
+        for i in range(max(at - BLOCK, 0), min(at, count)):
+            cuckoo.suggest(state, burst.ref, np.uint64(i))
+        begin, end = max(at - 2 * BLOCK, 0), min(at - BLOCK, count)
+        for i in range(begin, end):
+            last = cuckoo.prove(state, burst.key0, burst.key1, burst.ref, burst.verdict, np.uint64(i), last)
+        _serve_hits(state, frames, burst, begin, end, now)
+    return last
+
+
+@hot
+def _parse(state: State, frames: Array, burst: Burst, begin: int, end: int, count: int) -> None:
+    for i in range(begin, end):
+        if i + FRAMES_AHEAD < count:
+            prefetch(frames, burst.at[i + FRAMES_AHEAD])
+        parse.parse(state, frames, burst, i)
+        nat.choose_key(state, burst, i)
+
+
+@hot
+def clear(burst: Burst, count: int) -> None:
+    """Forget what columns say of the burst before ; a loop each, for that is what compilers make fast."""
+    for column in (
+        burst.tcp_flags, burst.icmp_error, burst.session, burst.mapping,
+        burst.next_hop, burst.turned, burst.detail, burst.out_length,
+    ):  # fmt: skip
+        for i in range(count):
+            column[i] = 0
+
+
+@hot
+def _serve_hits(state: State, frames: Array, burst: Burst, begin: int, end: int, now: int) -> None:
+    for i in range(begin, end):
+        if burst.ref[i] > 0 and burst.verdict[i] == UNDECIDED:
+            serve.serve_hit(state, frames, burst, i, now)
+            if burst.verdict[i] in (FORWARDED_OUT, FORWARDED_IN):
+                rewrite.rewrite_hit(state, frames, burst, i)
+
+
+@hot
+def _serve_rest(state: State, frames: Array, burst: Burst, count: int, now: int) -> int:
+    """Decide what no hit decided; how many rows were not simply forwarded as a hit."""
+    rest = 0
     for i in range(count):
-        if burst.verdict[i] == UNDECIDED:
-            if burst.icmp_error[i]:
-                burst.verdict[i] = icmp.pass_error(state, frames, burst, i, now)
-            else:
-                burst.verdict[i] = decide(state, frames, burst, i, now)
-                if burst.session[i] == 0 and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED):
-                    rewrite.translate_by_mapping(state, frames, burst, i)
+        if burst.out_length[i] == 0:
+            rest += 1
+            if burst.verdict[i] == UNDECIDED:
+                _serve_one(state, frames, burst, i, now)
+    return rest
+
+
+@hot
+def _serve_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    if burst.icmp_error[i]:
+        burst.verdict[i] = icmp.pass_error(state, frames, burst, i, now)
+        return
+    burst.verdict[i] = parse.refuse_addresses(burst, i)
+    if burst.verdict[i] != UNDECIDED:
+        return
+    burst.verdict[i] = decide(state, frames, burst, i, now)
+    if burst.session[i] == 0 and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED):
+        rewrite.translate_by_mapping(state, frames, burst, i)
+
+
+@hot
+def _finish_rest(state: State, frames: Array, burst: Burst, count: int, now: int) -> None:
+    """Rewrite what was decided to go, answer what is refused and wants an answer."""
+    for i in range(count):
+        if burst.out_length[i] == 0:
+            if burst.verdict[i] <= HAIRPINNED:
+                rewrite.rewrite(state, frames, burst, i)
+            elif burst.verdict[i] >= FIRST_DROP:
+                icmp.answer(state, frames, burst, i, now)
 
 
 @hot
@@ -119,7 +196,7 @@ def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -
 @hot
 def _send(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     """The common end of both paths: can it go there, and then what it does to its session. Verdict, or UNDECIDED."""
-    verdict = serve.passable_row(state, frames, burst, i)
+    verdict = serve.passable(state, frames, burst, i)
     if verdict == UNDECIDED and burst.session[i]:
         _touch(state, burst.session[i], burst.direction[i], burst.tcp_flags[i], now)
     return verdict
@@ -164,13 +241,17 @@ def _hairpin(state: State, frames: Array, burst: Burst, i: int, now: int) -> int
 def settle(state: State, burst: Burst, count: int) -> None:
     """Count `count` rows by verdict, packets and bytes of frame. A held frame is counted once it has left (see `core.held`)."""
     counters = state.counters
+    received, received_bytes, sent, sent_bytes = 0, 0, 0, 0
     for i in range(count):
-        verdict = burst.verdict[i]
+        verdict, length = burst.verdict[i], burst.length[i]
         if verdict != HELD_BACK:
             counters[verdict, 0] += np.uint64(1)
-            counters[verdict, 1] += np.uint64(burst.length[i])
-            counters[RECEIVED, 0] += np.uint64(1)
-            counters[RECEIVED, 1] += np.uint64(burst.length[i])
-        if burst.out_length[i]:
-            counters[SENT, 0] += np.uint64(1)
-            counters[SENT, 1] += np.uint64(burst.out_length[i])
+            counters[verdict, 1] += np.uint64(length)
+            received += 1
+            received_bytes += length
+        sent += burst.out_length[i] != 0
+        sent_bytes += burst.out_length[i]
+    counters[RECEIVED, 0] += np.uint64(received)
+    counters[RECEIVED, 1] += np.uint64(received_bytes)
+    counters[SENT, 0] += np.uint64(sent)
+    counters[SENT, 1] += np.uint64(sent_bytes)

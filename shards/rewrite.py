@@ -5,43 +5,56 @@ Checksums of IPv4, TCP and UDP are updated by the difference (RFC 1624), never c
 
 from __future__ import annotations
 
+import numpy as np
+
 from shards import wire
 from shards.burst import Burst
-from shards.jit import hot, whole
-from shards.state import ICMP, INBOUND, OUTBOUND, TCP, Array, Row, State
-from shards.verdict import FORWARDED_IN, FORWARDED_OUT, HAIRPINNED, MSS_CLAMPED
-from shards.wire import SYN, adjust, read8, read16, write8, write16, write32, write48
+from shards.jit import hot, inlined, whole
+from shards.native import read16, read32, write16, write32, write64
+from shards.neighbours import mac_of
+from shards.state import ICMP, INBOUND, OUTBOUND, PORT_BYTES, TCP, Array, Row, State
+from shards.verdict import MSS_CLAMPED
+from shards.wire import SYN, adjust, read8
 
 _SOURCE, _DESTINATION = 12, 16  # offsets of the addresses in the IPv4 header
 _MSS_KIND, _MSS_BYTES = 2, 4  # RFC 9293 3.7.1
 
 
+@inlined
+def rewrite_hit(state: State, frames: Array, burst: Burst, i: int) -> None:
+    """Put row `i`, an ordinary hit that is to be forwarded, right."""
+    session = state.sessions[np.uint64(burst.session[i])]
+    delta = _by_session(frames, burst.l3[i], burst.l4[i], burst.protocol[i], session, burst.direction[i])
+    _send_off(state, frames, burst, i, delta)
+
+
 @hot
-def rewrite(state: State, frames: Array, burst: Burst, count: int) -> None:
-    """Put every row that is to be forwarded right.
+def rewrite(state: State, frames: Array, burst: Burst, i: int) -> None:
+    """Put row `i`, any that is to be forwarded, right.
 
     Errors have had their addresses put right already (see `icmp`), and so has what goes by a mapping alone.
     """
-    mss = whole(state.settings[0]["mss"])
-    sessions, ports, neighbours = state.sessions, state.ports, state.neighbours
-    for i in range(count):
-        verdict = burst.verdict[i]
-        if verdict != FORWARDED_OUT and verdict != FORWARDED_IN and verdict != HAIRPINNED:
-            continue
+    delta = 0
+    if burst.session[i] and burst.icmp_error[i] == 0:
         l3, l4, protocol = burst.l3[i], burst.l4[i], burst.protocol[i]
-        if burst.session[i] and burst.icmp_error[i] == 0:
-            if burst.turned[i]:
-                _by_session(frames, l3, l4, protocol, sessions[burst.turned[i]], OUTBOUND)
-            _by_session(frames, l3, l4, protocol, sessions[burst.session[i]], burst.direction[i])
-        if mss and burst.tcp_flags[i] & SYN:
-            state.counters[MSS_CLAMPED, 0] += clamp_mss(frames, l4, mss)
-        _age(frames, l3)
-        neighbour = neighbours[burst.next_hop[i]]
-        out = whole(neighbour["port"])
-        at = link_header(frames, l3, ports[out], wire.mac_of(neighbour))
-        burst.out_port[i] = out
-        burst.out_at[i] = at
-        burst.out_length[i] = l3 - at + burst.ip_length[i]
+        if burst.turned[i]:
+            delta = _by_session(frames, l3, l4, protocol, state.sessions[burst.turned[i]], OUTBOUND)
+        delta += _by_session(frames, l3, l4, protocol, state.sessions[burst.session[i]], burst.direction[i])
+    _send_off(state, frames, burst, i, delta)
+
+
+@inlined
+def _send_off(state: State, frames: Array, burst: Burst, i: int, delta: int) -> None:
+    """What befalls every packet that is forwarded; `delta`: what its IPv4 header's sum has grown by."""
+    l3, hop = burst.l3[i], burst.next_hop[i]
+    if burst.tcp_flags[i] & SYN and state.settings[0]["mss"] != 0:
+        state.counters[MSS_CLAMPED, 0] += clamp_mss(frames, burst.l4[i], whole(state.settings[0]["mss"]))
+    _age(frames, l3, delta)
+    out = whole(state.neighbours[np.uint64(hop)]["port"])
+    at = link_header(state, frames, l3, out, mac_of(state, hop))
+    burst.out_port[i] = out
+    burst.out_at[i] = at
+    burst.out_length[i] = l3 - at + burst.ip_length[i]
 
 
 @hot
@@ -49,13 +62,13 @@ def translate_by_mapping(state: State, frames: Array, burst: Burst, i: int) -> N
     """Translate a packet without a session as soon as it is decided: a later one of its burst may end the mapping."""
     l3, l4, protocol = burst.l3[i], burst.l4[i], burst.protocol[i]
     if burst.turned[i]:
-        _by_session(frames, l3, l4, protocol, state.sessions[burst.turned[i]], OUTBOUND)
+        adjust(frames, l3 + 10, _by_session(frames, l3, l4, protocol, state.sessions[burst.turned[i]], OUTBOUND))
     _by_mapping(frames, l3, l4, protocol, state.mappings[burst.mapping[i]])
 
 
-@hot
-def _by_session(frames: Array, l3: int, l4: int, protocol: int, session: Row, direction: int) -> None:
-    """Translate one side of a packet with the differences that its session keeps ready."""
+@inlined
+def _by_session(frames: Array, l3: int, l4: int, protocol: int, session: Row, direction: int) -> int:
+    """Translate one side of a packet with the differences that its session keeps ready; what the IPv4 header's sum grows by."""
     delta_l3, delta_l4 = whole(session["delta_l3"]), whole(session["delta_l4"])
     if direction == OUTBOUND:
         write32(frames, l3 + _SOURCE, whole(session["external_address"]))
@@ -64,8 +77,8 @@ def _by_session(frames: Array, l3: int, l4: int, protocol: int, session: Row, di
         write32(frames, l3 + _DESTINATION, whole(session["internal_address"]))
         _write_port(frames, l4, protocol, INBOUND, whole(session["internal_port"]))
         delta_l3, delta_l4 = wire.negated(delta_l3), wire.negated(delta_l4)
-    adjust(frames, l3 + 10, delta_l3)
     adjust_transport(frames, l4, protocol, delta_l4)
+    return delta_l3
 
 
 @hot
@@ -79,7 +92,7 @@ def _by_mapping(frames: Array, l3: int, l4: int, protocol: int, mapping: Row) ->
     adjust_transport(frames, l4, protocol, ports if protocol == ICMP else wire.fold(delta_l3 + ports))
 
 
-@hot
+@inlined
 def _write_port(frames: Array, l4: int, protocol: int, direction: int, port: int) -> None:
     if protocol == ICMP:
         write16(frames, l4 + 4, port)
@@ -87,7 +100,7 @@ def _write_port(frames: Array, l4: int, protocol: int, direction: int, port: int
         write16(frames, l4 if direction == OUTBOUND else l4 + 2, port)
 
 
-@hot
+@inlined
 def adjust_transport(frames: Array, l4: int, protocol: int, delta: int) -> None:
     """Update the checksum behind the IP header. A UDP checksum of 0 means none, and 0 is sent as 0xFFFF (RFC 768)."""
     if protocol == TCP:
@@ -101,23 +114,24 @@ def adjust_transport(frames: Array, l4: int, protocol: int, delta: int) -> None:
             write16(frames, l4 + 6, check if check else 0xFFFF)
 
 
-@hot
-def _age(frames: Array, l3: int) -> None:
-    """One hop less to live; the TTL is the high byte of its word, so the checksum's sum falls by 0x0100."""
-    write8(frames, l3 + 8, read8(frames, l3 + 8) - 1)
-    adjust(frames, l3 + 10, wire.negated(0x0100))
+@inlined
+def _age(frames: Array, l3: int, delta: int) -> None:
+    """One hop less to live: the TTL is a high byte, so the checksum's sum falls by 0x0100. It grows by `delta`, too."""
+    word = read32(frames, l3 + 8)  # TTL, protocol, checksum
+    check = wire.adjusted(word & 0xFFFF, wire.negated(0x0100) + delta)
+    write32(frames, l3 + 8, (word & 0xFFFF_0000) - (1 << 24) | check)
 
 
-@hot
-def link_header(frames: Array, l3: int, port: Row, mac: int) -> int:
+@inlined
+def link_header(state: State, frames: Array, l3: int, port: int, mac: int) -> int:
     """Write the Ethernet header that `port` needs (with its tag, IEEE 802.1Q, where it has one) before `l3`; its offset."""
-    vlan = whole(port["vlan"])
+    vlan = whole(state.ports[np.uint64(port)]["vlan"])
+    own = wire.mac_at(state.port_bytes, port * PORT_BYTES)
     at = l3 - wire.ETHERNET_BYTES - (wire.TAG_BYTES if vlan else 0)
-    write48(frames, at, mac)
-    write48(frames, at + 6, wire.mac_of(port))
+    write64(frames, at, mac << 16 | own >> 32)
+    write32(frames, at + 8, own)
     if vlan:
-        write16(frames, at + 12, wire.ETHERTYPE_TAG)
-        write16(frames, at + 14, vlan)
+        write32(frames, at + 12, wire.ETHERTYPE_TAG << 16 | vlan)
     write16(frames, l3 - 2, wire.ETHERTYPE_IPV4)
     return at
 

@@ -5,9 +5,12 @@ The session row carries everything; beside it a packet looks at its neighbour (f
 
 from __future__ import annotations
 
+import numpy as np
+
 from shards import journal, tcp, timers
 from shards.burst import Burst
-from shards.jit import hot, whole
+from shards.jit import hot, inlined, whole
+from shards.native import read16
 from shards.sessions import HAIRPIN_HOP
 from shards.state import FAILED, INBOUND, OUTBOUND, REACHABLE, Array, Row, State
 from shards.verdict import (
@@ -20,32 +23,26 @@ from shards.verdict import (
     TTL_EXCEEDED,
     UNDECIDED,
 )
-from shards.wire import read8, read16
+from shards.wire import read8
 
 DONT_FRAGMENT = 0x4000
 
 
-@hot
-def passable(neighbours: Array, ports: Array, hop: int, ttl: int, length: int, fragmenting: int) -> int:
-    """UNDECIDED if a packet can go to the neighbour `hop` now, else why not. `fragmenting`: its IPv4 flags and offset."""
-    if ttl <= 1:
+@inlined
+def passable(state: State, frames: Array, burst: Burst, i: int) -> int:
+    """UNDECIDED if row `i` can go to its next hop now, else why not."""
+    l3 = burst.l3[i]
+    if read8(frames, l3 + 8) <= 1:
         return TTL_EXCEEDED
-    neighbour = neighbours[hop]
+    neighbour = state.neighbours[np.uint64(burst.next_hop[i])]
     if neighbour["state"] != REACHABLE:
         return NEIGHBOUR_UNRESOLVED if neighbour["state"] == FAILED else HELD_BACK
-    if length > whole(ports[whole(neighbour["port"])]["mtu"]):
-        return TOO_BIG if fragmenting & DONT_FRAGMENT else NEEDS_FRAGMENTING
+    if burst.ip_length[i] > whole(state.ports[np.uint64(whole(neighbour["port"]))]["mtu"]):
+        return TOO_BIG if read16(frames, l3 + 6) & DONT_FRAGMENT else NEEDS_FRAGMENTING
     return UNDECIDED
 
 
-@hot
-def passable_row(state: State, frames: Array, burst: Burst, i: int) -> int:
-    """`passable` for a row whose next hop is known."""
-    l3, hop = burst.l3[i], burst.next_hop[i]
-    return passable(state.neighbours, state.ports, hop, read8(frames, l3 + 8), burst.ip_length[i], read16(frames, l3 + 6))
-
-
-@hot
+@inlined
 def touch(settings: Array, session: Row, direction: int, tcp_flags: int, now: int) -> int:
     """Let a packet that will be forwarded move its session's state and lifetime on; the new state."""
     state = whole(session["state"])
@@ -67,30 +64,21 @@ def moved(state: State, line: int, now: int) -> None:
     timers.arm(state, line, now + timers.remaining(now, whole(state.sessions[line]["expiry"])))
 
 
-@hot
-def serve_hits(state: State, frames: Array, burst: Burst, count: int, now: int) -> int:
-    """Decide every undecided row that the lookup hit and nothing is special about; how many are left for the slow path."""
-    left = 0
-    sessions, neighbours, ports, settings = state.sessions, state.neighbours, state.ports, state.settings
-    for i in range(count):
-        if burst.verdict[i] != UNDECIDED:
-            continue
-        line = burst.ref[i] >> 2
-        session = sessions[line]
-        outward = whole(session["outward"])
-        if line == 0 or outward == HAIRPIN_HOP or timers.remaining(now, whole(session["expiry"])) <= 0:
-            left += 1
-            continue
-        direction = burst.direction[i]
-        hop = whole(session["inward"]) if direction == INBOUND else outward
-        l3 = burst.l3[i]
-        burst.session[i] = line
-        burst.next_hop[i] = hop
-        verdict = passable(neighbours, ports, hop, read8(frames, l3 + 8), burst.ip_length[i], read16(frames, l3 + 6))
-        if verdict == UNDECIDED:
-            verdict = FORWARDED_OUT if direction == OUTBOUND else FORWARDED_IN
-            before = whole(session["state"])
-            if touch(settings, session, direction, burst.tcp_flags[i], now) != before:
-                moved(state, line, now)
-        burst.verdict[i] = verdict
-    return left
+@inlined
+def serve_hit(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    """Decide an undecided row whose lookup hit, unless there is something special about it, for the slow path to see."""
+    line = burst.ref[i] >> 2
+    session = state.sessions[np.uint64(line)]
+    outward = whole(session["outward"])
+    if line == 0 or outward == HAIRPIN_HOP or timers.remaining(now, whole(session["expiry"])) <= 0:
+        return
+    direction = burst.direction[i]
+    burst.session[i] = line
+    burst.next_hop[i] = whole(session["inward"]) if direction == INBOUND else outward
+    verdict = passable(state, frames, burst, i)
+    if verdict == UNDECIDED:
+        verdict = FORWARDED_OUT if direction == OUTBOUND else FORWARDED_IN
+        before = whole(session["state"])
+        if touch(state.settings, session, direction, burst.tcp_flags[i], now) != before:
+            moved(state, line, now)
+    burst.verdict[i] = verdict

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards import cuckoo, journal, ports, slabs, timers, wire
-from shards.jit import hot, whole
+from shards.jit import hot, inlined, whole
 from shards.native import Word
 from shards.state import (
     ADDRESS_DEPENDENT,
@@ -37,13 +37,13 @@ PERMISSION_BIT = 128  # in the protocol of a permission's key: no packet has suc
 SESSIONS_EACH = 65535  # of a mapping at most, by the width of its count
 
 
-@hot
+@inlined
 def key_0(address: int, realm: int, protocol: int) -> Word:
     """First word of a key: the local endpoint's address, its realm, the protocol."""
     return _U(address) | _U(realm) << _U(32) | _U(protocol) << _U(56)
 
 
-@hot
+@inlined
 def key_1(remote: int, local_port: int, remote_port: int) -> Word:
     """Second word of a key: the remote address and both ports."""
     return _U(remote) | _U(local_port) << _U(32) | _U(remote_port) << _U(48)

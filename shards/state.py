@@ -234,7 +234,8 @@ PORT = np.dtype(
         ("spare", "u1", (28,)),
     ]
 )
-assert PORT.itemsize == 64
+PORT_BYTES = 64
+assert PORT.itemsize == PORT_BYTES
 
 WANTED, REACHABLE, FAILED = 1, 2, 3
 NEIGHBOUR = np.dtype(
@@ -248,7 +249,8 @@ NEIGHBOUR = np.dtype(
         ("spare", "u1", (15,)),
     ]
 )
-assert NEIGHBOUR.itemsize == 32
+NEIGHBOUR_BYTES, NEIGHBOUR_MAC = 32, 8  # of a row; where in it the MAC stands, with state and port one word behind it
+assert NEIGHBOUR.itemsize == NEIGHBOUR_BYTES
 
 # What configuration decides; written before the worker starts. Times in ticks (ms), limits in their own unit.
 SETTINGS = np.dtype(
@@ -355,6 +357,8 @@ class State(NamedTuple):
     statics: Array  # STATIC
     ports: Array  # PORT
     neighbours: Array  # NEIGHBOUR
+    port_bytes: Array  # uint8: the same memory as `ports`, flat
+    neighbour_bytes: Array  # uint8: the same memory as `neighbours`, flat
     dirty: Array  # uint64 bitmap, a bit per half-line: changed since last shipped
     tombstones: Array  # uint64 (TOMBSTONES,): half-line | generation << 32
 
@@ -423,6 +427,8 @@ def open_state(memory: Any, sizes: Sizes) -> State:
     arrays["mappings"] = arrays["words"].view(MAPPING)
     arrays["refs"] = arrays["tags"].view(np.uint32)
     arrays["blooms"] = arrays["tags"].view(np.uint64)
+    arrays["port_bytes"] = arrays["ports"].view(np.uint8)
+    arrays["neighbour_bytes"] = arrays["neighbours"].view(np.uint8)
     return State(**arrays)
 
 

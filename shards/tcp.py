@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards.jit import hot, whole
+from shards.jit import hot, inlined, whole
 from shards.state import ICMP, TCP, UDP, Array
 from shards.wire import ACK, FIN, RST, SYN
 
@@ -55,7 +55,7 @@ def _parse(picture: str) -> tuple[Array, Array]:
 FOLLOWING, LIFETIME = _parse(_PICTURE)
 
 
-@hot
+@inlined
 def event(direction: int, tcp_flags: int) -> int:
     """Column of the table for a segment (RST before SYN before FIN); without flags (UDP, ICMP) "other"."""
     if tcp_flags & RST:

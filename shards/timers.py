@@ -7,13 +7,13 @@ doubly linked, because a closing connection moves to an earlier slot at once.
 
 from __future__ import annotations
 
-from shards.jit import hot, whole
+from shards.jit import hot, inlined, whole
 from shards.state import WHEEL_SHIFT, WHEEL_SLOTS, State
 
 _HEAD = 1 << 31  # in `previous`: this is the first of the slot whose number follows
 
 
-@hot
+@inlined
 def remaining(now: int, tick: int) -> int:
     """Ticks from `now` until `tick` (32 bits, wrapping); negative once it is past."""
     return ((tick - now + 0x80000000) & 0xFFFFFFFF) - 0x80000000

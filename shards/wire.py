@@ -1,15 +1,15 @@
 """Header fields as named readers and writers. Names and offsets: RFC 791 (IPv4), 9293 (TCP), 768 (UDP), 792 (ICMP).
 
-Frames are one flat array of bytes; a field is read at an absolute offset. The unsigned index keeps the compiler from testing
-for negative ones, so that a reader becomes one load and one byte swap.
+Frames are one flat array of bytes; a field is read at an absolute offset. Wider fields are instructions, see `native`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from shards.jit import hot, whole
-from shards.state import Array, Row
+from shards.jit import hot, inlined, whole
+from shards.native import read16, read64, write16
+from shards.state import Array
 
 ETHERNET_BYTES, TAG_BYTES, IPV4_BYTES = 14, 4, 20
 ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_TAG = 0x0800, 0x86DD, 0x8100
@@ -21,70 +21,22 @@ ECHO_REPLY, UNREACHABLE, SOURCE_QUENCH, REDIRECT, ECHO, TIME_EXCEEDED, PARAMETER
 )  # fmt: skip
 
 
-@hot
+@inlined
 def read8(memory: Array, at: int) -> int:
     """Byte at `at`."""
     return whole(memory[np.uint64(at)])
 
 
-@hot
-def read16(memory: Array, at: int) -> int:
-    """Big-endian 16 bits at `at`."""
-    return (whole(memory[np.uint64(at)]) << 8) | whole(memory[np.uint64(at + 1)])
+@inlined
+def mac_at(memory: Array, at: int) -> int:
+    """MAC address at `at`, as a number; two more bytes behind it must be there."""
+    return (read64(memory, at) >> 16) & 0xFFFF_FFFF_FFFF
 
 
-@hot
-def read32(memory: Array, at: int) -> int:
-    """Big-endian 32 bits at `at`."""
-    return (
-        (whole(memory[np.uint64(at)]) << 24)
-        | (whole(memory[np.uint64(at + 1)]) << 16)
-        | (whole(memory[np.uint64(at + 2)]) << 8)
-        | whole(memory[np.uint64(at + 3)])
-    )
-
-
-@hot
-def read48(memory: Array, at: int) -> int:
-    """A MAC address as a number."""
-    return read16(memory, at) << 32 | read32(memory, at + 2)
-
-
-@hot
-def write48(memory: Array, at: int, mac: int) -> None:
-    """Store a MAC address."""
-    write16(memory, at, mac >> 32)
-    write32(memory, at + 2, mac)
-
-
-@hot
-def mac_of(row: Row) -> int:
-    """The six bytes of a row's `mac` as a number."""
-    mac = row["mac"]
-    number = 0
-    for k in range(6):
-        number = number << 8 | whole(mac[k])
-    return number
-
-
-@hot
+@inlined
 def write8(memory: Array, at: int, value: int) -> None:
     """Store a byte."""
     memory[np.uint64(at)] = value & 0xFF
-
-
-@hot
-def write16(memory: Array, at: int, value: int) -> None:
-    """Store 16 bits, big-endian."""
-    memory[np.uint64(at)] = (value >> 8) & 0xFF
-    memory[np.uint64(at + 1)] = value & 0xFF
-
-
-@hot
-def write32(memory: Array, at: int, value: int) -> None:
-    """Store 32 bits, big-endian."""
-    write16(memory, at, value >> 16)
-    write16(memory, at + 2, value)
 
 
 @hot
@@ -98,7 +50,7 @@ def sum16(memory: Array, at: int, length: int) -> int:
     return total
 
 
-@hot
+@inlined
 def fold(total: int) -> int:
     """Ones'-complement fold of a sum below 2**48 to 16 bits."""
     total = (total & 0xFFFF) + (total >> 16)
@@ -118,19 +70,19 @@ def difference(old: int, new: int) -> int:
     return fold((~old & 0xFFFF) + ((~old >> 16) & 0xFFFF) + (new & 0xFFFF) + (new >> 16))
 
 
-@hot
+@inlined
 def adjusted(check: int, delta: int) -> int:
     """Checksum after its sum grew by `delta` (RFC 1624 equation 3: HC' = ~(~HC + ~m + m'))."""
     return ~fold((~check & 0xFFFF) + delta) & 0xFFFF
 
 
-@hot
+@inlined
 def negated(delta: int) -> int:
     """The difference the other way round."""
     return ~delta & 0xFFFF
 
 
-@hot
+@inlined
 def adjust(memory: Array, at: int, delta: int) -> None:
     """Apply `adjusted` to the checksum field at `at`."""
     write16(memory, at, adjusted(read16(memory, at), delta))

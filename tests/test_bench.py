@@ -62,6 +62,11 @@ def test_a_goal_is_reached_from_the_side_of_its_unit(unit: str) -> None:
     assert "≤ 160" in report.cells(report.measured("a", unit, [160], goal=160))
 
 
+@pytest.mark.parametrize(("number", "told"), [(0, "0.00"), (0.1, "0.10"), (0.0042, "0.0042"), (1234.567, "1,234.57")])
+def test_figures_are_for_people(number: float, told: str) -> None:
+    assert report.figure(number) == told
+
+
 def test_a_ratio_is_of_neighbours_in_time() -> None:
     ratio = report.ratio("a", ours=[2, 9, 30], theirs=[1, 3, 10], goal=3)
     assert (ratio.value, ratio.low, ratio.high, ratio.unit, ratio.ok) == (3, 2, 3, "x", True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from bench import memory, traffic
+from bench import flows, memory
 from krononat import appliance, capacity, doctor
 from krononat.config import read
 from shards import cuckoo
@@ -84,12 +83,8 @@ def test_the_index_counts_at_the_load_that_is_published() -> None:
     assert taken.at_load(0.85) == 90 and taken.at_load(0.425) == 100
 
 
-def test_a_first_packet_is_right() -> None:
-    frames = np.zeros(8 * traffic.FRAME_BYTES, np.uint8)
-    memory.first_packets(frames, np.arange(1000, 1008), 4)
-    packets = traffic.packets_of(frames)
-    assert (traffic.ip_sum(packets) == 0xFFFF).all()
-    assert len({bytes(packet) for packet in packets}) == 8 and len({bytes(packet[34:36]) for packet in packets}) == 2
+def test_the_arithmetic_is_of_the_same_subscribers() -> None:
+    assert capacity.MAPPINGS_EACH == flows.MAPPINGS_EACH
 
 
 def test_figures_have_their_names() -> None:

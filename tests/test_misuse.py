@@ -93,7 +93,7 @@ def test_who_writes_to_nobody_costs_no_state_and_crowds_nobody_out_for_long() ->
     assert len(rows) >= 64
     # Every one of them may change hands after ten seconds; the gateway and who answered may not.
     now = START + 15_001
-    forgotten = [int(row) for row in rows if neighbours._is_forgotten(core.state.neighbours[row], now)]
+    forgotten = [int(row) for row in rows if neighbours._is_forgotten(core.state, int(row), now)]
     assert len(forgotten) == 64
 
 

@@ -47,6 +47,34 @@ def _choose(condition: bool, yes: int, no: int) -> int:
 
 
 @hot
+def _fields(memory: Array, at: int) -> tuple[int, int, int]:
+    return native.read16(memory, at), native.read32(memory, at), native.read64(memory, at)
+
+
+@hot
+def _write_fields(memory: Array, at: int, value: int) -> None:
+    native.write64(memory, at, value)
+    native.write32(memory, at + 8, value)
+    native.write16(memory, at + 12, value)
+
+
+@given(st.binary(min_size=8, max_size=8), st.integers(0, 5))
+def test_wide_fields_are_big_endian_wherever_they_stand(data: bytes, at: int) -> None:
+    memory = np.zeros(16, np.uint8)
+    memory[at : at + 8] = np.frombuffer(data, np.uint8)
+    expected = tuple(int.from_bytes(data[:size], "big", signed=size == 8) for size in (2, 4, 8))
+    assert _fields(memory, at) == expected
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_wide_writes_store_the_low_bits_and_nothing_beside(value: int) -> None:
+    memory = np.full(17, 0xAA, np.uint8)
+    _write_fields(memory, 1, value)
+    stored = b"".join((value & (1 << 8 * size) - 1).to_bytes(size, "big") for size in (8, 4, 2))
+    assert memory.tobytes() == b"\xaa" + stored + b"\xaa\xaa"
+
+
+@hot
 def _prefetch(array: Array, index: int) -> int:
     prefetch(array, index)
     return index

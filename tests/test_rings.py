@@ -138,7 +138,7 @@ def test_cursors_may_wrap() -> None:
 
 def _traffic(kernel: FakeKernel, handles: rings.Rings, first: int) -> None:
     """A worker's life in small: frames come, are forwarded, dropped or held back, are sent, and some lie unread at the end."""
-    burst = new_burst(8)
+    burst = new_burst()
     for round_ in range(3):
         for serial in range(3):
             kernel.deliver(serial % 2, b"%d" % (first + 3 * round_ + serial))

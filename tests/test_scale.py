@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import shards
 from bench import scale, traffic
 from shards.jit import PURE
 from shards.state import SECTION_ALIGN, Array, Sizes, State, new_state, state_bytes
 
 PAGE, HUGE_PAGE, LINE = 4096, 2 << 20, 64
 SIZES = Sizes(**{**dict.fromkeys(Sizes._fields, 3), "buckets": 4, "neighbours": 4})
-VIEWS = {"sessions": "words", "mappings": "words", "refs": "tags", "blooms": "tags"}
+VIEWS = {"sessions", "mappings", "refs", "blooms", "port_bytes", "neighbour_bytes"}  # of memory that another section has
 
 
 def scene(seed: int) -> traffic.Scene:
@@ -58,6 +61,13 @@ def test_a_core_writes_only_to_its_own_memory() -> None:
 
 def test_counters_of_a_core_stand_a_line_each() -> None:
     assert new_state(SIZES).counters[0].nbytes == LINE
+
+
+def test_nothing_compiled_knows_a_lock() -> None:
+    """Ring cursors are loaded and stored with acquire and release, which are plain moves; nothing is changed atomically."""
+    sources = {path.name: path.read_text() for path in Path(shards.__file__).parent.glob("*.py")}
+    for forbidden in ("cmpxchg", "atomic_rmw", "import threading", "import multiprocessing"):
+        assert [name for name, source in sources.items() if forbidden in source] == []
 
 
 def test_two_cores_run_every_frame_and_verify_them() -> None:

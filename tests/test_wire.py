@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards import rewrite, wire
+from shards import native, rewrite, wire
 from shards.state import ICMP, TCP, UDP
 from tests.frames import ones_sum
 
@@ -22,12 +22,12 @@ def memory(data: bytes) -> np.ndarray:
 @given(words32, st.integers(0, 8))
 def test_what_is_written_is_read(value: int, at: int) -> None:
     frames = memory(bytes(16))
-    wire.write32(frames, at, value)
-    assert wire.read32(frames, at) == value == int.from_bytes(frames[at : at + 4].tobytes(), "big")
-    assert wire.read16(frames, at) == value >> 16
+    native.write32(frames, at, value)
+    assert native.read32(frames, at) == value == int.from_bytes(frames[at : at + 4].tobytes(), "big")
+    assert native.read16(frames, at) == value >> 16
     assert wire.read8(frames, at + 3) == value & 0xFF
-    wire.write16(frames, at, value & 0xFFFF)
-    assert wire.read16(frames, at) == value & 0xFFFF
+    native.write16(frames, at, value & 0xFFFF)
+    assert native.read16(frames, at) == value & 0xFFFF
     wire.write8(frames, at, value & 0xFF)
     assert wire.read8(frames, at) == value & 0xFF
     assert not frames[at + 4 :].any() and not frames[:at].any()
@@ -73,12 +73,12 @@ def test_a_udp_checksum_never_becomes_none_nor_stops_being_none() -> None:
     frames = memory(bytes(8))
     for delta in range(0, 0x10000, 7):
         for check in (delta, 0x1234, 0xFFFF, 1):  # the first comes out as 0
-            wire.write16(frames, 6, check or 1)
+            native.write16(frames, 6, check or 1)
             rewrite.adjust_transport(frames, 0, UDP, delta)
-            assert wire.read16(frames, 6) != 0
-        wire.write16(frames, 6, 0)
+            assert native.read16(frames, 6) != 0
+        native.write16(frames, 6, 0)
         rewrite.adjust_transport(frames, 0, UDP, delta)
-        assert wire.read16(frames, 6) == 0
+        assert native.read16(frames, 6) == 0
 
 
 @pytest.mark.parametrize(("protocol", "at"), [(TCP, 16), (ICMP, 2), (UDP, 6)])
