@@ -40,6 +40,11 @@ wants make make
 [ "${1:-}" != tests ] || wants dpdk-testpmd dpdk-dev
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"
+if [ "${1:-}" = tests ]; then # rte_hash is built and run beside our index
+    wants gcc gcc
+    wants pkg-config pkg-config
+    pkg-config --exists libdpdk 2>/dev/null || missing="$missing libdpdk-dev"
+fi
 
 log=$(mktemp)
 policy=

@@ -14,6 +14,7 @@ Read in this order:
       ports      blocks, derived ports, hold-down                  slabs     rows from extents
       timers     the wheel                                         journal   what a backup must be told
       neighbours next hops                                         events    the log, for whoever reads it
+      digest     ranges of rows: compared, and copied
     recovery   attach to memory that another worker left
     shard      the loop: breaths
     rings      receive and send (atomics: cursors), over xsk, the sockets; steering (by bpf), the XDP program;
