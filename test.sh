@@ -2,7 +2,7 @@
 # Everything that has to hold, in the order in which it is cheapest to hear of a mistake.
 set -eu
 cd "$(dirname "$0")"
-./setup.sh
+./setup.sh tests
 say() { printf '==> %s\n' "$*" >&2; }
 bin=.venv/bin
 

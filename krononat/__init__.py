@@ -4,8 +4,9 @@ Reading order: `values` and `models` say what a configuration is, `config` reads
 complain about it, all at once. `appliance` composes a core's memory from it; `supervisor` sets all up, with `interfaces`,
 `memory`, `crew` and `neighbours`; `worker` is one core's process, `warm` what it loads before the first packet.
 
-From outside `client` asks (`control` and `answers` reply), `view` reads a core's memory, `trace` and `packet` follow a packet
-through a copy of it, `doctor` examines the machine; `cli` is how people do all this, `lab` where they try it.
+From outside `client` asks (`control` and `answers` reply), `view` reads a core's memory and `natlog` the log in it, `trace` and
+`packet` follow a packet through a copy of it, `doctor` examines the machine; `cli` is how people do all this, `lab` where they
+try it.
 """
 
 __version__ = "0.1.0"

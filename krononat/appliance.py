@@ -17,7 +17,7 @@ import numpy as np
 
 from krononat.checks import blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
-from krononat.models import Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
+from krononat.models import LOG_LEVELS, Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
 from shards.state import (
     ACCEPT,
     ADDRESS_AND_PORT_DEPENDENT,
@@ -175,6 +175,7 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row["mss"] = config.nat.mss_clamp
     row["hairpin"] = config.nat.hairpin
     row["inbound_refresh"] = config.nat.inbound_refresh
+    row["log"] = LOG_LEVELS.index(config.log.events)
     row["rules"] = len(list(rules(config)))
     row["rules_version"] = 1
     row["prefixes"] = len(config.subscribers)

@@ -264,6 +264,18 @@ class Icmp(Model):
     )
 
 
+LOG_LEVELS = ("off", "blocks", "mappings", "sessions")
+
+
+class Log(Model):
+    """The log of NAT events, kept in memory for `krononat events`."""
+
+    events: Annotated[Literal["off", "blocks", "mappings", "sessions"], one_of(LOG_LEVELS)] = Field(
+        default="blocks",
+        description="What is written: nothing, blocks of ports and refusals, mappings too, sessions too (RFC 6888 4).",
+    )
+
+
 class Control(Model):
     """Where the CLI reaches the appliance."""
 
@@ -282,6 +294,7 @@ class Config(Model):
     nat: Nat = Field(default=Nat(), description="Behaviour of the translation.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Lifetimes of sessions.")
     icmp: Icmp = Field(default=Icmp(), description="ICMP errors of our own.")
+    log: Log = Field(default=Log(), description="The log of NAT events.")
     limits: Limits = Field(
         default=Limits(sessions=0, ports=0, rate=0, burst=0),
         description="Limits of every subscriber where nothing nearer says otherwise.",

@@ -75,6 +75,9 @@ prefixes = ["203.0.113.0/26"]
 # errors-per-second = 100
 # reject-code = 13
 
+[log]
+# events = "blocks"             # off, blocks, mappings, sessions; `krononat events` shows them
+
 [[rule]]                        # the first match decides; without one outbound is accepted
 direction = "outbound"
 protocol = "tcp"

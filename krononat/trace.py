@@ -84,7 +84,7 @@ def _read_all(descriptor: int, size: int) -> mmap.mmap:
 def settle_in(state: State, now: int) -> None:
     """Make a state that no worker has attached to ready for packets (see shards.recovery)."""
     state.core[0]["wheel_at"] = now >> WHEEL_SHIFT
-    recovery.install_statics(state)
+    recovery.install_statics(state, now)
 
 
 def side_of(state: State, packet: Packet) -> int:

@@ -27,15 +27,15 @@ PLANNED_KEYS: Mapping[str, str] = {
     "bfd": "BFD is not implemented in this release",
     "bgp": "BGP is not implemented in this release",
     "cores": "several cores are not implemented in this release; run one configuration per core",
-    "ipfix": "NAT event logging is not implemented in this release",
+    "file": "the log of NAT events stays in memory in this release; `krononat events --follow -o jsonl` writes it out",
+    "ipfix": "export of NAT events is not implemented in this release; `krononat events` reads them",
     "ipv6": "IPv6 is not implemented in this release",
-    "log": "NAT event logging is not implemented in this release",
     "mode": "port blocks are the only mode in this release; deterministic NAT and one-to-one NAT are not implemented",
     "nat64": "NAT64 is not implemented in this release",
     "pools": "each pool is a [[pool]], and subscribers name one of them as `pool`; several are not implemented in this release",
     "realm": "several realms (tenants) are not implemented in this release",
     "replication": "replication is not implemented in this release",
-    "syslog": "NAT event logging is not implemented in this release",
+    "syslog": "export of NAT events is not implemented in this release; `krononat events` reads them",
 }
 
 

@@ -61,7 +61,7 @@ def _pipeline() -> None:
 def _ends() -> None:
     state = _stage()[0]
     sessions.expire(state, 0, 0)
-    sessions.delete_life(state, 1, 1, 0)  # there is none: nothing is ended
+    sessions.delete_lives(state, np.zeros((0, 2), np.int64), 0)
 
 
 def _loop() -> None:

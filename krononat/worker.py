@@ -24,6 +24,8 @@ import sys
 import time
 from typing import Any, cast
 
+import numpy as np
+
 from krononat import memory, warm
 from krononat.view import ticks
 from shards import memif, memif_rings, recovery, rings, sessions, shard, xsk
@@ -129,8 +131,8 @@ class Worker:
         if told["do"] == "connect":
             self._connect(told["line"], told["connection"], descriptors)
         if told["do"] == "delete":
-            ended = (sessions.delete_life(self._state, line, generation, now) for line, generation in told["lines"])
-            self.say({"deleted": sum(ended)})
+            lives = np.array(told["lines"], np.int64).reshape(-1, 2)
+            self.say({"deleted": int(sessions.delete_lives(self._state, lives, now))})
 
     def _connect(self, number: int, connection: memif.Connection | None, descriptors: list[int]) -> None:
         """Begin or end a connection. Rings stay mapped without their descriptor, so only those of events are kept."""

@@ -9,10 +9,12 @@ Read in this order:
       cuckoo     the index (native: its machine instructions)      firewall  rules and limits
       serve      a hit                                             tcp       the table of connection states
       rewrite    addresses, checksums, Ethernet                    icmp      errors that pass, errors of our own
+      lookahead  asks for what misses will touch
     sessions   mappings and sessions: made, found, ended
       ports      blocks, derived ports, hold-down                  slabs     rows from extents
       timers     the wheel                                         journal   what a backup must be told
-      neighbours next hops
+      neighbours next hops                                         events    the log, for whoever reads it
+      digest     ranges of rows: compared, and copied
     recovery   attach to memory that another worker left
     shard      the loop: breaths
     rings      receive and send (atomics: cursors), over xsk, the sockets; steering (by bpf), the XDP program;

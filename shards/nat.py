@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import firewall, neighbours, ports, serve, sessions, tcp
+from shards import events, firewall, neighbours, ports, serve, sessions, tcp
 from shards.burst import Burst
 from shards.jit import hot, inlined, whole
 from shards.native import choose
@@ -65,29 +65,46 @@ def find_account(state: State, realm: int, address: int) -> tuple[int, int]:
 @hot
 def _account_in(state: State, prefixes: Array, count: int, realm: int, address: int) -> int:
     """Account of the longest of `prefixes` that holds the address; first use writes the account's constant facts."""
+    p = _prefix_of(prefixes, count, realm, address)
+    if p < 0:
+        return 0
+    prefix = prefixes[p]
+    account = _account_of(prefix, address)
+    row = state.accounts[account]
+    if row["base"] == 0:
+        row["base"] = address >> whole(prefix["shift"]) << whole(prefix["shift"])
+        row["parent"] = prefix["parent"]
+        row["pool"] = prefix["pool"]
+        row["shard"] = prefix["shard"]
+    return account
+
+
+@hot
+def _prefix_of(prefixes: Array, count: int, realm: int, address: int) -> int:
+    """Row of the longest of the first `count` prefixes that holds the address, -1 if none does."""
     for p in range(count):
         prefix = prefixes[p]
         if address & whole(prefix["mask"]) == whole(prefix["network"]) and realm == whole(prefix["realm"]):
-            number = (address - whole(prefix["network"])) >> whole(prefix["shift"])
-            account = whole(prefix["first_account"]) + number
-            row = state.accounts[account]
-            if row["base"] == 0:
-                row["base"] = whole(prefix["network"]) + (number << whole(prefix["shift"]))
-                row["parent"] = prefix["parent"]
-                row["pool"] = prefix["pool"]
-                row["shard"] = prefix["shard"]
-            return account
-    return 0
+            return p
+    return -1
+
+
+@hot
+def _account_of(prefix: Row, address: int) -> int:
+    return whole(prefix["first_account"]) + ((address - whole(prefix["network"])) >> whole(prefix["shift"]))
+
+
+@hot
+def subscriber_of(state: State, realm: int, address: int) -> int:
+    """Account of the subscriber with an internal address, 0 for none; it may never have been used (see `find_account`)."""
+    p = _prefix_of(state.prefixes, whole(state.settings[0]["prefixes"]), realm, address)
+    return _account_of(state.prefixes[p], address) if p >= 0 else 0
 
 
 @hot
 def is_internal(state: State, realm: int, address: int) -> bool:
     """Whether an address lies in a subscriber prefix."""
-    for p in range(whole(state.settings[0]["prefixes"])):
-        prefix = state.prefixes[p]
-        if address & whole(prefix["mask"]) == whole(prefix["network"]) and realm == whole(prefix["realm"]):
-            return True
-    return False
+    return _prefix_of(state.prefixes, whole(state.settings[0]["prefixes"]), realm, address) >= 0
 
 
 @hot
@@ -178,6 +195,8 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
         verdict = _open(state, burst, i, half, inward, now)
         if verdict != UNDECIDED:
             _drop_if_idle(state, half, now)
+    if verdict != UNDECIDED:
+        events.refusal(state, account, verdict, protocol, source, source_port, now)
     return verdict
 
 
@@ -221,9 +240,11 @@ def _map(
     if verdict:
         return verdict, 0
     shard = whole(state.accounts[subscriber]["shard"])
-    verdict, half = sessions.make_mapping(state, shard, account, address, realm, protocol, port, external, external_port, 0)
+    verdict, half = sessions.make_mapping(
+        state, shard, account, address, realm, protocol, port, external, external_port, 0, now
+    )
     if verdict:
-        ports.give_back(state, external, external_port)
+        ports.give_back(state, external, external_port, now)
     return verdict, half
 
 

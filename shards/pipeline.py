@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, icmp, nat, parse, rewrite, serve, sessions, timers
+from shards import cuckoo, icmp, lookahead, nat, parse, rewrite, serve, sessions, timers
 from shards.burst import Burst
-from shards.cuckoo import BLOCK, rows
+from shards.cuckoo import BLOCK
 from shards.jit import hot, whole
 from shards.native import prefetch
 from shards.state import ICMP, INBOUND, OUTBOUND, Array, State
@@ -49,6 +49,7 @@ def process(state: State, frames: Array, burst: Burst, count: int, now: int) -> 
     if last >= 0:
         cuckoo.look_further(state, burst.key0, burst.key1, burst.ref, last)
         _serve_hits(state, frames, burst, 0, count, now)
+    lookahead.misses(state, burst, count)
     if _serve_rest(state, frames, burst, count, now):
         _limit_waiting(state, burst, count, now)
         _finish_rest(state, frames, burst, count, now)
@@ -64,14 +65,14 @@ def _sweep(state: State, frames: Array, burst: Burst, count: int, now: int) -> i
     clear(burst, count)
     last = -1
     for at in range(0, count + 2 * BLOCK, BLOCK):
-        begin, end = rows(at, count)
+        begin, end = at, min(at + BLOCK, count)
         _parse(state, frames, burst, begin, end, count)
-        cuckoo.ask(state, burst.key0[begin:end], burst.key1[begin:end], burst.ref[begin:end])
-        begin, end = rows(at - BLOCK, count)
-        cuckoo.suggest(state, burst.ref[begin:end])
-        begin, end = rows(at - 2 * BLOCK, count)
-        keys0, keys1, refs = burst.key0[begin:end], burst.key1[begin:end], burst.ref[begin:end]
-        last = cuckoo.prove(state, keys0, keys1, refs, burst.verdict[begin:end], begin, last)
+        cuckoo.ask(state, burst.key0, burst.key1, burst.ref, begin, end)
+        for i in range(max(at - BLOCK, 0), min(at, count)):
+            cuckoo.suggest(state, burst.ref, np.uint64(i))
+        begin, end = max(at - 2 * BLOCK, 0), min(at - BLOCK, count)
+        for i in range(begin, end):
+            last = cuckoo.prove(state, burst.key0, burst.key1, burst.ref, burst.verdict, np.uint64(i), last)
         _serve_hits(state, frames, burst, begin, end, now)
     return last
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from shards import events
 from shards.jit import hot, whole
 from shards.native import Word
 from shards.state import (
@@ -106,20 +107,25 @@ def is_free(owner: int, now: int, hold_down_s: int) -> bool:
 def claim(state: State, holder: int, protocol: int, address: int, realm: int, port: int, now: int) -> tuple[int, int, int]:
     """(verdict or 0, external ordinal, external port) for a new mapping of the subscriber account `holder`.
 
-    Nothing is marked as owned yet, but a block may have been taken: only if none of the subscriber's own has a free port.
+    Nothing is marked as owned yet, but a block may have been taken: only if none of the subscriber's own has a free port. They
+    are searched once a second at most (4,096 ports each time would be 4 us for every packet of a scanning host).
     """
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
     size, space, vacant = whole(pool["block_size"]), port_space(protocol), -1
     start = derive(state.settings, _FOR_PORT, address, realm, protocol, port, size)
+    full = _is_full(account, space, now)
     for k in range(min(whole(pool["blocks_each"]), BLOCKS_AT_MOST)):
         block = whole(account["blocks"][k]) - 1
         if block < 0:
             vacant = k if vacant < 0 else vacant
             continue
+        if full:
+            continue
         found = _free_port(state, whole(account["external"]) - 1, space, block * size, size, start, now)
         if found >= 0:
             return _claimed(state, whole(account["external"]) - 1, found, k == 0 and found == block * size + start)
+    _remember_full(account, space, now)
     if vacant < 0:
         return PORTS_EXHAUSTED, 0, 0
     verdict = _take_block(state, holder, vacant, realm, space, now)
@@ -131,6 +137,32 @@ def claim(state: State, holder: int, protocol: int, address: int, realm: int, po
 
 
 @hot
+def _is_full(account: Row, space: int, now: int) -> bool:
+    """Whether no block of the account can have a free port: none was found in this second, and none was released since."""
+    return bool((whole(account["full"]) >> space & 1) != 0 and whole(account["full_at"]) == (now // 1000 & 0xFFFFFFFF))
+
+
+@hot
+def _remember_full(account: Row, space: int, now: int) -> None:
+    second = now // 1000 & 0xFFFFFFFF
+    known = whole(account["full"]) if whole(account["full_at"]) == second else 0
+    account["full"] = known | 1 << space
+    account["full_at"] = second
+
+
+@hot
+def first_choice(state: State, holder: int, protocol: int, address: int, realm: int, port: int) -> tuple[int, int]:
+    """(external ordinal, external port) that `claim` tries first; ordinal -1 where the account has no block yet."""
+    account = state.accounts[holder]
+    block = whole(account["blocks"][0]) - 1
+    if block < 0:
+        return -1, 0
+    size = whole(state.pools[whole(account["pool"])]["block_size"])
+    start = derive(state.settings, _FOR_PORT, address, realm, protocol, port, size)
+    return whole(account["external"]) - 1, block * size + start
+
+
+@hot
 def _claimed(state: State, external: int, port: int, derived: bool) -> tuple[int, int, int]:
     state.counters[PORTS_DERIVED if derived else PORTS_MOVED, 0] += 1
     return 0, external, port
@@ -139,7 +171,7 @@ def _claimed(state: State, external: int, port: int, derived: bool) -> tuple[int
 @hot
 def _free_port(state: State, external: int, space: int, base: int, size: int, start: int, now: int) -> int:
     """First free port of a block from its `start`-th on, round; -1 if all are taken or held."""
-    owners = state.owners[external, space]
+    owners = state.owners[space, external]
     hold_down_s = whole(state.settings[0]["hold_down_s"])
     for k in range(size):
         offset = start + k
@@ -174,10 +206,13 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
         if block >= 0:
             own_block(state, external, block, whole(pool["block_size"]), holder + 1)
             account["external"] = external + 1
+            account["full"] = 0
             account["blocks"][k] = block + 1  # last: an account without the block owns none of its chunks (see recovery)
             pool["blocks_free"] -= 1
             state.externals[external]["blocks_free"] -= 1
             state.counters[BLOCKS_TAKEN, 0] += 1
+            size = whole(pool["block_size"])
+            events.block(state, events.BLOCK_ALLOCATED, holder, external, block * size, size, now)
             return 0
     return POOL_EXHAUSTED
 
@@ -229,23 +264,23 @@ def own_block(state: State, external: int, block: int, size: int, owner: int) ->
 @hot
 def own(state: State, external: int, space: int, port: int, mapping: int) -> None:
     """The port belongs to `mapping` (a half-line) from now on."""
-    state.owners[external, space, port] = mapping
+    state.owners[space, external, port] = mapping
     state.chunks[external, port // CHUNK_PORTS]["used"] += 1
 
 
 @hot
 def owner(state: State, external: int, protocol: int, port: int) -> int:
     """Half-line of the mapping that owns an external endpoint; 0 if it is free or held down."""
-    found = whole(state.owners[external, port_space(protocol), port])
+    found = whole(state.owners[port_space(protocol), external, port])
     return found if found < HELD else 0
 
 
 @hot
 def release(state: State, external: int, space: int, port: int, now: int) -> None:
     """The port's mapping ended: hold it down, and give the block back if this was its last port."""
-    state.owners[external, space, port] = held_since(now)
+    state.owners[space, external, port] = held_since(now)
     state.chunks[external, port // CHUNK_PORTS]["used"] -= 1
-    give_back(state, external, port)
+    give_back(state, external, port, now)
 
 
 @hot
@@ -257,19 +292,22 @@ def held_since(now: int) -> int:
 @hot
 def forget(state: State, external: int, protocol: int, port: int) -> None:
     """A released port never carried a packet: it need not be held down."""
-    state.owners[external, port_space(protocol), port] = 0
+    state.owners[port_space(protocol), external, port] = 0
 
 
 @hot
-def give_back(state: State, external: int, port: int) -> None:
-    """Return the block around `port` if it has an owner and none of its ports is in use."""
+def give_back(state: State, external: int, port: int, now: int) -> None:
+    """A port is free again: return the block around it if that has an owner and none of its ports is in use."""
     chunk = state.chunks[external, port // CHUNK_PORTS]
-    if chunk["used"] == 0 and chunk["account"] != 0:
-        _return_block(state, external, port, whole(chunk["account"]) - 1)
+    if chunk["account"] == 0:
+        return
+    state.accounts[whole(chunk["account"]) - 1]["full"] = 0
+    if chunk["used"] == 0:
+        _return_block(state, external, port, whole(chunk["account"]) - 1, now)
 
 
 @hot
-def _return_block(state: State, external: int, port: int, holder: int) -> None:
+def _return_block(state: State, external: int, port: int, holder: int, now: int) -> None:
     """Give the block around `port` back if none of its ports is in use; held ones stay held, whoever gets it next."""
     pool = state.pools[whole(state.externals[external]["pool"])]
     size = whole(pool["block_size"])
@@ -285,3 +323,4 @@ def _return_block(state: State, external: int, port: int, holder: int) -> None:
     pool["blocks_free"] += 1
     state.externals[external]["blocks_free"] += 1
     state.counters[BLOCKS_RETURNED, 0] += 1
+    events.block(state, events.BLOCK_RELEASED, holder, external, block * size, size, now)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, journal, nat, ports, sessions, slabs, timers
+from shards import cuckoo, events, journal, nat, ports, sessions, slabs, timers
 from shards.jit import hot, whole
 from shards.state import (
     BLOCKS_AT_MOST,
@@ -33,9 +33,9 @@ def attach(state: State, now: int) -> int:
     for extent in range(whole(state.core[0]["next_extent"])):
         if state.extents[extent]["kind"] == NAT_MAPPING:
             _mappings_of(state, extent, now)
-    install_statics(state)
+    install_statics(state, now)
     for account in range(1, len(state.accounts)):
-        _own_blocks(state, account)
+        _own_blocks(state, account, now)
     _count_free_blocks(state)
     found = 0
     for extent in range(whole(state.core[0]["next_extent"])):
@@ -68,6 +68,7 @@ def _forget(state: State, now: int) -> None:
         if account["sessions"] or account["mappings"]:
             account["sessions"] = 0
             account["mappings"] = 0
+            account["full"] = 0
     for external in range(len(state.externals)):
         _disown(state, external)
 
@@ -83,7 +84,7 @@ def _disown(state: State, external: int) -> None:
 
 
 @hot
-def _own_blocks(state: State, number: int) -> None:
+def _own_blocks(state: State, number: int, now: int) -> None:
     """Write an account's blocks into the chunks: its list is the truth, but a block without a port in use is given back."""
     account = state.accounts[number]
     external = whole(account["external"]) - 1
@@ -96,6 +97,7 @@ def _own_blocks(state: State, number: int) -> None:
             continue
         if ports.is_vacant(state, external, block, size // CHUNK_PORTS):
             account["blocks"][k] = 0
+            events.block(state, events.BLOCK_RELEASED, number, external, block * size, size, now)
         else:
             ports.own_block(state, external, block, size, number + 1)
 
@@ -147,8 +149,8 @@ def _take_port_back(state: State, half: int, external: int, now: int) -> None:
         return
     row = state.mappings[half]
     space = ports.port_space(whole(row["internal_realm"]) >> 24)
-    if state.owners[external, space, whole(row["external_port"])] == half:
-        state.owners[external, space, whole(row["external_port"])] = ports.held_since(now)
+    if state.owners[space, external, whole(row["external_port"])] == half:
+        state.owners[space, external, whole(row["external_port"])] = ports.held_since(now)
 
 
 @hot
@@ -161,6 +163,7 @@ def _sessions_of(state: State, extent: int, now: int) -> int:
         if row["kind"] == NAT_SESSION and (not _belongs(row, mapping) or sessions.index_session(state, line)):
             journal.bury(state, line << 1, whole(row["generation"]))
             row["kind"] = FREE
+            events.session(state, events.SESSION_DELETED, line, now)
         if row["kind"] == FREE:
             slabs.free_line(state, shard, line)
             continue
@@ -196,7 +199,7 @@ def _end_idle(state: State, extent: int, now: int) -> None:
 
 
 @hot
-def install_statics(state: State) -> None:
+def install_statics(state: State, now: int) -> None:
     """Make the static mappings of the configuration that are not there yet."""
     for s in range(whole(state.settings[0]["statics"])):
         static = state.statics[s]
@@ -209,7 +212,7 @@ def install_statics(state: State) -> None:
             continue
         shard = whole(state.accounts[account]["shard"])
         verdict, _ = sessions.make_mapping(
-            state, shard, account, address, realm, protocol, port, external, whole(static["external_port"]), 1
+            state, shard, account, address, realm, protocol, port, external, whole(static["external_port"]), 1, now
         )
         if verdict == 0:
             _pair(state, address, realm, external)

@@ -17,7 +17,7 @@ from shards.state import Array, State
 from shards.verdict import HELD_BACK, HOLD_OVERFLOW
 
 HELD_AT_MOST = BURST  # frames that wait for a neighbour: one burst, so that they are served again in one
-EXPIRE_AT_MOST = 4096  # rows that the wheel looks at in one breath
+EXPIRE_AT_MOST = 1024  # rows that the wheel looks at in one breath, beside one for each packet: ends keep pace with beginnings
 
 
 def new_waiting() -> Array:
@@ -41,7 +41,7 @@ def breathe(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Ar
         handled += count
     state.core[0]["breaths"] += np.uint64(1)
     rings.flush(ports)
-    if sessions.expire(state, now, EXPIRE_AT_MOST) == EXPIRE_AT_MOST:
+    if sessions.expire(state, now, EXPIRE_AT_MOST + handled) == EXPIRE_AT_MOST + handled:
         return max(handled, 1)  # there is more to do: no time to sleep
     return handled
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
-LAYOUT = 1  # of rows and sections; a worker refuses memory of another layout
+LAYOUT = 2  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
@@ -147,10 +147,13 @@ ACCOUNT = np.dtype(
         ("tokens", "u4"),  # of the new-session rate, in thousandths
         ("tokens_at", "u4"),  # tick
         ("refused", "u4"),  # packets refused by a limit
+        ("told", "u4"),  # second in which the log was last told of a refusal
+        ("full_at", "u4"),  # second in which its blocks were found full for the port spaces of `full`, a bit each
         ("limits", "u2"),  # row of LIMITS
         ("shard", "u2"),
         ("pool", "u2"),
-        ("spare", "u1", (10,)),
+        ("full", "u1"),
+        ("spare", "u1"),
     ]
 )
 assert ACCOUNT.itemsize == 64
@@ -279,7 +282,8 @@ SETTINGS = np.dtype(
         ("hairpin", "u1"),
         ("inbound_refresh", "u1"),
         ("reject_code", "u1"),  # ICMP code for what policy rejects
-        ("spare", "u1", (41,)),
+        ("log", "u1"),  # LOG_*: which events are written
+        ("spare", "u1", (40,)),
     ]
 )
 assert SETTINGS.itemsize == 128
@@ -305,9 +309,36 @@ CORE = np.dtype(
 )
 assert CORE.itemsize == 128
 
+LOG_OFF, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS = range(4)  # each includes those before it
+
+# What happened, for whoever keeps logs (RFC 8158): a cache line each.
+EVENT = np.dtype(
+    [
+        ("tick", "u8"),  # of the boot clock, unwrapped
+        ("internal_address", "u4"),  # block: the subscriber's first
+        ("internal_realm", "u4"),  # realm | protocol << 24
+        ("external_address", "u4"),
+        ("external_realm", "u4"),
+        ("remote_address", "u4"),  # sessions only
+        ("account", "u4"),
+        ("half", "u4"),  # half-line of the row, 0 none
+        ("packets", "u4"),  # session ended: both directions; refusal: refused so far
+        ("internal_port", "u2"),
+        ("external_port", "u2"),  # block: its first
+        ("external_last", "u2"),  # block: its last; else the same
+        ("remote_port", "u2"),
+        ("generation", "u2"),  # of the row
+        ("kind", "u1"),  # events.SESSION_CREATED ...: the natEvent of IPFIX
+        ("verdict", "u1"),  # refusal: why
+        ("spare", "u1", (12,)),
+    ]
+)
+assert EVENT.itemsize == 64
+
 WHEEL_SLOTS = 1 << 17
 WHEEL_SHIFT = 6  # ticks a slot: 64 ms, so one turn is 8,388 s, more than the longest default timer
 TOMBSTONES = 1 << 16
+EVENTS = 1 << 16
 COUNTERS = 256
 
 
@@ -351,7 +382,7 @@ class State(NamedTuple):
     limits: Array  # LIMITS
     pools: Array  # POOL
     externals: Array  # EXTERNAL_ADDRESS
-    owners: Array  # uint32 (externals, PORT_SPACES, 65536): half-line of the mapping, or HELD | second of release
+    owners: Array  # uint32 (PORT_SPACES, externals, 65536): half-line of the mapping, or HELD | second of release
     chunks: Array  # CHUNK (externals, 1024)
     rules: Array  # RULE
     statics: Array  # STATIC
@@ -361,6 +392,8 @@ class State(NamedTuple):
     neighbour_bytes: Array  # uint8: the same memory as `neighbours`, flat
     dirty: Array  # uint64 bitmap, a bit per half-line: changed since last shipped
     tombstones: Array  # uint64 (TOMBSTONES,): half-line | generation << 32
+    events: Array  # EVENT (EVENTS,): number n stands at n mod EVENTS
+    logged: Array  # uint32 (16,): [0] counts the events written; a cache line of its own, since others watch it
 
 
 def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
@@ -381,7 +414,7 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("limits", LIMITS, (sizes.limits,)),
         ("pools", POOL, (sizes.pools,)),
         ("externals", EXTERNAL_ADDRESS, (sizes.externals,)),
-        ("owners", np.uint32, (sizes.externals, PORT_SPACES, 65536)),
+        ("owners", np.uint32, (PORT_SPACES, sizes.externals, 65536)),  # so, unused protocols take none
         ("chunks", CHUNK, (sizes.externals, 65536 // CHUNK_PORTS)),
         ("rules", RULE, (sizes.rules,)),
         ("statics", STATIC, (sizes.statics,)),
@@ -389,6 +422,8 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
         ("dirty", np.uint64, (lines * 2 // 64,)),
         ("tombstones", np.uint64, (TOMBSTONES,)),
+        ("events", EVENT, (EVENTS,)),
+        ("logged", np.uint32, (16,)),
     ]
 
 

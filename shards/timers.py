@@ -54,7 +54,10 @@ def disarm(state: State, line: int) -> None:
 
 @hot
 def due(state: State, now: int) -> int:
-    """Next line whose slot is past, taken off the wheel; 0 when the wheel has caught up with `now`."""
+    """First line of the first slot that is past, left on the wheel; 0 when the wheel has caught up with `now`.
+
+    Empty slots are stepped over: one each 64 ms, and a whole turn (512 KiB in sequence, not a millisecond) after a long stop.
+    """
     core = state.core[0]
     at, until = whole(core["wheel_at"]), now >> WHEEL_SHIFT
     if until - at > WHEEL_SLOTS:  # after a long stop one full turn sees every slot
@@ -63,7 +66,6 @@ def due(state: State, now: int) -> int:
         line = whole(state.wheel[at & (WHEEL_SLOTS - 1)])
         if line:
             core["wheel_at"] = at
-            disarm(state, line)
             return line
         at += 1
     core["wheel_at"] = until

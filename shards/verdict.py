@@ -113,8 +113,8 @@ drop      icmp_unrelated         an ICMP error about a packet that no session or
           > background noise, or an attack; nothing to do
 drop      hairpin_refused        hairpinning is switched off, or would loop
           > `hairpin` of the configuration
-drop      tx_full                the transmit ring was full
-          > the link is slower than the traffic; counted loss
+drop      tx_full                the transmit ring was full, or nobody is connected to the memif port
+          > the link is slower than the traffic (counted loss); `krononat status` has the state of memif ports
 """
 
 

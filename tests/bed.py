@@ -45,6 +45,7 @@ EVERYWHERE = IPv4Network("0.0.0.0/0")
 TIMEOUTS_S = {"established": 7440.0, "transitory": 240.0, "udp": 300.0, "icmp": 60.0}
 NEIGHBOUR_WAIT = 3000  # ticks
 LIMITS = ("sessions", "ports", "rate", "burst")
+LOGS = ("off", "blocks", "mappings", "sessions")
 
 
 def contains(network: IPv4Network, host: int) -> bool:
@@ -127,6 +128,7 @@ class Bed:
     mss: int = 0
     errors: int = 100  # ICMP errors of our own a second
     reject_code: int = 13
+    log: str = "sessions"  # events that are written
     extents: int = 4  # of rows
     buckets: int = 1 << 15  # of the index
     neighbours: int = 1024
@@ -209,6 +211,9 @@ class Bed:
     def _say_reject_code(self, words: list[str]) -> None:
         self.reject_code = int(words[0])
 
+    def _say_log(self, words: list[str]) -> None:
+        self.log = words[0]
+
     def complete(self) -> Bed:
         """Itself, with the pool and the subscribers that most scenarios have, where none were given."""
         if not self.pools:
@@ -288,6 +293,7 @@ def _fill_settings(state: State, bed: Bed) -> None:
     row["icmp_rate"] = row["icmp_burst"] = bed.errors
     row["mss"], row["reject_code"] = bed.mss, bed.reject_code
     row["hairpin"], row["inbound_refresh"] = bed.hairpin, bed.refresh
+    row["log"] = LOGS.index(bed.log)
     row["rules"], row["rules_version"] = len(bed.rules), 1
     row["prefixes"], row["devices"], row["pools"] = len(bed.subscribers), len(bed.devices), len(bed.pools)
     row["statics"], row["shards"], row["ports"] = len(bed.statics), 1, 1 if bed.stick else 2

@@ -89,7 +89,7 @@ def _mappings(state: State) -> list[str]:
         used[external, port // CHUNK_PORTS] = used.get((external, port // CHUNK_PORTS), 0) + 1
         if cuckoo.lookup(state, state.words[half * 4], state.words[half * 4 + 1]) != half << 1:
             told.append(f"mapping {half}: its internal endpoint does not find it")
-        if int(state.owners[external, ports.port_space(int(row["internal_realm"]) >> 24), port]) != half:
+        if int(state.owners[ports.port_space(int(row["internal_realm"]) >> 24), external, port]) != half:
             told.append(f"mapping {half}: its external port has another owner")
         has = int(users[half]) if half < len(users) else 0
         if int(row["sessions"]) != has:

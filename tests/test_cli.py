@@ -19,7 +19,7 @@ from krononat import appliance, config, doctor
 from krononat.cli import COMMANDS, main
 from krononat.packet import Packet, build, read_packet
 from shards import verdict
-from shards.state import NAT_SESSION, Sizes, State, open_state, state_bytes, write_header
+from shards.state import EVENTS, NAT_SESSION, Sizes, State, open_state, state_bytes, write_header
 from tests.test_config import RIGHT
 from tests.test_view import SIZES, put_session
 
@@ -205,6 +205,64 @@ def test_drops_have_a_sentence_and_a_remedy(run: Run, fake: Fake) -> None:
     assert len(json.loads(run("drops", "--all", "-o", "json").out)) == sum(told.fate == "drop" for told in verdict.VERDICTS)
 
 
+def write_events(state: State, *kinds: int) -> None:
+    """Append events about 100.64.0.2's block or session to the log."""
+    for kind in kinds:
+        row = state.events[int(state.logged[0])]
+        row["kind"], row["tick"], row["account"] = kind, 1_000_000, 3
+        row["internal_address"], row["external_address"] = 0x64400002, 0xCB007101
+        row["external_port"], row["external_last"] = (1024, 1087) if kind >= 16 else (1030, 1030)
+        if kind < 16:
+            row["internal_realm"], row["internal_port"] = 17 << 24, 4000
+            row["remote_address"], row["remote_port"] = 0x08080808, 53
+        state.logged[0] += 1
+
+
+def test_events_in_three_forms(run: Run, fake: Fake) -> None:
+    fake.state.settings[0]["log"] = 3
+    write_events(fake.state, 16, 8, 4)
+    told = json.loads(run("events", "-o", "json").out)
+    assert [row["kind"] for row in told] == ["block_allocated", "mapping_created", "session_created"]
+    assert (told[0]["external_port"], told[0]["external_last"], told[2]["remote"]) == (1024, 1087, "8.8.8.8")
+    last = [json.loads(line) for line in run("events", "-o", "jsonl", "--last", "2").out.splitlines()]
+    assert [row | {"time": ""} for row in last] == [row | {"time": ""} for row in told[1:]]
+    table = run("events").out
+    assert "203.0.113.1:1024-1087" in table and "100.64.0.2:4000" in table and "8.8.8.8:53" in table
+
+
+def test_events_say_when_nothing_is_logged(run: Run, fake: Fake) -> None:
+    left = run("events")
+    assert left.status == 0 and "nothing is logged" in left.err
+
+
+@pytest.mark.parametrize("form", ["table", "jsonl"])
+def test_events_are_followed_and_missed_ones_counted(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    fake.state.settings[0]["log"] = 1
+    write_events(fake.state, 16)
+    rounds = iter((lambda: write_events(fake.state, 17), lambda: overrun(fake.state), None))
+
+    def wait(_: float) -> None:
+        happens = next(rounds)
+        if happens is None:
+            raise KeyboardInterrupt
+        happens()
+
+    monkeypatch.setattr("krononat.cli.events.time.sleep", wait)
+    left = run("events", "--follow", "-o", form)
+    assert left.status == 0 and "5 events went by unread" in left.err
+    if form == "jsonl":
+        told = [json.loads(line) for line in left.out.splitlines()]
+        assert [row.get("kind") for row in told[:3]] == ["block_allocated", "block_released", None]
+        assert told[2] == {"missed": 5} and len(told) == 3 + EVENTS - 1
+    assert run("events", "--follow", "-o", "json").status == 2
+
+
+def overrun(state: State) -> None:
+    """The writer goes on by more than the ring holds."""
+    state.logged[0] += EVENTS + 4
+    state.events["kind"] = 16
+
+
 def test_pools_have_their_names(run: Run, fake: Fake) -> None:
     (row,) = json.loads(run("pool", "list", "-o", "json").out)
     assert (row["name"], row["addresses"], row["blocks"]) == ("main", 4, 512)
@@ -299,6 +357,7 @@ def test_the_command_line_imports_no_compiler(fake: Fake) -> None:
         ("sessions", "count"): ("numpy",),
         ("status",): ("numpy",),
         ("drops",): ("numpy",),
+        ("events",): ("numpy",),
     }
     for words, may in allowed.items():
         code = (

@@ -163,7 +163,7 @@ class Index(RuleBasedStateMachine):
 
 
 TestIndex = Index.TestCase
-TestIndex.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestIndex.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 
 
 # --- load -----------------------------------------------------------------------------------------------------------------

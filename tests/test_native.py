@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shards import native
 from shards.jit import hot
-from shards.native import choose, first_bit, fold_multiply, match_tags, prefetch
+from shards.native import choose, first_bit, fold_multiply, match_tags, prefetch, prefetch_line, word_32, word_64
 from shards.state import SESSION, Array
 
 WORDS = st.integers(0, 2**64 - 1)
@@ -18,6 +18,17 @@ EDGES = [0, 1, 2**32 - 1, 2**32, 2**63, 2**64 - 1]
 @hot
 def _match_tags(lines: Array, line: int, tag: int) -> int:
     return match_tags(lines, line, tag)
+
+
+@hot
+def _words(lines: Array, line: int, column: int) -> tuple[int, native.Word]:
+    return word_32(lines, line, column), word_64(lines, line, column)
+
+
+@hot
+def _prefetch_line(lines: Array, line: int) -> int:
+    prefetch_line(lines, line)
+    return line
 
 
 @hot
@@ -79,6 +90,16 @@ def test_match_tags_marks_the_equal_ones_of_the_first_eight(words: list[int], li
     assert _match_tags(lines, line, words[5]) & 1 << 5
 
 
+def test_words_of_a_line_are_the_same_through_every_dtype() -> None:
+    memory = np.random.default_rng(1).integers(0, 2**64, (4, 8), np.uint64)
+    for lines in (memory, memory.view(np.uint32), memory.view(np.uint16)):
+        for line in range(4):
+            for column in range(8):
+                small, large = _words(lines, line, column)
+                assert int(small) == int(memory.view(np.uint32)[line, column]) == native.word_32(lines, line, column)
+                assert int(large) == int(memory[line, column]) == int(native.word_64(lines, line, column))
+
+
 @settings(deadline=None)  # the first call compiles
 @given(st.integers(1, 2**62))
 def test_first_bit_is_the_lowest(bits: int) -> None:
@@ -103,5 +124,5 @@ def test_prefetch_changes_nothing_and_may_point_anywhere() -> None:
     for array in (np.arange(64, dtype=np.uint8), np.zeros((4, 8), np.uint64), np.zeros(4, SESSION)):
         before = array.tobytes()
         for index in (0, 3, 1 << 40, -(1 << 40)):
-            assert _prefetch(array, index) == index
+            assert _prefetch(array, index) == _prefetch_line(array, index) == index
         assert array.tobytes() == before

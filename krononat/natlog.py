@@ -1,0 +1,108 @@
+"""The log of NAT events as people read it: out of the ring in shared memory (`shards.events`), by any number of readers.
+
+Nothing here locks or asks the worker. A reader keeps its own place; what was overwritten before it came by counts as missed.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from ipaddress import IPv4Address
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shards.state import EVENTS, PROTOCOLS, Array, State
+from shards.verdict import VERDICTS
+
+# natEvent (RFC 8158 section 4.3, IANA's registry of IPFIX) and the words that RFC 6146 and RFC 6888 have for it.
+KINDS = {
+    3: "addresses_exhausted",
+    4: "session_created",
+    5: "session_deleted",
+    8: "mapping_created",
+    9: "mapping_deleted",
+    12: "ports_exhausted",
+    13: "quota_exceeded",
+    16: "block_allocated",
+    17: "block_released",
+}
+
+_READABLE = EVENTS - 1  # the oldest row may be in the writer's hands
+_WRAP = 0xFFFF_FFFF
+
+
+class Event(NamedTuple):
+    """An event. `reason`: the verdict of a refused packet. `row` and `generation` name the life of a session or mapping."""
+
+    time: str  # UTC, ISO 8601, by the reader's clock
+    kind: str
+    nat_event: int
+    protocol: str
+    internal: str
+    internal_port: int
+    external: str
+    external_port: int
+    external_last: int
+    remote: str
+    remote_port: int
+    account: int
+    row: int
+    generation: int
+    packets: int
+    reason: str
+
+
+class Reader:
+    """Reads events in their order, each once, beginning with the oldest that there are."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        logged = int(state.logged[0])
+        full = bool(state.events[logged & (EVENTS - 1)]["kind"])  # the count alone cannot tell: it wraps
+        self._at = (logged - (_READABLE if full else logged)) & _WRAP
+        self.missed = 0  # overwritten before they could be read
+
+    def rows(self) -> Array:
+        """Copies of all EVENT rows that were written since the last call."""
+        number, count = self._at, (int(self._state.logged[0]) - self._at) & _WRAP
+        skipped = max(count - _READABLE, 0)
+        places = (number + np.arange(skipped, count)) & (EVENTS - 1)
+        copied: Array = self._state.events[places]
+        overwritten = ((int(self._state.logged[0]) - number) & _WRAP) - _READABLE  # while they were being copied, too
+        lost = max(min(overwritten, count), skipped)
+        self.missed += lost
+        self._at = (number + count) & _WRAP
+        return copied[lost - skipped :]
+
+
+def event(row: Any) -> Event:
+    """An EVENT row in words."""
+    return Event(
+        _moment(int(row["tick"])),
+        KINDS.get(int(row["kind"]), str(int(row["kind"]))),
+        int(row["kind"]),
+        PROTOCOLS.get(int(row["internal_realm"]) >> 24, ""),
+        _address(row["internal_address"]),
+        int(row["internal_port"]),
+        _address(row["external_address"]),
+        int(row["external_port"]),
+        int(row["external_last"]),
+        _address(row["remote_address"]),
+        int(row["remote_port"]),
+        int(row["account"]),
+        int(row["half"]),
+        int(row["generation"]),
+        int(row["packets"]),
+        VERDICTS[int(row["verdict"])].name if row["verdict"] else "",
+    )
+
+
+def _moment(tick: int) -> str:
+    """Ticks count since boot, so a clock that was set meanwhile sets the past, too."""
+    booted = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return datetime.fromtimestamp(booted / 1e9 + tick / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _address(value: Any) -> str:
+    return str(IPv4Address(int(value))) if value else ""
