@@ -1,67 +1,117 @@
-"""`krononat bench path`: packets a second of the whole path in memory, one core, established UDP flows in random order.
+"""`krononat bench path`: the whole packet path in memory, one core, beside the bare lookup of the same packets' keys.
 
-Frames are 60 bytes (64 on the wire), 256 bytes apart, and more than the last-level cache holds; even rows are outbound,
-odd ones inbound.
+Established UDP and TCP flows in random order, frames of 60 bytes (64 on the wire), 256 bytes apart and more than the last-level
+cache holds; even rows outbound, odd ones inbound; the index at load 0.8, half of the sessions a backup's (see `traffic`).
 
-Each repetition translates every frame once; then all that came out is verified: nothing lost, every checksum right,
-TTL one less, each outbound source the external endpoint of its session. Laying the frames anew is not timed.
+Each repetition translates every frame once; then all that came out is verified: nothing lost, every checksum right, TTL one
+less, each outbound source the external endpoint of its session. Laying the frames anew is not timed. By turns with it, the
+same keys in the same order are looked up and nothing else, from two columns that already hold them: `.../lookup/rate`.
+`.../ratio` is the share of that rate which the path keeps, though it also reads and writes every frame and every session.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
-import click
 import numpy as np
 
 from bench import report, traffic
-from bench.report import Result
-from shards.state import Array
+from bench.report import Result, Told
+from shards import cuckoo, nat, parse
+from shards.burst import BURST, Burst
+from shards.jit import hot
+from shards.state import TCP, UDP, Array, State
 from shards.verdict import FORWARDED_IN, FORWARDED_OUT
 
-GOAL = 10.0  # M packets/s at 1 M sessions
-LADDER = {"10k": 10_000, "1M": 1_000_000}
+Clock = Callable[[], float]
+
+KIND = "memory"
+GOALS = {"10k": None, "1M": 0.6, "8M": 0.5}  # of the bare lookup's rate
+LADDER = {"10k": 10_000, "1M": 1_000_000, "8M": 8_000_000}
 ROWS = 1 << 20  # 256 MiB of frames
+BATCHES = (64, 128, 256)  # of the bare lookup, which is given its best
 
 
-@click.command()
-@click.option("-o", "output", type=click.Choice(["json", "table"]), default="table", help="How to print.")
-@click.option("--quick", is_flag=True, help="Fewer repetitions; under 50 s.")
-def path(output: str, quick: bool) -> None:
-    """Measure the in-memory path: packets/s, with environment and loss.
+class Turns(NamedTuple):
+    """Rates by turns, M/s, and the share of packets that did not come out."""
 
-    Example: krononat bench path -o json
-    """
-    env = report.environment()
-    results = [measure(name, flows, 3 if quick else 9) for name, flows in LADDER.items()]
-    if output == "json":
-        click.echo(report.as_json(results, env))
-    else:
-        report.show(results, env)
-    if any(result.loss for result in results):
-        raise SystemExit(1)
+    path: list[float]
+    lookup: list[float]
+    loss: float
 
 
-def measure(name: str, flows: int, repetitions: int, clock: Callable[[], float] = time.perf_counter) -> Result:
-    """Rate over the repetitions (median, lowest, highest) and the loss over all of them."""
-    scene = traffic.build(flows, ROWS)
-    original = scene.frames.copy()
-    rates, lost = [], 0
+def run(quick: bool, told: Told) -> list[Result]:
+    """Rates of the path and of the lookup, and their ratio, by protocol and number of sessions."""
+    results = []
+    for protocol, name in ((UDP, "udp"), (TCP, "tcp")):
+        for size, flows in LADDER.items():
+            if quick and (protocol, size) == (TCP, "8M"):
+                continue
+            told(f"{name}, {size} sessions")
+            turns = measure(traffic.flows_at_load(flows), protocol, 5 if quick else 15)
+            results += _results(f"path/{name}/{size}", turns, GOALS[size])
+    return results
+
+
+def _results(name: str, turns: Turns, goal: float | None) -> list[Result]:
+    return [
+        report.measured(f"{name}/rate", "M/s", turns.path, loss=turns.loss),
+        report.measured(f"{name}/lookup/rate", "M/s", turns.lookup),
+        report.ratio(f"{name}/ratio", turns.path, turns.lookup, goal, turns.loss),
+    ]
+
+
+def measure(
+    flows: int, protocol: int, repetitions: int, rows: int = ROWS, clock: Callable[[], float] = time.perf_counter
+) -> Turns:
+    """Translate all frames, then look all their keys up, by turns; RuntimeError where a frame comes out wrong."""
+    scene = traffic.build(flows, rows, protocol=protocol)
+    original, refs = scene.frames.copy(), np.zeros(rows, np.int64)
+    key0, key1 = np.zeros((2, rows), np.uint64)
+    keys_of(scene.state, scene.frames, scene.burst, rows, key0, key1)
+    batch = max(BATCHES, key=lambda size: _lookup_rate(scene.state, key0, key1, refs, size, clock))
+    paths, lookups, lost = [], [], 0
     for _ in range(repetitions + 1):
         scene.frames[:] = original
-        forwarded = _forwarded(scene)
-        begun = clock()
-        traffic.run(scene.state, scene.frames, scene.burst, ROWS, 2, traffic.NOW + 1000)
-        rates.append(ROWS / (clock() - begun) / 1e6)
-        lost += ROWS - (_forwarded(scene) - forwarded)
+        forwarded, begun = _forwarded(scene), clock()
+        traffic.run(scene.state, scene.frames, scene.burst, rows, 2, traffic.NOW + 1000)
+        paths.append(rows / (clock() - begun) / 1e6)
+        lookups.append(_lookup_rate(scene.state, key0, key1, refs, batch, clock))
+        lost += rows - (_forwarded(scene) - forwarded)
         verify(scene, original)
-    counted = sorted(rates[1:])  # the first one warms
-    value = counted[len(counted) // 2]
-    goal = GOAL if flows == 1_000_000 else None
-    fine = None if goal is None else value >= goal
-    loss = lost / (ROWS * (repetitions + 1))
-    return Result(f"path/udp/{name}/rate", value, "M/s", counted[0], counted[-1], goal, fine, loss)
+        _expect("lookups", refs > 0)
+    return Turns(paths[1:], lookups[1:], lost / (rows * (repetitions + 1)))  # the first one warms
+
+
+@hot
+def keys_of(state: State, frames: Array, burst: Burst, rows: int, key0: Array, key1: Array) -> None:
+    """The keys that the path would look up for each frame."""
+    for row in range(rows):
+        burst.at[0] = row * traffic.FRAME_BYTES + traffic.HEADROOM
+        burst.length[0] = traffic.PACKET_BYTES
+        burst.port[0] = row % 2
+        parse.parse(state, frames, burst, 0)
+        nat.choose_key(state, burst, 0)
+        key0[row] = burst.key0[0]
+        key1[row] = burst.key1[0]
+
+
+@hot
+def look_up(state: State, key0: Array, key1: Array, refs: Array, verdicts: Array, batch: int) -> None:
+    """Look up every key, `batch` at a time."""
+    for at in range(0, len(key0), batch):
+        end = min(at + batch, len(key0))
+        cuckoo.lookup_bulk(state, key0[at:end], key1[at:end], refs[at:end], verdicts, end - at)
+
+
+def _lookup_rate(state: State, key0: Array, key1: Array, refs: Array, batch: int, clock: Clock) -> float:
+    verdicts = np.zeros(BURST, np.int64)
+    look_up(state, key0[:batch], key1[:batch], refs[:batch], verdicts, batch)  # compiles, the first time
+    begun = clock()
+    look_up(state, key0, key1, refs, verdicts, batch)
+    return len(key0) / (clock() - begun) / 1e6
 
 
 def _forwarded(scene: traffic.Scene) -> int:
@@ -72,9 +122,9 @@ def verify(scene: traffic.Scene, original: Array) -> None:
     """RuntimeError unless every frame is a right translation of what it was."""
     before, after = traffic.packets_of(original), traffic.packets_of(scene.frames)
     _expect("IPv4 checksums", traffic.ip_sum(after) == 0xFFFF)
-    _expect("UDP checksums", traffic.udp_sum(after) == 0xFFFF)
+    _expect("UDP and TCP checksums", traffic.transport_sum(after) == 0xFFFF)
     _expect("TTL one less", after[:, 22] == traffic.TTL - 1)
-    _expect("payloads untouched", (after[:, 42:] == before[:, 42:]).all(axis=1))
+    _expect("payloads untouched", (after[:, 54:] == before[:, 54:]).all(axis=1))
     _expect("remote endpoints untouched", _same(before[0::2], after[0::2], (30, 34), (36, 38)))
     _expect("remote endpoints untouched, inbound", _same(before[1::2], after[1::2], (26, 30), (34, 36)))
     _expect_inverse(scene, after)
@@ -111,3 +161,9 @@ def _endpoint(packets: Array, address: int, port: int) -> Array:
 def _expect(what: str, fine: Array) -> None:
     if not fine.all():
         raise RuntimeError(f"{what}: wrong in {int((~fine).sum())} of {len(fine)} frames")
+
+
+path = report.command("path", KIND, run, "The packet path in memory, beside the bare lookup of its keys.")
+
+if __name__ == "__main__":
+    path()

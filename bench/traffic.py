@@ -1,7 +1,9 @@
-"""Traffic in memory: established flows as frames that lie far apart, laid down by numpy in bulk.
+"""Traffic in memory: established UDP or TCP flows as frames that lie far apart, laid down by numpy in bulk.
 
-A flow is one subscriber endpoint talking to one remote; its session is made by the real miss path, from a first packet, so
-what is measured afterwards is served exactly as in life.
+A flow is one subscriber endpoint talking to one remote; its session is made by the real miss path, from its first packets, so
+what is measured afterwards is served exactly as in life. Two shards have half of the sessions each: one is this core's own, of
+the other it is the backup (another replica side of the port chunks, another epoch); a backup forwards hits, too. All features
+that a packet can meet are on: rules, limits, MSS clamping, hairpinning, refresh from both sides.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import numpy as np
 from shards import neighbours, pipeline, recovery
 from shards.burst import BURST, Burst, new_burst
 from shards.jit import hot
-from shards.state import EXTENT_LINES, EXTERNAL, INTERNAL, REACHABLE, Array, Sizes, State, new_state
-from shards.verdict import FORWARDED_OUT
+from shards.state import ACCEPT, EXTENT_LINES, EXTERNAL, INTERNAL, REACHABLE, TCP, UDP, Array, Sizes, State, new_state
+from shards.verdict import FORWARDED_IN, FORWARDED_OUT
 
 FRAME_BYTES = 256  # room of one frame: headroom, then 60 bytes (64 on the wire with its check sequence)
 HEADROOM = 64
@@ -22,9 +24,14 @@ PACKET_BYTES = 60
 NOW = 100_000_000
 TTL = 64
 PORTS_EACH = 63  # sessions a subscriber, as in CSIT's NAT44 ladder
+LOAD = 0.8  # of the index, at most; full where the flows are `flows_at_load`
+KEYS_EACH = 3  # entries of a flow in the index: both tuples of its session, and its mapping
 
-_INSIDE_NETWORK, _OUTSIDE, _POOL = 0x64400000, 0xC6336400, 0xCB007100  # 100.64/10, 198.51.100.0, 203.0.113.0
+_INSIDE, _OUTSIDE, _POOL = (0x64400000, 0x64600000), 0xC6336400, 0xCB007100  # 100.64/11, 100.96/11, 198.51.100.0, 203.0.113.0
 _INSIDE_MAC, _OUTSIDE_MAC, _CLIENT_MAC, _ROUTER_MAC = (bytes([2, 0, 0, 0, 0, n]) for n in (1, 2, 3, 4))
+_AT_ONCE = 1 << 20  # flows that are opened with one set of frames
+_SYN, _SYN_ACK, _ACK = 2, 18, 16
+_CHECK = {UDP: 40, TCP: 50}  # where the checksum stands
 
 
 class Scene(NamedTuple):
@@ -35,30 +42,64 @@ class Scene(NamedTuple):
     burst: Burst
     order: Array  # row k holds a packet of flow order[k]
     flows: int
+    protocol: int
 
 
-def build(flows: int, rows: int, seed: int = 1) -> Scene:
-    """A scene of established UDP flows; `rows` >= `flows`."""
-    state = _state(flows)
+def build(flows: int, rows: int, seed: int = 1, protocol: int = UDP) -> Scene:
+    """A scene of established flows, and `rows` frames of theirs."""
+    state, burst = _state(flows), new_burst()
     recovery.attach(state, NOW)
-    order = np.random.default_rng(seed).permutation(rows) % flows
-    scene = Scene(state, _outbound_frames(order), new_burst(), order, flows)
-    _establish(scene)
-    return scene
+    external = np.concatenate(
+        [_open(state, burst, np.arange(at, min(at + _AT_ONCE, flows)), protocol) for at in range(0, flows, _AT_ONCE)]
+    )
+    order = np.random.default_rng(seed).permutation(max(rows, flows))[:rows] % flows
+    frames = _frames(order, protocol, _ACK)
+    packets_of(frames)[1::2] = packets_of(_frames(order[1::2], protocol, _ACK, external[order[1::2]]))
+    return Scene(state, frames, burst, order, flows, protocol)
+
+
+def flows_at_load(about: int) -> int:
+    """The number of flows nearest to `about` that fills an index to LOAD: its size is a power of two."""
+    exact = [int((8 << bits) * LOAD / KEYS_EACH) for bits in range(2, 30)]
+    return min(exact, key=lambda flows: abs(flows - about))
+
+
+def _open(state: State, burst: Burst, flows: Array, protocol: int) -> Array:
+    """Open sessions by what subscribers send first, and of TCP what comes back; external endpoints (address << 16 | port)."""
+    frames = _frames(flows, protocol, _SYN)
+    before = _forwarded(state)
+    run(state, frames, burst, len(flows), 1, NOW)
+    packets = packets_of(frames)
+    external = _number(packets, 26, 4) << 16 | _number(packets, 34, 2)
+    rows = len(flows)
+    if protocol == TCP:
+        both = _frames(np.repeat(flows, 2), protocol, _SYN)
+        packets_of(both)[1::2] = packets_of(_frames(flows, protocol, _SYN_ACK, external))
+        run(state, both, burst, 2 * len(flows), 2, NOW)
+        rows = 3 * len(flows)
+    if _forwarded(state) - before != rows:
+        raise RuntimeError(f"{rows - _forwarded(state) + before} of {rows} first packets were not forwarded")
+    return external
+
+
+def _forwarded(state: State) -> int:
+    return int(state.counters[FORWARDED_OUT, 0]) + int(state.counters[FORWARDED_IN, 0])
 
 
 def _state(flows: int) -> State:
     subscribers = -(-flows // PORTS_EACH)
-    externals = -(-subscribers // 900) + 1  # 64-port blocks: 1,008 of them an address, with room to spare
-    lines = flows + 2 * EXTENT_LINES
-    buckets = 1 << int(np.ceil(np.log2(flows * 3 / 8 / 0.8)))
+    each = -(-subscribers // 2) + 4  # subscribers of a shard
+    externals = -(-each // 900) + 1  # of a shard; 64-port blocks: 1,008 of them an address, with room to spare
+    extents = 2 * (-(-(flows // 2 + EXTENT_LINES) // EXTENT_LINES) + -(-(flows // 4 + EXTENT_LINES) // EXTENT_LINES))
+    buckets = max(1 << int(np.ceil(np.log2(flows * KEYS_EACH / 8 / LOAD) - 1e-6)), 4)
     sizes = Sizes(
-        extents=-(-lines // EXTENT_LINES) + -(-(lines // 2) // EXTENT_LINES) + 2, buckets=buckets, externals=externals,
-        accounts=subscribers + 4, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=2, shards=1,
-        neighbours=64,
+        extents=extents, buckets=buckets, externals=2 * externals, accounts=2 * each + 1, prefixes=2, devices=1, limits=2,
+        pools=2, rules=1, statics=1, ports=2, shards=2, neighbours=64,
     )  # fmt: skip
     state = new_state(sizes)
-    _settings(state, externals)
+    _settings(state)
+    for shard in (0, 1):
+        _share(state, shard, each, externals)
     for row, side, mac, address in ((0, INTERNAL, _INSIDE_MAC, 0x0A000001), (1, EXTERNAL, _OUTSIDE_MAC, 0xC0000202)):
         port = state.ports[row]
         port["side"], port["mtu"], port["address"], port["mask"] = side, 1500, address, 0xFFFFFF00
@@ -69,18 +110,32 @@ def _state(flows: int) -> State:
     return state
 
 
-def _settings(state: State, externals: int) -> None:
+def _settings(state: State) -> None:
     row = state.settings[0]
     row["seed"], row["secret"] = (0x0123456789ABCDEF, 0xFEDCBA9876543210), (11, 22)
     row["tcp_established"], row["tcp_transitory"], row["udp"], row["icmp"] = 7_440_000, 240_000, 300_000, 60_000
     row["hold_down_s"], row["neighbour_wait"], row["icmp_rate"], row["icmp_burst"] = 120, 1000, 100, 100
-    row["prefixes"], row["pools"], row["ports"], row["shards"] = 1, 1, 2, 1
-    row["external_port"], row["hairpin"] = 1, 1
-    prefix, pool = state.prefixes[0], state.pools[0]
-    prefix["network"], prefix["mask"], prefix["realm"], prefix["first_account"] = _INSIDE_NETWORK, 0xFFC00000, 1, 1
-    pool["externals"], pool["block_size"], pool["blocks_each"] = externals, 64, 8
+    row["prefixes"], row["pools"], row["ports"], row["shards"], row["rules"] = 2, 2, 2, 2, 1
+    row["external_port"], row["hairpin"], row["inbound_refresh"], row["mss"] = 1, 1, 1, 1400
+    rule = state.rules[0]
+    rule["directions"], rule["action"], rule["internal_port_high"], rule["remote_port_high"] = 3, ACCEPT, 65535, 65535
+    state.limits[1]["sessions"], state.limits[1]["mappings"] = 10_000, 10_000
+    state.accounts["limits"] = 1
+
+
+def _share(state: State, shard: int, subscribers: int, externals: int) -> None:
+    """The prefix, the pool and the replica side of a shard; of the second one this core is the backup."""
+    prefix, pool, row = state.prefixes[shard], state.pools[shard], state.shards[shard]
+    row["id"], row["epoch"], row["side"] = shard, 1 + shard, shard
+    prefix["network"], prefix["mask"], prefix["realm"] = _INSIDE[shard], 0xFFE00000, 1
+    prefix["first_account"], prefix["pool"], prefix["shard"] = 1 + shard * subscribers, shard, shard
+    pool["first_external"], pool["externals"], pool["shard"] = shard * externals, externals, shard
+    pool["block_size"], pool["blocks_each"] = 64, 8
     pool["first_block"], pool["end_block"], pool["blocks_free"] = 16, 1024, externals * 1008
-    state.externals["address"] = _POOL + np.arange(externals)
+    mine = slice(shard * externals, (shard + 1) * externals)
+    state.externals["address"][mine] = _POOL + np.arange(shard * externals, (shard + 1) * externals)
+    state.externals["pool"][mine] = shard
+    state.chunks["side"][mine] = shard
 
 
 def _gateway(state: State, port: int, address: int, mac: bytes) -> int:
@@ -90,35 +145,32 @@ def _gateway(state: State, port: int, address: int, mac: bytes) -> int:
     return row
 
 
-def _outbound_frames(order: Array) -> Array:
-    """UDP frames of 60 bytes from the subscriber, as he sends them."""
-    rows = len(order)
-    frames = np.zeros((rows, FRAME_BYTES), np.uint8)
+def _frames(flows: Array, protocol: int, flags: int, external: Array | None = None) -> Array:
+    """Frames of 60 bytes, FRAME_BYTES apart: from the subscriber as he sends them, or to his external endpoint; flat uint8."""
+    frames = np.zeros((len(flows), FRAME_BYTES), np.uint8)
     packets = packets_of(frames)
-    packets[:, 0:14] = np.frombuffer(_INSIDE_MAC + _CLIENT_MAC + b"\x08\x00", np.uint8)
-    packets[:, 14:26] = np.frombuffer(bytes([0x45, 0, 0, 46, 0, 0, 0x40, 0, TTL, 17, 0, 0]), np.uint8)
-    put(packets, 26, _INSIDE_NETWORK + 2 + order // PORTS_EACH, 4)
-    put(packets, 30, _OUTSIDE + order % 200, 4)
-    put(packets, 34, 1024 + order % PORTS_EACH, 2)
-    put(packets, 36, np.full(rows, 443), 2)
-    put(packets, 38, np.full(rows, 26), 2)
-    write_checksums(packets)
+    internal = internal_endpoint(flows).astype(np.int64)
+    remote = (_OUTSIDE + flows % 200) << 16 | 443
+    source, destination = (internal, remote) if external is None else (remote, external)
+    macs = _INSIDE_MAC + _CLIENT_MAC if external is None else _OUTSIDE_MAC + _ROUTER_MAC
+    packets[:, 0:14] = np.frombuffer(macs + b"\x08\x00", np.uint8)
+    packets[:, 14:26] = np.frombuffer(bytes([0x45, 0, 0, 46, 0, 0, 0x40, 0, TTL, protocol, 0, 0]), np.uint8)
+    for at, values, size in ((26, source >> 16, 4), (30, destination >> 16, 4), (34, source, 2), (36, destination, 2)):
+        put(packets, at, values, size)
+    if protocol == TCP:
+        packets[:, 46], packets[:, 47] = 0x50, flags
+    else:
+        packets[:, 39] = 26
+    write_checksums(packets, protocol)
     return frames.reshape(-1)
 
 
 def internal_endpoint(flows: Array) -> Array:
-    """Subscriber endpoint of each flow: address << 16 | port."""
-    address = _INSIDE_NETWORK + 2 + flows // PORTS_EACH
+    """Subscriber endpoint of each flow: address << 16 | port. Subscribers are the two shards' by turns."""
+    subscriber = flows // PORTS_EACH
+    address = np.where(subscriber % 2, _INSIDE[1], _INSIDE[0]) + 2 + subscriber // 2
     endpoints: Array = (address << 16 | (1024 + flows % PORTS_EACH)).astype(np.uint64)
     return endpoints
-
-
-def _turn_round(packets: Array, translated: Array) -> None:
-    """Make outbound frames the answers to what left as `translated`."""
-    packets[:, 0:12] = np.frombuffer(_OUTSIDE_MAC + _ROUTER_MAC, np.uint8)
-    packets[:, 26:30], packets[:, 30:34] = translated[:, 30:34], translated[:, 26:30]
-    packets[:, 34:36], packets[:, 36:38] = translated[:, 36:38], translated[:, 34:36]
-    write_checksums(packets)
 
 
 def packets_of(frames: Array) -> Array:
@@ -126,13 +178,14 @@ def packets_of(frames: Array) -> Array:
     return frames.reshape(-1, FRAME_BYTES)[:, HEADROOM : HEADROOM + PACKET_BYTES]
 
 
-def write_checksums(packets: Array) -> None:
-    """Write the IPv4 and the UDP checksum of each."""
+def write_checksums(packets: Array, protocol: int = UDP) -> None:
+    """Set the checksums of IPv4 and of what it carries."""
+    at = _CHECK[protocol]
     packets[:, 24:26] = 0
-    packets[:, 40:42] = 0
+    packets[:, at : at + 2] = 0
     put(packets, 24, ~ip_sum(packets) & 0xFFFF, 2)
-    check = ~udp_sum(packets) & 0xFFFF
-    put(packets, 40, np.where(check == 0, 0xFFFF, check), 2)  # 0 would say that there is none (RFC 768)
+    check = ~transport_sum(packets) & 0xFFFF
+    put(packets, at, np.where((check == 0) & (protocol == UDP), 0xFFFF, check), 2)  # 0 would say that there is none (RFC 768)
 
 
 def ip_sum(packets: Array) -> Array:
@@ -140,10 +193,10 @@ def ip_sum(packets: Array) -> Array:
     return _sum(packets[:, 14:34])
 
 
-def udp_sum(packets: Array) -> Array:
-    """Folded sum over each UDP datagram and its pseudo header: 0xFFFF where its checksum is right."""
+def transport_sum(packets: Array) -> Array:
+    """Folded sum over each datagram or segment and its pseudo header: 0xFFFF where its checksum is right."""
     pseudo = np.zeros((len(packets), 38), np.uint8)
-    pseudo[:, 0:8], pseudo[:, 9], pseudo[:, 11] = packets[:, 26:34], 17, 26
+    pseudo[:, 0:8], pseudo[:, 9], pseudo[:, 11] = packets[:, 26:34], packets[:, 23], 26
     pseudo[:, 12:38] = packets[:, 34:60]
     return _sum(pseudo)
 
@@ -176,13 +229,8 @@ def run(state: State, frames: Array, burst: Burst, rows: int, ports: int, now: i
         pipeline.settle(state, burst, count)
 
 
-def _establish(scene: Scene) -> None:
-    """Open every session by a first packet outbound, then lay the frames anew: half of them are answers now."""
-    state, frames = scene.state, scene.frames
-    original = frames.copy()
-    run(state, frames, scene.burst, len(scene.order), 1, NOW)
-    opened = int(state.counters[FORWARDED_OUT, 0])
-    if opened != len(scene.order) or int(state.shards[0]["sessions"]) != scene.flows:
-        raise RuntimeError(f"{len(scene.order) - opened} of {len(scene.order)} first packets were not forwarded")
-    _turn_round(packets_of(original)[1::2], packets_of(frames)[1::2].copy())
-    frames[:] = original
+def _number(packets: Array, at: int, size: int) -> Array:
+    value = np.zeros(len(packets), np.int64)
+    for k in range(size):
+        value = value << 8 | packets[:, at + k]
+    return value

@@ -16,14 +16,35 @@ from bench import compare, environment, path, report, traffic
 from krononat.cli.bench import bench
 from krononat.client import Trouble
 from shards.jit import PURE
+from shards.state import TCP, UDP
 
 
-def small() -> traffic.Scene:
-    return traffic.build(64, 256) if PURE else traffic.build(1000, 4096)
+def small(protocol: int = UDP) -> traffic.Scene:
+    return traffic.build(64, 256, protocol=protocol) if PURE else traffic.build(1000, 4096, protocol=protocol)
 
 
-def test_every_flow_is_translated_and_verified() -> None:
-    scene = small()
+def test_half_of_the_sessions_are_a_backups() -> None:
+    state = small().state
+    sessions = state.shards["sessions"]
+    assert sessions.sum() > 0 and abs(int(sessions[0]) - int(sessions[1])) <= traffic.PORTS_EACH
+    assert state.shards["side"].tolist() == [0, 1]
+
+
+def test_flows_fill_an_index_to_its_load() -> None:
+    flows = traffic.flows_at_load(1000 if PURE else 10_000)
+    state = traffic.build(flows, flows).state
+    assert 0.795 < int(state.core[0]["index_entries"]) / (8 * len(state.tags)) <= traffic.LOAD
+
+
+def test_the_path_and_the_bare_lookup_take_turns() -> None:
+    rows = 256 if PURE else 4096
+    turns = path.measure(rows // 4, TCP, 2, rows)
+    assert len(turns.path) == len(turns.lookup) == 2 and turns.loss == 0
+
+
+@pytest.mark.parametrize("protocol", [UDP, TCP])
+def test_every_flow_is_translated_and_verified(protocol: int) -> None:
+    scene = small(protocol)
     original = scene.frames.copy()
     rows = len(scene.order)
     traffic.run(scene.state, scene.frames, scene.burst, rows, 2, traffic.NOW + 1000)

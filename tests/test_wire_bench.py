@@ -21,7 +21,7 @@ POOL = 0xCB007100
 
 
 def _fine(frames: Array) -> bool:
-    return bool((traffic.ip_sum(frames) == 0xFFFF).all() and (traffic.udp_sum(frames) == 0xFFFF).all())
+    return bool((traffic.ip_sum(frames) == 0xFFFF).all() and (traffic.transport_sum(frames) == 0xFFFF).all())
 
 
 def test_generated_frames_are_right_and_every_flow_is_another() -> None:
