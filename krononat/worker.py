@@ -102,7 +102,8 @@ class Worker:
 
     def _breathe(self, now: int, bursts: int) -> int:
         begun = time.monotonic_ns()
-        handled = shard.breathe(self._state, self._rings, self._rings.frames, self._burst, self._waiting, now, bursts, self._looks)
+        given = self._state, self._rings, self._rings.frames, self._burst, self._waiting
+        handled = shard.breathe(*given, now, bursts, self._looks)
         core, took_us = self._state.core[0], (time.monotonic_ns() - begun) // 1000
         core["longest_breath_us"] = max(int(core["longest_breath_us"]), took_us)
         return int(handled)
