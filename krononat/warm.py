@@ -66,7 +66,7 @@ def _ends() -> None:
 
 def _loop() -> None:
     state, frames, burst = _stage()
-    shard.breathe(state, _no_rings(), frames, burst, shard.new_waiting(), 0, 0)
+    shard.breathe(state, _no_rings(), frames, burst, shard.new_waiting(), 0, 0, 0)
     rings.listen(_no_rings())
     rings.wait(_no_rings(), 0)
     sessions.expire(state, 0, 0)

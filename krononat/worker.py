@@ -34,6 +34,7 @@ from shards.notes import map_notes
 from shards.state import open_state, read_header
 
 BURSTS = 16  # of a breath: some milliseconds over a veth, a third of one in memory
+LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which takes as long as some 500: about 5 and 50 us
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
 
 _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST = 1 << 18, 3
@@ -53,6 +54,7 @@ class Worker:
     def __init__(self, channel: socket.socket, told: dict[str, Any]) -> None:
         self._channel = channel
         self._busy = bool(told["busy_poll"])
+        self._looks = BUSY_LOOKS if self._busy else LOOKS
         self._map = memory.attach(told["state"])
         self._state = open_state(self._map, read_header(self._map))
         self._description: xsk.Description = told["sockets"]
@@ -100,7 +102,8 @@ class Worker:
 
     def _breathe(self, now: int, bursts: int) -> int:
         begun = time.monotonic_ns()
-        handled = shard.breathe(self._state, self._rings, self._rings.frames, self._burst, self._waiting, now, bursts)
+        given = self._state, self._rings, self._rings.frames, self._burst, self._waiting
+        handled = shard.breathe(*given, now, bursts, self._looks)
         core, took_us = self._state.core[0], (time.monotonic_ns() - begun) // 1000
         core["longest_breath_us"] = max(int(core["longest_breath_us"]), took_us)
         return int(handled)

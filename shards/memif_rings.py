@@ -37,7 +37,7 @@ from shards.memif import (
     Connection,
     ring_bytes,
 )
-from shards.native import prefetch
+from shards.native import claim
 from shards.notes import SLOTS
 from shards.state import Array
 from shards.verdict import HELD_BACK
@@ -51,6 +51,7 @@ LINE = np.dtype(
     + [("own", "i8", (2,)), ("broadcast", "i8", (2,))]
 )
 
+_A_LINE = 4  # descriptors of a cache line
 _REFILL_AT_LEAST = 32  # buffers given at once: fewer would send the same line of the ring to and fro between two processors
 
 
@@ -99,7 +100,7 @@ def receive(rings: Rings, queue: int, burst: Burst, row: int, limit: int) -> int
         slot = (consumed + i) & mask
         frame, descriptor = slots[first + slot], longs[entries + 2 * slot]
         at, length = start(frame), (descriptor >> 32) & 0xFFFFFFFF
-        prefetch(frames, at)
+        claim(frames, at)  # its header will be rewritten
         if (descriptor & NEXT) | chained or length > BUFFER_BYTES:
             chained, length = descriptor & NEXT, 0  # a piece of a packet: the whole would be longer than what we forward
             rings.links[line["link"] + REFUSED] += 1
@@ -125,6 +126,8 @@ def refill(rings: Rings, queue: int) -> None:
         return
     longs, slots, owners, free = rings.longs, rings.slots, rings.owners, rings.free
     entries, first, mask = line["back"] // 8 + ENTRIES, line["slots"] + SLOTS, line["mask"]
+    for i in range(0, offered, _A_LINE):
+        claim(longs, entries + 2 * ((given + i) & mask))
     for i in range(offered):
         frame, slot = free[height - 1 - i], (given + i) & mask
         longs[entries + 2 * slot] = (BUFFER_BYTES << 32) | (FRAMES_REGION << 16)
@@ -149,6 +152,8 @@ def offer_rows(rings: Rings, queue: int, burst: Burst, row: int, count: int) -> 
     longs, slots, owners, verdict = rings.longs, rings.slots, rings.owners, burst.verdict
     entries, first, mask = line["out"] // 8 + ENTRIES, line["slots"], line["mask"]
     end = rings.links[line["link"] + TAKEN] + mask + 1 if line["up"] else sent
+    for i in range(0, count - row, _A_LINE):
+        claim(longs, entries + 2 * ((sent + i) & mask))
     while row < count and sent < end:
         at, length = burst.out_at[row], burst.out_length[row]
         frame = at >> FRAME_SHIFT

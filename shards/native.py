@@ -26,6 +26,10 @@ def prefetch(array: Array, index: int) -> None:
     """Ask for the cache line of `array[index]` (of its first byte), whatever the dtype; more axes: of that row."""
 
 
+def claim(array: Array, index: int) -> None:
+    """`prefetch` of what will be written: the line comes as ours alone, and no other processor is asked for it again."""
+
+
 def prefetch_line(lines: Array, line: int) -> None:
     """Ask for a line."""
 
@@ -149,16 +153,24 @@ if not PURE:
 
         return emit
 
-    def _ask(builder: Any, address: Any) -> None:
-        """Prefetch, for reading, into every level, data."""
+    def _ask(builder: Any, address: Any, writing: int = 0) -> None:
+        """Prefetch, for reading or for writing, into every level, data."""
         kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT32, _INT32, _INT32])
         prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(prefetch, [address, _INT32(0), _INT32(3), _INT32(1)])
+        builder.call(prefetch, [address, _INT32(writing), _INT32(3), _INT32(1)])
 
     @_instruction
     def _prefetch(_: Any, array: Any, index: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             _ask(builder, _address(context, builder, array, arguments[0], index, arguments[1]))
+            return context.get_dummy_value()
+
+        return types.none(array, index), emit
+
+    @_instruction
+    def _claim(_: Any, array: Any, index: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            _ask(builder, _address(context, builder, array, arguments[0], index, arguments[1]), 1)
             return context.get_dummy_value()
 
         return types.none(array, index), emit
@@ -246,6 +258,10 @@ if not PURE:
 
     _read16, _read32, _read64 = _reader(16), _reader(32), _reader(64)
     _write16, _write32, _write64 = _writer(16), _writer(32), _writer(64)
+
+    @_stands_for(claim)
+    def _(array: Any, index: Any) -> Any:
+        return lambda array, index: _claim(array, index)
 
     @_stands_for(prefetch)
     def _(array: Any, index: Any) -> Any:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shards import native
 from shards.jit import hot
-from shards.native import choose, first_bit, fold_multiply, match_tags, prefetch, prefetch_line, word_32, word_64
+from shards.native import choose, claim, first_bit, fold_multiply, match_tags, prefetch, prefetch_line, word_32, word_64
 from shards.state import SESSION, Array
 
 WORDS = st.integers(0, 2**64 - 1)
@@ -77,6 +77,7 @@ def test_wide_writes_store_the_low_bits_and_nothing_beside(value: int) -> None:
 @hot
 def _prefetch(array: Array, index: int) -> int:
     prefetch(array, index)
+    claim(array, index)
     return index
 
 

@@ -33,7 +33,7 @@ class Loop:
 
     def breathe(self, now: int) -> int:
         """A breath at tick `now`, and what the kernel does with it; packets handled."""
-        handled = shard.breathe(self.state, self.rings, self.rings.frames, self.burst, self.waiting, now, 4)
+        handled = shard.breathe(self.state, self.rings, self.rings.frames, self.burst, self.waiting, now, 4, 1)
         self.kernel.transmit()
         return int(handled)
 
@@ -110,4 +110,4 @@ def test_a_breath_ends_what_is_due_and_counts_itself() -> None:
 def test_a_breath_is_bounded_by_its_bursts() -> None:
     loop = Loop()
     loop.deliver(*range(1024, 1024 + 400))
-    assert shard.breathe(loop.state, loop.rings, loop.rings.frames, loop.burst, loop.waiting, START, 1) == 256
+    assert shard.breathe(loop.state, loop.rings, loop.rings.frames, loop.burst, loop.waiting, START, 1, 1) == 256
