@@ -62,7 +62,8 @@ def test_erase_bulk(benchmark: Any, table: tuple[State, Array]) -> None:
         tables.fill(state, present)
 
     benchmark.pedantic(tables.erase_all, (state, *columns), setup=filled_anew, warmup_rounds=1, rounds=5)
-    assert columns.done.all() and not state.tags.any()
+    assert columns.done.all() and state.core[0]["index_entries"] == 0
+    assert not state.tags[:, : cuckoo.SLOTS].any() and not state.tags[:, cuckoo.BLOOM :].any()  # refs stay behind
     tables.fill(state, present)
 
 
