@@ -1,10 +1,10 @@
 """`bench tables`: the index in memory beside DPDK's rte_hash, at load 0.8; and the walk over slabs.
 
-Every key stands in a row of its own, a line of the arena, as a session's does, so that a hit costs two lines; rte_hash has the
-same keys in its own store, and the same queries. Both are asked in random order, by turns in one process, each in the batch
-that suits it best; a turn begins with queries that are not timed, because the other side has had the caches meanwhile (with
-pages of 4 KiB under a virtual machine's, the page tables alone are megabytes). Each answer of both is verified once. What is a
-ratio here is of neighbouring turns.
+Keys stand 32 bytes apart, for a session and its mapping have three in 96 bytes, and rte_hash keeps them in 32 bytes each, too;
+a hit costs two lines, a bucket's and the key's. The queries are the same. Both are asked in random order, by turns in one
+process, each in the batch that suits it best; a turn begins with queries that are not timed, because the other side has had the
+caches meanwhile (with pages of 4 KiB under a virtual machine's, the page tables alone are megabytes). Each answer of both is
+verified once. What is a ratio here is of neighbouring turns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUERIES = 1 << 20
 UNTIMED, TIMED, STRETCHES = 1 << 17, 1 << 18, 3  # queries that begin a turn, that it is of, and how many different such
 TRIALS = 5  # of each way to ask, to choose the best
 INSERT_BATCH = 256
-UNITS_A_LINE = 4
+UNITS_A_KEY = 2  # of the arena: 32 bytes
 
 
 class Queries(NamedTuple):
@@ -83,14 +83,14 @@ def keys(random: np.random.Generator, count: int) -> Array:
     return random.integers(0, 2**64, (count, 2), np.uint64)
 
 
-def build(slots: int, random: np.random.Generator) -> tuple[State, Array]:
-    """State with an empty index, and the keys for it, whose words stand in its arena."""
+def build(slots: int, random: np.random.Generator, units: int = UNITS_A_KEY) -> tuple[State, Array]:
+    """State with an empty index, and the keys for it, whose words stand in its arena, `units` apart."""
     count = int(slots * LOAD)
     state = new_state(Sizes(count // EXTENT_LINES + 1, slots // cuckoo.SLOTS, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2))
     state.settings[0]["seed"] = random.integers(0, 2**64, 2, np.uint64)
     state.tags[:] = 0  # so that no page is met for the first time while the clock runs
     present = keys(random, count)
-    state.words.reshape(-1, 2 * UNITS_A_LINE)[1 : count + 1, :2] = present
+    state.words.reshape(-1, 2 * units)[1 : count + 1, :2] = present
     return state, present
 
 
@@ -99,7 +99,7 @@ def ask(present: Array, random: np.random.Generator, misses: int, count: int = Q
     chosen = random.integers(0, len(present), count)
     missing = random.random(count) * 100 < misses
     asked = np.where(missing[:, None], keys(random, count), present[chosen])
-    return Queries(asked[:, 0].copy(), asked[:, 1].copy(), asked, np.where(missing, 0, UNITS_A_LINE * (chosen + 1)))
+    return Queries(asked[:, 0].copy(), asked[:, 1].copy(), asked, np.where(missing, 0, UNITS_A_KEY * (chosen + 1)))
 
 
 class Columns(NamedTuple):
@@ -113,7 +113,7 @@ class Columns(NamedTuple):
 
 def columns(present: Array) -> Columns:
     """All keys, each with the ref of its line."""
-    refs = UNITS_A_LINE * np.arange(1, len(present) + 1)
+    refs = UNITS_A_KEY * np.arange(1, len(present) + 1)
     return Columns(present[:, 0].copy(), present[:, 1].copy(), refs, np.zeros(len(present), np.int64))
 
 
@@ -165,7 +165,7 @@ class Pair:
         everything = slice(0, QUERIES)
         self.ask_ours(queries, everything, BATCHES[-1])
         self.ask_theirs(queries, everything, 0)
-        for name, found in (("ours", self.answers.refs), ("rte_hash", UNITS_A_LINE * self.answers.data.astype(np.int64))):
+        for name, found in (("ours", self.answers.refs), ("rte_hash", UNITS_A_KEY * self.answers.data.astype(np.int64))):
             if not np.array_equal(found, queries.refs):
                 raise RuntimeError(f"{name}: {np.count_nonzero(found != queries.refs)} lookups gave a wrong answer")
 
