@@ -1,6 +1,7 @@
 """`krononat bench compare A B`: what changed from A to B beyond the noise.
 
-A and B are folders of `bench all` or files of a bench's `-o json`. A figure has changed where the two spreads do not overlap
+A and B are folders of `bench all` or files of a bench's `-o json`; beside such a file only the figures of its bench are looked
+at. A figure has changed where the two spreads do not overlap
 and the medians lie more than 2 % apart (what was measured once only has no spread); it is better or worse from the side of its
 unit. More loss is worse whatever the rate, beyond what a search on veths bears. Figures of different machines, kinds or sizes
 are told loudly: they say little.
@@ -79,6 +80,16 @@ def changes(before: Measured, after: Measured) -> list[Change]:
     return found + [Change(result.name, result.value, None, result.unit, None, GONE) for result in gone]
 
 
+def alike(before: Measured, after: Measured) -> tuple[Measured, Measured]:
+    """Both, cut down to the one bench where either is of one only."""
+    single = next((told for told in (before, after) if len(told.environments) == 1), None)
+    if single is None:
+        return before, after
+    stems = {name.partition("/")[0] for name in single.results}
+    cut = ({name: result for name, result in told.results.items() if name.partition("/")[0] in stems} for told in (before, after))
+    return before._replace(results=next(cut)), after._replace(results=next(cut))
+
+
 def _change(before: Result | None, after: Result) -> Change:
     if before is None:
         return Change(after.name, None, after.value, after.unit, None, NEW)
@@ -114,7 +125,7 @@ def differences(before: Measured, after: Measured) -> Iterator[Difference]:
 @click.option("--strict", is_flag=True, help="Exit with 1 where something is worse or gone.")
 def compare(before: Path, after: Path, form: str, everything: bool, strict: bool) -> None:
     """Tell what changed from one report to another beyond the noise."""
-    first, second = read(before), read(after)
+    first, second = alike(read(before), read(after))
     found, unequal = changes(first, second), sorted(differences(first, second))
     if form == "json":
         told = {"changes": [change._asdict() for change in found], "differences": [each._asdict() for each in unequal]}
