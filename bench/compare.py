@@ -1,10 +1,9 @@
 """`krononat bench compare A B`: what changed from A to B beyond the noise.
 
 A and B are folders of `bench all` or files of a bench's `-o json`; beside such a file only the figures of its bench are looked
-at. A figure has changed where the two spreads do not overlap
-and the medians lie more than 2 % apart (what was measured once only has no spread); it is better or worse from the side of its
-unit. More loss is worse whatever the rate, beyond what a search on veths bears. Figures of different machines, kinds or sizes
-are told loudly: they say little.
+at. A figure has changed where the two spreads do not overlap and the medians lie more than 2 % apart (what was measured once
+only has no spread); it is better or worse from the side of its unit. More loss is worse whatever the rate, beyond what a search
+on veths bears. Figures of different machines, kinds or sizes are told loudly: they say little.
 """
 
 from __future__ import annotations
@@ -86,8 +85,11 @@ def alike(before: Measured, after: Measured) -> tuple[Measured, Measured]:
     if single is None:
         return before, after
     stems = {name.partition("/")[0] for name in single.results}
-    cut = ({name: result for name, result in told.results.items() if name.partition("/")[0] in stems} for told in (before, after))
-    return before._replace(results=next(cut)), after._replace(results=next(cut))
+    return _cut(before, stems), _cut(after, stems)
+
+
+def _cut(told: Measured, stems: set[str]) -> Measured:
+    return told._replace(results={name: result for name, result in told.results.items() if name.partition("/")[0] in stems})
 
 
 def _change(before: Result | None, after: Result) -> Change:
