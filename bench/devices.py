@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import veths
 from bench.testpmd import Testpmd
@@ -27,7 +28,7 @@ STARTING_S = 150.0  # with a cold cache the appliance compiles first
 
 _CONFIG = """
 [server]
-name = "{name}"
+name = "bench"
 cpu = {cpu}
 
 [interfaces.internal]
@@ -53,7 +54,7 @@ block-size = 64
 busy-poll = {busy}
 
 [memory]
-sessions = 200000
+sessions = {sessions}
 
 [control]
 socket = "{socket}"
@@ -141,15 +142,9 @@ class Krononat(Device):
         self.place.know_neighbours()
         with (
             tempfile.TemporaryDirectory(prefix="krononat-wire-") as folder,
-            appliance(self.place.device, Path(folder), self._config(folder)),
+            appliance(self.place.device, Path(folder), configuration(folder, self.cpu, busy=self.busy)),
         ):
             yield
-
-    def _config(self, folder: str) -> str:
-        return _CONFIG.format(
-            name="wire", cpu=self.cpu, device_in=DEVICE_IN, device_out=DEVICE_OUT, gateway_in=GATEWAY_IN,
-            gateway_out=GATEWAY_OUT, subscribers=SUBSCRIBERS, pool=POOL, busy=self.busy, socket=f"{folder}/krononat.sock",
-        )  # fmt: skip
 
 
 class BusyKrononat(Krononat):
@@ -158,19 +153,63 @@ class BusyKrononat(Krononat):
     busy = "true"
 
 
+def configuration(folder: str | Path, cpu: int, sessions: int = 200_000, busy: str = "false") -> str:
+    """A configuration for a place's device; the control socket is in the folder."""
+    return _CONFIG.format(
+        cpu=cpu, device_in=DEVICE_IN, device_out=DEVICE_OUT, gateway_in=GATEWAY_IN, gateway_out=GATEWAY_OUT,
+        subscribers=SUBSCRIBERS, pool=POOL, busy=busy, sessions=sessions, socket=f"{folder}/krononat.sock",
+    )  # fmt: skip
+
+
+class Running(NamedTuple):
+    """An appliance that was spawned; it may be on its way up still."""
+
+    process: subprocess.Popen[bytes]
+    socket: Path
+    log: Path
+
+    def answers(self) -> None:
+        """Return as soon as it answers on its control socket; Trouble if it ended instead, or that takes too long."""
+        latest = time.monotonic() + STARTING_S
+        while True:
+            try:
+                client.ask(str(self.socket), {"do": "status"})
+                return
+            except Trouble as trouble:
+                self.check(latest, trouble)
+            time.sleep(0.05)
+
+    def check(self, latest: float, cause: Trouble | None = None) -> None:
+        """Trouble with the end of its log if it has ended, or if it is past the latest time (of the monotonic clock)."""
+        if self.process.poll() is not None or time.monotonic() > latest:
+            raise Trouble("the appliance did not start", self.said()) from cause
+
+    def said(self) -> str:
+        """The end of its log."""
+        return self.log.read_text(errors="replace")[-2000:]
+
+
 @contextlib.contextmanager
 def appliance(namespace: str, folder: Path, config: str) -> Iterator[None]:
-    """`krononat run` in a namespace; its configuration, its log and its control socket, krononat.sock, are in a folder."""
+    """`krononat run` in a namespace, ready; its configuration, its log and its control socket are in a folder."""
+    with spawned(namespace, folder, config, {}) as running:
+        running.answers()
+        yield
+
+
+@contextlib.contextmanager
+def spawned(namespace: str, folder: Path, config: str, environment: Mapping[str, str]) -> Iterator[Running]:
+    """The same from its very beginning, with something added to its environment."""
     path, log = folder / "krononat.toml", folder / "log"
     path.write_text(config)
     words = inside(namespace, [sys.executable, "-m", "krononat", "run", "-c", str(path)])
     with log.open("ab") as out:
         process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env={**os.environ, "PATH": PATH}
-        )
+            words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            env={**os.environ, "PATH": PATH, **environment},
+        )  # fmt: skip
     try:
-        _await(process, folder / "krononat.sock", log)
-        yield
+        yield Running(process, folder / "krononat.sock", log)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -178,15 +217,3 @@ def appliance(namespace: str, folder: Path, config: str) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _await(process: subprocess.Popen[bytes], socket: Path, log: Path) -> None:
-    latest = time.monotonic() + STARTING_S
-    while True:
-        try:
-            client.ask(str(socket), {"do": "status"})
-            return
-        except Trouble as trouble:
-            if process.poll() is not None or time.monotonic() > latest:
-                raise Trouble("the appliance did not start", log.read_text(errors="replace")[-2000:]) from trouble
-        time.sleep(0.05)

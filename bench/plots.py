@@ -16,7 +16,7 @@ _PLAIN, _REACHED, _MISSED, _GOAL, _INK = "#8fa8c8", "#5b9a72", "#c8705a", "#2222
 _ROW_INCHES, _PANEL_INCHES, _TITLE_INCHES = 0.3, 0.6, 0.3  # a bar; what a panel has besides; what stands above them
 _WIDTH_INCHES = 9.0
 
-_WORDS = {"x": "ratio", "M/s": "million a second", "B": "bytes", "us": "microseconds", "ms": "milliseconds"}
+_WORDS = {"x": "ratio", "M/s": "million a second", "B": "bytes", "us": "microseconds", "ms": "milliseconds", "s": "seconds"}
 
 
 def draw(results: Sequence[Result], title: str, path: Path) -> None:

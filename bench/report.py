@@ -28,7 +28,7 @@ Told = Callable[[str], None]
 Run = Callable[[bool, Told], "list[Result]"]
 
 COLUMNS = ("name", "value", "low", "high", "unit", "goal", "ok", "loss")
-LESS_IS_BETTER = ("B", "us", "ms", "s", "share")  # units; of all others more is better
+LESS_IS_BETTER = ("B", "us", "ms", "s", "share", "count")  # units; of all others more is better
 
 
 @dataclass(frozen=True)

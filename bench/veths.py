@@ -1,4 +1,4 @@
-"""The wires of `bench wire`: for each device under test the same three namespaces, two veth pairs, addresses and routes.
+"""The wires of `bench wire` and `bench start`: for each device three namespaces, two veth pairs, addresses and routes.
 
     client 100.64.0.2            device                                    server 198.51.100.1
     gen0 10.0.0.2/24 ─────────── in0 10.0.0.1/24   out0 192.0.2.2/24 ─────────── 192.0.2.1/24 sink0
@@ -31,8 +31,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Place:
     """Namespaces, wires and addresses around one device under test; `with` takes them away again."""
 
-    def __init__(self, name: str) -> None:
-        self.client, self.device, self.server = (f"{PREFIX}-{name}-{part}" for part in ("client", "device", "server"))
+    def __init__(self, name: str, prefix: str = PREFIX) -> None:
+        self.client, self.device, self.server = (f"{prefix}-{name}-{part}" for part in ("client", "device", "server"))
 
     def __enter__(self) -> Place:
         namespaces.delete(self._all())

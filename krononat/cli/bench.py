@@ -14,6 +14,7 @@ bench = Lazy(
         "wire": ("bench.wire:wire", "AF_XDP on veth, beside the kernel and testpmd."),
         "scale": ("bench.scale:scale", "Two cores in memory, beside one."),
         "memory": ("bench.memory:memory", "Bytes per connection, computed and measured."),
+        "start": ("bench.start:start", "From a start to the first packet, and the compiler's time."),
         "all": ("bench.all:everything", "All of them, with a report and plots."),
         "compare": ("bench.compare:compare", "What changed between two reports beyond the noise."),
     },
