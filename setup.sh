@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes a Debian 12 machine ready for ./run.sh and ./test.sh: Debian packages, .venv from the hashed lock, compiled code.
-# Does only what is missing, so a second run takes about a second. `./setup.sh tests` adds what only tests need.
+# Does only what is missing, so a second run takes about a second. `./setup.sh tests` adds what only tests and benches need.
 set -eu
 cd "$(dirname "$0")"
 PATH=$PATH:/usr/sbin:/sbin # where a plain `su` does not look
@@ -37,10 +37,11 @@ wants iperf3 iperf3
 wants traceroute traceroute
 wants tcpdump tcpdump
 wants make make
-[ "${1:-}" != tests ] || wants dpdk-testpmd dpdk-dev
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"
-if [ "${1:-}" = tests ]; then # rte_hash is built and run beside our index
+if [ "${1:-}" = tests ]; then # what the benches are held against: testpmd, the kernel's masquerade, rte_hash, which is built
+    wants dpdk-testpmd dpdk-dev
+    wants nft nftables
     wants gcc gcc
     wants pkg-config pkg-config
     pkg-config --exists libdpdk 2>/dev/null || missing="$missing libdpdk-dev"

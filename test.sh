@@ -16,3 +16,5 @@ say "compiled with bounds checks: scenarios and fuzz"
 NUMBA_BOUNDSCHECK=1 $bin/pytest -q -m "not lab" tests/test_scenarios.py tests/test_fuzz.py
 say "compiled, with the laboratory"
 $bin/pytest -q
+say "what is benched under pytest, once each"
+$bin/pytest -q bench --benchmark-disable

@@ -23,7 +23,7 @@ import click
 
 from bench import environment, report
 from bench.report import Result, Told
-from krononat.client import PARTIAL
+from krononat.client import PARTIAL, Trouble
 
 # The bare index first, then what is built upon it; kinds stand together: memory, memif, veth.
 ORDER = ("tables", "path", "connections", "memory", "scale", "memif", "wire", "start")
@@ -168,6 +168,7 @@ def status_of(outcomes: Sequence[Outcome], strict: bool) -> int:
 @click.option("--report", "parent", type=click.Path(path_type=Path, file_okay=False), default=Path("report"), help="Where to.")
 def everything(form: str, quick: bool, strict: bool, only: tuple[str, ...], parent: Path) -> None:
     """Run all benches in a fixed order and write a report with plots."""
+    _expect_folder(parent)
     outcomes = collect([name for name in ORDER if name in (only or ORDER)], quick)
     folder = parent / f"{time.strftime('%Y-%m-%d-%H%M')}-{environment.commit()}"
     write(folder, outcomes)
@@ -177,6 +178,15 @@ def everything(form: str, quick: bool, strict: bool, only: tuple[str, ...], pare
         show(outcomes)
     click.echo(f"report: {folder / 'report.md'}", err=True)
     sys.exit(status_of(outcomes, strict))
+
+
+def _expect_folder(parent: Path) -> None:
+    """Trouble where the report could not be written: better now than after an hour."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = str(error.strerror)
+        raise Trouble(f"no report can be written to {parent}", why, "name another folder with --report") from error
 
 
 def show(outcomes: Sequence[Outcome]) -> None:

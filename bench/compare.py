@@ -1,8 +1,9 @@
 """`krononat bench compare A B`: what changed from A to B beyond the noise.
 
-A and B are folders of `bench all` or files of a bench's `-o json`. A figure has changed where the two spreads do not overlap
-and the medians lie more than 2 % apart (what was measured once only has no spread); it is better or worse from the side of its
-unit. More loss is worse whatever the rate. Figures of different machines, kinds or sizes are told loudly: they say little.
+A and B are folders of `bench all` or files of a bench's `-o json`; beside such a file only the figures of its bench are looked
+at. A figure has changed where the two spreads do not overlap and the medians lie more than 2 % apart (what was measured once
+only has no spread); it is better or worse from the side of its unit. More loss is worse whatever the rate, beyond what a search
+on veths bears. Figures of different machines, kinds or sizes are told loudly: they say little.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import click
 
 from bench import report
 from bench.report import LESS_IS_BETTER, Result
+from bench.search import LOSS_BORNE
 from krononat.client import Trouble
 
 BETTER, WORSE, SAME, NEW, GONE = "better", "worse", "same", "new", "gone"
 
 NOISE = 0.02  # what two runs without a spread may differ by
+BEARING = ("wire/", "connections/kernel/")  # figures that come with a little loss: `bench.search` says why
 # What must be equal for a comparison to say something; versions and commits are what one compares.
 DECISIVE = ("kind", "quick", "cpu", "cores", "threads_a_core", "memory_mib", "kernel", "pages")
 
@@ -76,6 +79,19 @@ def changes(before: Measured, after: Measured) -> list[Change]:
     return found + [Change(result.name, result.value, None, result.unit, None, GONE) for result in gone]
 
 
+def alike(before: Measured, after: Measured) -> tuple[Measured, Measured]:
+    """Both, cut down to the one bench where either is of one only."""
+    single = next((told for told in (before, after) if len(told.environments) == 1), None)
+    if single is None:
+        return before, after
+    stems = {name.partition("/")[0] for name in single.results}
+    return _cut(before, stems), _cut(after, stems)
+
+
+def _cut(told: Measured, stems: set[str]) -> Measured:
+    return told._replace(results={name: result for name, result in told.results.items() if name.partition("/")[0] in stems})
+
+
 def _change(before: Result | None, after: Result) -> Change:
     if before is None:
         return Change(after.name, None, after.value, after.unit, None, NEW)
@@ -85,7 +101,8 @@ def _change(before: Result | None, after: Result) -> Change:
 
 def verdict(before: Result, after: Result, relative: float) -> str:
     """BETTER, WORSE or SAME."""
-    if (after.loss or 0) > (before.loss or 0):
+    borne = LOSS_BORNE if after.name.startswith(BEARING) else 0
+    if (after.loss or 0) > max(before.loss or 0, borne):
         return WORSE
     overlap = before.low <= after.high and after.low <= before.high
     if overlap or abs(relative) <= NOISE:
@@ -110,7 +127,7 @@ def differences(before: Measured, after: Measured) -> Iterator[Difference]:
 @click.option("--strict", is_flag=True, help="Exit with 1 where something is worse or gone.")
 def compare(before: Path, after: Path, form: str, everything: bool, strict: bool) -> None:
     """Tell what changed from one report to another beyond the noise."""
-    first, second = read(before), read(after)
+    first, second = alike(read(before), read(after))
     found, unequal = changes(first, second), sorted(differences(first, second))
     if form == "json":
         told = {"changes": [change._asdict() for change in found], "differences": [each._asdict() for each in unequal]}

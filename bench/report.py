@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from bench import environment as surroundings
+from bench import environment
 from krononat.client import Trouble
 
 Told = Callable[[str], None]
@@ -83,10 +83,10 @@ def command(name: str, kind: str, run: Run, told: str) -> click.Command:
 
 def perform(name: str, kind: str, run: Run, quick: bool) -> tuple[list[Result], dict[str, Any]]:
     """Run a bench under a progress bar of its own; its results, and the environment they were measured in."""
-    env, begun = {"bench": name, **surroundings.before(kind, quick)}, time.monotonic()
+    env, begun = {"bench": name, **environment.before(kind, quick)}, time.monotonic()
     with progress(name) as told:
         results = run(quick, told)
-    return results, surroundings.after(env, time.monotonic() - begun)
+    return results, environment.after(env, time.monotonic() - begun)
 
 
 @contextmanager
@@ -102,11 +102,6 @@ def progress(name: str) -> Iterator[Told]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("begins", total=None, name=name)
         yield lambda text: bar.update(task, description=text)
-
-
-def environment(kind: str = "memory") -> dict[str, Any]:
-    """Where it is measured, now."""
-    return surroundings.before(kind)
 
 
 def as_json(results: list[Result], env: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`bench tables`: the index in memory beside DPDK's rte_hash, at load 0.8; and the walk over slabs.
+"""`krononat bench tables`: the index in memory beside DPDK's rte_hash, at load 0.8; and the walk over slabs.
 
 Keys stand 32 bytes apart, for a session and its mapping have three in 96 bytes, and rte_hash keeps them in 32 bytes each, too;
 a hit costs two lines, a bucket's and the key's. The queries are the same. Both are asked in random order, by turns in one

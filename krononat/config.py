@@ -100,6 +100,8 @@ def _refusal(error: ErrorDetails) -> Complaint:
     if kind == "literal_error":
         words = [str(word) for word in choices_at(path)]
         return Complaint(path, f"must be one of {', '.join(words)}{_got(given)}{nearest(str(given), words)}")
+    if kind == "string_pattern_mismatch":
+        return Complaint(path, f"{given!r} does not fit: {describe(path)}")
     message = error["msg"].replace("Input should be", "must be").replace("Input should", "must")
     if kind in ("model_type", "dict_type"):
         message = "must be a table"

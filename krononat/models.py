@@ -17,6 +17,10 @@ LONGEST_TIMER_S = 8000  # shorter than a neighbour is remembered (shards.neighbo
 MTU_AT_MOST = 3498  # what fits a 4 KiB frame with its headroom
 
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$"
+_NAME_TOLD = "up to 32 letters, digits, dots, dashes and underscores, the first one a letter or a digit"
+
+
 class Model(BaseModel):
     """What all parts have in common: unknown keys are refused, no type is bent into another, keys are written with hyphens."""
 
@@ -28,9 +32,7 @@ class Model(BaseModel):
 class Server(Model):
     """Who this core is."""
 
-    name: str = Field(
-        default="nat1", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$", description="Name of this core, in logs and sockets."
-    )
+    name: str = Field(default="nat1", pattern=_NAME, description=f"Name of this core, in logs and sockets: {_NAME_TOLD}.")
     cpu: int | None = Field(default=None, ge=0, description="CPU the worker is pinned to; default: the last one it may run on.")
 
 
@@ -42,7 +44,11 @@ class Memif(Model):
 
     socket: str = Field(description='Control socket of the server: a path, or "@name" for an abstract one (DPDK\'s default).')
     id: int = Field(default=0, ge=0, lt=1 << 32, description="Which interface of the server; both sides have the same number.")
-    secret: str = Field(default="", pattern=r"^[!-~]{0,24}$", description="What the server wants to be told, if anything.")
+    secret: str = Field(
+        default="",
+        pattern=r"^[!-~]{0,24}$",
+        description="What the server wants to be told, if anything: up to 24 printable ASCII characters, no space.",
+    )
     ring_size: int = Field(default=1024, ge=64, le=16384, description="Entries of each ring; a power of two.")
 
 
@@ -51,7 +57,8 @@ class Port(Model):
 
     name: str = Field(
         pattern=r"^[^\s/]{1,15}$",
-        description="Name of the Linux interface; with `memif` a tap of that name is made for the core's own traffic.",
+        description="Name of the Linux interface, up to 15 characters without space and slash; with `memif` a tap of that name "
+        "is made for the core's own traffic.",
     )
     address: InterfaceAddress = Field(description="The core's own address, and with its length what is on-link.")
     mtu: int | None = Field(default=None, ge=576, le=MTU_AT_MOST, description="MTU to set; default: what the interface has.")
@@ -216,7 +223,7 @@ FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dep
 class Pool(Model):
     """External addresses, cut into port blocks."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$", description="What subscribers call it.")
+    name: str = Field(pattern=_NAME, description=f"What subscribers call it: {_NAME_TOLD}.")
     prefixes: list[HostPrefix] = Field(min_length=1, description="External prefixes; every address of them is used.")
     ports: Ports = Field(default=PortRange(1024, 65535), description="Ports handed out, in whole blocks; not below 1024.")
     block_size: int = Field(default=512, ge=64, le=32768, description="Ports of a block; a power of two from 64 on.")

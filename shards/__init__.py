@@ -17,7 +17,9 @@ Read in this order:
       digest     ranges of rows: compared, and copied
     recovery   attach to memory that another worker left
     shard      the loop: breaths
-    rings      receive and send (atomics: cursors), over xsk, the sockets; steering (by bpf), the XDP program;
-      selftest   proves each queue
-    jit        `@hot`, the only way to compile
+    frames     what rings consist of; notes: whose each frame is, where no peer can write
+    rings      receive and send (atomics: cursors; calls: the kernel's), over one of two kinds:
+      xsk        AF_XDP's sockets; steering (by bpf), the XDP program; selftest proves each queue
+      memif      its layout; memif_rings: the rings; tap: what steering does, in user space (outcomes: of both)
+    jit        `@hot`, the only way to compile; passing: how structures reach it
 """

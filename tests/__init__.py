@@ -2,7 +2,8 @@
 
 frames     packets as lines, values and bytes, and the checker of what comes out
 bed        one core with its ports, described by short statements
-model      the NAT in plain dictionaries: the oracle
+admission  which frames a core takes in at all, in plain words
+model      the NAT in plain dictionaries: the oracle; it begins with admission
 pair       model and pipeline side by side, compared frame by frame
 invariants what must hold of a state at any quiet moment
 scenario   runs scenarios/*.nat: model and pipeline must agree with the file

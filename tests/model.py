@@ -13,28 +13,13 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
+from tests.admission import ACK, FIN, RST, SYN, admit
 from tests.bed import Bed, Pool, Port, Prefix, block_range, contains
-from tests.frames import (
-    ICMP,
-    REPLIES,
-    REQUESTS,
-    TCP,
-    UDP,
-    Malformed,
-    Packet,
-    build,
-    dissect_header,
-    dissect_transport,
-    mac_of,
-    residue_of,
-    split_frame,
-)
+from tests.frames import ICMP, REPLIES, REQUESTS, TCP, UDP, Malformed, Packet, build
 
 Endpoint = tuple[int, int]
 Choose = Callable[[int, Endpoint], Endpoint]  # (protocol, internal endpoint) -> external endpoint
 
-FIN, SYN, RST, ACK = 1, 2, 4, 16
-NOWHERE = [IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")]
 UNREACHABLE, HOST_UNREACHABLE, FRAG_NEEDED, TIME_EXCEEDED = 0x0300, 0x0301, 0x0304, 0x0B00  # ICMP type << 8 | code
 
 
@@ -489,73 +474,11 @@ class Model:
 # --- what needs no memory -------------------------------------------------------------------------------------------------
 
 
-def admit(port: Port, frame: bytes) -> Packet:
-    """The packet in a frame that has reached a port; raises `Malformed` for what no core ever forwards."""
-    to, _, vlan, ethertype, data = split_frame(frame)
-    if to != mac_of(port.address):
-        raise Malformed("foreign_mac")
-    if vlan != port.vlan:
-        raise Malformed("vlan_unexpected")
-    if ethertype != 0x0800:
-        raise Malformed("ipv6_not_served" if ethertype == 0x86DD else "not_ip")
-    header = dissect_header(data)
-    _admit_addresses(header)
-    if header.protocol not in (ICMP, TCP, UDP):
-        raise Malformed("protocol_not_served")
-    packet = dissect_transport(header)
-    _admit_transport(packet)
-    if packet.residue == -1 and not port.partial:  # elsewhere it is a wrong checksum like any other
-        packet = replace(packet, residue=residue_of(header, header.payload[: packet.udp_length or None]))
-    return packet
-
-
-def _admit_addresses(packet: Packet) -> None:
-    """RFC 7126 4.3, RFC 6890, RFC 791."""
-    if _source_routed(packet.ip_options):
-        raise Malformed("source_routed")
-    if martian(packet.source):
-        raise Malformed("martian_source")
-    if martian(packet.destination):
-        raise Malformed("martian_destination")
-    if packet.source == packet.destination:
-        raise Malformed("land")
-    if packet.fragment & 0x3FFF:
-        raise Malformed("fragment")
-
-
 def _names_no_host(port: Port, host: int) -> bool:
     """The core itself, or its whole link."""
     link = port.on_link
     ends = (int(link.network_address), int(link.broadcast_address)) if link.prefixlen < 31 else ()
     return host == port.address or host in ends
-
-
-def martian(host: int) -> bool:
-    """An address that never crosses a router."""
-    return any(contains(network, host) for network in NOWHERE)
-
-
-def _source_routed(options: bytes) -> bool:
-    while options and options[0] != 0:
-        if options[0] == 1:
-            options = options[1:]
-        elif options[0] in (131, 137) or len(options) < 2 or not 2 <= options[1] <= len(options):
-            return True
-        else:
-            options = options[options[1] :]
-    return False
-
-
-def _admit_transport(packet: Packet) -> None:
-    if packet.protocol == ICMP:
-        if packet.residue:
-            raise Malformed("bad_icmp_checksum")
-        if packet.kind >> 8 not in (*REQUESTS, *REPLIES, 3, 4, 11, 12):
-            raise Malformed("icmp_type_not_served")
-    if packet.protocol == TCP:
-        flags = packet.flags & 0x3F
-        if not flags or (flags & SYN and flags & (FIN | RST)) or flags & (FIN | ACK | RST) == FIN:
-            raise Malformed("bad_tcp_flags")
 
 
 def _embedded(packet: Packet) -> Packet:

@@ -188,6 +188,13 @@ def test_the_exit_status_says_whether_all_were_run(reasons: list[str], strict: b
     assert all_benches.status_of(outcomes, strict) == status
 
 
+def test_a_report_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Trouble, match="no report can be written") as trouble:
+        all_benches.everything(["--report", str(tmp_path / "file" / "report")], standalone_mode=False)
+    assert "--report" in trouble.value.remedy
+
+
 def test_a_bench_runs_in_a_process_of_its_own_and_its_reason_is_heard() -> None:
     heard: list[str] = []
     missing = all_benches.perform("no-such-bench", True, heard.append)
@@ -221,8 +228,8 @@ def test_plots_show_every_figure_and_are_reproducible(tmp_path: Path) -> None:
 # --- compare --------------------------------------------------------------------------------------------------------------
 
 
-def rate(*samples: float, loss: float | None = None) -> report.Result:
-    return report.measured("a/rate", "M/s", samples, loss=loss)
+def rate(*samples: float, loss: float | None = None, name: str = "a/rate") -> report.Result:
+    return report.measured(name, "M/s", samples, loss=loss)
 
 
 @pytest.mark.parametrize(("before", "after", "expected"), [
@@ -233,6 +240,9 @@ def rate(*samples: float, loss: float | None = None) -> report.Result:
     (rate(10), rate(9), "worse"),
     (rate(10, loss=0.0), rate(20, loss=0.1), "worse"),
     (rate(10, loss=0.1), rate(10, loss=0.0), "same"),
+    (rate(10, loss=0.0), rate(10, loss=0.001), "worse"),
+    (rate(10, loss=0.0, name="wire/a"), rate(10, loss=0.004, name="wire/a"), "same"),  # a search bears it
+    (rate(10, loss=0.0, name="wire/a"), rate(10, loss=0.006, name="wire/a"), "worse"),
     (report.measured("a", "us", [10]), report.measured("a", "us", [20]), "worse"),
     (report.measured("a", "B", [160]), report.measured("a", "B", [134]), "better"),
     (rate(0), rate(0), "same"),
@@ -250,7 +260,9 @@ def test_what_is_new_and_what_is_gone() -> None:
 
 
 def test_reports_and_single_benches_are_compared(tmp_path: Path) -> None:
-    all_benches.write(tmp_path / "whole", [outcome("a", rate(10)), all_benches.Outcome("b", [], {}, "needs root")])
+    other_figure = report.measured("c/rate", "M/s", [1])
+    failed = all_benches.Outcome("b", [], {}, "needs root")
+    all_benches.write(tmp_path / "whole", [outcome("a", rate(10)), failed, outcome("c", other_figure)])
     env = {"bench": "a", **environment.before("memory")}
     (tmp_path / "single.json").write_text(report.as_json([rate(5)], env))
     (tmp_path / "other.json").write_text(report.as_json([rate(10)], {**env, "cpu": "another"}))
@@ -258,9 +270,9 @@ def test_reports_and_single_benches_are_compared(tmp_path: Path) -> None:
 
     worse = CliRunner().invoke(compare.compare, [paths[0], paths[1], "-o", "json", "--strict"])
     assert worse.exit_code == 1 and worse.stderr == ""
-    assert json.loads(worse.stdout)["changes"][0] == {
-        "name": "a/rate", "before": 10, "after": 5, "unit": "M/s", "change": -0.5, "verdict": "worse",
-    }  # fmt: skip
+    assert json.loads(worse.stdout)["changes"] == [
+        {"name": "a/rate", "before": 10, "after": 5, "unit": "M/s", "change": -0.5, "verdict": "worse"}
+    ], "c/rate is not gone: its bench is not in the file"
     assert CliRunner().invoke(compare.compare, paths[:2]).exit_code == 0
     assert "-50.0 %" in CliRunner().invoke(compare.compare, paths[:2]).stdout
 
