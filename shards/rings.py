@@ -379,12 +379,12 @@ def _refill(rings: Rings, queue: int) -> None:
 def wait(rings: Rings, timeout: int) -> bool:
     """Sleep until a frame, or something on the other descriptors, arrives; at most `timeout` ms. Whether anything did.
 
-    The first look is there because a memif server may have put a frame in and seen no wish to be woken yet; a system call
-    later neither side's stores are on their way any more.
+    The first look at the descriptors is there because a memif server may have put a frame in and seen no wish to be woken yet;
+    a system call later neither side's stores are on their way any more, so only the look at its rings after that one counts.
     """
-    asleep = _want_events(rings, True)
+    _want_events(rings, True)
     told = poll(rings.polled.ctypes.data, len(rings.polled), 0)
-    if told == 0 and asleep and timeout:
+    if told == 0 and _want_events(rings, True) and timeout:
         told = poll(rings.polled.ctypes.data, len(rings.polled), timeout)
     return not _want_events(rings, False) or told > 0
 

@@ -346,6 +346,22 @@ def test_events_are_asked_for_asleep_and_sent_where_they_are_wanted(bench: Bench
 # --- the kernel's share ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not PURE, reason="compiled code calls the C library itself")
+def test_what_comes_as_the_worker_lies_down_is_not_slept_over(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's stores were on their way when its rings were looked at, and it had not seen yet that it is to wake us."""
+    waits: list[int] = []
+
+    def poll(_polled: int, _count: int, timeout: int) -> int:
+        if not waits:
+            assert bench.servers[0].deliver(packet(1))
+        waits.append(timeout)
+        return 0
+
+    monkeypatch.setattr(rings, "poll", poll)
+    assert rings.wait(bench.handles, 100)
+    assert waits == [0]
+
+
 def test_what_is_the_kernels_goes_to_the_tap_and_what_it_says_leaves() -> None:
     pairs = [os.pipe2(os.O_NONBLOCK), os.pipe2(os.O_NONBLOCK)]
     bench = Bench(taps=(pairs[0][1], pairs[1][1]))
