@@ -258,8 +258,8 @@ def take_over(rings: Rings, queue: int) -> Array:
     same = links[CONNECTION] == line["connection"]
     if not same or links[BROKEN] or not line["connection"]:
         _forget(rings, queue)
-    if line["connection"] and not same:
-        _begin(rings, queue)
+    if not same:
+        _begin(rings, queue)  # with none as well: what the notes have is what the worker has been told
     given, sent = on_its_way(rings, queue)
     rings.owners[given], rings.owners[sent] = owner(RECEIVING, queue, 0), owner(SENDING, queue, 0)
     if line["connection"] and not links[BROKEN]:
