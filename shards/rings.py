@@ -98,7 +98,7 @@ def rings_over(
         free=np.zeros(description["frames"], np.int64),
         local=np.zeros(1, LOCAL),
         polled=_polled(queues, lines, also),
-        event=np.ones(1, np.int64),
+        event=np.ones(64, np.int64),
         mask=description["entries"] - 1,
     )
 
