@@ -276,9 +276,16 @@ class Supervisor:
         self._crew = Crew(self._selector, self._orders, self._descriptors, self._environment, self._hear, _say)
         self._undoing.callback(self._crew.stop)
         self._crew.start()
+        self._keep_off(self._cpu)
         memory.populate(self._state)
         self._extents = memory.keep_ahead(self._state, 0)
         _say(f"worker {self._crew.pid} on CPU {self._cpu}: loading compiled code (compiling it, if it is new here)")
+
+    def _keep_off(self, cpu: int) -> None:
+        """Leave the worker's CPU to it, if there is another: a turn of ours there is a millisecond without a packet."""
+        others = os.sched_getaffinity(0) - {cpu}
+        if others:
+            os.sched_setaffinity(0, others)
 
     def _orders(self) -> Message:
         """What a worker is told first."""
