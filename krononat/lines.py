@@ -54,6 +54,7 @@ class Line:
         self._connections = 0
         self._since = ticks()
         self._due = self._since
+        self._announced = self._since
         self.connection: Connection | None = None
         self.reason = "not called yet"  # why nobody is there
 
@@ -78,6 +79,8 @@ class Line:
             self._hang_up("its cursors cannot be", "the rings' cursors cannot be")
         elif self._client and not self.connection and now - self._since > PATIENCE:
             self._hang_up(f"no answer in {PATIENCE / 1000:.0f} s", "you take too long")
+        if now - self._announced >= PAUSE and self.link[CONNECTION] != (self.connection["number"] if self.connection else 0):
+            self.announce()
 
     def _call(self, now: int) -> None:
         self._since, self._due = now, now + PAUSE
@@ -116,7 +119,8 @@ class Line:
         self._say(f"{self.place.name}: memif connected to {client.peer}, rings of {1 << client.log2_entries}")
 
     def announce(self) -> None:
-        """Tell the worker how things stand; one that does not listen now will be told when it is ready."""
+        """Tell the worker how things stand. One that does not listen now is told when it is ready, or again by `watch`."""
+        self._announced = ticks()
         self._tell({"do": "connect", "line": self.number, "connection": self.connection}, self._shared())
 
     def _hang_up(self, reason: str, word: str = "") -> None:

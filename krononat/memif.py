@@ -217,7 +217,8 @@ class Client:
         self.peer = ""  # what the server calls itself, and its interface
         self.log2_entries = 0
         self.region = -1  # descriptor of region 0
-        self.events: list[int] = []  # of the ring to the server and of the one from it
+        self.events: list[int] = []  # our ends of the ring to the server's and of the one from it
+        self._theirs: list[int] = []  # held as well: who closes his does not keep the worker awake
 
     def fileno(self) -> int:
         """For a selector: call `hear` when it can be read."""
@@ -254,8 +255,8 @@ class Client:
             (Init(VERSION, wanted.id, ETHERNET, wanted.secret, wanted.name), []),
             (AddRegion(0, 2 * size), [self.region]),
             (AddRegion(1, wanted.frames_bytes), [wanted.frames]),
-            (AddRing(_TO_SERVER, 0, 0, 0, self.log2_entries), [self.events[0]]),
-            (AddRing(0, 0, 0, size, self.log2_entries), [self.events[1]]),
+            (AddRing(_TO_SERVER, 0, 0, 0, self.log2_entries), [self._theirs[0]]),
+            (AddRing(0, 0, 0, size, self.log2_entries), [self._theirs[1]]),
             (Connect(wanted.name), []),
         ]
 
@@ -264,7 +265,8 @@ class Client:
         self.region = new_region("krononat-rings", 2 * size)
         for at in (0, size):
             os.pwrite(self.region, struct.pack("<I", COOKIE), at)
-        self.events = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2)]
+        pairs = [_event() for _ in range(2)]
+        self.events, self._theirs = [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
 
     def close(self, reason: str = "") -> None:
         """Hang up, after a word about why; the descriptors go with it."""
@@ -272,8 +274,18 @@ class Client:
             with contextlib.suppress(Refused):
                 send(self.channel, Disconnect(0, reason))
         self.channel.close()
-        _close([each for each in (self.region, *self.events) if each >= 0])
-        self.region, self.events, self.connected = -1, [], False
+        _close([each for each in (self.region, *self.events, *self._theirs) if each >= 0])
+        self.region, self.events, self._theirs, self.connected = -1, [], [], False
+
+
+def _event() -> tuple[int, int]:
+    """Our end and the server's of what one wakes the other by, eight bytes each time.
+
+    Not an eventfd, as others have it: the server could fill that and have both ends wait (O_NONBLOCK is the same for both), and
+    the worker would never return.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    return ours.detach(), theirs.detach()
 
 
 def new_region(name: str, size: int) -> int:

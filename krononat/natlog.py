@@ -59,7 +59,8 @@ class Reader:
     def __init__(self, state: State) -> None:
         self._state = state
         logged = int(state.logged[0])
-        full = bool(state.events[logged & (EVENTS - 1)]["kind"])  # the count alone cannot tell: it wraps
+        # The count alone cannot tell, for it wraps. The next row may be in the writer's hands, but the one behind it is not.
+        full = bool(state.events[(logged + 1) & (EVENTS - 1)]["kind"])
         self._at = (logged - (_READABLE if full else logged)) & _WRAP
         self.missed = 0  # overwritten before they could be read
 

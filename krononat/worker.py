@@ -34,7 +34,7 @@ from shards.notes import map_notes
 from shards.state import open_state, read_header
 
 BURSTS = 16  # of a breath: some milliseconds over a veth, a third of one in memory
-LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which takes as long as some 500: about 5 and 50 us
+LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which takes as long as 900: about 3 and 35 us
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
 
 _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST = 1 << 18, 3

@@ -50,7 +50,7 @@ class Rings(NamedTuple):
     free: Array  # int64: stack of free frames
     local: Array  # LOCAL (1,): height of the stack; the queue whose turn it is
     polled: Array  # int32 (n, 2): struct pollfd
-    event: Array  # int64 (1,): what goes to, and comes from, event descriptors; never 0
+    event: Array  # int64: what goes to event descriptors, 1; then room for what comes from them
     mask: int  # entries of every XDP ring - 1
 
 

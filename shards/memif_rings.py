@@ -14,7 +14,7 @@ import numpy as np
 from shards import xsk
 from shards.atomics import load_acquire, store_release
 from shards.burst import Burst
-from shards.calls import read, write
+from shards.calls import recvfrom, sendto
 from shards.frames import FREE, HAND, RECEIVING, SENDING, Rings, owner
 from shards.jit import hot
 from shards.memif import (
@@ -52,6 +52,7 @@ LINE = np.dtype(
 )
 
 _A_LINE = 4  # descriptors of a cache line
+_DONTWAIT = 0x4040  # nor a signal where nobody is there any more
 _REFILL_AT_LEAST = 32  # buffers given at once: fewer would send the same line of the ring to and fro between two processors
 
 
@@ -201,7 +202,7 @@ def publish(rings: Rings, queue: int) -> None:
     store_release(rings.links, line["link"] + SENT, sent)
     store_release(rings.halves, line["out"] // 2 + HEAD, sent)
     if load_acquire(rings.halves, line["out"] // 2 + FLAGS) & MASK_INTERRUPT == 0:
-        write(line["out_event"], rings.event.ctypes.data, 8)
+        sendto(line["out_event"], rings.event.ctypes.data, 8, _DONTWAIT, 0, 0)
 
 
 @hot
@@ -238,7 +239,7 @@ def want_events(rings: Rings, queue: int, wanted: bool) -> None:
     if line["up"]:
         store_release(rings.halves, line["back"] // 2 + FLAGS, 0 if wanted else MASK_INTERRUPT)
         if not wanted:
-            read(line["back_event"], rings.event.ctypes.data, 8)
+            recvfrom(line["back_event"], rings.event.ctypes.data + 8, 8 * (len(rings.event) - 1), _DONTWAIT, 0, 0)
 
 
 # --- connections (plain Python, between breaths; what is compiled it must not call, see `warm`) ----------------------------
@@ -263,8 +264,8 @@ def take_over(rings: Rings, queue: int) -> Array:
     same = links[CONNECTION] == line["connection"]
     if not same or links[BROKEN] or not line["connection"]:
         _forget(rings, queue)
-    if line["connection"] and not same:
-        _begin(rings, queue)
+    if not same:
+        _begin(rings, queue)  # with none as well: what the notes have is what the worker has been told
     given, sent = on_its_way(rings, queue)
     rings.owners[given], rings.owners[sent] = owner(RECEIVING, queue, 0), owner(SENDING, queue, 0)
     if line["connection"] and not links[BROKEN]:

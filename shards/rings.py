@@ -98,7 +98,7 @@ def rings_over(
         free=np.zeros(description["frames"], np.int64),
         local=np.zeros(1, LOCAL),
         polled=_polled(queues, lines, also),
-        event=np.ones(1, np.int64),
+        event=np.ones(64, np.int64),
         mask=description["entries"] - 1,
     )
 
@@ -379,12 +379,12 @@ def _refill(rings: Rings, queue: int) -> None:
 def wait(rings: Rings, timeout: int) -> bool:
     """Sleep until a frame, or something on the other descriptors, arrives; at most `timeout` ms. Whether anything did.
 
-    The first look is there because a memif server may have put a frame in and seen no wish to be woken yet; a system call
-    later neither side's stores are on their way any more.
+    The first look at the descriptors is there because a memif server may have put a frame in and seen no wish to be woken yet;
+    a system call later neither side's stores are on their way any more, so only the look at its rings after that one counts.
     """
-    asleep = _want_events(rings, True)
+    _want_events(rings, True)
     told = poll(rings.polled.ctypes.data, len(rings.polled), 0)
-    if told == 0 and asleep and timeout:
+    if told == 0 and _want_events(rings, True) and timeout:
         told = poll(rings.polled.ctypes.data, len(rings.polled), timeout)
     return not _want_events(rings, False) or told > 0
 

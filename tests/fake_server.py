@@ -9,6 +9,7 @@ import struct
 
 import numpy as np
 
+from krononat.memif import _event as memif_events
 from krononat.memif import new_region
 from shards import memif
 from shards.memif import COOKIE, Connection, Line, ring_bytes
@@ -31,12 +32,13 @@ class FakeServer:
         self.halves = np.frombuffer(self.map, np.uint16).reshape(2, -1)
         for ring in (0, 1):
             struct.pack_into("<I", self.map, ring * size, COOKIE)
-        self.events = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
+        pairs = [memif_events() for _ in range(2)]
+        self.client_events, self.events = [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
         self.connection = Connection(
             number=next(_numbers),
             region=self.region,
-            out_event=self.events[0],
-            back_event=self.events[1],
+            out_event=self.client_events[0],
+            back_event=self.client_events[1],
             log2_entries=self.log2_entries,
         )
 
@@ -46,7 +48,7 @@ class FakeServer:
 
     def close(self) -> None:
         """Be gone."""
-        for descriptor in (self.region, *self.events):
+        for descriptor in (self.region, *self.events, *self.client_events):
             os.close(descriptor)
 
     def _descriptor(self, ring: int, position: int) -> int:

@@ -154,6 +154,21 @@ def test_each_event_is_read_once_also_where_the_count_wraps(begin: int) -> None:
     assert reader.missed == 0
 
 
+def test_an_event_that_is_being_written_is_not_there_yet() -> None:
+    state = new_core("log blocks").state
+    write(state, 2)
+    events._begin(state, events.BLOCK_ALLOCATED, 1, START)
+    assert kinds(state) == ["block_allocated"] * 2
+
+
+@pytest.mark.parametrize("written", [EVENTS - 2, EVENTS - 1, EVENTS, EVENTS + 1])
+def test_a_reader_begins_with_the_oldest(written: int) -> None:
+    state = new_core("log blocks").state
+    state.events["kind"][:written] = events.BLOCK_ALLOCATED
+    state.logged[0] = written
+    assert len(natlog.Reader(state).rows()) == min(written, EVENTS - 1)
+
+
 def test_what_was_overwritten_is_counted() -> None:
     state = new_core("log blocks").state
     reader = numbered(state, 2**32 - 70_000)
