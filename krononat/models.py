@@ -124,7 +124,10 @@ class Memory(Model):
     """How much the core can hold."""
 
     sessions: int = Field(
-        default=1_000_000, ge=1000, le=200_000_000, description="Sessions to hold room for (about 134 bytes each)."
+        default=1_000_000,
+        ge=1000,
+        le=200_000_000,
+        description="Sessions to hold room for (about 147 bytes each, its mapping among them).",
     )
 
 

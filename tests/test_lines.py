@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import selectors
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,13 @@ from krononat.memif import Peer, Wanted
 from krononat.view import ticks
 from shards.memif import CONNECTION
 from shards.notes import LINK_WORDS
+
+
+def turn(selector: selectors.BaseSelector, reached: Callable[[], bool]) -> None:
+    """Do what the selector says until it has come to that."""
+    while not reached():
+        for key, _ in selector.select(1):
+            key.data()
 
 
 def test_a_worker_that_had_too_much_to_do_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,10 +42,9 @@ def test_a_worker_that_had_too_much_to_do_is_told_again(tmp_path: Path, monkeypa
         accepting.start()
         line = Line(0, place, link, selector, tell, print)
         line.watch(ticks())
-        while line.connection is None:
-            for key, _ in selector.select(1):
-                key.data()
+        turn(selector, lambda: line.connection is not None)
         accepting.join()
+        assert line.connection
         number = line.connection["number"]
         now = ticks()
         line.watch(now)
@@ -49,9 +55,7 @@ def test_a_worker_that_had_too_much_to_do_is_told_again(tmp_path: Path, monkeypa
         line.watch(now + 10 * PAUSE)
         assert len(told) == 2
         peers[0].close()
-        while line.connection:
-            for key, _ in selector.select(1):
-                key.data()
+        turn(selector, lambda: line.connection is None)
         line.watch(ticks())
         assert told[2:] == [None]
         line._due = ticks() + 100 * PAUSE

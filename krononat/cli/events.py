@@ -44,7 +44,7 @@ def events(follow: bool, last: int, form: str, socket: str | None) -> None:
         print_rows(map(_row if form == "table" else _facts, past), COLUMNS, form)
         return
     if form == "table":
-        click.echo(_line(dict(zip(COLUMNS, COLUMNS, strict=True))))
+        click.echo(_line({name: name.upper() for name in COLUMNS}))
     with contextlib.suppress(KeyboardInterrupt):
         _follow(reader, past, form)
 
