@@ -174,7 +174,7 @@ def serve(line: Connection, number: int, load: Load) -> None:
             took = time.monotonic() - begin
         line.send(load.rows / took / 1e6)
         passes += 1
-    path.verify(scene, original)
+    path.verify(scene, traffic.packets_of(original), traffic.packets_of(scene.frames))
     forwarded = scene.state.counters[[FORWARDED_OUT, FORWARDED_IN], 0].sum() - forwarded
     line.send(1 - float(forwarded) / (load.rows * passes))
 

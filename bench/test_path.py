@@ -26,6 +26,6 @@ def test_established(benchmark: Any, protocol: int, flows: int) -> None:
     before = int(scene.state.counters[RECEIVED, 0])
     run = (scene.state, scene.frames, scene.burst, ROWS, 2, traffic.NOW + 1000)
     benchmark.pedantic(traffic.run, run, setup=laid_anew, warmup_rounds=1, rounds=20)
-    path.verify(scene, original)
+    path.verify(scene, traffic.packets_of(original), traffic.packets_of(scene.frames))
     rounds, rest = divmod(int(scene.state.counters[RECEIVED, 0]) - before, ROWS)
     assert rounds > 0 and rest == 0

@@ -48,7 +48,7 @@ def test_every_flow_is_translated_and_verified(protocol: int) -> None:
     original = scene.frames.copy()
     rows = len(scene.order)
     traffic.run(scene.state, scene.frames, scene.burst, rows, 2, traffic.NOW + 1000)
-    path.verify(scene, original)
+    path.verify(scene, traffic.packets_of(original), traffic.packets_of(scene.frames))
 
 
 @pytest.mark.parametrize("at", [22, 24, 30, 41, 55])
@@ -58,7 +58,7 @@ def test_a_wrong_byte_is_seen(at: int) -> None:
     traffic.run(scene.state, scene.frames, scene.burst, len(scene.order), 2, traffic.NOW + 1000)
     traffic.packets_of(scene.frames)[6, at] ^= 1
     with pytest.raises(RuntimeError, match="wrong in 1 of"):
-        path.verify(scene, original)
+        path.verify(scene, traffic.packets_of(original), traffic.packets_of(scene.frames))
 
 
 def test_results_have_one_shape() -> None:
