@@ -49,8 +49,9 @@ def process(state: State, frames: Array, burst: Burst, count: int, now: int) -> 
     if last >= 0:
         cuckoo.look_further(state, burst.key0, burst.key1, burst.ref, last)
         _serve_hits(state, frames, burst, 0, count, now)
-    lookahead.misses(state, burst, count)
-    if _serve_rest(state, frames, burst, count, now):
+    if _left(burst, count):
+        lookahead.misses(state, burst, count)
+        _serve_rest(state, frames, burst, count, now)
         _limit_waiting(state, burst, count, now)
         _finish_rest(state, frames, burst, count, now)
 
@@ -107,15 +108,20 @@ def _serve_hits(state: State, frames: Array, burst: Burst, begin: int, end: int,
 
 
 @hot
-def _serve_rest(state: State, frames: Array, burst: Burst, count: int, now: int) -> int:
-    """Decide what no hit decided; how many rows were not simply forwarded as a hit."""
-    rest = 0
+def _left(burst: Burst, count: int) -> int:
+    """How many rows were not simply forwarded as a hit."""
+    left = 0
     for i in range(count):
-        if burst.out_length[i] == 0:
-            rest += 1
-            if burst.verdict[i] == UNDECIDED:
-                _serve_one(state, frames, burst, i, now)
-    return rest
+        left += burst.out_length[i] == 0
+    return left
+
+
+@hot
+def _serve_rest(state: State, frames: Array, burst: Burst, count: int, now: int) -> None:
+    """Decide what no hit decided."""
+    for i in range(count):
+        if burst.verdict[i] == UNDECIDED:
+            _serve_one(state, frames, burst, i, now)
 
 
 @hot
