@@ -19,6 +19,11 @@ from shards.memif import CONNECTION
 from shards.notes import LINK_WORDS
 
 
+def serve(selector: selectors.BaseSelector) -> None:
+    for key, _ in selector.select(1):
+        key.data()
+
+
 def test_a_worker_that_had_too_much_to_do_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "set_carrier", lambda *_: None)
     told: list[Any] = []
@@ -35,11 +40,10 @@ def test_a_worker_that_had_too_much_to_do_is_told_again(tmp_path: Path, monkeypa
         accepting.start()
         line = Line(0, place, link, selector, tell, print)
         line.watch(ticks())
-        while line.connection is None:
-            for key, _ in selector.select(1):
-                key.data()
+        while not told:
+            serve(selector)
         accepting.join()
-        number = line.connection["number"]
+        number = told[0]["number"]
         now = ticks()
         line.watch(now)
         assert len(told) == 1
@@ -49,9 +53,8 @@ def test_a_worker_that_had_too_much_to_do_is_told_again(tmp_path: Path, monkeypa
         line.watch(now + 10 * PAUSE)
         assert len(told) == 2
         peers[0].close()
-        while line.connection:
-            for key, _ in selector.select(1):
-                key.data()
+        while told[-1]:
+            serve(selector)
         line.watch(ticks())
         assert told[2:] == [None]
         line._due = ticks() + 100 * PAUSE

@@ -232,7 +232,9 @@ class Worker:
     """The forwarder in a process of its own, with no privilege at all."""
 
     def __init__(self, core: Core) -> None:
-        order = json.dumps({"memory_fd": core.memory_fd, "notes_fd": core.notes_fd, "description": core.sockets.description})
+        order = json.dumps(
+            {"memory_fd": core.memory_fd, "notes_fd": core.notes_fd, "description": core.sockets.description}
+        )
         bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
         self.process = subprocess.Popen(
             [*bare, sys.executable, "-m", "tests.ring_worker", order],
