@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
+import re
 import subprocess
 import sys
 import time
@@ -225,6 +227,21 @@ def _swap(words: Array, index: int, value: int) -> int:
     return before
 
 
+@pytest.mark.skipif(PURE, reason="there is no machine code")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other words for it")
+def test_a_fence_keeps_a_load_behind_a_store() -> None:
+    import numba
+
+    def announce(words: Array) -> int:
+        atomics.store_release(words, 0, 1)
+        atomics.fence()
+        return atomics.load_acquire(words, 1)
+
+    compiled: Any = numba.njit(announce)
+    assert compiled(np.array([0, 7], np.uint32)) == 7
+    assert re.search(r"mfence|lock\s+or", next(iter(compiled.inspect_asm().values())))
+
+
 # --- against the kernel ---------------------------------------------------------------------------------------------------
 
 
@@ -232,9 +249,7 @@ class Worker:
     """The forwarder in a process of its own, with no privilege at all."""
 
     def __init__(self, core: Core) -> None:
-        order = json.dumps(
-            {"memory_fd": core.memory_fd, "notes_fd": core.notes_fd, "description": core.sockets.description}
-        )
+        order = json.dumps({"memory_fd": core.memory_fd, "notes_fd": core.notes_fd, "description": core.sockets.description})
         bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
         self.process = subprocess.Popen(
             [*bare, sys.executable, "-m", "tests.ring_worker", order],
