@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import selectors
 import threading
 from collections.abc import Sequence
@@ -64,3 +66,29 @@ def test_a_worker_that_had_too_much_to_do_is_told_again(tmp_path: Path, monkeypa
         line.watch(ticks() + 4 * PAUSE)
         assert told[2:] == [None, None]
         line.close()
+
+
+def test_what_the_kernel_refuses_is_said_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tap that somebody deleted, and no descriptor left for a connection."""
+    spoken: list[str] = []
+    path, frames = str(tmp_path / "memif"), memif.new_region("frames", 1 << 16)
+    place = Place(0, "port0", path, Wanted(0, frames, 1 << 16), os.open("/dev/null", os.O_RDWR), [], [])
+    with memif.Server(path) as server, selectors.DefaultSelector() as selector:
+        accepting = threading.Thread(target=server.accept)
+        accepting.start()
+        line = Line(0, place, np.zeros(LINK_WORDS, np.int64), selector, lambda *_: None, spoken.append)
+        now = ticks()
+        with monkeypatch.context() as patched:
+            patched.setattr(memif, "call", _no_descriptor)
+            line.watch(now)
+        assert "Too many open files" in spoken.pop()
+        line.watch(now + PAUSE)
+        while not spoken:
+            serve(selector)
+        accepting.join()
+        assert line.connection and "tap is no longer usable" in spoken[0] and "connected" in spoken[1]
+        line.close()
+
+
+def _no_descriptor(*_: object) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
