@@ -87,7 +87,7 @@ class Crew:
             return False
         try:
             socket.send_fds(self._channel, [json.dumps(message).encode()], list(descriptors))
-        except (BlockingIOError, ConnectionError):
+        except OSError:
             return False
         return True
 

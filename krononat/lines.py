@@ -86,7 +86,7 @@ class Line:
         self._since, self._due = now, now + PAUSE
         try:
             self._client = memif.call(self.place.socket, self.place.wanted)
-        except Refused as refused:
+        except (Refused, OSError) as refused:  # the latter where we have no descriptor to spare
             self._complain(str(refused))
             return
         self._selector.register(self._client, selectors.EVENT_READ, self._hear)
@@ -97,7 +97,7 @@ class Line:
             self._client.hear()
         except BlockingIOError:
             return
-        except Refused as refused:
+        except (Refused, OSError) as refused:
             self._hang_up(str(refused))
             return
         if self._client.connected and self.connection is None:
@@ -114,7 +114,7 @@ class Line:
             back_event=back,
             log2_entries=client.log2_entries,
         )
-        set_carrier(self.place.tap, True)
+        self._carry(True)
         self.announce()
         self._say(f"{self.place.name}: memif connected to {client.peer}, rings of {1 << client.log2_entries}")
 
@@ -122,6 +122,12 @@ class Line:
         """Tell the worker how things stand. One that does not listen now is told when it is ready, or again by `watch`."""
         self._announced = ticks()
         self._tell({"do": "connect", "line": self.number, "connection": self.connection}, self._shared())
+
+    def _carry(self, there: bool) -> None:
+        try:
+            set_carrier(self.place.tap, there)
+        except OSError as error:  # somebody has taken the tap away: packets of others still pass
+            self._say(f"{self.place.name}: the tap is no longer usable: {error.strerror}")
 
     def _hang_up(self, reason: str, word: str = "") -> None:
         """End what there is; `word` is the reason as the server is told it."""
@@ -131,7 +137,7 @@ class Line:
         stood, self.connection = self.connection is not None, None
         if stood:
             self.announce()
-            set_carrier(self.place.tap, False)
+            self._carry(False)
         client.close(word)
         self._since = ticks()
         self._due = self._since + PAUSE

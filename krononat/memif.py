@@ -35,7 +35,7 @@ _TO_SERVER = 1  # flag of ADD_RING
 _DESCRIPTORS_AT_MOST = 4  # taken with one message, so that too many can be closed again
 
 # fcntl(2); Python 3.11 has no names for them
-_F_ADD_SEALS, _F_GET_SEALS, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 1034, 2, 4
+_F_ADD_SEALS, _F_GET_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 1034, 1, 2, 4
 
 
 class Refused(Exception):
@@ -289,10 +289,13 @@ def _event() -> tuple[int, int]:
 
 
 def new_region(name: str, size: int) -> int:
-    """Descriptor of fresh memory that nobody can resize: that would be a bus error for the other side."""
+    """Descriptor of fresh memory that nobody can resize, which would be a bus error for the other side, nor seal further:
+
+    sealed against writing, it could not be mapped by our worker any more.
+    """
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, size)
-    fcntl.fcntl(descriptor, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW)
+    fcntl.fcntl(descriptor, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
     return descriptor
 
 

@@ -23,6 +23,10 @@ def store_release(words: Array, index: int, value: int) -> None:
     words[index] = int(value) & (1 << 8 * words.itemsize) - 1
 
 
+def fence() -> None:
+    """All that was stored before it is visible before anything is loaded after it: even x86 lets a load overtake a store."""
+
+
 if not PURE:
     from llvmlite import ir
     from numba import core, extending
@@ -58,6 +62,18 @@ if not PURE:
             return context.get_dummy_value()
 
         return types.none(words, index, value), emit
+
+    @_instruction
+    def _fence(_: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            builder.fence("seq_cst")
+            return context.get_dummy_value()
+
+        return types.none(), emit
+
+    @_stands_for(fence)
+    def _() -> Any:
+        return lambda: _fence()
 
     @_stands_for(load_acquire)
     def _(words: Any, index: Any) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards import xsk
-from shards.atomics import load_acquire, store_release
+from shards.atomics import fence, load_acquire, store_release
 from shards.burst import Burst
 from shards.calls import recvfrom, sendto
 from shards.frames import FREE, HAND, RECEIVING, SENDING, Rings, owner
@@ -201,6 +201,7 @@ def publish(rings: Rings, queue: int) -> None:
         return
     store_release(rings.links, line["link"] + SENT, sent)
     store_release(rings.halves, line["out"] // 2 + HEAD, sent)
+    fence()  # a server that lies down looks at the head once it has said so: one of us must see the other
     if load_acquire(rings.halves, line["out"] // 2 + FLAGS) & MASK_INTERRUPT == 0:
         sendto(line["out_event"], rings.event.ctypes.data, 8, _DONTWAIT, 0, 0)
 
@@ -238,6 +239,7 @@ def want_events(rings: Rings, queue: int, wanted: bool) -> None:
     line = rings.lines[queue]
     if line["up"]:
         store_release(rings.halves, line["back"] // 2 + FLAGS, 0 if wanted else MASK_INTERRUPT)
+        fence()
         if not wanted:
             recvfrom(line["back_event"], rings.event.ctypes.data + 8, 8 * (len(rings.event) - 1), _DONTWAIT, 0, 0)
 

@@ -51,7 +51,7 @@ _SO_SNDBUFFORCE = 33
 _SIOCETHTOOL, _ETHTOOL_GCHANNELS = 0x8946, 0x3C
 
 # fcntl(2); Python 3.11 has no names for them
-_F_ADD_SEALS, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 2, 4
+_F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW = 1033, 1, 2, 4
 
 _MAP_FIXED = 0x10
 
@@ -88,12 +88,15 @@ class Port(NamedTuple):
 
 
 def new_memory(frames: int) -> int:
-    """Descriptor of fresh memory for so many frames (a power of two). Nobody can resize it: others may have mapped it."""
+    """Descriptor of fresh memory for so many frames (a power of two). Nobody can resize it: others may have mapped it.
+
+    Nor seal it further: a memif server could keep the next worker from mapping it.
+    """
     if frames < 2 * ENTRIES_AT_LEAST or frames & (frames - 1):
         raise ValueError(f"{frames} frames: must be a power of two, at least {2 * ENTRIES_AT_LEAST}")
     fd = os.memfd_create("krononat-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, frames * FRAME_BYTES + _BEYOND)
-    fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW)
+    fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
     return fd
 
 

@@ -92,7 +92,7 @@ def bed(statements: str, **sizes: int) -> Bed:
 
 
 NETWORKS = [address(text) for text in ("198.51.100.0", "192.0.2.64", "8.8.8.0")]  # where the remotes are
-NOWHERE = [address(text) for text in ("100.64.0.9", "127.0.0.1", "224.0.0.1", "255.255.255.255")]
+NOWHERE = [address(text) for text in ("0.0.0.0", "100.64.0.9", "127.0.0.1", "224.0.0.1", "255.255.255.255")]
 
 
 class Traffic:
@@ -149,7 +149,8 @@ class Traffic:
         host = self.random.choice(NETWORKS) + self.random.randrange(9)
         if self.random.random() < 0.03:
             host = self.random.choice((self.random.getrandbits(32), *NOWHERE))
-        return host, self.random.choice((25, 53, 80, 443, 8080))
+        # With 0.0.0.0 goes port 0: that pair stands in the key of a mapping.
+        return host, self.random.choice((25, 53, 80, 443, 8080)) if host else 0
 
     def _to(self, source: int, source_port: int, destination: int, destination_port: int) -> Packet:
         protocol = self.random.choice((UDP, UDP, TCP, TCP, TCP, ICMP))

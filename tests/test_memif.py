@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as some
 
 from krononat import memif
 from krononat.memif import Ack, AddRegion, AddRing, Connect, Connected, Disconnect, Hello, Init, Message, Refused, Wanted
+from shards import xsk
 from shards.memif import COOKIE, ring_bytes
 
 FRAMES_BYTES = 1 << 16
@@ -103,6 +105,15 @@ def test_both_halves_come_to_share_memory(path: str, frames: int) -> None:
         client.close()
     assert open_descriptors() == before
     assert not Path(path).exists()
+
+
+@pytest.mark.parametrize("make", [lambda: memif.new_region("rings", 4096), lambda: xsk.new_memory(1024)])
+@pytest.mark.parametrize("seal", [0x02, 0x08, 0x10], ids=["shrink", "write", "future_write"])
+def test_whoever_has_our_memory_cannot_keep_us_from_mapping_it(make: Callable[[], int], seal: int) -> None:
+    descriptor = make()
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(descriptor, 1033, seal)
+    os.close(descriptor)
 
 
 @pytest.mark.parametrize(("secret", "right"), [("", False), ("wrong", False), ("pssst", True)])

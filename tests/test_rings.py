@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
+import re
 import subprocess
 import sys
 import time
@@ -223,6 +225,21 @@ def _swap(words: Array, index: int, value: int) -> int:
     before = atomics.load_acquire(words, index)
     atomics.store_release(words, index, value)
     return before
+
+
+@pytest.mark.skipif(PURE, reason="there is no machine code")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other words for it")
+def test_a_fence_keeps_a_load_behind_a_store() -> None:
+    import numba
+
+    def announce(words: Array) -> int:
+        atomics.store_release(words, 0, 1)
+        atomics.fence()
+        return atomics.load_acquire(words, 1)
+
+    compiled: Any = numba.njit(announce)
+    assert compiled(np.array([0, 7], np.uint32)) == 7
+    assert re.search(r"mfence|lock\s+or", next(iter(compiled.inspect_asm().values())))
 
 
 # --- against the kernel ---------------------------------------------------------------------------------------------------
