@@ -36,3 +36,15 @@ else:
 def new_box() -> Array:
     """A struct timespec: int64 (2,)."""
     return np.zeros(2, np.int64)
+
+
+@hot
+def longest_gap(duration_ns: int, box: Array) -> int:
+    """Longest time, ns, for which a loop that does nothing but look at the clock was kept from it."""
+    begun = last = now_ns(box)
+    longest = 0
+    while last - begun < duration_ns:
+        now = now_ns(box)
+        longest = max(longest, now - last)
+        last = now
+    return longest
