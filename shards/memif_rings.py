@@ -147,7 +147,7 @@ def refill(rings: Rings, queue: int) -> None:
 def offer_rows(rings: Rings, queue: int, burst: Burst, row: int, count: int) -> int:
     """`offer` for consecutive rows, as long as nothing is special about them; the row at which that ends.
 
-    What does not change stands in locals: the compiler cannot know that no store touches it (12 ns a packet become 5).
+    What does not change stands in locals: the compiler cannot know that no store touches it.
     """
     line, sent, port = rings.lines[queue], rings.pending[queue], burst.out_port[row]
     longs, slots, owners, verdict = rings.longs, rings.slots, rings.owners, burst.verdict
