@@ -48,6 +48,7 @@ _MMAP_OFFSETS, _RX_RING, _TX_RING, _UMEM_REG, _FILL_RING, _COMPLETION_RING, _STA
 _MAX_TX_SKB_BUDGET = 9  # kernel 6.18
 _SHARED_UMEM, _COPY, _ZEROCOPY, _NEED_WAKEUP = 1, 2, 4, 8  # bind flags
 _SO_SNDBUFFORCE = 33
+_POPULATE_WRITE = 23  # madvise(2), kernel 5.14
 _SIOCETHTOOL, _ETHTOOL_GCHANNELS = 0x8946, 0x3C
 
 # fcntl(2); Python 3.11 has no names for them
@@ -97,6 +98,9 @@ def new_memory(frames: int) -> int:
     fd = os.memfd_create("krononat-frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, frames * FRAME_BYTES + _BEYOND)
     fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_SEAL)
+    # All of it now: whoever touches a page first decides on its size, and a memif server does not ask for huge ones.
+    with contextlib.suppress(OSError), map_memory(fd, frames) as memory:
+        memory.madvise(_POPULATE_WRITE)
     return fd
 
 
