@@ -215,8 +215,10 @@ def _belongs(session: Row, mapping: Row) -> bool:
 
 @hot
 def _end_idle(state: State, extent: int, now: int) -> None:
-    """End the mappings of an extent that no session uses."""
+    """End the mappings of an extent that no session uses; a backup leaves that to the core that it copies."""
     shard = whole(state.extents[extent]["shard"])
+    if state.shards[shard]["creates"] == 0:
+        return
     for half in range(extent * EXTENT_LINES * 2, (extent + 1) * EXTENT_LINES * 2):
         row = state.mappings[half]
         if row["kind"] == NAT_MAPPING and row["sessions"] == 0 and row["static"] == 0:
@@ -236,6 +238,8 @@ def install_statics(state: State, now: int) -> None:
         if external < 0 or account == 0 or sessions.find_mapping(state, address, realm, protocol, port):
             continue
         shard = whole(state.accounts[account]["shard"])
+        if state.shards[shard]["creates"] == 0:
+            continue  # they come from the core that has the authority
         verdict, _ = sessions.make_mapping(
             state, shard, account, address, realm, protocol, port, external, whole(static["external_port"]), 1, now
         )
