@@ -20,6 +20,7 @@ from krononat.client import BAD_CONFIG, Trouble
 from krononat.models import LOG_LEVELS, Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
 from shards.state import (
     ACCEPT,
+    ACTIVE,
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
     BOTH,
@@ -90,7 +91,7 @@ def compose(config: Config) -> Sizes:
     halves = (2 if filtered else 1) * sessions + len(list(config.mappings()))
     entries = (_ENTRIES + (_PERMISSIONS if filtered else 0)) * sessions
     return Sizes(
-        extents=-(-(sessions + 1) // EXTENT_LINES) + -(-(halves + 2) // (2 * EXTENT_LINES)),
+        extents=1 + -(-sessions // EXTENT_LINES) + -(-halves // (2 * EXTENT_LINES)) + filtered,
         buckets=_power_of_two(int(entries / (_LOAD * _SLOTS)) + 1),
         externals=sum(map(externals_in, config.pool)),
         accounts=1 + sum(map(subscribers_in, config.subscribers)) + sum(map(_devices_in, _devices(config))),
@@ -102,6 +103,7 @@ def compose(config: Config) -> Sizes:
         statics=max(len(list(config.mappings())), 1),
         ports=len(list(config.interfaces.named())),
         shards=1,
+        peers=1,
         neighbours=_neighbours(config),
     )
 
@@ -144,7 +146,8 @@ def fill(state: State, config: Config, links: Sequence[Link], random: bytes, sec
     _fill_accounts(state, config)
     _fill_rules(state, config)
     _fill_statics(state, config)
-    state.shards[0]["id"], state.shards[0]["epoch"], state.shards[0]["side"] = 0, 1, 0
+    shard = state.shards[0]
+    shard["id"], shard["epoch"], shard["side"], shard["role"], shard["creates"] = 0, 1, 0, ACTIVE, 1
     for number, ((side, port), link) in enumerate(zip(config.interfaces.named(), links, strict=True)):
         _fill_port(state, number, SIDES[side], port, link)
         _fill_gateways(state, number, port)
