@@ -135,10 +135,10 @@ def _serve_rest(state: State, frames: Array, burst: Burst, count: int, now: int)
 
 @hot
 def _serve_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
-    if shunt.is_for_us(state, burst, i):
-        burst.verdict[i] = shunt.receive(state, frames, burst, i)
-    if burst.verdict[i] == UNDECIDED and burst.icmp_error[i] == 0:
+    if burst.icmp_error[i] == 0:
         burst.verdict[i] = parse.refuse_addresses(burst, i)
+    if burst.verdict[i] == UNDECIDED and shunt.is_for_us(state, burst, i):
+        burst.verdict[i] = shunt.receive(state, frames, burst, i)
     if burst.verdict[i] != UNDECIDED:
         return
     if burst.icmp_error[i]:

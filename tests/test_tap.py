@@ -30,7 +30,7 @@ def frames() -> list[bytes]:
     for text in TAGS:
         tags = bytes.fromhex(text)
         told += [ipv4(address, tags=tags) for address in ADDRESSES]
-        told += [ipv4(address, tags=tags, port=SHUNT_PORT) for address in OWN + ["100.64.0.2"]]
+        told += [ipv4(address, tags=tags, port=SHUNT_PORT) for address in [*OWN, "100.64.0.2"]]
         told += [ipv6(address, 17, tags=tags) for address in ADDRESSES6]
         told += [ipv6("2001:db8::1", 58, bytes([kind]) + bytes(7), tags=tags) for kind in (132, 133, 137, 138)]
         told += [bytes(12) + tags + kind + bytes(46) for kind in (b"\x08\x06", b"\x88\xcc", b"\0\x40")]
@@ -43,7 +43,7 @@ def frames() -> list[bytes]:
 
 
 def nearly_shunted() -> list[bytes]:
-    """Shunted packets to the core's own address, each with one byte of its headers changed, and each length that is too short."""
+    """A shunted packet to the core's own address, with each byte of its headers changed, and cut at each length."""
     shunted, told = ipv4(OWN[1], port=SHUNT_PORT), []
     for at in range(14, len(shunted)):
         told += [shunted[:at] + bytes([shunted[at] ^ bit]) + shunted[at + 1 :] for bit in (1, 0x20, 0x40, 0x80)]
