@@ -8,8 +8,8 @@
     drain     pass misses on to it, until no packet comes here any more
     done / failed
 
-Up to `pause` everything can be undone by naming the old backup again. From `handover` on the rules of `roles` hold
-whatever dies: the target has the next epoch or has not; where it does not say so in time, we go on two epochs further, and the higher one
+Up to `pause` everything can be undone by naming the old backup again. From `handover` on the rules of `roles` hold whatever
+dies: the target has the next epoch or has not. Where it does not say so in time we go on, two epochs further: the higher one
 wins.
 """
 

@@ -1,4 +1,4 @@
-"""Conductors of two and three cores with real memories, over links that are obvious: who has the authority when all is quiet."""
+"""Conductors of two and three cores with real memories over links that are obvious: who has the authority in the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SYNC = 20  # ticks that a snapshot takes
 TIMES = Times(join_after=500, resume_after=100, grace=100, quiet=50)
 
 
-class Network:
+class _Network:
     """Cores, the messages between them, who is cut off."""
 
     def __init__(self, names: str, places: dict[int, Place]) -> None:
@@ -46,7 +46,7 @@ class Network:
         for pair in [pair for pair in self.queues if name in pair]:
             self.queues[pair].clear()
         peers = {other: row for row, other in enumerate((n for n in self.names if n != name), 1)}
-        wire = Wire(self, name)
+        wire = _Wire(self, name)
         self.cores[name] = Conductor(self.states[name], wire, name, peers, self.places, TIMES, self.now)
 
     def connected(self, a: str, b: str) -> bool:
@@ -78,10 +78,10 @@ class Network:
         return {name: (post.role, post.epoch, post.side) for name, post in posts.items()}
 
 
-class Wire:
+class _Wire:
     """Links of one core."""
 
-    def __init__(self, network: Network, me: str) -> None:
+    def __init__(self, network: _Network, me: str) -> None:
         self.network, self.me = network, me
         self.streams: dict[tuple[int, str], int] = {}
 
@@ -131,20 +131,20 @@ class Wire:
 
 
 @pytest.fixture
-def pair() -> Network:
-    network = Network("a/0 b/0", {0: Place("a/0", "b/0")})
+def pair() -> _Network:
+    network = _Network("a/0 b/0", {0: Place("a/0", "b/0")})
     network.run(400)
     return network
 
 
-def test_the_map_is_how_it_begins(pair: Network) -> None:
+def test_the_map_is_how_it_begins(pair: _Network) -> None:
     assert pair.told() == {"a/0": (ACTIVE, 1, 0), "b/0": (PASSIVE, 1, 1)}
     assert pair.states["a/0"].shards[0]["creates"] == 1 and pair.states["b/0"].shards[0]["creates"] == 0
     assert pair.states["b/0"].shards[0]["authority"] == 1 and pair.states["b/0"].peers[1]["alive"] == 1
 
 
 def test_a_primary_whose_backup_never_comes_begins_alone() -> None:
-    network = Network("a/0 b/0", {0: Place("a/0", "b/0")})
+    network = _Network("a/0 b/0", {0: Place("a/0", "b/0")})
     network.dead.add("b/0")
     network.run(400)
     assert network.told()["a/0"][0] == JOINING
@@ -152,13 +152,13 @@ def test_a_primary_whose_backup_never_comes_begins_alone() -> None:
     assert network.told()["a/0"] == (ACTIVE, 1, 0)
 
 
-def test_nobody_is_promoted_without_packets(pair: Network) -> None:
+def test_nobody_is_promoted_without_packets(pair: _Network) -> None:
     pair.dead.add("a/0")
     pair.run(1000)
     assert pair.told()["b/0"] == (PASSIVE, 1, 1)
 
 
-def test_a_dead_owner_is_followed_by_its_heir_and_comes_back_as_its_backup(pair: Network) -> None:
+def test_a_dead_owner_is_followed_by_its_heir_and_comes_back_as_its_backup(pair: _Network) -> None:
     pair.dead.add("a/0")
     pair.want("b/0")
     pair.run(20)
@@ -170,7 +170,7 @@ def test_a_dead_owner_is_followed_by_its_heir_and_comes_back_as_its_backup(pair:
     assert pair.told() == {"a/0": (PASSIVE, 2, 1), "b/0": (ACTIVE, 2, 0)}
 
 
-def test_who_was_away_for_a_moment_goes_on(pair: Network) -> None:
+def test_who_was_away_for_a_moment_goes_on(pair: _Network) -> None:
     pair.dead.add("a/0")
     pair.run(50)
     pair.start("a/0")
@@ -180,7 +180,7 @@ def test_who_was_away_for_a_moment_goes_on(pair: Network) -> None:
     assert pair.told() == {"a/0": (ACTIVE, 1, 0), "b/0": (PASSIVE, 1, 1)}
 
 
-def test_who_comes_back_with_nothing_does_not_make_the_copy_worthless(pair: Network) -> None:
+def test_who_comes_back_with_nothing_does_not_make_the_copy_worthless(pair: _Network) -> None:
     pair.dead.add("a/0")
     pair.run(50)
     pair.start("a/0", cold=True)
@@ -188,7 +188,7 @@ def test_who_comes_back_with_nothing_does_not_make_the_copy_worthless(pair: Netw
     assert pair.told() == {"a/0": (PASSIVE, 2, 1), "b/0": (ACTIVE, 2, 0)}
 
 
-def test_a_partition_has_two_owners_with_two_sides_and_ends_with_one(pair: Network) -> None:
+def test_a_partition_has_two_owners_with_two_sides_and_ends_with_one(pair: _Network) -> None:
     pair.cut.add(frozenset(("a/0", "b/0")))
     pair.run(200)
     pair.want("b/0")
@@ -201,7 +201,7 @@ def test_a_partition_has_two_owners_with_two_sides_and_ends_with_one(pair: Netwo
     assert pair.told() == {"a/0": (PASSIVE, 2, 1), "b/0": (ACTIVE, 2, 0)}
 
 
-def test_a_frozen_owner_finds_another_one(pair: Network) -> None:
+def test_a_frozen_owner_finds_another_one(pair: _Network) -> None:
     pair.frozen.add("a/0")
     pair.run(200)
     pair.want("b/0")
@@ -212,7 +212,7 @@ def test_a_frozen_owner_finds_another_one(pair: Network) -> None:
     assert pair.told() == {"a/0": (PASSIVE, 2, 1), "b/0": (ACTIVE, 2, 0)}
 
 
-def test_a_shard_moves_to_its_backup_and_back(pair: Network) -> None:
+def test_a_shard_moves_to_its_backup_and_back(pair: _Network) -> None:
     for number, (source, target) in enumerate((("a/0", "b/0"), ("b/0", "a/0")) * 3):
         assert not pair.cores[source].migrate(0, target, pair.now).over
         pair.run(600)
@@ -223,7 +223,7 @@ def test_a_shard_moves_to_its_backup_and_back(pair: Network) -> None:
 
 @pytest.mark.parametrize("after", range(0, 120, 3))
 @pytest.mark.parametrize("harm", ["cut", "source", "target"])
-def test_a_move_that_is_interrupted_ends_with_one_owner(after: int, harm: str, pair: Network) -> None:
+def test_a_move_that_is_interrupted_ends_with_one_owner(after: int, harm: str, pair: _Network) -> None:
     pair.cores["a/0"].migrate(0, "b/0", pair.now)
     pair.run(after)
     if harm == "cut":
@@ -245,7 +245,7 @@ def test_a_move_that_is_interrupted_ends_with_one_owner(after: int, harm: str, p
 
 
 def test_a_shard_moves_to_a_third_core() -> None:
-    network = Network("a/0 b/0 c/0", {0: Place("a/0", "b/0"), 1: Place("b/0", "c/0")})
+    network = _Network("a/0 b/0 c/0", {0: Place("a/0", "b/0"), 1: Place("b/0", "c/0")})
     network.run(700)
     assert network.told() == {"a/0": (ACTIVE, 1, 0), "b/0": (PASSIVE, 1, 1), "c/0": (ABSENT, 1, NO_SIDE)}
     network.cores["a/0"].migrate(0, "c/0", network.now)
@@ -255,7 +255,7 @@ def test_a_shard_moves_to_a_third_core() -> None:
     assert network.told(1) == {"a/0": (ABSENT, 1, NO_SIDE), "b/0": (ACTIVE, 1, 0), "c/0": (PASSIVE, 1, 1)}
 
 
-def test_moves_that_cannot_be_are_refused(pair: Network) -> None:
+def test_moves_that_cannot_be_are_refused(pair: _Network) -> None:
     for core, target, why in (
         ("a/0", "x/9", "no such core; there are: a/0, b/0"),
         ("a/0", "a/0", "it is there already"),
@@ -267,7 +267,7 @@ def test_moves_that_cannot_be_are_refused(pair: Network) -> None:
     assert pair.cores["a/0"].migrate(0, "b/0", pair.now).why == "b/0 is closed"
 
 
-def test_what_kills_its_owners_is_not_handed_on_for_ever(pair: Network) -> None:
+def test_what_kills_its_owners_is_not_handed_on_for_ever(pair: _Network) -> None:
     """Each core that takes the shard dies of it; after three times within half a minute nobody takes it."""
     taken = 0
     owner, other = "a/0", "b/0"
@@ -285,7 +285,7 @@ def test_what_kills_its_owners_is_not_handed_on_for_ever(pair: Network) -> None:
     assert SYNCING not in [told[0] for told in pair.told().values()]
 
 
-def test_nonsense_of_a_peer_changes_nothing(pair: Network) -> None:
+def test_nonsense_of_a_peer_changes_nothing(pair: _Network) -> None:
     before = pair.told()
     for fields in (
         {},
