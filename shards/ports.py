@@ -197,7 +197,7 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
     base = whole(account["base"])
     paired = whole(account["external"])
     start = paired - 1 - first if paired else derive(state.settings, _FOR_ADDRESS, base, realm, 0, 0, count)
-    for j in range(1 if _holds_a_block(account) else count):
+    for j in range(1 if holds_a_block(account) else count):
         external = first + (start + j) % count
         if state.externals[external]["blocks_free"] == 0:
             continue
@@ -218,7 +218,8 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
 
 
 @hot
-def _holds_a_block(account: Row) -> bool:
+def holds_a_block(account: Row) -> bool:
+    """Whether an account has any block."""
     held = 0
     for k in range(BLOCKS_AT_MOST):
         held += account["blocks"][k] != 0
@@ -278,9 +279,15 @@ def owner(state: State, external: int, protocol: int, port: int) -> int:
 @hot
 def release(state: State, external: int, space: int, port: int, now: int) -> None:
     """The port's mapping ended: hold it down, and give the block back if this was its last port."""
+    hold(state, external, space, port, now)
+    give_back(state, external, port, now)
+
+
+@hot
+def hold(state: State, external: int, space: int, port: int, now: int) -> None:
+    """The port is nobody's, and held down from now on."""
     state.owners[space, external, port] = held_since(now)
     state.chunks[external, port // CHUNK_PORTS]["used"] -= 1
-    give_back(state, external, port, now)
 
 
 @hot
@@ -298,29 +305,44 @@ def forget(state: State, external: int, protocol: int, port: int) -> None:
 @hot
 def give_back(state: State, external: int, port: int, now: int) -> None:
     """A port is free again: return the block around it if that has an owner and none of its ports is in use."""
-    chunk = state.chunks[external, port // CHUNK_PORTS]
-    if chunk["account"] == 0:
-        return
-    state.accounts[whole(chunk["account"]) - 1]["full"] = 0
-    if chunk["used"] == 0:
-        _return_block(state, external, port, whole(chunk["account"]) - 1, now)
+    holder = vacate(state, external, port)
+    if holder:
+        size = whole(state.pools[whole(state.externals[external]["pool"])]["block_size"])
+        state.counters[BLOCKS_RETURNED, 0] += 1
+        events.block(state, events.BLOCK_RELEASED, holder, external, port // size * size, size, now)
 
 
 @hot
-def _return_block(state: State, external: int, port: int, holder: int, now: int) -> None:
-    """Give the block around `port` back if none of its ports is in use; held ones stay held, whoever gets it next."""
+def vacate(state: State, external: int, port: int) -> int:
+    """Free the block around a port if none of its ports is in use; held ones stay held. The account that had it, 0 if none had.
+
+    A block of nobody's may have ports in use: of static mappings, and of some that came from another core (see `apply`).
+    """
+    chunk = state.chunks[external, port // CHUNK_PORTS]
+    holder = max(whole(chunk["account"]) - 1, 0)
+    if holder:
+        state.accounts[holder]["full"] = 0
+    if chunk["used"] != 0:
+        return 0
     pool = state.pools[whole(state.externals[external]["pool"])]
     size = whole(pool["block_size"])
     block, each = port // size, size // CHUNK_PORTS
     for k in range(block * each, (block + 1) * each):
         if state.chunks[external, k]["used"] != 0:
-            return
+            return 0
+    if holder:
+        disown_block(state, holder, external, block, size)
+    if whole(pool["first_block"]) <= block < whole(pool["end_block"]):
+        pool["blocks_free"] += 1
+        state.externals[external]["blocks_free"] += 1
+    return holder
+
+
+@hot
+def disown_block(state: State, holder: int, external: int, block: int, size: int) -> None:
+    """A block is no longer the account's; its ports in use stay whose they are."""
     account = state.accounts[holder]
     for k in range(BLOCKS_AT_MOST):
         if account["blocks"][k] == block + 1:
             account["blocks"][k] = 0
     own_block(state, external, block, size, 0)
-    pool["blocks_free"] += 1
-    state.externals[external]["blocks_free"] += 1
-    state.counters[BLOCKS_RETURNED, 0] += 1
-    events.block(state, events.BLOCK_RELEASED, holder, external, block * size, size, now)

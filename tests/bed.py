@@ -133,6 +133,7 @@ class Bed:
     extents: int = 4  # of rows
     buckets: int = 1 << 15  # of the index
     neighbours: int = 1024
+    shards: int = 1  # all but the first have nothing
 
     def say(self, statement: str) -> None:
         """Take one statement; ValueError says what is not understood."""
@@ -272,7 +273,7 @@ def new_bed_state(bed: Bed, now: int) -> State:
         extents=1 + bed.extents, buckets=bed.buckets, externals=sum(p.network.num_addresses for p in bed.pools),
         accounts=1 + sum(units), prefixes=len(bed.subscribers), devices=max(len(bed.devices), 1),
         limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=max(len(bed.rules), 1),
-        statics=max(len(bed.statics), 1), ports=2, shards=1, peers=1, neighbours=bed.neighbours,
+        statics=max(len(bed.statics), 1), ports=2, shards=bed.shards, peers=1, neighbours=bed.neighbours,
     )  # fmt: skip
     state = new_state(sizes)
     state.shards[0]["epoch"], state.shards[0]["role"], state.shards[0]["creates"] = 1, ACTIVE, 1

@@ -13,7 +13,7 @@ from shards.verdict import RECEIVED, VERDICTS
 
 def living(state: State) -> Array:
     """Copies of all session rows that are alive."""
-    return state.sessions[_lines(state)]
+    return state.sessions[lines(state)]
 
 
 def check(state: State, received: int, held: int) -> None:
@@ -27,11 +27,11 @@ def complaints(state: State) -> list[str]:
     return [*cuckoo.check(state), *_sessions(state), *_mappings(state), *_accounts(state)]
 
 
-def _lines(state: State) -> Array:
+def lines(state: State) -> Array:
     return _rows(state, NAT_SESSION, state.sessions["kind"], 1)
 
 
-def _halves(state: State) -> Array:
+def halves(state: State) -> Array:
     return _rows(state, NAT_MAPPING, state.mappings["kind"], 2)
 
 
@@ -46,7 +46,7 @@ def _rows(state: State, kind: int, kinds: Array, each: int) -> Array:
 def _sessions(state: State) -> list[str]:
     """Both tuples find the session; it agrees with its mapping."""
     told = []
-    for line in _lines(state).tolist():
+    for line in lines(state).tolist():
         row, words = state.sessions[line], state.words[line * 8 : line * 8 + 4]
         mapping = state.mappings[int(row["mapping"])]
         if cuckoo.lookup(state, words[0], words[1]) != line << 2:
@@ -81,8 +81,8 @@ def _mappings(state: State) -> list[str]:
     """Each mapping is found by its internal endpoint, owns its external one alone, and counts its sessions."""
     told, owned = [], 0
     used: dict[tuple[int, int], int] = {}
-    users = np.bincount(state.sessions["mapping"][_lines(state)], minlength=1)
-    for half in _halves(state).tolist():
+    users = np.bincount(state.sessions["mapping"][lines(state)], minlength=1)
+    for half in halves(state).tolist():
         row = state.mappings[half]
         external, port = sessions.external_ordinal(state, int(row["external_address"])), int(row["external_port"])
         owned += 1
@@ -137,7 +137,7 @@ def _accounts(state: State) -> list[str]:
     told = []
     counted: dict[tuple[int, str], int] = {}
     accounts = state.mappings["account"]
-    owners = {"sessions": accounts[state.sessions["mapping"][_lines(state)]], "mappings": accounts[_halves(state)]}
+    owners = {"sessions": accounts[state.sessions["mapping"][lines(state)]], "mappings": accounts[halves(state)]}
     for name, charged in owners.items():
         for account in charged.tolist():
             while account:
