@@ -1,6 +1,6 @@
 """What is sent to whom: copies, then changes, in one stream for each shard and peer.
 
-    WAITING ── begin ──► HOLDS ──► ROWS ── end ──► SENT ── the peer has it all ──► SYNCED
+    WAITING ── begin ──► ROWS ──► HOLDS ── end ──► SENT ── the peer has it all ──► SYNCED
        ▲                                                                             │
        └────────── a new life of the link, too much missed, or the peer asks ────────┘
 
@@ -21,8 +21,8 @@ from replication.sender import Sender, age
 from replication.tables import BITMAP_ROWS, ORDER, Source
 from shards.state import SESSION_0, SESSION_1, Array
 
-WAITING, HOLDS, ROWS, SENT, SYNCED = range(5)
-PHASES = ("waiting", "holds", "rows", "sent", "synced")
+WAITING, ROWS, HOLDS, SENT, SYNCED = range(5)
+PHASES = ("waiting", "rows", "holds", "sent", "synced")
 
 SWEEP = 10_000  # ticks in which every row's liveness is told once
 SMALL_LAG_S = 0.1
@@ -182,7 +182,7 @@ class Publisher:
         self._series += 1
         stream.series, stream.life = self._series, stream.sender.life
         stream.klass = stream.cursor = 0
-        stream.phase = HOLDS if snapshot else SENT
+        stream.phase = ROWS if snapshot else SENT
         if not stream.sender.put(self._frame("begin", stream, fields={"w": int(snapshot)}), b"", now, now):
             stream.phase = WAITING
 
@@ -253,14 +253,14 @@ class Publisher:
 
     def _copy(self, now: int, spare: Callable[[], bool]) -> bool:
         """Pieces of copies, in turn for each peer. True: time ran out before."""
-        copying = [stream for stream in self.all() if stream.phase in (HOLDS, ROWS)]
+        copying = [stream for stream in self.all() if stream.phase in (ROWS, HOLDS)]
         while copying:
             for stream in copying:
                 if not spare():
                     return True
                 if stream.sender.ready_for_chunk:
                     self._piece(stream, now)
-            copying = [stream for stream in copying if stream.phase in (HOLDS, ROWS) and stream.sender.ready_for_chunk]
+            copying = [stream for stream in copying if stream.phase in (ROWS, HOLDS) and stream.sender.ready_for_chunk]
         return False
 
     def _piece(self, stream: Stream, now: int) -> None:
@@ -281,15 +281,16 @@ class Publisher:
             self._next_part(stream, now)
 
     def _next_part(self, stream: Stream, now: int) -> None:
+        """A class was walked to its end, or the holds were."""
         stream.cursor = 0
-        if stream.phase == HOLDS:
-            stream.phase = ROWS
+        if stream.phase == ROWS:
+            stream.klass += 1
+            if stream.klass == len(ORDER):
+                stream.phase = HOLDS
             return
-        stream.klass += 1
-        if stream.klass == len(ORDER):
-            stream.phase = SENT
-            if not stream.sender.put(self._frame("end", stream), b"", now, now, chunk=True):
-                stream.restart()
+        stream.phase = SENT
+        if not stream.sender.put(self._frame("end", stream), b"", now, now, chunk=True):
+            stream.restart()
 
     # --- liveness ---------------------------------------------------------------------------------------------------------
 

@@ -140,7 +140,8 @@ class Sender:
             return False
         self._number += 1
         told = frame._replace(life=self.life, number=self._number, version=self.version)
-        header, records = encode(told, body), sum(frame.counts)
+        header = encode(told, body)
+        records = sum(frame.counts) if frame.kind in ("update", "holds") else 0
         if self._waiting or not self._link.send(self.peer, header, body):
             self._waiting.append((header, bytes(body)))
         if not self._flight:

@@ -43,12 +43,16 @@ class Tables:
 
     def put(self, shard: int, klass: int, row: int, value: int) -> None:
         """A row begins, or changes."""
-        record = np.zeros(1, MAPPING_RECORD if is_mapping(klass) else SESSION_RECORD)
-        self._generation += 1
-        record["row"], record["klass"], record["internal_address"] = row, klass, value
-        record["generation"] = self._generation & 0xFFFF
-        self.rows[shard, klass, row] = record.tobytes()
-        self.changes.add((shard, klass, row))
+        name, dtype = (shard, klass, row), MAPPING_RECORD if is_mapping(klass) else SESSION_RECORD
+        if name in self.rows:
+            record = np.frombuffer(self.rows[name], dtype).copy()
+        else:
+            record = np.zeros(1, dtype)
+            self._generation += 1  # of its life
+            record["row"], record["klass"], record["generation"] = row, klass, self._generation & 0xFFFF
+        record["internal_address"] = value
+        self.rows[name] = record.tobytes()
+        self.changes.add(name)
 
     def end(self, shard: int, klass: int, row: int) -> None:
         """A row ends."""
