@@ -366,8 +366,11 @@ class Supervisor:
                 self._open()
         elif "deleted" in message and self._answers:
             self._answers.deleted(message["deleted"])
+        elif "answer" in message and self._answers:
+            self._answers.cluster.answered(message)
         elif "ended" in message and self._answers:
             self._answers.refuse_deletions()
+            self._answers.cluster.refuse()
 
 
 def _unlimit_locked_memory() -> None:
