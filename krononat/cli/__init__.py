@@ -21,6 +21,8 @@ COMMANDS = {
     "events": ("krononat.cli.events:events", "Show what was translated for whom: the log of NAT events."),
     "drops": ("krononat.cli.drops:drops", "Show what was dropped, why, and what to do about it."),
     "pool": ("krononat.cli.pool:pool", "Show the use of external addresses and ports."),
+    "quarantine": ("krononat.cli.quarantine:quarantine", "Show or forget what is dropped because workers died of it."),
+    "worker": ("krononat.cli.worker:worker", "Replace the worker by a new process, without a packet lost."),
     "trace": ("krononat.cli.trace:trace", "Follow one packet through a copy of the state, stage by stage."),
     "config": ("krononat.cli.config:config", "Check, show, explain or begin a configuration."),
     "doctor": ("krononat.cli.doctor:doctor", "Check whether this machine can run the appliance."),
