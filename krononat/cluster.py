@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -20,7 +20,9 @@ from krononat.config import ConfigError
 from krononat.locate import Complaint, Place, Places
 from krononat.models import Config, Model
 from krononat.values import Address, EndpointText
-from replication import keys
+
+if TYPE_CHECKING:
+    from replication.keys import Key
 
 CORE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}/[0-9]{1,4}$"
 CORES_AT_MOST = 4096
@@ -70,7 +72,7 @@ class Cluster(NamedTuple):
 
     me: str
     map: Map
-    key: keys.Key  # CURVE
+    key: Key  # CURVE
 
     @property
     def core(self) -> Core:
@@ -149,6 +151,8 @@ def of(config: Config) -> Cluster | None:
     found = list(strangers(config, told))
     if found:
         raise ConfigError(config.cluster.map, Path(config.cluster.map).read_text(), found)
+    from replication import keys  # late: the CLI has no need of ZeroMQ
+
     try:
         return Cluster(me, told, keys.read(Path(config.cluster.key_file)))
     except (OSError, ValueError) as error:
