@@ -1,8 +1,8 @@
 """The worker and the spare one, as their supervisor sees them: started, talked to, watched, replaced, stopped.
 
 Both begin alike, as somebody who stands by (see `standby`). Whoever stands by when there is no worker takes over; after that
-another one is started, to stand by as the spare. A worker that died is so replaced in milliseconds, or, without a spare, as soon
-as a new one has loaded its code. One that keeps dying is replaced more and more slowly, until that is called a failure.
+another one is started, to stand by as the spare. A worker that died is so replaced in milliseconds, or, without a spare, as
+soon as a new one has loaded its code. One that keeps dying is replaced more and more slowly, until that is called a failure.
 
     start ─► loading ─► standing by ─► worker ─► died, or retired
                │ refused, died: another one later

@@ -1,4 +1,4 @@
-"""One process of the crew: spawned, never forked, with exactly the descriptors it needs; the other end of `standby`'s channel."""
+"""One process of the crew: spawned, never forked, with exactly the descriptors it needs; the other end of a `standby`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Quarantine: frames that were in a worker's hands twice when it died of a fault are dropped before a third can.
 
-When a worker dies, what it had in hand is never processed again (`rings.take_over` counts it as lost). Of a *fault* (SIGSEGV and
-the like, an exception, a loop without end) a frame may be the cause: then the signatures of all that was in hand are remembered,
-and one that was there at two such deaths within ten minutes is dropped by the ports' XDP programs from then on, which are
-generated anew with it as a constant and exchanged atomically. Without any there is nothing in the program about this.
+When a worker dies, what it had in hand is never processed again (`rings.take_over` counts it as lost). Of a *fault* (SIGSEGV
+and the like, an exception, a loop without end) a frame may be the cause: then the signatures of all that was in hand are
+remembered, and one that was there at two such deaths within ten minutes is dropped by the ports' XDP programs from then on,
+which are generated anew with it as a constant and exchanged atomically. Without any there is nothing in the program about
+this.
 
 Who is killed by SIGKILL or SIGTERM, or was stopped by somebody, has died of no frame: an operator, or a kernel out of memory,
 blames nobody. memif ports have no XDP program: there a signature is told and not dropped.
@@ -87,7 +88,9 @@ class Quarantine:
             self._dropped.extend(new)
             self._install()
         for each in new[-AT_MOST:]:
-            self._say(f"in hand at two deaths, dropped from now on: {each.signature.told()} (`krononat quarantine clear` ends it)")
+            self._say(
+                f"in hand at two deaths, dropped from now on: {each.signature.told()} (`krononat quarantine clear` ends it)"
+            )
 
     def _install(self) -> None:
         for program in self._programs:

@@ -1,14 +1,15 @@
 """A worker's process from its start to its first packet: it loads all code, gives up its privileges, and stands by.
 
-Started by the supervisor as ``python -m krononat.standby DESCRIPTOR``: its end of a channel of JSON messages. The first one says
-where memory and sockets are, under the descriptors that it has inherited. Then:
+Started by the supervisor as ``python -m krononat.standby DESCRIPTOR``: its end of a channel of JSON messages. The first one
+says where memory and sockets are, under the descriptors that it has inherited. Then:
 
     it          {"loaded": layout, "code": digest, "seconds": s}    or {"refused": sentence}, and it ends
     supervisor  {"do": "take", "lines": [...], "reindex": bool}     and their descriptors; now, in an hour, or never
-    it          {"ready": true, "alive": n, "ms": n}                from here on `worker` says what is said
+    it          {"ready": true, "alive": n, "rebuilt": 0, "ms": n}                from here on `worker` says what is said
 
-So what takes seconds has been done when the worker before dies, and taking over takes milliseconds. What loads is a thread of low
-priority, and on another CPU than the worker's where there is one; it is this thread that waits, so nothing is to be raised again.
+So what takes seconds has been done when the worker before dies, and taking over takes milliseconds. What loads is a thread of
+low priority, and on another CPU than the worker's where there is one; it is this thread that waits, so nothing is to be
+raised again.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _take(worker: Worker, orders: dict[str, Any], cpu: int) -> None:
     begun = time.monotonic()
     os.sched_setaffinity(0, {cpu})
     alive = worker.prepare(orders)
-    worker.say({"ready": True, "alive": alive, "ms": round(1000 * (time.monotonic() - begun), 1)})
+    worker.say({"ready": True, "alive": alive, "rebuilt": worker.rebuilt, "ms": round(1000 * (time.monotonic() - begun), 1)})
 
 
 def renumbered(orders: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:

@@ -363,7 +363,7 @@ class Supervisor:
     def _hear(self, message: Message) -> None:
         """From the worker, or about it."""
         if "ready" in message:
-            told = f"{message['alive']:,} sessions alive"
+            told = f"{message['alive']:,} sessions alive{', index rebuilt' * message['rebuilt']}"
             _say(f"worker {self._crew.pid} has taken over in {message['ms']} ms, {told}")
             for line in self._lines:
                 line.announce()  # it may have changed since the worker was given its orders

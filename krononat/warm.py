@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numba.core import event
 
-from shards import cuckoo, pipeline, recovery, rings, sessions, shard
+from shards import cuckoo, pipeline, resume, rings, sessions, shard
 from shards.burst import Burst, new_burst
 from shards.frames import LOCAL, QUEUE, RING, Rings
 from shards.memif_rings import LINE
@@ -49,7 +49,7 @@ def _table() -> None:
 
 
 def _recovery() -> None:
-    recovery.attach(_stage()[0], 0)
+    resume.resume(_stage()[0], True, 0)
 
 
 def _pipeline() -> None:

@@ -27,7 +27,7 @@ import numpy as np
 
 from krononat import memory, warm
 from krononat.view import ticks
-from shards import memif, memif_rings, recovery, rings, sessions, shard, xsk
+from shards import memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -68,7 +68,7 @@ class Worker:
     def prepare(self, orders: dict[str, Any]) -> int:
         """Take over; sessions found alive. After it nothing is left to compile, and receiving can begin."""
         self._lines = orders["lines"]
-        alive = recovery.attach(self._state, ticks())
+        alive, self.rebuilt = resume.resume(self._state, orders["reindex"], ticks())
         also = [self._channel.fileno()]
         self._rings = rings.open_rings(self._description, self._frames, self._notes, self._lines, also)
         self._events = {

@@ -1,9 +1,9 @@
 """What a frame looks like to somebody who wants to know it again when its sender sends it once more.
 
-A signature is 32-bit words of the frame from its IP header on, and a mask: the header (RFC 791, RFC 8200) and the first 32 bytes
-behind it, without what a hop or a retransmission changes: identification, TTL, class, checksums; TCP's acknowledgement, window and
-timestamps (RFC 7323); the number and time of a ping. Frames themselves are not kept. No compiled code needs this: `steering`
-writes signatures into its program as constants, and `Signature.matches` is the model of that.
+A signature is 32-bit words of the frame from its IP header on, and a mask: the header (RFC 791, RFC 8200) and the first 32
+bytes behind it, without what a hop or a retransmission changes: identification, TTL, class, checksums; TCP's acknowledgement,
+window and timestamps (RFC 7323); the number and time of a ping. Frames themselves are not kept. No compiled code needs this:
+`steering` writes signatures into its program as constants, and `Signature.matches` is the model of that.
 """
 
 from __future__ import annotations

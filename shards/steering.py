@@ -84,9 +84,7 @@ class _Decision(bpf.Source):
         self.conclude_if(self.build.icmp_unsigned(">", beyond, self.end), REDIRECTED)
 
 
-def _program(
-    kept: Sequence[tuple[Network, int]], sockets: int, counters: int, dropped: Sequence[Signature] = ()
-) -> bpf.Source:
+def _program(kept: Sequence[tuple[Network, int]], sockets: int, counters: int, dropped: Sequence[Signature] = ()) -> bpf.Source:
     """For a port whose sockets and counters are these maps; frames with these signatures are dropped."""
     program = _Decision()
     _look_behind(program, 0, kept, dropped)
@@ -95,9 +93,7 @@ def _program(
     return program
 
 
-def _look_behind(
-    program: _Decision, tags: int, kept: Sequence[tuple[Network, int]], dropped: Sequence[Signature]
-) -> None:
+def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, int]], dropped: Sequence[Signature]) -> None:
     l3 = 14 + 4 * tags
     program.need(l3)
     ipv4, ipv6, tagged, other = (program.block() for _ in range(4))
