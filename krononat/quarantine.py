@@ -28,7 +28,7 @@ from shards.steering import Steering
 WITHIN = 600_000  # ticks between two deaths that make a suspect
 DEATHS_AT_MOST = 8  # that are remembered
 AT_MOST = 16  # signatures that are dropped; the oldest leaves
-_HAND = 2  # shards.frames.HAND, which cannot be imported without the compiler; a test holds one against the other
+_HAND = 1  # shards.frames.HAND, which cannot be imported without the compiler; a test holds one against the other
 
 
 class Death(NamedTuple):

@@ -51,7 +51,7 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     told = json.loads(channel.recv(MESSAGE_AT_MOST))
     die_with(told["supervisor"])
-    in_a_thread(_load, told["nice"])
+    in_a_thread(lambda: _load(channel, told["state"]), told["nice"])
     drop_privileges()
     die_with(told["supervisor"])  # changing the user has cleared it
     worker = _stand_by(channel, told, begun)
@@ -75,8 +75,15 @@ def in_a_thread(work: Any, nice: int) -> None:
     thread.join()
 
 
-def _load() -> None:
-    """Import the compiler and everything else, and load, or compile, what packets need."""
+def _load(channel: socket.socket, state: int) -> None:
+    """Import the compiler and everything else, and load, or compile, what packets need; or say why that would be in vain."""
+    from shards.state import HEADER_BYTES, read_header
+
+    try:
+        read_header(os.pread(state, HEADER_BYTES, 0))
+    except ValueError as other:  # memory of another layout
+        channel.send(json.dumps({"refused": str(other)}).encode())
+        os._exit(0)
     from krononat import warm, worker
 
     warm.load()
@@ -84,16 +91,12 @@ def _load() -> None:
 
 
 def _stand_by(channel: socket.socket, told: dict[str, Any], begun: float) -> Worker:
-    """Map everything, and say that nothing is missing but the orders; or why that will never be."""
+    """Map everything, and say that nothing is missing but the orders."""
     from krononat.worker import Worker
     from shards import jit
     from shards.state import LAYOUT, layout_digest
 
-    try:
-        worker = Worker(channel, told)
-    except ValueError as other:  # memory of another layout
-        channel.send(json.dumps({"refused": str(other)}).encode())
-        sys.exit(0)
+    worker = Worker(channel, told)
     in_a_thread(lambda: worker.stand_by(bool(told["nice"])), told["nice"])
     seconds = round(time.monotonic() - begun, 3)
     channel.send(json.dumps({"loaded": f"{LAYOUT}/{layout_digest()}", "code": jit.digest(), "seconds": seconds}).encode())

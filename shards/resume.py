@@ -22,7 +22,7 @@ def resume(state: State, reindex: bool, now: int) -> tuple[int, int]:
         core["in_doubt"] = 0
         return found, 1
     core["held"] = 0  # they were in the hands of the dead
-    return recovery.living(state), 0
+    return _told(state)[0], 0
 
 
 @hot
@@ -37,12 +37,19 @@ def _adds_up(state: State) -> bool:
             living = _count_halves(state, extent, kind)
             mappings += living * (kind == NAT_MAPPING)
             permissions += living * (kind != NAT_MAPPING)
-    told_sessions, told_mappings = 0, 0
-    for s in range(len(state.shards)):
-        told_sessions += whole(state.shards[s]["sessions"])
-        told_mappings += whole(state.shards[s]["mappings"])
+    told_sessions, told_mappings = _told(state)
     entries = 2 * sessions + mappings + permissions
     return sessions == told_sessions and mappings == told_mappings and entries == whole(state.core[0]["index_entries"])
+
+
+@hot
+def _told(state: State) -> tuple[int, int]:
+    """Sessions and mappings alive, as the shards count them."""
+    sessions, mappings = 0, 0
+    for s in range(len(state.shards)):
+        sessions += whole(state.shards[s]["sessions"])
+        mappings += whole(state.shards[s]["mappings"])
+    return sessions, mappings
 
 
 @hot

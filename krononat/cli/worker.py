@@ -21,7 +21,7 @@ def worker() -> None:
     """The process that forwards packets."""
 
 
-@worker.command(epilog="Example: krononat compile && krononat worker replace")
+@worker.command(epilog="Example: krononat worker replace, after `krononat compile`")
 @output_option()
 @socket_option
 def replace(form: str, socket: str | None) -> None:
