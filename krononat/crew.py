@@ -94,13 +94,17 @@ class Crew:
         """Have a new process take the worker's place, of the code that is on disk now. Trouble where that cannot begin."""
         if not self.ready_at:
             raise Trouble("there is no worker to replace now", "it is starting", "try again when `krononat status` says ready")
-        if self.replacement["state"] == "starting":
+        if self._replacing:
             raise Trouble("the worker is being replaced already", "", "wait for it")
         if self._next:
             self._dismiss(self._next)
         self.replacement = {"state": "starting", "from": self.pid}
         self._hooks.say(f"worker {self.pid} is to be replaced: starting another")
         self._recruit(0)
+
+    @property
+    def _replacing(self) -> bool:
+        return bool(self.replacement["state"] == "starting")
 
     # --- coming -------------------------------------------------------------------------------------------------------
 
@@ -123,7 +127,7 @@ class Crew:
         self._failed, self.refusal = 0, ""
         if self._worker is None:
             self._promote()
-        elif self.replacement["state"] == "starting":
+        elif self._replacing:
             self._left_at = time.monotonic()
             self._worker.send({"do": "retire"})
         else:
@@ -144,7 +148,7 @@ class Crew:
         if self._left_at:
             self.takeover_ms = round(1000 * (time.monotonic() - self._left_at), 1)
             self._left_at = 0.0
-        if self.replacement["state"] == "starting":
+        if self._replacing:
             self.replacement |= {"state": "done", "to": member.pid, "takeover_ms": self.takeover_ms}
         self._spare_due = ticks() + SPARE_PAUSES[0]
 
@@ -169,20 +173,24 @@ class Crew:
         """Have it replaced first of all, then talk about it."""
         self._left_at = self._left_at or time.monotonic()
         self._worker = None
-        blamed = is_fault(status) or self._stalled
+        retired = self._replacing and status == 0
+        fault = is_fault(status) or self._stalled
         self._stalled = False
-        if blamed:
+        if fault:
             self._hooks.blame(cause(status))
-        self._note_quick(blamed and (not member.ready_at or self.breathed_at - member.ready_at < QUICK), status, "")
+        lived = member.ready_at and self.breathed_at - member.ready_at >= QUICK
+        self._note_quick((fault or status == 0) and not retired and not lived, status, "")
         self._due = ticks() + PAUSES[self._quick]
         if self._next and not PAUSES[self._quick]:
-            if self._next.loaded_at:
-                self._promote()
-            else:
-                self._next.hurry()
-        replaced = self.replacement["state"] == "starting" and status == 0
-        self._hooks.say(f"worker {member.pid} " + ("has retired" if replaced else f"died ({cause(status)}), starting another"))
+            self._hasten(self._next)
+        self._hooks.say(f"worker {member.pid} " + ("has retired" if retired else f"died ({cause(status)})"))
         self._hooks.hear({"ended": member.pid})
+
+    def _hasten(self, member: Member) -> None:
+        if member.loaded_at:
+            self._promote()
+        else:
+            member.hurry()
 
     def _note_quick(self, quick: bool, status: int, why: str) -> None:
         self._quick = self._quick + 1 if quick else 0
@@ -196,7 +204,7 @@ class Crew:
         self._failed = min(self._failed + 1, len(SPARE_PAUSES) - 1)
         self._spare_due = ticks() + SPARE_PAUSES[self._failed]
         self._hooks.say(f"spare worker {member.pid} cannot stand by: {self.refusal}")
-        if self.replacement["state"] == "starting":
+        if self._replacing:
             self.replacement |= {"state": "refused", "why": self.refusal}
 
     def _let_go(self, member: Member) -> None:
@@ -222,7 +230,7 @@ class Crew:
             self._stalled = not self._worker.is_stopped()  # nothing that came is to blame for what a person did
             self._worker.kill()
             self.breathed_at = now
-        if self._left_at and self._worker:
+        if self._replacing and self._worker and self._next and self._next.loaded_at:
             self._worker.send({"do": "retire"})  # it did not listen
         if self._worker is None and now >= self._due:
             if self._next is None:

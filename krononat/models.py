@@ -119,7 +119,7 @@ class Io(Model):
     )
     busy_poll: bool = Field(default=False, description="Never sleep: lower latency, one CPU always busy.")
     spare: bool = Field(
-        default=True, description="A second process stands by to take over at once if the worker dies; takes about 150 MiB."
+        default=True, description="A second process stands by to take over at once if the worker dies; takes about 100 MiB."
     )
     frames: int = Field(default=8192, ge=1024, le=1 << 18, description="Frames of 4 KiB in the umem; a power of two.")
 
