@@ -24,6 +24,7 @@ COMMANDS = {
     "quarantine": ("krononat.cli.quarantine:quarantine", "Show or forget what is dropped because workers died of it."),
     "worker": ("krononat.cli.worker:worker", "Replace the worker by a new process, without a packet lost."),
     "trace": ("krononat.cli.trace:trace", "Follow one packet through a copy of the state, stage by stage."),
+    "cluster": ("krononat.cli.cluster:cluster", "Make the key of a core, check the map of a cluster."),
     "config": ("krononat.cli.config:config", "Check, show, explain or begin a configuration."),
     "doctor": ("krononat.cli.doctor:doctor", "Check whether this machine can run the appliance."),
     "compile": ("krononat.cli.compile:compile", "Fill the compiler's cache, so that no packet waits for it."),
