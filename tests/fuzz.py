@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from shards import invariants
 from shards.verdict import DROP, VERDICTS
-from tests import frames, invariants
+from tests import frames
 from tests.bed import Bed, Core
 from tests.frames import ICMP, TCP, UDP, Packet, address, build, build_frame, mac_of
 from tests.pair import EPOCH, Pair, described, sender_of

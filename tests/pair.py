@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from shards import sessions, tcp
-from tests import frames, invariants
+from shards import invariants, sessions, tcp
+from tests import frames
 from tests.bed import INTERNAL_REALM, NEIGHBOUR_WAIT, Bed, Core, Result
 from tests.frames import mac_of, spell
 from tests.model import Model, Outcome

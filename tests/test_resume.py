@@ -7,10 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from shards import doubt, recovery, resume
+from shards import doubt, invariants, recovery, resume
 from shards.jit import PURE
 from shards.state import NAT_MAPPING, NAT_SESSION
-from tests import invariants
 from tests.bed import Core
 from tests.test_recovery import START, alive, churn, continued, kill_at, new_core
 
