@@ -23,6 +23,7 @@ from krononat.lines import Line
 from krononat.memory import Memory
 from krononat.models import Config
 from krononat.neighbours import Neighbours
+from krononat.quarantine import Quarantine
 from krononat.view import ticks
 from shards import xsk
 from shards.notes import Notes
@@ -50,6 +51,7 @@ class Parts(NamedTuple):
     crew: Crew
     cpu: int
     began: int  # tick
+    quarantine: Quarantine
 
 
 class _Deletion(NamedTuple):
@@ -70,7 +72,14 @@ class Answers:
 
     def handlers(self) -> Mapping[str, Handler]:
         """By the word in "do"."""
-        own = {"status": self._status, "memory": self._memory, "delete": self._delete, "config": self._config}
+        own = {
+            "status": self._status,
+            "memory": self._memory,
+            "delete": self._delete,
+            "config": self._config,
+            "replace": self._replace,
+            "quarantine": self._quarantine,
+        }
         return {**own, **self.cluster.handlers()}
 
     def _memory(self, _: dict[str, Any], reply: Answer) -> None:
@@ -78,6 +87,16 @@ class Answers:
 
     def _config(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True, "config": canonical(self._parts.config)})
+
+    def _replace(self, _: dict[str, Any], reply: Answer) -> None:
+        """Begin it; how it goes on, `status` says."""
+        self._parts.crew.replace()
+        reply({"ok": True, "replacement": self._parts.crew.replacement})
+
+    def _quarantine(self, request: dict[str, Any], reply: Answer) -> None:
+        quarantine = self._parts.quarantine
+        cleared = quarantine.clear() if request.get("clear") is True else 0
+        reply({"ok": True, "cleared": cleared, "quarantine": quarantine.rows(), **quarantine.status()})
 
     # --- deletions ----------------------------------------------------------------------------------------------------
 
@@ -139,6 +158,8 @@ class Answers:
             "pid": os.getpid(),
             "uptime_s": round((ticks() - parts.began) / 1000, 1),
             "worker": self._worker(),
+            "spare": {"state": parts.crew.spare(), "pid": parts.crew.spare_pid()},
+            "quarantined": parts.quarantine.status(),
             "pages": parts.memory.pages,
             "sessions": totals["sessions"],
             "mappings": totals["mappings"],
@@ -155,6 +176,8 @@ class Answers:
             "pid": crew.pid,
             "ready": crew.ready_at != 0,
             "restarts": crew.restarts,
+            "takeover_ms": crew.takeover_ms,
+            "replacement": crew.replacement,
             "cpu": self._parts.cpu,
             "cpu_percent": round(self._usage[2], 1),
             "heartbeat_ms": ticks() - crew.breathed_at,

@@ -4,6 +4,8 @@
 {"do": "memory"}                                  {"ok": true} and a read-only descriptor of the state's memory
 {"do": "delete", "lines": [[line, generation]]}   {"ok": true, "deleted": n}
 {"do": "config"}                                  {"ok": true, "config": "canonical TOML"}
+{"do": "replace"}                                 {"ok": true, "replacement": {...}}: begun; `status` says how it goes on
+{"do": "quarantine", "clear": bool}               {"ok": true, "quarantine": [...], "cleared": n, ...}
 whatever is refused                               {"ok": false, "error": {"what": ..., "why": ..., "next": ..., "status": 1}}
 
 Of a core that belongs to a cluster, answered by its worker. A core is named SERVER/NUMBER; "" is none. What a core knows of

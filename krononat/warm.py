@@ -12,9 +12,9 @@ from functools import cache
 import numpy as np
 from numba.core import event
 
-from shards import cuckoo, pipeline, recovery, rings, sessions, shard
+from shards import cuckoo, pipeline, resume, rings, sessions, shard
 from shards.burst import Burst, new_burst
-from shards.frames import LOCAL, QUEUE, RING, Rings
+from shards.frames import LOCAL, QUEUE, RING, Rings, owner
 from shards.memif_rings import LINE
 from shards.notes import LEDGER
 from shards.state import Array, Sizes, State, new_state
@@ -49,7 +49,7 @@ def _table() -> None:
 
 
 def _recovery() -> None:
-    recovery.attach(_stage()[0], 0)
+    resume.resume(_stage()[0], True, 0)
 
 
 def _pipeline() -> None:
@@ -67,6 +67,8 @@ def _ends() -> None:
 def _loop() -> None:
     state, frames, burst = _stage()
     shard.breathe(state, _no_rings(), frames, burst, shard.new_waiting(), 0, 0, 0)
+    rings.ready(_no_rings(), np.zeros(1, RING)[0])  # this and the next one: as who takes over calls them
+    owner(0, 0, 0)
     rings.listen(_no_rings())
     rings.wait(_no_rings(), 0)
     sessions.expire(state, 0, 0)

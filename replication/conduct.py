@@ -133,10 +133,13 @@ class Conductor:
             for shard in self.posts.keys() - named:  # of which it says nothing: it has nothing to do with it
                 self._told[shard][peer] = Told(peer)
         elif kind == "handover":
-            shard, epoch, successor = (fields.get(key) for key in "seb")
-            known = isinstance(shard, int) and isinstance(epoch, int) and isinstance(successor, str) and shard in self.posts
-            if known and self.posts[shard].authority == peer:
-                self._handed[shard] = (epoch, successor)
+            self._take_handover(peer, fields)
+
+    def _take_handover(self, peer: str, fields: Mapping[str, Any]) -> None:
+        match fields:
+            case {"s": int(shard), "e": int(epoch), "b": str(successor)} if shard in self.posts:
+                if self.posts[shard].authority == peer:
+                    self._handed[shard] = (epoch, successor)
 
     def _others(self, shard: int, now: int) -> list[Told]:
         told = self._told[shard]

@@ -339,7 +339,8 @@ CORE = np.dtype(
         ("ip_id", "u4"),
         ("late_compilations", "u4"),  # since the worker began to take traffic: must stay 0
         ("longest_breath_us", "u4"),  # since then
-        ("spare", "u1", (60,)),
+        ("in_doubt", "u4"),  # not 0: a change of what is derived is under way, see `doubt`
+        ("spare", "u1", (56,)),
     ]
 )
 assert CORE.itemsize == 128

@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from shards import sessions
+from shards import invariants, sessions
 from shards.verdict import DROP, VERDICTS
-from tests import frames, invariants, shunts
+from tests import frames, shunts
 from tests.bed import Bed, Core, fill_shards
 from tests.frames import ICMP, TCP, UDP, Packet, address, build, build_frame, mac_of
 from tests.pair import EPOCH, Pair, described, sender_of

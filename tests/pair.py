@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from shards import sessions, tcp
-from tests import frames, invariants, shunts
-from tests.bed import INTERNAL_REALM, Bed, Core, Result
+from shards import invariants, sessions, tcp
+from tests import frames, shunts
+from tests.bed import INTERNAL_REALM, NEIGHBOUR_WAIT, Bed, Core, Result
 from tests.frames import mac_of, spell
 from tests.model import Model, Outcome
 

@@ -12,7 +12,8 @@ import pytest
 
 from shards import shunt
 from shards.jit import PURE
-from tests import frames, fuzz, invariants, shunts
+from shards import invariants
+from tests import frames, fuzz, shunts
 from tests.bed import Bed, Core, Result, answer
 from tests.frames import address, mac_of
 from tests.pair import EPOCH
