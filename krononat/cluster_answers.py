@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from krononat.client import TIMED_OUT, Trouble
 from krononat.control import Answer, Handler, error
-from krononat.crew import Message
+from krononat.member import Message
 from krononat.view import ticks
 
 PATIENCE = 4000  # ticks that an answer may take; less than `client.ask` waits

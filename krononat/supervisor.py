@@ -303,7 +303,10 @@ class Supervisor:
             "sockets": self._sockets.description,
             "cpu": self._cpu,
             "busy_poll": self._config.io.busy_poll,
+            "cluster": None,
         }
+        if self._cluster:
+            told["cluster"] = cluster.orders(self._config, self._cluster, sorted(os.sched_getaffinity(0) - {self._cpu}))
         return told, [self._memory.descriptor, self._frames, self._notes_descriptor, *self._sockets.fds()]
 
     def _orders(self) -> Given:

@@ -61,6 +61,7 @@ class Conductor:
         self._names = {row: name for name, row in self._peers.items()}
         self.posts = {shard: self._remembered(shard, now) for shard in places}
         self._told: dict[int, dict[str, Told]] = {shard: {} for shard in places}
+        self._counts: dict[int, dict[str, tuple[int, int]]] = {shard: {} for shard in places}
         self._heard: set[str] = set()
         self._handed: dict[int, tuple[int, str]] = {}
         self._given: set[int] = set()
@@ -129,6 +130,7 @@ class Conductor:
                 told = _read(peer, post)
                 if told and told[0] in self.posts:
                     self._told[told[0]][peer] = told[1]
+                    self._counts[told[0]][peer] = _counted(post)
                     named.add(told[0])
             for shard in self.posts.keys() - named:  # of which it says nothing: it has nothing to do with it
                 self._told[shard][peer] = Told(peer)
@@ -173,6 +175,35 @@ class Conductor:
             sum(now - at < roles.RISES_WITHIN for at in self._rises[shard]),
             self._times.join_after, self._times.resume_after,
         )  # fmt: skip
+
+    # --- what is known ----------------------------------------------------------------------------------------------------
+
+    def active(self, shard: int) -> str:
+        """The core that has the authority, as far as is known; empty: none."""
+        post = self.posts[shard]
+        if post.role == ACTIVE:
+            return self._me
+        top = roles.active_among(list(self._told[shard].values()))
+        return top.name if top else post.authority
+
+    def passive(self, shard: int) -> str:
+        """The core that keeps a copy; empty: none."""
+        post = self.posts[shard]
+        if post.role == ACTIVE:
+            return post.backup
+        top = roles.active_among(list(self._told[shard].values()))
+        return top.backup if top else ""
+
+    def counts(self, shard: int) -> tuple[int, int]:
+        """(sessions, mappings): of our own rows, or as the core with the authority told."""
+        if self.posts[shard].role != ABSENT:
+            row = self._state.shards[shard]
+            return int(row["sessions"]), int(row["mappings"])
+        return self._counts[shard].get(self.active(shard), (0, 0))
+
+    def gave_up(self, shard: int, now: int) -> bool:
+        """Whether this core has been promoted too often lately."""
+        return sum(now - at < roles.RISES_WITHIN for at in self._rises[shard]) >= roles.RISES_AT_MOST
 
     # --- moves ------------------------------------------------------------------------------------------------------------
 
@@ -317,7 +348,7 @@ class Conductor:
             shard, post.role, post.epoch, post.side, post.cold, roles.wants(post), post.winner,
             post.backup if post.role == ACTIVE else "", post.guest, roles.yours(post, to, others), roles.heir(post, to), synced,
         )  # fmt: skip
-        return dict(zip(_SHORT, values, strict=True))
+        return dict(zip(_SHORT, values, strict=True), n=self.counts(shard))
 
 
 def _read(peer: str, post: Any) -> tuple[int, Told] | None:
@@ -332,6 +363,13 @@ def _read(peer: str, post: Any) -> tuple[int, Told] | None:
         return None
     told = Told(peer, role, epoch, side, bool(cold), bool(wants), winner, backup, guest, yours, bool(heir), bool(synced))
     return shard, told
+
+
+def _counted(post: Mapping[str, Any]) -> tuple[int, int]:
+    match post.get("n"):
+        case [int(sessions), int(mappings)]:
+            return sessions, mappings
+    return 0, 0
 
 
 def _accepted(me: str, post: Post, others: Iterable[Told]) -> tuple[str | None, int, bool]:
