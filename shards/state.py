@@ -208,7 +208,8 @@ POOL = np.dtype(
         ("blocks_each", "u2"),  # at most, per subscriber
         ("shard", "u2"),
         ("filtering", "u1"),
-        ("spare", "u1", (3,)),
+        ("dry", "u1"),  # no block was found free in the second `dry_at` (its low half): a bit per side and port space
+        ("dry_at", "u2"),
     ]
 )
 assert POOL.itemsize == 32
