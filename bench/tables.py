@@ -86,7 +86,7 @@ def keys(random: np.random.Generator, count: int) -> Array:
 def build(slots: int, random: np.random.Generator, units: int = UNITS_A_KEY) -> tuple[State, Array]:
     """State with an empty index, and the keys for it, whose words stand in its arena, `units` apart."""
     count = int(slots * LOAD)
-    state = new_state(Sizes(count // EXTENT_LINES + 1, slots // cuckoo.SLOTS, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2))
+    state = new_state(Sizes(count // EXTENT_LINES + 1, slots // cuckoo.SLOTS, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2))
     state.settings[0]["seed"] = random.integers(0, 2**64, 2, np.uint64)
     state.tags[:] = 0  # so that no page is met for the first time while the clock runs
     present = keys(random, count)

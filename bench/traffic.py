@@ -15,7 +15,7 @@ import numpy as np
 from shards import neighbours, pipeline, recovery
 from shards.burst import BURST, Burst, new_burst
 from shards.jit import hot
-from shards.state import ACCEPT, EXTENT_LINES, EXTERNAL, INTERNAL, REACHABLE, TCP, UDP, Array, Sizes, State, new_state
+from shards.state import ACCEPT, ACTIVE, EXTENT_LINES, EXTERNAL, INTERNAL, REACHABLE, TCP, UDP, Array, Sizes, State, new_state
 from shards.verdict import FORWARDED_IN, FORWARDED_OUT
 
 FRAME_BYTES = 256  # room of one frame: headroom, then 60 bytes (64 on the wire with its check sequence)
@@ -90,11 +90,11 @@ def _state(flows: int) -> State:
     subscribers = -(-flows // PORTS_EACH)
     each = -(-subscribers // 2) + 4  # subscribers of a shard
     externals = -(-each // 900) + 1  # of a shard; 64-port blocks: 1,008 of them an address, with room to spare
-    extents = 2 * (-(-(flows // 2 + EXTENT_LINES) // EXTENT_LINES) + -(-(flows // 4 + EXTENT_LINES) // EXTENT_LINES))
+    extents = 1 + 2 * (-(-(flows // 2 + EXTENT_LINES) // EXTENT_LINES) + -(-(flows // 4 + EXTENT_LINES) // EXTENT_LINES))
     buckets = max(1 << int(np.ceil(np.log2(flows * KEYS_EACH / 8 / LOAD) - 1e-6)), 4)
     sizes = Sizes(
         extents=extents, buckets=buckets, externals=2 * externals, accounts=2 * each + 1, prefixes=2, devices=1, limits=2,
-        pools=2, rules=1, statics=1, ports=2, shards=2, neighbours=64,
+        pools=2, rules=1, statics=1, ports=2, shards=2, peers=1, neighbours=64,
     )  # fmt: skip
     state = new_state(sizes)
     _settings(state)
@@ -127,6 +127,7 @@ def _share(state: State, shard: int, subscribers: int, externals: int) -> None:
     """The prefix, the pool and the replica side of a shard; of the second one this core is the backup."""
     prefix, pool, row = state.prefixes[shard], state.pools[shard], state.shards[shard]
     row["id"], row["epoch"], row["side"] = shard, 1 + shard, shard
+    row["role"], row["creates"] = ACTIVE, 1
     prefix["network"], prefix["mask"], prefix["realm"] = _INSIDE[shard], 0xFFE00000, 1
     prefix["first_account"], prefix["pool"], prefix["shard"] = 1 + shard * subscribers, shard, shard
     pool["first_external"], pool["externals"], pool["shard"] = shard * externals, externals, shard

@@ -17,12 +17,16 @@ import numpy as np
 
 from krononat.checks import blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
+from krononat.cluster import Cluster
 from krononat.models import LOG_LEVELS, Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
 from shards.state import (
+    ABSENT,
     ACCEPT,
+    ACTIVE,
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
     BOTH,
+    CHUNK_PORTS,
     DROP,
     ENDPOINT_INDEPENDENT,
     EXTENT_LINES,
@@ -30,6 +34,7 @@ from shards.state import (
     ICMP,
     INBOUND,
     INTERNAL,
+    JOINING,
     OUTBOUND,
     REJECT,
     TCP,
@@ -40,6 +45,7 @@ from shards.state import (
 )
 
 INTERNET, INSIDE = 0, 1  # realms
+BACKUP_SHARE = 8  # of the blocks, and of the ports of each block, one in so many is for the replica without the authority
 
 # Index entries for each session, when every session has a mapping of its own: both tuples and the internal endpoint; pools that
 # filter by address have a permission, too.
@@ -83,14 +89,14 @@ class ScopedRule(NamedTuple):
 # --- how much -------------------------------------------------------------------------------------------------------------
 
 
-def compose(config: Config) -> Sizes:
+def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
     """How many rows of each the configuration needs."""
     sessions = config.memory.sessions
     filtered = any(pool.filtering != "endpoint-independent" for pool in config.pool)
     halves = (2 if filtered else 1) * sessions + len(list(config.mappings()))
     entries = (_ENTRIES + (_PERMISSIONS if filtered else 0)) * sessions
     return Sizes(
-        extents=-(-(sessions + 1) // EXTENT_LINES) + -(-(halves + 2) // (2 * EXTENT_LINES)),
+        extents=1 + -(-sessions // EXTENT_LINES) + -(-halves // (2 * EXTENT_LINES)) + _begun(config, filtered, cluster),
         buckets=_power_of_two(int(entries / (_LOAD * _SLOTS)) + 1),
         externals=sum(map(externals_in, config.pool)),
         accounts=1 + sum(map(subscribers_in, config.subscribers)) + sum(map(_devices_in, _devices(config))),
@@ -101,9 +107,16 @@ def compose(config: Config) -> Sizes:
         rules=max(len(list(rules(config))), 1),
         statics=max(len(list(config.mappings())), 1),
         ports=len(list(config.interfaces.named())),
-        shards=1,
+        shards=config.shards,
+        peers=len(cluster.map.core) if cluster else 1,
         neighbours=_neighbours(config),
     )
+
+
+def _begun(config: Config, filtered: bool, cluster: Cluster | None) -> int:
+    """Extents that are begun and not full: of each class that a shard can have, but one of sessions and one of mappings."""
+    classes = 2 * (2 if cluster else 1) + filtered
+    return config.shards * classes - 2
 
 
 def _power_of_two(least: int) -> int:
@@ -133,7 +146,9 @@ def _devices_in(device: Device) -> int:
 # --- what -----------------------------------------------------------------------------------------------------------------
 
 
-def fill(state: State, config: Config, links: Sequence[Link], random: bytes, secret: bytes) -> None:
+def fill(
+    state: State, config: Config, links: Sequence[Link], random: bytes, secret: bytes, cluster: Cluster | None = None
+) -> None:
     """Write the configuration into a zeroed state of `compose`'s sizes.
 
     `links`: one for each configured interface, in their order. `random`: 16 bytes for the seed of the index.
@@ -144,7 +159,9 @@ def fill(state: State, config: Config, links: Sequence[Link], random: bytes, sec
     _fill_accounts(state, config)
     _fill_rules(state, config)
     _fill_statics(state, config)
-    state.shards[0]["id"], state.shards[0]["epoch"], state.shards[0]["side"] = 0, 1, 0
+    _fill_shards(state, config)
+    if cluster:
+        _fill_cluster(state, config, cluster)
     for number, ((side, port), link) in enumerate(zip(config.interfaces.named(), links, strict=True)):
         _fill_port(state, number, SIDES[side], port, link)
         _fill_gateways(state, number, port)
@@ -183,8 +200,44 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row["pools"] = len(config.pool)
     row["ports"] = len(state.ports)
     row["statics"] = len(list(config.mappings()))
-    row["shards"] = 1
+    row["shards"] = config.shards
     row["internal_port"], row["external_port"] = 0, len(state.ports) - 1
+
+
+def _fill_shards(state: State, config: Config) -> None:
+    """A core that is alone has every shard."""
+    for number in range(config.shards):
+        shard = state.shards[number]
+        shard["id"], shard["epoch"], shard["side"], shard["role"], shard["creates"] = number, 1, 0, ACTIVE, 1
+
+
+def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
+    """What the map says; a core that should have a shard first asks the others whether one of them has it meanwhile."""
+    for number, core in enumerate(cluster.map.others(cluster.me), 1):
+        state.peers[number]["address"] = int(core.shunt)
+    for told in cluster.map.shard:
+        shard = state.shards[told.id]
+        shard["epoch"], shard["creates"] = told.epoch, 0
+        shard["role"] = JOINING if cluster.me in (told.primary, told.backup) else ABSENT
+        shard["side"] = cluster.me != told.primary
+        shard["authority"] = cluster.map.row(cluster.me, told.primary)
+        if told.backup:
+            _fill_sides(state, config, told.id)
+
+
+def _fill_sides(state: State, config: Config, shard: int) -> None:
+    """Which replica may hand out which chunks: every eighth block is the backup's, and of each block the last eighth is for
+    the replica that the block is not of, so that either can give every subscriber ports of a block it has.
+    """
+    for row, pool in zip(state.pools, config.pool, strict=True):
+        if pool.shard != shard:
+            continue
+        each = pool.block_size // CHUNK_PORTS
+        block, chunk = np.divmod(np.arange(65536 // CHUNK_PORTS), each)
+        lent = (each > 1) & (chunk >= each - max(each // BACKUP_SHARE, 1))
+        sides = (block % BACKUP_SHARE == BACKUP_SHARE - 1) ^ lent
+        first = int(row["first_external"])
+        state.chunks["side"][first : first + int(row["externals"])] = sides
 
 
 def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
@@ -199,6 +252,7 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         row["blocks_free"] = count * blocks_in(pool)
         row["blocks_each"] = pool.max_blocks_per_subscriber
         row["filtering"] = FILTERINGS[pool.filtering]
+        row["shard"] = pool.shard
         addresses = [int(address) for prefix in sorted(pool.prefixes) for address in prefix]
         state.externals["address"][first : first + count] = addresses
         state.externals["pool"][first : first + count] = number
@@ -221,12 +275,14 @@ def _fill_accounts(state: State, config: Config) -> None:
     for number, group in enumerate(sorted(config.subscribers, key=lambda group: -group.prefix.prefixlen)):
         pool = names.index(group.pool)
         _fill_prefix(state.prefixes[number], group.prefix, group.each, first, 0, pool)
+        state.prefixes[number]["shard"] = config.pool[pool].shard
         _limit(state, first, subscribers_in(group), limits[_known(group.limits.within(config.limits))])
         for subscriber in group.subscriber:
             account = first + _ordinal(group, subscriber)
             _limit(state, account, 1, limits[_subscriber_limits(config, group, subscriber)])
             for device in sorted(subscriber.device, key=lambda device: -device.prefix.prefixlen):
                 _fill_prefix(state.devices[device_number], device.prefix, _each(device), device_account, account, pool)
+                state.devices[device_number]["shard"] = config.pool[pool].shard
                 _limit(state, device_account, _devices_in(device), limits[_known(device.limits)])
                 device_number, device_account = device_number + 1, device_account + _devices_in(device)
         first += subscribers_in(group)

@@ -40,6 +40,8 @@ def _per_session(state: State, load: float) -> dict[str, float]:
         "tags": KEYS_A_SESSION * _slot(state) / load,
         "links": state.links.nbytes / lines,
         "dirty": state.dirty.nbytes / lines,
+        "summary": state.summary.nbytes / lines,
+        "shipped": state.shipped.nbytes / lines,
     }
 
 
@@ -50,6 +52,8 @@ def _per_mapping(state: State, load: float) -> dict[str, float]:
         "tags": KEYS_A_MAPPING * _slot(state) / load,
         "links": state.links.nbytes / halves,  # not used, but on the pages of those that are
         "dirty": state.dirty.nbytes / halves,
+        "summary": state.summary.nbytes / halves,
+        "shipped": state.shipped.nbytes / halves,
         "owners": state.owners.itemsize,
         "chunks": state.chunks.itemsize / CHUNK_PORTS,
         "accounts": ACCOUNT.itemsize / MAPPINGS_EACH,
@@ -62,7 +66,7 @@ def _slot(state: State) -> float:
 
 def room(sizes: Sizes, sessions_each: float = 1.0) -> Room:
     """Connections that memory of these sizes holds."""
-    lines = sizes.extents * EXTENT_LINES
+    lines = (sizes.extents - 1) * EXTENT_LINES
     keys = KEYS_A_SESSION + KEYS_A_MAPPING / sessions_each
     bounds = {
         "rows": int(lines / (1 + MAPPING.itemsize / SESSION.itemsize / sessions_each)),

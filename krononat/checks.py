@@ -29,7 +29,8 @@ def refusals(config: Config) -> list[Complaint]:
     """What makes the configuration unusable."""
     looks = (
         _interfaces, _addresses, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps, _strangers_in_pools,
-        _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _control,
+        _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _shards,
+        _control,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -361,6 +362,14 @@ def _memif(config: Config) -> Complaints:
         other = seen.setdefault((told.socket, told.id), side)
         if other != side:
             yield Complaint((*here, "id"), f"{told.id} at {told.socket} is interfaces.{other} already")
+
+
+def _shards(config: Config) -> Complaints:
+    used = {pool.shard for pool in config.pool}
+    for number, pool in enumerate(config.pool):
+        missing = next((shard for shard in range(pool.shard) if shard not in used), None)
+        if missing is not None:
+            yield Complaint(("pool", number, "shard"), f"no pool is of shard {missing}: numbers begin at 0, without gaps")
 
 
 def _control(config: Config) -> Complaints:

@@ -110,15 +110,16 @@ def populate(state: State) -> None:
     of the owners those of TCP and UDP, 512 KiB an external address, for ICMP has few.
     """
     for name, array in state._asdict().items():
-        if name not in ("words", "sessions", "mappings", "links"):
+        if name not in ("words", "sessions", "mappings", "links", "dirty", "shipped"):
             rows = array[1:] if name == "owners" else array
             _populate(rows.reshape(-1).view("u1"), 0, rows.nbytes)
 
 
 def keep_ahead(state: State, done: int) -> int:
     """Have the pages of the extents that come next; `done` are populated already. How many are now."""
-    wanted = min(int(state.core[0]["next_extent"]) + _AHEAD, len(state.extents))
-    for rows in (state.sessions, state.links, state.dirty):
+    done = max(done, 1)  # the first one is never used
+    wanted = min(max(int(state.core[0]["next_extent"]), 1) + _AHEAD, len(state.extents))
+    for rows in (state.sessions, state.links, state.dirty, state.shipped):
         each = rows.nbytes // len(state.extents)
         _populate(rows.view("u1"), done * each, max(wanted - done, 0) * each)
     return max(wanted, done)

@@ -32,7 +32,8 @@ class Model(BaseModel):
 class Server(Model):
     """Who this core is."""
 
-    name: str = Field(default="nat1", pattern=_NAME, description=f"Name of this core, in logs and sockets: {_NAME_TOLD}.")
+    name: str = Field(default="nat1", pattern=_NAME, description=f"Name of this server, in logs and sockets: {_NAME_TOLD}.")
+    core: int = Field(default=0, ge=0, le=9999, description="Number of this core among those of the server.")
     cpu: int | None = Field(default=None, ge=0, description="CPU the worker is pinned to; default: the last one it may run on.")
 
 
@@ -227,6 +228,9 @@ class Pool(Model):
     """External addresses, cut into port blocks."""
 
     name: str = Field(pattern=_NAME, description=f"What subscribers call it: {_NAME_TOLD}.")
+    shard: int = Field(
+        default=0, ge=0, lt=1 << 16, description="The shard that it and its subscribers belong to: what moves between cores."
+    )
     prefixes: list[HostPrefix] = Field(min_length=1, description="External prefixes; every address of them is used.")
     ports: Ports = Field(default=PortRange(1024, 65535), description="Ports handed out, in whole blocks; not below 1024.")
     block_size: int = Field(default=512, ge=64, le=32768, description="Ports of a block; a power of two from 64 on.")
@@ -286,6 +290,31 @@ class Log(Model):
     )
 
 
+class Cluster(Model):
+    """The other cores: who they are, and when they are believed to be dead."""
+
+    map: str = Field(description="File with the map of the cluster, the same on every server.")
+    key_file: str = Field(description="File with the secret key of this core, made by `krononat cluster key`.")
+    dead_after_ms: int = Field(
+        default=150, ge=30, le=60_000, description="Silence after which another core is held for dead, in ms."
+    )
+    join_after_ms: int = Field(
+        default=3000,
+        ge=100,
+        le=600_000,
+        description="How long a core that starts waits to hear who has its shards, in ms.",
+    )
+    grace_s: int = Field(
+        default=10, ge=0, le=600, description="After a takeover, for how long connections may be picked up in their middle."
+    )
+    quiet_ms: int = Field(
+        default=1000, ge=50, le=600_000, description="A shard has moved when its old core saw no packet for so long."
+    )
+    replication_threshold_s: int = Field(
+        default=0, ge=0, le=3600, description="Age from which on a session is replicated: keeps short flows (DNS) at home."
+    )
+
+
 class Control(Model):
     """Where the CLI reaches the appliance."""
 
@@ -311,12 +340,24 @@ class Config(Model):
     )
     rule: list[Rule] = Field(default=[], description="Global rules, after those of devices and subscribers.")
     mapping: list[Mapping] = Field(default=[], description="Static mappings.")
+    cluster: Cluster | None = Field(default=None, description="The other cores; without it this one is alone.")
     control: Control = Field(default=Control(), description="Where the CLI reaches it.")
 
     @property
     def socket(self) -> str:
         """Path of the control socket."""
-        return self.control.socket or f"/run/krononat/{self.server.name}.sock"
+        core = f"-{self.server.core}" if self.cluster else ""
+        return self.control.socket or f"/run/krononat/{self.server.name}{core}.sock"
+
+    @property
+    def core_name(self) -> str:
+        """SERVER/CORE, its name in the map of the cluster."""
+        return f"{self.server.name}/{self.server.core}"
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return 1 + max(pool.shard for pool in self.pool)
 
     def mappings(self) -> Iterator[Mapping]:
         """Every static mapping: the global ones, then the subscribers' own."""

@@ -34,7 +34,7 @@ PLANNED_KEYS: Mapping[str, str] = {
     "nat64": "NAT64 is not implemented in this release",
     "pools": "each pool is a [[pool]], and subscribers name one of them as `pool`; several are not implemented in this release",
     "realm": "several realms (tenants) are not implemented in this release",
-    "replication": "replication is not implemented in this release",
+    "replication": "replication is a matter of [cluster]",
     "syslog": "export of NAT events is not implemented in this release; `krononat events` reads them",
 }
 

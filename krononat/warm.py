@@ -21,7 +21,7 @@ from shards.state import Array, Sizes, State, new_state
 
 _SMALL = Sizes(
     extents=2, buckets=64, externals=1, accounts=2, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
-    shards=1, neighbours=64,
+    shards=1, peers=1, neighbours=64,
 )  # fmt: skip
 
 

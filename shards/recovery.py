@@ -16,9 +16,11 @@ from shards.jit import hot, whole
 from shards.state import (
     BLOCKS_AT_MOST,
     CHUNK_PORTS,
+    CLASSES,
     EXTENT_LINES,
     FREE,
     NAT_MAPPING,
+    NAT_PERMISSION,
     NAT_SESSION,
     WHEEL_SHIFT,
     Row,
@@ -30,18 +32,21 @@ from shards.state import (
 def attach(state: State, now: int) -> int:
     """Make a core's memory ready for packets: empty at the first start, else as it was left. Sessions found alive."""
     _forget(state, now)
-    for extent in range(whole(state.core[0]["next_extent"])):
+    for extent in range(1, whole(state.core[0]["next_extent"])):
+        _give_back(state, extent)
         if state.extents[extent]["kind"] == NAT_MAPPING:
             _mappings_of(state, extent, now)
+        elif state.extents[extent]["kind"] == NAT_PERMISSION:
+            _permissions_of(state, extent)
     install_statics(state, now)
     for account in range(1, len(state.accounts)):
         _own_blocks(state, account, now)
     _count_free_blocks(state)
     found = 0
-    for extent in range(whole(state.core[0]["next_extent"])):
+    for extent in range(1, whole(state.core[0]["next_extent"])):
         if state.extents[extent]["kind"] == NAT_SESSION:
             found += _sessions_of(state, extent, now)
-    for extent in range(whole(state.core[0]["next_extent"])):
+    for extent in range(1, whole(state.core[0]["next_extent"])):
         if state.extents[extent]["kind"] == NAT_MAPPING:
             _end_idle(state, extent, now)
     return found
@@ -57,10 +62,11 @@ def _forget(state: State, now: int) -> None:
     core["held"] = 0
     for s in range(len(state.shards)):
         shard = state.shards[s]
-        shard["session_free"] = 0
-        shard["mapping_free"] = 0
-        shard["session_fresh"] = shard["session_fresh_end"]  # every line below an extent's end goes to a free list
-        shard["mapping_fresh"] = shard["mapping_fresh_end"]
+        for klass in range(CLASSES):
+            state.slabs[s, klass]["free"] = 0
+            state.slabs[s, klass]["fresh"] = 0  # every row of an extent that is not alive goes to a free list
+            state.slabs[s, klass]["fresh_end"] = 0
+            state.slabs[s, klass]["extents"] = 0
         shard["sessions"] = 0
         shard["mappings"] = 0
     for a in range(len(state.accounts)):
@@ -119,6 +125,23 @@ def _count_free_blocks(state: State) -> None:
 
 
 @hot
+def _give_back(state: State, number: int) -> None:
+    """Give an extent back to its class: what the extents say is the truth. They were taken in the order of their ordinals."""
+    extent = state.extents[number]
+    shard, klass, ordinal = whole(extent["shard"]), whole(extent["klass"]), whole(extent["ordinal"])
+    state.extent_of[shard, klass, ordinal] = number
+    state.slabs[shard, klass]["extents"] = ordinal + 1
+
+
+@hot
+def _permissions_of(state: State, extent: int) -> None:
+    """Free them all: the sessions that need one make it again."""
+    for half in range(extent * EXTENT_LINES * 2, (extent + 1) * EXTENT_LINES * 2):
+        state.mappings[half]["kind"] = FREE
+        slabs.free_half(state, half)
+
+
+@hot
 def _mappings_of(state: State, extent: int, now: int) -> None:
     """Index the mappings of an extent, give them their ports, put the rest on the free list. Their sessions count anew.
 
@@ -126,17 +149,18 @@ def _mappings_of(state: State, extent: int, now: int) -> None:
     is held down from now on, since nobody knows better.
     """
     shard = whole(state.extents[extent]["shard"])
-    for half in range(max(extent * EXTENT_LINES * 2, 2), (extent + 1) * EXTENT_LINES * 2):
+    for half in range(extent * EXTENT_LINES * 2, (extent + 1) * EXTENT_LINES * 2):
         row = state.mappings[half]
         row["sessions"] = 0
         external = sessions.external_ordinal(state, whole(row["external_address"]))
         _take_port_back(state, half, external, now)
         key0, key1 = state.words[half * 4], state.words[half * 4 + 1]
         if row["kind"] != NAT_MAPPING or external < 0 or not cuckoo.insert(state, key0, key1, half << 1):
-            # Permissions go as well: the sessions that need one make it again.
             row["kind"] = FREE
-            slabs.free_half(state, shard, half)
+            journal.bury(state, half, whole(row["generation"]))  # whoever was told of this life
+            slabs.free_half(state, half)
             continue
+        journal.mark(state, half)
         ports.own(state, external, ports.port_space(whole(row["internal_realm"]) >> 24), whole(row["external_port"]), half)
         sessions.charge(state, whole(row["account"]), 0, 1)
         state.shards[shard]["mappings"] += 1
@@ -157,16 +181,17 @@ def _take_port_back(state: State, half: int, external: int, now: int) -> None:
 def _sessions_of(state: State, extent: int, now: int) -> int:
     """Index and arm the living sessions of an extent, put the rest on the free list; how many live."""
     shard, found = whole(state.extents[extent]["shard"]), 0
-    for line in range(max(extent * EXTENT_LINES, 1), (extent + 1) * EXTENT_LINES):
+    for line in range(extent * EXTENT_LINES, (extent + 1) * EXTENT_LINES):
         row = state.sessions[line]
         mapping = state.mappings[whole(row["mapping"])]
         if row["kind"] == NAT_SESSION and (not _belongs(row, mapping) or sessions.index_session(state, line)):
-            journal.bury(state, line << 1, whole(row["generation"]))
             row["kind"] = FREE
             events.session(state, events.SESSION_DELETED, line, now)
         if row["kind"] == FREE:
-            slabs.free_line(state, shard, line)
+            journal.bury(state, line << 1, whole(row["generation"]))  # whoever was told of this life
+            slabs.free_line(state, line)
             continue
+        journal.mark(state, line << 1)
         mapping["sessions"] += 1
         timers.arm(state, line, now + timers.remaining(now, whole(row["expiry"])))
         sessions.charge(state, whole(mapping["account"]), 1, 0)
@@ -190,9 +215,11 @@ def _belongs(session: Row, mapping: Row) -> bool:
 
 @hot
 def _end_idle(state: State, extent: int, now: int) -> None:
-    """End the mappings of an extent that no session uses."""
+    """End the mappings of an extent that no session uses; a backup leaves that to the core that it copies."""
     shard = whole(state.extents[extent]["shard"])
-    for half in range(max(extent * EXTENT_LINES * 2, 2), (extent + 1) * EXTENT_LINES * 2):
+    if state.shards[shard]["creates"] == 0:
+        return
+    for half in range(extent * EXTENT_LINES * 2, (extent + 1) * EXTENT_LINES * 2):
         row = state.mappings[half]
         if row["kind"] == NAT_MAPPING and row["sessions"] == 0 and row["static"] == 0:
             sessions.end_mapping(state, shard, half, now)
@@ -211,6 +238,8 @@ def install_statics(state: State, now: int) -> None:
         if external < 0 or account == 0 or sessions.find_mapping(state, address, realm, protocol, port):
             continue
         shard = whole(state.accounts[account]["shard"])
+        if state.shards[shard]["creates"] == 0:
+            continue  # they come from the core that has the authority
         verdict, _ = sessions.make_mapping(
             state, shard, account, address, realm, protocol, port, external, whole(static["external_port"]), 1, now
         )

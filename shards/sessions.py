@@ -134,7 +134,7 @@ def make_mapping(
     row["sessions"] = 0
     row["static"] = static
     if not cuckoo.insert(state, key_0(address, realm, protocol), key_1(0, port, 0), half << 1):
-        slabs.free_half(state, shard, half)
+        slabs.free_half(state, half)
         return TABLE_FULL, 0
     row["account"] = account
     row["generation"] = (whole(row["generation"]) + 1) & 0xFFFF
@@ -162,7 +162,7 @@ def end_mapping(state: State, shard: int, half: int, now: int) -> None:
     state.shards[shard]["mappings"] -= 1
     state.counters[MAPPINGS_ENDED, 0] += 1
     journal.bury(state, half, whole(row["generation"]))
-    slabs.free_half(state, shard, half)
+    slabs.free_half(state, half)
 
 
 @hot
@@ -214,7 +214,7 @@ def make_session(
     row["generation"] = (whole(row["generation"]) + 1) & 0xFFFF
     verdict = index_session(state, line)
     if verdict:
-        slabs.free_line(state, shard, line)
+        slabs.free_line(state, line)
         return verdict, 0
     row["kind"] = NAT_SESSION
     mapping["sessions"] += 1
@@ -268,8 +268,7 @@ def _permit(state: State, line: int) -> int:
     key0, key1 = _permission_keys(state, line)
     half = cuckoo.lookup(state, key0, key1) >> 1
     if half == 0:
-        shard = whole(state.sessions[line]["shard"])
-        half = slabs.new_half(state, shard)
+        half = slabs.new_permission(state, whole(state.sessions[line]["shard"]))
         if half == 0:
             return ROWS_EXHAUSTED
         state.words[half * 4] = key0
@@ -278,7 +277,7 @@ def _permit(state: State, line: int) -> int:
         row["sessions"] = 0
         row["static"] = 0
         if not cuckoo.insert(state, key0, key1, half << 1):
-            slabs.free_half(state, shard, half)
+            slabs.free_half(state, half)
             return TABLE_FULL
         row["kind"] = NAT_PERMISSION
     state.mappings[half]["sessions"] += 1
@@ -297,7 +296,7 @@ def _forbid(state: State, line: int) -> None:
     if row["sessions"] == 0:
         row["kind"] = FREE
         cuckoo.erase(state, key0, key1, half << 1)
-        slabs.free_half(state, whole(state.sessions[line]["shard"]), half)
+        slabs.free_half(state, half)
 
 
 @hot
@@ -318,7 +317,7 @@ def end_session(state: State, line: int, now: int) -> None:
     if mapping["sessions"] == 0 and mapping["static"] == 0:
         end_mapping(state, shard, half, now)
     journal.bury(state, line << 1, whole(row["generation"]))
-    slabs.free_line(state, shard, line)
+    slabs.free_line(state, line)
 
 
 @hot

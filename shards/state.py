@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
-LAYOUT = 2  # of rows and sections; a worker refuses memory of another layout
+LAYOUT = 3  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
@@ -93,30 +93,62 @@ assert MAPPING.itemsize == 32
 
 EXTENT_LINES = 1 << 16  # rows are handed to shards in extents: 64 Ki lines, 4 MiB, two huge pages
 
-EXTENT = np.dtype([("shard", "u2"), ("kind", "u1"), ("spare", "u1"), ("ordinal", "u4")])  # ordinal: within its shard
+# Rows of a shard are numbered within their class, alike on every core that has a replica: a record names (shard, class, row). A
+# replica takes new rows from the classes of its own side only, so two that cannot hear each other never take the same one.
+# Permissions follow from the sessions: each core makes its own.
+CLASSES = 5
+SESSION_0, SESSION_1, MAPPING_0, MAPPING_1, PERMISSION = range(CLASSES)
+
+EXTENT = np.dtype([("shard", "u2"), ("kind", "u1"), ("klass", "u1"), ("ordinal", "u4")])  # ordinal: within shard and class
 
 # Links of a line: timer list while a session lives, free list while it does not.
 LINK = np.dtype([("next", "u4"), ("previous", "u4")])
 
+# Rows of one class of one shard, lines or half-lines: where the free ones are.
+SLAB = np.dtype(
+    [
+        ("free", "u4"),  # head of the free list, 0 none
+        ("fresh", "u4"),  # next never-used row of the newest extent
+        ("fresh_end", "u4"),
+        ("extents", "u4"),  # how many it has, see `extent_of`
+    ]
+)
+
+# What a core is to a shard now (see replication.roles). Only ACTIVE creates; each but ABSENT forwards what it knows.
+ABSENT, JOINING, SYNCING, PASSIVE, ACTIVE, DRAINING = range(6)
+ROLES = ("absent", "joining", "syncing", "passive", "active", "draining")
+
 SHARD = np.dtype(
     [
-        ("id", "u4"),
+        ("id", "u4"),  # its number in the configuration; the row's too
         ("epoch", "u4"),
-        ("session_free", "u4"),  # head of the free list (line), 0 none
-        ("session_fresh", "u4"),  # next never-used line of the newest extent
-        ("session_fresh_end", "u4"),
-        ("session_extents", "u4"),
-        ("mapping_free", "u4"),  # head of the free list (half-line), 0 none
-        ("mapping_fresh", "u4"),
-        ("mapping_fresh_end", "u4"),
-        ("mapping_extents", "u4"),
         ("sessions", "u4"),  # alive
         ("mappings", "u4"),
-        ("side", "u1"),  # replica side: which port chunks it may hand out
-        ("spare", "u1", (15,)),
+        ("wanted", "u4"),  # counts packets that need an authority while none is known to live
+        ("shunted", "u4"),  # counts packets that were passed to the authority
+        ("grace_until", "u4"),  # tick until which connections that began before a takeover may be picked up
+        ("authority", "u2"),  # row of PEER whose core has the authority, 0 none or this one
+        ("role", "u1"),
+        ("side", "u1"),  # replica side: which port chunks and rows it may hand out
+        ("creates", "u1"),  # 1: has the authority. All that the packet path asks
+        ("pickup", "u1"),  # 1: until `grace_until` TCP without SYN may open by its derived port
+        ("spare", "u1", (30,)),
     ]
 )
 assert SHARD.itemsize == 64
+
+# Another core, as packets know it. Row 0 is none.
+PEER = np.dtype(
+    [
+        ("address", "u4"),  # where shunted packets go
+        ("mtu", "u4"),  # IPv4 bytes that reach it, as probed; 0 not yet known
+        ("sent", "u4"),  # counts packets shunted to it
+        ("received", "u4"),  # and from it
+        ("alive", "u1"),  # written by the worker's chores
+        ("spare", "u1", (47,)),
+    ]
+)
+assert PEER.itemsize == 64
 
 # An internal prefix whose every 2**shift addresses are one account (subscriber, or device behind one).
 PREFIX = np.dtype(
@@ -357,6 +389,7 @@ class Sizes(NamedTuple):
     statics: int
     ports: int
     shards: int
+    peers: int  # other cores; row 0 is none
     neighbours: int  # a power of two, at most 65,536
 
 
@@ -369,13 +402,16 @@ class State(NamedTuple):
     words: Array  # uint64: the arena, two words a unit
     sessions: Array  # SESSION, a view of the same memory, by line
     mappings: Array  # MAPPING, the same, by half-line
-    extents: Array  # EXTENT
+    extents: Array  # EXTENT; the first one is never used, so that line 0 and half-line 0 mean none
+    slabs: Array  # SLAB (shards, CLASSES)
+    extent_of: Array  # uint32 (shards, CLASSES, extents): the extent of that ordinal, 0 none
     links: Array  # LINK, by line
     tags: Array  # uint16 (buckets, 32): the index's bucket lines as 16-bit words
     refs: Array  # uint32 (buckets, 16): the same lines as 32-bit words
     blooms: Array  # uint64 (buckets, 8): the same lines as 64-bit words
     wheel: Array  # uint32 (WHEEL_SLOTS,): first line of each slot's list
     shards: Array  # SHARD
+    peers: Array  # PEER
     prefixes: Array  # PREFIX, longest first
     devices: Array  # PREFIX, longest first
     accounts: Array  # ACCOUNT
@@ -391,6 +427,8 @@ class State(NamedTuple):
     port_bytes: Array  # uint8: the same memory as `ports`, flat
     neighbour_bytes: Array  # uint8: the same memory as `neighbours`, flat
     dirty: Array  # uint64 bitmap, a bit per half-line: changed since last shipped
+    summary: Array  # uint64 bitmap, a bit per word of `dirty`: something may be set there
+    shipped: Array  # uint64 bitmap, a bit per half-line: this life of the row was sent
     tombstones: Array  # uint64 (TOMBSTONES,): half-line | generation << 32
     events: Array  # EVENT (EVENTS,): number n stands at n mod EVENTS
     logged: Array  # uint32 (16,): [0] counts the events written; a cache line of its own, since others watch it
@@ -404,10 +442,13 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("counters", np.uint64, (COUNTERS, 8)),
         ("words", np.uint64, (lines * 8,)),
         ("extents", EXTENT, (sizes.extents,)),
+        ("slabs", SLAB, (sizes.shards, CLASSES)),
+        ("extent_of", np.uint32, (sizes.shards, CLASSES, sizes.extents)),
         ("links", LINK, (lines,)),
         ("tags", np.uint16, (sizes.buckets, 32)),
         ("wheel", np.uint32, (WHEEL_SLOTS,)),
         ("shards", SHARD, (sizes.shards,)),
+        ("peers", PEER, (sizes.peers,)),
         ("prefixes", PREFIX, (sizes.prefixes,)),
         ("devices", PREFIX, (sizes.devices,)),
         ("accounts", ACCOUNT, (sizes.accounts,)),
@@ -421,6 +462,8 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("ports", PORT, (sizes.ports,)),
         ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
         ("dirty", np.uint64, (lines * 2 // 64,)),
+        ("summary", np.uint64, (lines * 2 // 64 // 64,)),
+        ("shipped", np.uint64, (lines * 2 // 64,)),
         ("tombstones", np.uint64, (TOMBSTONES,)),
         ("events", EVENT, (EVENTS,)),
         ("logged", np.uint32, (16,)),

@@ -21,6 +21,7 @@ from shards import neighbours, pipeline, recovery, sessions
 from shards.burst import BURST, new_burst
 from shards.state import (
     ACCEPT,
+    ACTIVE,
     BOTH,
     DROP,
     EXTERNAL,
@@ -268,12 +269,13 @@ def new_bed_state(bed: Bed, now: int) -> State:
     """A state with everything that configuration decides filled in; `shard.attach` is still to be called."""
     units = [2 ** (prefix.each - prefix.network.prefixlen) for prefix in bed.subscribers + bed.devices]
     sizes = Sizes(
-        extents=bed.extents, buckets=bed.buckets, externals=sum(p.network.num_addresses for p in bed.pools),
+        extents=1 + bed.extents, buckets=bed.buckets, externals=sum(p.network.num_addresses for p in bed.pools),
         accounts=1 + sum(units), prefixes=len(bed.subscribers), devices=max(len(bed.devices), 1),
         limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=max(len(bed.rules), 1),
-        statics=max(len(bed.statics), 1), ports=2, shards=1, neighbours=bed.neighbours,
+        statics=max(len(bed.statics), 1), ports=2, shards=1, peers=1, neighbours=bed.neighbours,
     )  # fmt: skip
     state = new_state(sizes)
+    state.shards[0]["epoch"], state.shards[0]["role"], state.shards[0]["creates"] = 1, ACTIVE, 1
     _fill_settings(state, bed)
     _fill_ports(state, bed, now)
     _fill_pools(state, bed)

@@ -18,7 +18,7 @@ Key = tuple[int, int]
 
 def empty(buckets: int, seed: int = 1) -> State:
     """A state whose arena holds a random key in every unit but the first, and whose index is empty."""
-    state = new_state(Sizes(1, buckets, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2))
+    state = new_state(Sizes(1, buckets, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2))
     random = np.random.default_rng(seed)
     state.settings[0]["seed"] = random.integers(0, 2**64, 2, np.uint64)
     units = buckets * cuckoo.SLOTS * 2
@@ -263,7 +263,7 @@ NOW = 1_000
 
 def sessions_and_a_mapping() -> State:
     """Sessions at lines 1, 2, 3 of extent 0, which expire in 100 ticks, have expired, and have ended; a mapping in extent 1."""
-    state = new_state(Sizes(2, 64, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2))
+    state = new_state(Sizes(2, 64, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2))
     state.extents["kind"] = [NAT_SESSION, NAT_MAPPING]
     state.words[2 * 4 : 2 * 16] = np.random.default_rng(6).integers(0, 2**64, 24, np.uint64)
     state.sessions["kind"][1:4] = [NAT_SESSION, NAT_SESSION, FREE]

@@ -41,7 +41,7 @@ COMPARED = [
 
 def copy(shard: int = 0) -> State:
     """A core's copy: the same rows in the first lines of two extents, about half of them alive; what may differ does."""
-    state = new_state(Sizes(2, 64, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 2))
+    state = new_state(Sizes(2, 64, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 1, 2))
     state.extents["kind"], state.extents["shard"] = [NAT_SESSION, NAT_MAPPING], shard
     content = np.random.default_rng(1)
     for first in (0, MAPPINGS):
@@ -148,7 +148,7 @@ def test_what_changes_during_the_walk_is_left_out_and_the_rest_compared(data: st
 
 @pytest.mark.parametrize("room", [2, 3, 7, 1000])
 def test_copies_in_pieces_carry_every_living_row_once(room: int) -> None:
-    state, other = copy(), new_state(Sizes(2, 64, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 2))
+    state, other = copy(), new_state(Sizes(2, 64, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 1, 2))
     other.extents[:] = state.extents
     words, halves, carried = np.zeros((room, 8), np.uint64), np.zeros(room, np.int64), []
     for first, width in ((0, 8), (MAPPINGS, 4)):

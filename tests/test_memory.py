@@ -12,8 +12,8 @@ from krononat import memory
 from shards.state import EXTENT_LINES, Sizes, State, open_state, read_header, state_bytes, write_header
 
 SIZES = Sizes(
-    extents=4, buckets=64, externals=2, accounts=4, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
-    shards=1, neighbours=256,
+    extents=5, buckets=64, externals=2, accounts=4, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
+    shards=1, peers=1, neighbours=256,
 )  # fmt: skip
 
 
@@ -60,15 +60,15 @@ def test_a_reader_cannot_write(made: memory.Memory, state: State) -> None:
 def test_it_is_sparse_and_populated_ahead_of_the_rows_in_use(made: memory.Memory, state: State) -> None:
     before = resident(made)
     assert before < state_bytes(SIZES) // 4
-    assert memory.keep_ahead(state, 0) == 2
+    assert memory.keep_ahead(state, 0) == 3  # the first extent is never used
     ahead = resident(made)
     assert ahead - before >= 2 * EXTENT_LINES * 64 - (2 << 20)
-    assert memory.keep_ahead(state, 2) == 2
+    assert memory.keep_ahead(state, 3) == 3
     assert resident(made) == ahead
-    state.core[0]["next_extent"] = 1
-    assert memory.keep_ahead(state, 2) == 3
-    state.core[0]["next_extent"] = 4
+    state.core[0]["next_extent"] = 2
     assert memory.keep_ahead(state, 3) == 4
+    state.core[0]["next_extent"] = 5
+    assert memory.keep_ahead(state, 4) == 5
     memory.populate(state)
     assert resident(made) > ahead
     assert not state.words.any() and read_header(made.map) == SIZES

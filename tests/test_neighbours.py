@@ -44,7 +44,7 @@ def wire() -> Iterator[tuple[Namespace, Namespace]]:
 
 
 def a_state() -> State:
-    return new_state(Sizes(1, 64, 1, 4, 1, 1, 1, 1, 1, 1, 2, 1, 256))
+    return new_state(Sizes(1, 64, 1, 4, 1, 1, 1, 1, 1, 1, 2, 1, 1, 256))
 
 
 def serve_until(service: Neighbours, reached: Callable[[], bool], seconds: float) -> bool:

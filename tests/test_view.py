@@ -29,7 +29,7 @@ from shards.state import (
 
 SIZES = Sizes(
     extents=3, buckets=8, externals=4, accounts=8, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=2,
-    shards=1, neighbours=8,
+    shards=1, peers=1, neighbours=8,
 )  # fmt: skip
 NOW = (1 << 32) + 50_000  # ticks; beyond the wrap of 32 bits
 
