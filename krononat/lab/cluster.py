@@ -14,7 +14,10 @@ generators: they have whole prefixes, and no program of their own. The cores' le
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import NamedTuple
 
 from krononat.lab.topology import End, Topology, links, routes
@@ -55,6 +58,7 @@ tor       198.51.100.128/25   10.9.1.2
 _CONFIG = """\
 [server]
 name = "s{n}"
+core = 0
 
 [interfaces.internal]
 name = "inside0"
@@ -78,9 +82,32 @@ pool = "shard{shard}"
 
 [[pool]]
 name = "shard{shard}"
+shard = {shard}
 prefixes = ["{external}"]
 ports = "{ports}"
 block-size = {block_size}
+"""
+
+
+_CLUSTER = """
+[cluster]
+map = "{folder}/map.toml"
+key-file = "{folder}/s{n}.key"
+port-key-file = "{folder}/ports.key"
+"""
+
+_CORE = """
+[[core]]
+name = "{name}"
+replication = "{replication}"
+shunt = "{shunt}"
+key = '{key}'
+"""
+
+_PLACE = """
+[[shard]]
+id = {shard}
+primary = "{primary}"
 """
 
 
@@ -93,6 +120,8 @@ class Wanted(NamedTuple):
     ports: str = "1024-65535"  # of each external address
     block_size: int = 512
     more: str = ""  # TOML at the end of every core's configuration
+    clustered: bool = True  # the cores know of each other; else each is alone, and steering is all there is
+    backups: bool = True  # every shard has one, on the next server
 
 
 class Leg(NamedTuple):
@@ -143,13 +172,54 @@ def outside_leg(core: str) -> Leg:
     return Leg(f"s{n}out", IPv4Address(f"192.0.2.{16 * n + 2}"))
 
 
-def endpoint(core: str) -> str:
-    """Where it listens for replication."""
-    return f"tcp://{FABRIC.network_address + _number(core)}:{REPLICATION_PORT}"
+def backup_of(wanted: Wanted, shard: int) -> str | None:
+    """The core with the shard's copy: not always the same one for all shards of a core."""
+    if not wanted.backups or wanted.servers < 2:
+        return None
+    step = 1 + shard // wanted.servers % (wanted.servers - 1)
+    return cores(wanted)[(shard + step) % wanted.servers]
 
 
-def topology(wanted: Wanted) -> Topology:
-    """The whole of it. ValueError where that many servers or shards have no numbers."""
+def replication(core: str) -> str:
+    """Where it listens for the state of others, address:port."""
+    return f"{FABRIC.network_address + _number(core)}:{REPLICATION_PORT}"
+
+
+def map_of(wanted: Wanted, keys: Mapping[str, str]) -> str:
+    """The cluster's map; `keys`: public keys by core."""
+    told = ["version = 1\n"]
+    for name in cores(wanted):
+        shunt = outside_leg(name).address
+        told.append(_CORE.format(name=name, replication=replication(name), shunt=shunt, key=keys[name]))
+    for shard in range(wanted.shards):
+        backup = backup_of(wanted, shard)
+        told.append(_PLACE.format(shard=shard, primary=first_core(wanted, shard)))
+        told += [f'backup = "{backup}"\n'] if backup else []
+    return "".join(told)
+
+
+def furnish(wanted: Wanted, folder: Path) -> None:
+    """Write what the configurations name: the map, a key for each core, and the one that ports are derived with."""
+    if not wanted.clustered:
+        return
+    keys = {core: new_key(folder / f"{node_of(core)}.key") for core in cores(wanted)}
+    (folder / "map.toml").write_text(map_of(wanted, keys))
+    with os.fdopen(os.open(folder / "ports.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(os.urandom(32))
+
+
+def new_key(path: Path) -> str:
+    """Make a key file; the public key."""
+    from replication import keys  # late: it loads ZeroMQ
+
+    path.unlink(missing_ok=True)
+    key = keys.generate()
+    keys.write(path, key)
+    return key.public.decode()
+
+
+def topology(wanted: Wanted, folder: Path) -> Topology:
+    """The whole of it; in the folder are the files that `furnish` writes. ValueError for more than there are numbers for."""
     if not 1 <= wanted.servers <= SERVERS_AT_MOST or not 1 <= wanted.shards <= SHARDS_AT_MOST:
         raise ValueError(f"1 to {SERVERS_AT_MOST} servers, 1 to {SHARDS_AT_MOST} shards")
     servers = range(1, wanted.servers + 1)
@@ -160,7 +230,7 @@ def topology(wanted: Wanted) -> Topology:
         routes(_ROUTES) + tuple(("tor", str(subscribers_of(shard)), "10.9.0.2") for shard in range(wanted.shards)),
         {"fabric": None},
         ("tor",),
-        {f"s{n}": _config(wanted, n) for n in servers},
+        {f"s{n}": _config(wanted, n, folder) for n in servers},
     )
 
 
@@ -168,7 +238,7 @@ def _wide(end: End) -> End:
     return end._replace(mtu=CORE_MTU)
 
 
-def _config(wanted: Wanted, n: int) -> str:
+def _config(wanted: Wanted, n: int, folder: Path) -> str:
     core = f"s{n}/0"
     inside, outside = inside_leg(core).address, outside_leg(core).address
     head = _CONFIG.format(n=n, inside=inside, outside=outside, out=16 * n + 1, sessions=wanted.sessions)
@@ -182,4 +252,5 @@ def _config(wanted: Wanted, n: int) -> str:
         )
         for shard in range(wanted.shards)
     )
-    return head + "".join(shards) + (f"\n{wanted.more}\n" if wanted.more else "")
+    tail = _CLUSTER.format(folder=folder, n=n) if wanted.clustered else ""
+    return head + "".join(shards) + tail + (f"\n{wanted.more}\n" if wanted.more else "")

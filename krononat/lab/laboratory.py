@@ -52,7 +52,7 @@ class Lab:
     @classmethod
     def of_cluster(cls, name: str, wanted: Wanted) -> Lab:
         """A cluster as it is wanted."""
-        return cls(name, cluster.topology(wanted), wanted)
+        return cls(name, cluster.topology(wanted, STORE / name), wanted)
 
     @property
     def first(self) -> str:
@@ -133,6 +133,7 @@ class Lab:
         tell(f"{len(self.namespace)} namespaces, {len(self.topology.links)} veth pairs")
         namespaces.build(self.topology, self.namespace)
         if self.wanted:
+            cluster.furnish(self.wanted, self.folder)
             steering.prepare(self.namespace, self.wanted)
         tell("servers: nginx, dnsmasq, iperf3")
         servers.payload(self.folder)
