@@ -230,6 +230,11 @@ class Generator:
             raise ValueError(f"the ledger has no room for {first + connections} connections")
         self._give(OPEN, first, first + connections, rate)
 
+    @property
+    def rounds(self) -> int:
+        """The round that no connection has answered yet."""
+        return int(self.ledger.connections["round"].max(initial=1))
+
     def ask(self, turned: int, rate: int) -> None:
         """Ask every established connection that has not answered in this round."""
         self._give(ASK, 0, int(self.ledger.orders["next"][OPEN]), rate, turned)
@@ -247,3 +252,12 @@ class Generator:
             raise RuntimeError(f"{int(np.sum(self.ledger.externals == 0))} of {flows} flows did not come through")
         self._give(STREAM_OUT, flows, len(self.ledger.out), rate)
         self._give(STREAM_IN, 0, len(self.ledger.into), rate)
+
+
+def ask_until_settled(generator: Generator, rate: int = 40_000, tries: int = 4) -> int:
+    """Ask every established connection, and those that did not answer again: a lost packet is no lost connection. The round."""
+    turned = generator.rounds
+    for _ in range(tries):
+        generator.ask(turned, rate)
+        generator.wait(ASK)
+    return turned
