@@ -86,6 +86,25 @@ def resident(array: Array) -> tuple[int, int]:
     return sums["Rss:"], sums["AnonHugePages:"] + sums["ShmemPmdMapped:"]
 
 
+def small_share(process: int, name: str) -> float:
+    """Share of what a process has mapped under `name`, or beneath it, that is on 4 KiB pages (proc(5), smaps).
+
+    1.0 where it has nothing of that name: what cannot be found is not known to be on large ones.
+    """
+    resident, large, inside = 0, 0, False
+    for line in Path(f"/proc/{process}/smaps").read_text().splitlines():
+        head, _, rest = line.partition(" ")
+        if "-" in head:
+            inside = name in rest
+        elif inside and head == "Rss:":
+            resident += int(rest.split()[0])
+        elif inside and head in ("AnonHugePages:", "ShmemPmdMapped:"):
+            large += int(rest.split()[0])
+        elif inside and head in ("Shared_Hugetlb:", "Private_Hugetlb:"):  # which Rss does not count
+            resident, large = resident + int(rest.split()[0]), large + int(rest.split()[0])
+    return 1 - large / resident if resident else 1.0
+
+
 def _hardware() -> dict[str, Any]:
     governors = {path.read_text().strip() for path in _CPU.parent.glob("cpu[0-9]*/cpufreq/scaling_governor")}
     return {

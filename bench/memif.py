@@ -4,7 +4,8 @@
 frame from one buffer into another). **memif/nat/rate**: the same flowgen, and Krononat in place of macswap: the client as well,
 with buffers that are its own, so it copies nothing; a router on a stick, so frames come in and go out, translated, by one port.
 Both count what flowgen gets back a second; rings have the same size, flows the same number; one pair after the other forwards,
-again and again. flowgen neither paces nor looks at what returns, so what it offers above that is no loss worth a figure.
+again and again. flowgen neither paces nor looks at what returns, so what it offers above that is no loss worth a figure. Both
+have their packets on 2 MiB pages: **memif/pages/...** is the share of them that is on 4 KiB ones.
 
 **memif/paced/loss**: our own generator in flowgen's place (`bench.paced`: both directions, 100,000 subscribers, every frame
 verified) offers 0.9 of the rate just seen: nothing may be lost. **memif/paced/rate** is what it offered,
@@ -29,10 +30,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import clock, paced, report, testpmd, veths
+from bench import clock, environment, paced, report, testpmd, veths
 from bench.devices import appliance
 from bench.report import Result, Told
 from bench.testpmd import Testpmd
+from krononat import client
 from krononat.client import Trouble
 from krononat.lab import namespaces
 from krononat.lab.namespaces import command
@@ -125,8 +127,9 @@ def run(quick: bool, told: Told) -> list[Result]:
         base = undoing.enter_context(_testpmds(f"{folder}/base.sock"))
         told("testpmd and Krononat")
         generator = undoing.enter_context(_flowgen(f"{folder}/memif.sock"))
-        undoing.enter_context(_krononat(Path(folder)))
+        worker = undoing.enter_context(_krononat(Path(folder)))
         results = _alternated(base, Pair(generator, (generator,)), 5 if quick else 15, told)
+        results += _pages(worker, base.testpmds[0].pid)  # of what they have touched by now
         generator.close()
         nat = next(result.value for result in results if result.name == "memif/nat/rate")
         return results + _paced(f"{folder}/memif.sock", int(PACED_SHARE * nat * 1e6), 5 if quick else 15, told)
@@ -169,14 +172,22 @@ def _testpmds(socket: str) -> Iterator[Pair]:
 
 
 @contextlib.contextmanager
-def _krononat(folder: Path) -> Iterator[None]:
-    """The appliance, which calls at memif.sock until somebody answers there."""
+def _krononat(folder: Path) -> Iterator[int]:
+    """The appliance, which calls at memif.sock until somebody answers there; process number of its worker."""
     config = _CONFIG.format(cpu=LOOP_CPU, folder=folder, entries=1 << LOG2_ENTRIES)
     with appliance(NAMESPACE, folder, config):
         for address, station in (("10.0.0.2", INSIDE), ("10.0.0.3", OUTSIDE)):
             words = ("neighbour", "replace", address, "lladdr", station.hex(":"), "dev", "port0", "nud", "permanent")
             command("ip", "-n", NAMESPACE, *words)
-        yield
+        yield int(client.ask(f"{folder}/krononat.sock", {"do": "status"})["status"]["worker"]["pid"])
+
+
+def _pages(worker: int, macswap: int) -> list[Result]:
+    """Both sides of the ratio have their packets on 2 MiB pages, or the ratio says so."""
+    return [
+        report.measured("memif/pages/krononat", "share", [environment.small_share(worker, "krononat-frames")], 0.0),
+        report.measured("memif/pages/macswap", "share", [environment.small_share(macswap, "memfd:seg_")], 0.0),
+    ]
 
 
 def _alternated(base: Pair, ours: Pair, rounds: int, told: Told) -> list[Result]:

@@ -119,6 +119,11 @@ class Testpmd:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        return self._process.pid
+
     def close(self) -> None:
         """End it, and give back what it had."""
         self._undoing.close()

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from krononat import appliance, interfaces, memory
+from krononat import appliance, cluster, interfaces, memory
 from krononat.answers import Answers, Parts
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
 from krononat.control import Control, lock
@@ -82,6 +82,7 @@ class Supervisor:
 
     def __init__(self, config: Config, path: Path, environment: dict[str, str], undoing: contextlib.ExitStack) -> None:
         self._config, self._path, self._environment, self._undoing = config, path, environment, undoing
+        self._cluster = cluster.of(config)
         self._record = config.socket + ".undo"
         self._began = ticks()
         self._stopping = False
@@ -166,7 +167,7 @@ class Supervisor:
     def _make_state(self) -> None:
         if before := memory.allow_huge_pages():
             self._remember(interfaces.Step("huge pages", "shared memory", "", "advise", before))
-        sizes = appliance.compose(self._config)
+        sizes = appliance.compose(self._config, self._cluster)
         try:
             made = memory.create("krononat-state", state_bytes(sizes))
         except OSError as trouble:
@@ -184,6 +185,7 @@ class Supervisor:
             interfaces.links(self._config, self._host),
             secrets.token_bytes(16),
             key or secrets.token_bytes(16),
+            self._cluster,
         )
         _say(f"state: room for {self._config.memory.sessions:,} sessions, {made.pages} pages")
         if key is None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "drops": ("krononat.cli.drops:drops", "Show what was dropped, why, and what to do about it."),
     "pool": ("krononat.cli.pool:pool", "Show the use of external addresses and ports."),
     "trace": ("krononat.cli.trace:trace", "Follow one packet through a copy of the state, stage by stage."),
+    "cluster": ("krononat.cli.cluster:cluster", "Make the key of a core, check the map of a cluster."),
     "config": ("krononat.cli.config:config", "Check, show, explain or begin a configuration."),
     "doctor": ("krononat.cli.doctor:doctor", "Check whether this machine can run the appliance."),
     "compile": ("krononat.cli.compile:compile", "Fill the compiler's cache, so that no packet waits for it."),
