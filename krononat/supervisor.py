@@ -179,7 +179,8 @@ class Supervisor:
         self._memory = made
         write_header(made.map, sizes)
         self._state: State = open_state(made.map, sizes)
-        key = appliance.read_key()
+        path = self._config.cluster.port_key_file if self._config.cluster else None
+        key = appliance.read_key(Path(path)) if path else appliance.read_key()
         appliance.fill(
             self._state,
             self._config,
