@@ -281,7 +281,8 @@ def snapshot(state: State, shard: int, klass: int, row: int, everything: bool, n
     """(records of living rows of a class from `row` on, the row to go on from or END).
 
     `out`: SESSION_RECORD or MAPPING_RECORD, whichever the class is of. No piece looks at more than ROWS_AT_ONCE rows. What is
-    dirty stays so: a snapshot is for one peer, changes may be for several.
+    dirty stays so: a snapshot is for one peer, changes may be for several. A session whose mapping is still to be drained is
+    left to the drain, too.
     """
     end = rows(state, shard, klass)
     last, count = min(row + ROWS_AT_ONCE, end), 0
@@ -291,7 +292,7 @@ def snapshot(state: State, shard: int, klass: int, row: int, everything: bool, n
             if state.mappings[local]["kind"] == NAT_MAPPING:
                 _write_mapping(state, local, out[count])
                 count += 1
-        elif _travels(state, local, everything, 0, now):
+        elif _travels(state, local, everything, 0, now) and is_shipped(state, whole(state.sessions[local]["mapping"])):
             _write_session(state, local, now, out[count])
             count += 1
         row += 1
