@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, icmp, lookahead, nat, parse, rewrite, serve, sessions, shunt, timers
+from shards import cuckoo, doubt, icmp, lookahead, nat, parse, rewrite, serve, sessions, shunt, timers
 from shards.burst import Burst
 from shards.cuckoo import BLOCK
 from shards.jit import hot, whole
@@ -53,7 +53,9 @@ def process(state: State, frames: Array, burst: Burst, count: int, now: int) -> 
     if _left(burst, count):
         _begin_rest(burst, count)
         lookahead.misses(state, burst, count)
+        doubt.begin(state)
         _serve_rest(state, frames, burst, count, now)
+        doubt.end(state)
         _limit_waiting(state, burst, count, now)
         _finish_rest(state, frames, burst, count, now)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, events, journal, ports, slabs, tcp, timers, wire
+from shards import cuckoo, doubt, events, journal, ports, slabs, tcp, timers, wire
 from shards.jit import hot, inlined, whole
 from shards.native import Word, prefetch
 from shards.state import (
@@ -359,8 +359,10 @@ def delete(state: State, line: int, now: int) -> None:
 def delete_lives(state: State, lives: Array, now: int) -> int:
     """Delete those of the sessions that still live; `lives`: int64 (n, 2) of line and generation. How many."""
     ended = 0
+    doubt.begin(state)
     for k in range(len(lives)):
         ended += delete_life(state, lives[k, 0], lives[k, 1], now)
+    doubt.end(state)
     return ended
 
 
@@ -394,8 +396,10 @@ def expire(state: State, now: int, at_most: int) -> int:
         if line == 0:
             break
         count = _ask_for_due(state, line, min(at_most - seen, TOGETHER))
+        doubt.begin(state)
         for _ in range(count):
             line = _serve_due(state, line, now)
+        doubt.end(state)
         seen += count
     return seen
 

@@ -116,6 +116,7 @@ SLAB = np.dtype(
 
 # What a core is to a shard now (see replication.roles). Only ACTIVE creates; each but ABSENT forwards what it knows.
 ABSENT, JOINING, SYNCING, PASSIVE, ACTIVE, DRAINING = range(6)
+NO_SIDE = 2  # of a replica that may hand out nothing
 ROLES = ("absent", "joining", "syncing", "passive", "active", "draining")
 
 SHARD = np.dtype(
@@ -128,11 +129,12 @@ SHARD = np.dtype(
         ("shunted", "u4"),  # counts packets that were passed to the authority
         ("grace_until", "u4"),  # tick until which connections that began before a takeover may be picked up
         ("authority", "u2"),  # row of PEER whose core has the authority, 0 none or this one
+        ("backup", "u2"),  # ACTIVE: row of PEER of its backup, 0 none
         ("role", "u1"),
-        ("side", "u1"),  # replica side: which port chunks and rows it may hand out
+        ("side", "u1"),  # replica side: which port chunks and rows it may hand out; 2: none (see replication.roles)
         ("creates", "u1"),  # 1: has the authority. All that the packet path asks
         ("pickup", "u1"),  # 1: until `grace_until` TCP without SYN may open by its derived port
-        ("spare", "u1", (30,)),
+        ("spare", "u1", (28,)),
     ]
 )
 assert SHARD.itemsize == 64
@@ -337,7 +339,8 @@ CORE = np.dtype(
         ("ip_id", "u4"),
         ("late_compilations", "u4"),  # since the worker began to take traffic: must stay 0
         ("longest_breath_us", "u4"),  # since then
-        ("spare", "u1", (60,)),
+        ("in_doubt", "u4"),  # not 0: a change of what is derived is under way, see `doubt`
+        ("spare", "u1", (56,)),
     ]
 )
 assert CORE.itemsize == 128

@@ -32,9 +32,11 @@ from shards.outcomes import (
     NOT_IP,
     OUTCOMES,
     OWN_ADDRESS,
+    QUARANTINED,
     REDIRECTED,
     SHUNT_PORT,
 )
+from shards.signatures import Signature
 
 Network = IPv4Network | IPv6Network
 
@@ -84,16 +86,16 @@ class _Decision(bpf.Source):
         self.conclude_if(self.build.icmp_unsigned(">", beyond, self.end), REDIRECTED)
 
 
-def _program(kept: Sequence[tuple[Network, int]], sockets: int, counters: int) -> bpf.Source:
-    """For a port whose sockets and counters are these maps."""
+def _program(kept: Sequence[tuple[Network, int]], sockets: int, counters: int, dropped: Sequence[Signature] = ()) -> bpf.Source:
+    """For a port whose sockets and counters are these maps; frames with these signatures are dropped."""
     program = _Decision()
-    _look_behind(program, 0, kept)
+    _look_behind(program, 0, kept, dropped)
     program.build.position_at_end(program.conclusion)
     _finish(program, sockets, counters)
     return program
 
 
-def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, int]]) -> None:
+def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, int]], dropped: Sequence[Signature]) -> None:
     l3 = 14 + 4 * tags
     program.need(l3)
     ipv4, ipv6, tagged, other = (program.block() for _ in range(4))
@@ -104,15 +106,17 @@ def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, in
     program.conclude(NOT_IP)
     program.build.position_at_end(ipv4)
     _keep(program, l3, 20, 16, [row for row in kept if row[0].version == 4])
+    _quarantine(program, l3, [each for each in dropped if each.version == 4])
     program.conclude(REDIRECTED)
     program.build.position_at_end(ipv6)
     _keep(program, l3, 40, 24, [row for row in kept if row[0].version == 6])
+    _quarantine(program, l3, [each for each in dropped if each.version == 6])
     _keep_neighbour_discovery(program, l3)
     program.build.position_at_end(tagged)
     if tags == _TAGS_AT_MOST:
         program.conclude(REDIRECTED)
     else:
-        _look_behind(program, tags + 1, kept)
+        _look_behind(program, tags + 1, kept, dropped)
 
 
 def _keep(program: _Decision, l3: int, header: int, destination: int, kept: Sequence[tuple[Network, int]]) -> None:
@@ -158,6 +162,29 @@ def _inside(build: Any, words: Sequence[Any], network: Network) -> Any:
     return equal
 
 
+def _quarantine(program: _Decision, l3: int, dropped: Sequence[Signature]) -> None:
+    """Drop what has one of these signatures, as `Signature.matches` says; a shorter frame than one has not got it."""
+    build = program.build
+    for each in dropped:
+        long_enough, further = program.block(), program.block()
+        beyond = build.gep(program.data, [I64(l3 + len(each.mask))])
+        build.cbranch(build.icmp_unsigned(">", beyond, program.end), further, long_enough)
+        build.position_at_end(long_enough)
+        different = I32(0)
+        for at, (content,), (mask,) in zip(
+            range(l3, l3 + len(each.mask), 4),
+            struct.iter_unpack("<I", each.content),
+            struct.iter_unpack("<I", each.mask),
+            strict=True,
+        ):
+            if mask:
+                unlike = build.xor(build.and_(program.read(at, I32), I32(mask)), I32(content))
+                different = build.or_(different, unlike)
+        program.conclude_if(build.icmp_unsigned("==", different, I32(0)), QUARANTINED)
+        build.branch(further)
+        build.position_at_end(further)
+
+
 def _keep_neighbour_discovery(program: _Decision, l3: int) -> None:
     """Unicast answers and probes, RFC 4861 4: types 133 to 137. Behind an extension header they are not ours to find."""
     build = program.build
@@ -172,6 +199,8 @@ def _finish(program: _Decision, sockets: int, counters: int) -> None:
     """Redirect where that was concluded, count, and return what the kernel shall do."""
     build, concluded = program.build, program.build.block
     redirect, count = program.block(), program.block()
+    dropped = build.icmp_unsigned("==", program.outcome, I32(QUARANTINED))
+    kept = build.select(dropped, I32(bpf.XDP_DROP), I32(bpf.XDP_PASS))
     build.cbranch(build.icmp_unsigned("==", program.outcome, I32(REDIRECTED)), redirect, count)
     build.position_at_end(redirect)
     asked = to_socket(program, sockets, bpf.XDP_DROP)
@@ -180,7 +209,7 @@ def _finish(program: _Decision, sockets: int, counters: int) -> None:
     build.branch(count)
     build.position_at_end(count)
     outcome, result = build.phi(I32), build.phi(I32)
-    for source, value, returned in ((concluded, program.outcome, I32(bpf.XDP_PASS)), (redirect, redirected, action)):
+    for source, value, returned in ((concluded, program.outcome, kept), (redirect, redirected, action)):
         outcome.add_incoming(value, source)
         result.add_incoming(returned, source)
     _count(program, counters, outcome)
@@ -221,8 +250,8 @@ class Steering:
         self.sockets = bpf.create_map(bpf.XSKMAP, 4, queues, "krn_sockets")
         self.counters = bpf.create_map(bpf.PERCPU_ARRAY, 16, len(OUTCOMES), "krn_steering")
         kept = [*_ALWAYS_KEPT, *((one, BROADCAST) for one in broadcast), *((one, OWN_ADDRESS) for one in own)]
-        networks = [(ip_network(text), outcome) for text, outcome in kept]
-        self.program = bpf.load_program(_program(networks, self.sockets, self.counters), "krononat")
+        self._kept = [(ip_network(text), outcome) for text, outcome in kept]
+        self.program = bpf.load_program(_program(self._kept, self.sockets, self.counters), "krononat")
 
     def place(self, queue: int, socket: int) -> None:
         """Give the frames of a queue to the AF_XDP socket of this descriptor, which must be bound to that very queue."""
@@ -244,6 +273,14 @@ class Steering:
                 if flag == wanted[-1] or refused.errno != xsk.EOPNOTSUPP:
                     raise OSError(refused.errno, bpf.why_not_attached(refused)) from refused
         raise AssertionError("unreachable")
+
+    def quarantine(self, dropped: Sequence[Signature]) -> None:
+        """Drop frames with these signatures from now on, and no others: another program takes the place of this one."""
+        program = bpf.load_program(_program(self._kept, self.sockets, self.counters, dropped), "krononat")
+        if self.link >= 0:
+            bpf.exchange(self.link, program)
+        xsk.close(self.program)
+        self.program = program
 
     def count(self) -> dict[str, tuple[int, int]]:
         """Packets and bytes by outcome since `reset`, over all CPUs."""

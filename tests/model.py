@@ -157,7 +157,8 @@ class Model:
     def _need_authority(self, number: int, packet: Packet, side: str, turned: bool = False) -> None:
         """Only the core with the authority over a shard goes on. Another passes the packet there, unless it came so itself."""
         shard = self.bed.shard(number)
-        meant = not self.came or turned or (self.came.shard == number and self.came.epoch <= shard.epoch)
+        second_half = turned and not (self.came and self.came.turned)  # of a hairpin whose first half was for us
+        meant = not self.came or second_half or (self.came.shard == number and self.came.epoch <= shard.epoch)
         if shard.role == "active" and meant:
             return
         if self.came:
