@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import apply, gather, journal, ports, sessions, slabs, tcp, timers
+from shards import apply, gather, invariants, journal, ports, sessions, slabs, tcp, timers
 from shards.jit import PURE
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import (
@@ -29,7 +29,6 @@ from shards.state import (
     Row,
     State,
 )
-from tests import invariants
 from tests.bed import Bed, Core, Result
 from tests.frames import Packet, address, build, build_frame, mac_of, read
 from tests.fuzz import RICH, STICK, Traffic, bed

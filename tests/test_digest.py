@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import digest, gather, journal, slabs, tcp
+from shards import digest, gather, invariants, journal, slabs, tcp
 from shards.state import MAPPING, MAPPING_0, PASSIVE, SESSION, SESSION_0, Array, State
-from tests import invariants
 from tests.frames import address
 from tests.fuzz import RICH, Traffic, bed
 from tests.pair import EPOCH
