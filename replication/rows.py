@@ -65,7 +65,8 @@ class StateSource:
 
     def unsent(self, shard: int) -> int:
         """See `Source`."""
-        return int(np.bitwise_count(self._dirty[extents(self._state, shard)]).sum())
+        ended = (int(self._state.core[0]["tombstones"]) - self._read.get(shard, 0)) & 0xFFFFFFFF  # of any shard
+        return ended + int(np.bitwise_count(self._dirty[extents(self._state, shard)]).sum())
 
     def ripen(self, shard: int, now: int) -> None:
         """See `Source`."""

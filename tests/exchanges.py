@@ -22,11 +22,11 @@ def ticks() -> int:
 class Node:
     """A core: its rows and its exchange."""
 
-    def __init__(self, name: str, settings: Settings = Settings()) -> None:  # noqa: B008 - a tuple
+    def __init__(self, name: str, settings: Settings = Settings(), endpoint: str = ANYWHERE) -> None:  # noqa: B008 - a tuple
         self.name = name
         self.key = keys.generate()
         self.tables = Tables()
-        self.exchange = Exchange(self.tables, self.tables, Peer(name, ANYWHERE, self.key.public), self.key, settings)
+        self.exchange = Exchange(self.tables, self.tables, Peer(name, endpoint, self.key.public), self.key, settings)
 
     @property
     def peer(self) -> Peer:
