@@ -118,6 +118,9 @@ class Io(Model):
         default="auto", description="Where the XDP program runs: native in the driver, generic in the stack."
     )
     busy_poll: bool = Field(default=False, description="Never sleep: lower latency, one CPU always busy.")
+    spare: bool = Field(
+        default=True, description="A second process stands by to take over at once if the worker dies; takes about 100 MiB."
+    )
     frames: int = Field(default=8192, ge=1024, le=1 << 18, description="Frames of 4 KiB in the umem; a power of two.")
 
 
@@ -295,6 +298,11 @@ class Cluster(Model):
 
     map: str = Field(description="File with the map of the cluster, the same on every server.")
     key_file: str = Field(description="File with the secret key of this core, made by `krononat cluster key`.")
+    port_key_file: str | None = Field(
+        default=None,
+        description="File with the secret that ports are derived with, the same on every server; default: "
+        "/etc/krononat/cluster.key.",
+    )
     dead_after_ms: int = Field(
         default=150, ge=30, le=60_000, description="Silence after which another core is held for dead, in ms."
     )

@@ -399,5 +399,7 @@ def _give_up(state: State, holder: int, external: int, block: int, size: int) ->
     """A block is no longer the account's, with ports in use or without."""
     ports.disown_block(state, holder, external, block, size)
     if ports.is_vacant(state, external, block, size // CHUNK_PORTS):
-        state.pools[whole(state.externals[external]["pool"])]["blocks_free"] += 1
+        pool = state.pools[whole(state.externals[external]["pool"])]
+        pool["blocks_free"] += 1
+        pool["dry"] = 0
         state.externals[external]["blocks_free"] += 1

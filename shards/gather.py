@@ -15,7 +15,7 @@ import numpy as np
 
 from shards import journal, ports, slabs, tcp, timers
 from shards.jit import hot, whole
-from shards.native import first_bit, prefetch
+from shards.native import Word, first_bit, prefetch
 from shards.records import HAIRPIN, SHADOW, STATIC
 from shards.sessions import HAIRPIN_HOP
 from shards.state import (
@@ -112,6 +112,44 @@ def _collect_word(state: State, word: int, records: Array, found: int) -> int:
         prefetch(state.sessions, half >> 1)
         found += 1
     return found
+
+
+@hot
+def clean(state: State, shard: int) -> None:
+    """No row of the shard has changed: the snapshot that begins now tells all."""
+    for klass in range(SESSION_0, MAPPING_1 + 1):
+        for ordinal in range(whole(state.slabs[shard, klass]["extents"])):
+            extent = whole(state.extent_of[shard, klass, ordinal])
+            for at in range(extent * _SUMMARY_EACH, (extent + 1) * _SUMMARY_EACH):
+                while state.summary[at] != _U(0):
+                    word = at * 64 + first_bit(state.summary[at])
+                    state.dirty[word] = 0
+                    state.summary[at] &= ~(_U(1) << _U(word & 63))
+
+
+@hot
+def unsent(state: State, shard: int) -> int:
+    """Rows of the shard that have changed and were not drained; half-open connections count."""
+    count = 0
+    for klass in range(SESSION_0, MAPPING_1 + 1):
+        for ordinal in range(whole(state.slabs[shard, klass]["extents"])):
+            extent = whole(state.extent_of[shard, klass, ordinal])
+            for at in range(extent * _SUMMARY_EACH, (extent + 1) * _SUMMARY_EACH):
+                words = state.summary[at]
+                while words != _U(0):
+                    count += _bits(state.dirty[at * 64 + first_bit(words)])
+                    words &= words - _U(1)
+    return count
+
+
+@hot
+def _bits(word: Word) -> int:
+    """How many are set."""
+    count = 0
+    while word != _U(0):
+        word &= word - _U(1)
+        count += 1
+    return count
 
 
 @hot

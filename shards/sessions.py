@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, events, journal, ports, slabs, timers, wire
+from shards import cuckoo, doubt, events, journal, ports, slabs, tcp, timers, wire
 from shards.jit import hot, inlined, whole
 from shards.native import Word, prefetch
 from shards.state import (
+    ABSENT,
+    ACTIVE,
     ADDRESS_DEPENDENT,
     CHUNK_PORTS,
     FREE,
@@ -37,6 +39,7 @@ _U = np.uint64
 HAIRPIN_HOP = 0xFFFF  # in a session's `outward`: not a neighbour, the packet turns round inside
 PERMISSION_BIT = 128  # in the protocol of a permission's key: no packet has such a key
 SESSIONS_EACH = 65535  # of a mapping at most, by the width of its count
+LOOK_AGAIN = 10_000  # ticks between two looks of the wheel at a session that is due but stays
 TOGETHER = 32  # lines that are due and are asked for together
 
 
@@ -356,8 +359,10 @@ def delete(state: State, line: int, now: int) -> None:
 def delete_lives(state: State, lives: Array, now: int) -> int:
     """Delete those of the sessions that still live; `lives`: int64 (n, 2) of line and generation. How many."""
     ended = 0
+    doubt.begin(state)
     for k in range(len(lives)):
         ended += delete_life(state, lives[k, 0], lives[k, 1], now)
+    doubt.end(state)
     return ended
 
 
@@ -391,8 +396,10 @@ def expire(state: State, now: int, at_most: int) -> int:
         if line == 0:
             break
         count = _ask_for_due(state, line, min(at_most - seen, TOGETHER))
+        doubt.begin(state)
         for _ in range(count):
             line = _serve_due(state, line, now)
+        doubt.end(state)
         seen += count
     return seen
 
@@ -442,7 +449,33 @@ def _serve_due(state: State, line: int, now: int) -> int:
     if left > 0:
         timers.arm(state, line, now + left)
         _keep_neighbours(state, line, now)
+    elif outlives(state, line, now):
+        timers.arm(state, line, now + LOOK_AGAIN)
     else:
         end_session(state, line, now)
         state.counters[SESSIONS_EXPIRED, 0] += 1
     return following
+
+
+@hot
+def outlives(state: State, line: int, now: int) -> bool:
+    """Whether a session that is due stays: only the authority knows its end, and a new one not before its grace is over."""
+    shard = state.shards[whole(state.sessions[line]["shard"])]
+    if shard["role"] != ACTIVE and shard["role"] != ABSENT:
+        return True
+    if shard["grace_until"] != 0 and timers.remaining(now, whole(shard["grace_until"])) <= 0:
+        shard["grace_until"] = 0  # before the tick comes round again, in 25 days
+    return bool(shard["grace_until"] != 0)
+
+
+@hot
+def end_or_revive(state: State, line: int, now: int) -> int:
+    """A packet has met a session that is due: end it, or let it live on where it stays; the line, or 0."""
+    row = state.sessions[line]
+    if outlives(state, line, now):
+        row["expiry"] = (now + tcp.timeout(state.settings, whole(row["state"]))) & 0xFFFFFFFF
+        return line
+    timers.disarm(state, line)
+    end_session(state, line, now)
+    state.counters[SESSIONS_EXPIRED, 0] += 1
+    return 0

@@ -7,6 +7,7 @@ they are delivered, or lost; then a snapshot sets things right, in pieces, while
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,6 @@ from shards.state import (
     MAPPING_0,
     MAPPING_1,
     NAT_MAPPING,
-    PASSIVE,
     PERMISSION,
     SESSION_0,
     SESSION_1,
@@ -27,7 +27,7 @@ from shards.state import (
     State,
 )
 from tests import invariants
-from tests.bed import Bed, Core
+from tests.bed import Bed, Core, Shard
 
 KEYS = np.uint64(0x0123456789ABCDEF), np.uint64(0xFEDCBA9876543210)
 SNAPSHOT = MAPPING_0, MAPPING_1, SESSION_0, SESSION_1
@@ -150,10 +150,10 @@ class Twins:
     """Two cores of one configuration."""
 
     def __init__(self, bed: Bed, now: int, everything: bool = False, threshold: int = 0) -> None:
-        bed.shards, bed.extents = 2, 10
-        self.one, self.other = Core(bed, now), Core(bed, now)
+        bed.extents, bed.two_sides, bed.shards = 10, True, {0: Shard(), 1: Shard()}
+        self.one = Core(bed, now)
+        self.other = Core(replace(bed, shards={0: Shard(role="passive", side=1), 1: Shard()}), now)
         self.disorder(self.other.state)
-        self.role(self.other, PASSIVE, 1)
         self.sender, self.receiver = Sender(self.one, everything, threshold), Receiver(self.other)
         self.sender.snapshot(now)  # static mappings are there already
         self.deliver(now)
@@ -163,7 +163,6 @@ class Twins:
         """Give extents to another shard first, so that ours have other numbers."""
         state.shards[1]["side"] = 1
         slabs.new_line(state, 1), slabs.new_half(state, 1)
-        state.shards[0]["side"] = 1
         slabs.free_line(state, slabs.new_line(state, 0))
 
     @staticmethod

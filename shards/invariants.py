@@ -8,7 +8,7 @@ import numpy as np
 
 from shards import cuckoo, ports, sessions
 from shards.state import CHUNK_PORTS, EXTENT_LINES, HELD, NAT_MAPPING, NAT_SESSION, Array, State
-from shards.verdict import RECEIVED, VERDICTS
+from shards.verdict import RECEIVED, SHUNTED, VERDICTS
 
 
 def living(state: State) -> Array:
@@ -159,6 +159,9 @@ def _conservation(state: State, received: int, held: int) -> list[str]:
     told = [] if decided + held == received else [f"{received} frames came, {decided} have a verdict, {held} are held"]
     if int(packets[RECEIVED]) + held != received:
         told.append(f"{received} frames came, `received` says {packets[RECEIVED]} and {held} are held")
+    passed_on, to_peers = int(state.shards["shunted"].sum()), int(state.peers["sent"].sum())
+    if not int(packets[SHUNTED]) == passed_on == to_peers:
+        told.append(f"{packets[SHUNTED]} packets were shunted, shards count {passed_on} and peers {to_peers}")
     if packets[0]:
         told.append(f"{packets[0]} packets were left undecided")
     return told
