@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards import apply, digest, gather, slabs
+from shards import apply, digest, gather, invariants, slabs
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import (
     ACTIVE,
@@ -26,7 +26,6 @@ from shards.state import (
     Array,
     State,
 )
-from tests import invariants
 from tests.bed import Bed, Core, Shard
 
 KEYS = np.uint64(0x0123456789ABCDEF), np.uint64(0xFEDCBA9876543210)
