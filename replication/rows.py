@@ -29,10 +29,10 @@ _ALL: Array = np.zeros(COMPARED_ROWS // 64, np.uint64)
 
 
 class StateSource:
-    """The rows of a core, to be sent."""
+    """The rows of a core, to be sent. `threshold`: ticks, whole seconds of them."""
 
     def __init__(self, state: State, threshold: int) -> None:
-        self._state, self._threshold = state, threshold
+        self._state, self._threshold = state, threshold // 1000  # seconds, as `gather` has it
         self._dirty, self._summary = state.dirty.reshape(-1, _DIRTY_EACH), state.summary.reshape(-1, _SUMMARY_EACH)
         self._sessions, self._mappings = np.zeros(SESSIONS_AT_ONCE, SESSION_RECORD), np.zeros(MAPPINGS_AT_ONCE, MAPPING_RECORD)
         self._tombstones, self._holds = np.zeros(TOMBSTONES_AT_ONCE, TOMBSTONE), np.zeros(HOLDS_AT_ONCE, HOLD)
@@ -68,7 +68,8 @@ class StateSource:
 
     def unsent(self, shard: int) -> int:
         """See `Source`."""
-        return int(np.bitwise_count(self._dirty[extents(self._state, shard)]).sum())
+        ended = (int(self._state.core[0]["tombstones"]) - self._read.get(shard, 0)) & 0xFFFFFFFF  # of any shard
+        return ended + int(np.bitwise_count(self._dirty[extents(self._state, shard)]).sum())
 
     def ripen(self, shard: int, now: int) -> None:
         """See `Source`."""
