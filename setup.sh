@@ -44,6 +44,7 @@ if [ "${1:-}" = tests ]; then # what the benches are held against: testpmd, the 
     wants nft nftables
     wants gcc gcc
     wants pkg-config pkg-config
+    wants sshd openssh-server # a copy by scp goes on while its shard moves
     pkg-config --exists libdpdk 2>/dev/null || missing="$missing libdpdk-dev"
 fi
 
@@ -70,6 +71,9 @@ if [ -n "$missing" ]; then
     logged apt-get -o DPkg::Lock::Timeout=120 -qq install -y --no-install-recommends $missing
     case $missing in
     *nginx*) [ ! -d /run/systemd/system ] || systemctl -q disable nginx || true ;;
+    esac
+    case $missing in
+    *openssh-server*) [ ! -d /run/systemd/system ] || systemctl -q disable ssh || true ;;
     esac
     [ -z "$policy" ] || rm -f $policy
 fi

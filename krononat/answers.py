@@ -1,4 +1,7 @@
-"""What clients of the control socket are told: status, memory, configuration; and deletions, which the worker carries out."""
+"""What clients of the control socket are told: status, memory, configuration; and deletions, which the worker carries out.
+
+About shards and the cluster: `cluster_answers`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any, NamedTuple
 
 from krononat import memory, view
 from krononat.client import Trouble
+from krononat.cluster_answers import ClusterAnswers
 from krononat.config import canonical
 from krononat.control import Answer, Handler, error
 from krononat.crew import Crew
@@ -61,13 +65,14 @@ class Answers:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.cluster = ClusterAnswers(parts.crew.send, parts.config.cluster is not None)
         self._deletions: deque[_Deletion] = deque()
         self._deleted = 0  # by the first of them, so far
         self._usage = (parts.began, 0.0, 0.0)  # tick, CPU seconds of the worker until then, percent
 
     def handlers(self) -> Mapping[str, Handler]:
         """By the word in "do"."""
-        return {
+        own = {
             "status": self._status,
             "memory": self._memory,
             "delete": self._delete,
@@ -75,6 +80,7 @@ class Answers:
             "replace": self._replace,
             "quarantine": self._quarantine,
         }
+        return {**own, **self.cluster.handlers()}
 
     def _memory(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True}, [memory.read_only(self._parts.memory.descriptor)])
@@ -134,6 +140,7 @@ class Answers:
         """Give up on deletions that take too long, and measure the worker's use of its CPU; call it now and then."""
         if self._deletions and now - self._deletions[0].since > PATIENCE:
             self.refuse_deletions()
+        self.cluster.tire(now)
         before, used, _ = self._usage
         if now - before >= 1000:
             using = _cpu_seconds(self._parts.crew.pid)

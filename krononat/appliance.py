@@ -35,6 +35,7 @@ from shards.state import (
     INBOUND,
     INTERNAL,
     JOINING,
+    NO_SIDE,
     OUTBOUND,
     REJECT,
     TCP,
@@ -219,7 +220,7 @@ def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
         shard = state.shards[told.id]
         shard["epoch"], shard["creates"] = told.epoch, 0
         shard["role"] = JOINING if cluster.me in (told.primary, told.backup) else ABSENT
-        shard["side"] = cluster.me != told.primary
+        shard["side"] = {told.primary: 0, told.backup: 1}.get(cluster.me, NO_SIDE)
         shard["authority"] = cluster.map.row(cluster.me, told.primary)
         if told.backup:
             _fill_sides(state, config, told.id)

@@ -298,6 +298,11 @@ class Cluster(Model):
 
     map: str = Field(description="File with the map of the cluster, the same on every server.")
     key_file: str = Field(description="File with the secret key of this core, made by `krononat cluster key`.")
+    port_key_file: str | None = Field(
+        default=None,
+        description="File with the secret that ports are derived with, the same on every server; default: "
+        "/etc/krononat/cluster.key.",
+    )
     dead_after_ms: int = Field(
         default=150, ge=30, le=60_000, description="Silence after which another core is held for dead, in ms."
     )

@@ -179,7 +179,8 @@ class Supervisor:
         self._memory = made
         write_header(made.map, sizes)
         self._state: State = open_state(made.map, sizes)
-        key = appliance.read_key()
+        path = self._config.cluster.port_key_file if self._config.cluster else None
+        key = appliance.read_key(Path(path)) if path else appliance.read_key()
         appliance.fill(
             self._state,
             self._config,
@@ -303,7 +304,10 @@ class Supervisor:
             "sockets": self._sockets.description,
             "cpu": self._cpu,
             "busy_poll": self._config.io.busy_poll,
+            "cluster": None,
         }
+        if self._cluster:
+            told["cluster"] = cluster.orders(self._config, self._cluster, sorted(os.sched_getaffinity(0) - {self._cpu}))
         return told, [self._memory.descriptor, self._frames, self._notes_descriptor, *self._sockets.fds()]
 
     def _orders(self) -> Given:
@@ -373,8 +377,11 @@ class Supervisor:
                 self._open()
         elif "deleted" in message and self._answers:
             self._answers.deleted(message["deleted"])
+        elif "answer" in message and self._answers:
+            self._answers.cluster.answered(message)
         elif "ended" in message and self._answers:
             self._answers.refuse_deletions()
+            self._answers.cluster.refuse()
 
 
 def _unlimit_locked_memory() -> None:

@@ -6,6 +6,7 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "wake"}                                   neighbours have answered
     {"do": "delete", "lines": [[line, generation]]}  {"deleted": n}
     {"do": "connect", "line": n, "connection": ...}  the n-th memif port; its descriptors come along, null: nobody is there
+    {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
 
@@ -25,7 +26,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from krononat import memory, warm
+from krononat import memory, replica, warm
 from krononat.view import ticks
 from shards import memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
@@ -55,6 +56,9 @@ class Worker:
         self._burst, self._waiting = new_burst(), shard.new_waiting()
         self._stopping = False
         self._wanted = 0
+        self._cluster: dict[str, Any] | None = told["cluster"]
+        self._replica: replica.Replica | None = None
+        self._more = False  # to be replicated at once
 
     def stand_by(self, spare: bool) -> None:
         """Leave the garbage collector nothing to do; and have all pages of the memory at hand if there is time for that now."""
@@ -70,6 +74,9 @@ class Worker:
         self._lines = orders["lines"]
         alive, self.rebuilt = resume.resume(self._state, orders["reindex"], ticks())
         also = [self._channel.fileno()]
+        if self._cluster:
+            self._replica = replica.Replica(self._state, self._cluster, ticks())
+            also += self._replica.descriptors()
         self._rings = rings.open_rings(self._description, self._frames, self._notes, self._lines, also)
         self._events = {
             number: [told["out_event"], told["back_event"]]
@@ -94,8 +101,8 @@ class Worker:
             if idle or now != last:
                 self._chores(now)
                 last = now
-            if idle and not self._stopping:
-                rings.wait(self._rings, SHORT_NAP if self._state.core[0]["held"] else NAP)
+            if idle and not self._stopping and not self._more:
+                rings.wait(self._rings, SHORT_NAP if self._state.core[0]["held"] or self._replica else NAP)
 
     def _breathe(self, now: int, bursts: int) -> int:
         begun = time.monotonic_ns()
@@ -116,6 +123,8 @@ class Worker:
             self.say({"wanted": wanted})
         if self._lines:
             rings.listen(self._rings)
+        if self._replica:
+            self._more = self._replica.turn(now)
         try:
             message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST)
         except BlockingIOError:
@@ -130,6 +139,8 @@ class Worker:
     def _obey(self, told: dict[str, Any], descriptors: list[int], now: int) -> None:
         if told["do"] == "connect":
             self._connect(told["line"], told["connection"], descriptors)
+        if told["do"] == "ask" and self._replica:
+            self.say({"id": told["id"], "answer": self._replica.answer(told["request"])})
         if told["do"] == "retire":
             self._stopping = True
         if told["do"] == "delete":

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 PASS, DROP, REDIRECT = "pass", "drop", "redirect"
 
+SHUNT_PORT = 7655  # UDP; Krononat's own choice. To the core's address and this port is not the kernel's: see `shunt`
+
 
 class Outcome(NamedTuple):
     """What becomes of a frame at the port; `name` is the word in counters."""

@@ -116,6 +116,7 @@ SLAB = np.dtype(
 
 # What a core is to a shard now (see replication.roles). Only ACTIVE creates; each but ABSENT forwards what it knows.
 ABSENT, JOINING, SYNCING, PASSIVE, ACTIVE, DRAINING = range(6)
+NO_SIDE = 2  # of a replica that may hand out nothing
 ROLES = ("absent", "joining", "syncing", "passive", "active", "draining")
 
 SHARD = np.dtype(
@@ -128,11 +129,12 @@ SHARD = np.dtype(
         ("shunted", "u4"),  # counts packets that were passed to the authority
         ("grace_until", "u4"),  # tick until which connections that began before a takeover may be picked up
         ("authority", "u2"),  # row of PEER whose core has the authority, 0 none or this one
+        ("backup", "u2"),  # ACTIVE: row of PEER of its backup, 0 none
         ("role", "u1"),
-        ("side", "u1"),  # replica side: which port chunks and rows it may hand out
+        ("side", "u1"),  # replica side: which port chunks and rows it may hand out; 2: none (see replication.roles)
         ("creates", "u1"),  # 1: has the authority. All that the packet path asks
         ("pickup", "u1"),  # 1: until `grace_until` TCP without SYN may open by its derived port
-        ("spare", "u1", (30,)),
+        ("spare", "u1", (28,)),
     ]
 )
 assert SHARD.itemsize == 64
@@ -206,7 +208,8 @@ POOL = np.dtype(
         ("blocks_each", "u2"),  # at most, per subscriber
         ("shard", "u2"),
         ("filtering", "u1"),
-        ("spare", "u1", (3,)),
+        ("dry", "u1"),  # no block was found free in the second `dry_at` (its low half): a bit per side and port space
+        ("dry_at", "u2"),
     ]
 )
 assert POOL.itemsize == 32

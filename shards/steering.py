@@ -2,8 +2,9 @@
 
 Every frame has one of the `outcomes` and is counted under it, packets and bytes, per CPU; so the sum over outcomes is what
 the program saw. What is the kernel's business (ARP, LLDP, neighbour discovery, multicast, what is addressed to the core
-itself: BGP, BFD, ping) passes; all else goes to the AF_XDP socket of the queue it came in by. Where no socket is, the frame
-is dropped and never passed: a kernel that knows routes would forward it untranslated.
+itself: BGP, BFD, ping) passes; all else goes to the AF_XDP socket of the queue it came in by, and so do packets that another
+core has shunted to this one (see `shunt`). Where no socket is, the frame is dropped and never passed: a kernel that knows
+routes would forward it untranslated.
 
 The program is written for one port, with the port's own addresses as constants, and tags (802.1Q, 802.1ad) are looked behind
 twice. Left out on purpose: reading a tag that a device has already taken off (`ethtool -K DEV rxvlan off`, or on a veth
@@ -33,6 +34,7 @@ from shards.outcomes import (
     OWN_ADDRESS,
     QUARANTINED,
     REDIRECTED,
+    SHUNT_PORT,
 )
 from shards.signatures import Signature
 
@@ -122,7 +124,32 @@ def _keep(program: _Decision, l3: int, header: int, destination: int, kept: Sequ
     program.need(l3 + header)
     words = [program.read(l3 + destination + at, I32) for at in range(0, 4 if header == 20 else 16, 4)]
     for network, outcome in kept:
-        program.conclude_if(_inside(program.build, words, network), outcome)
+        inside = _inside(program.build, words, network)
+        if outcome == OWN_ADDRESS and network.version == 4:
+            _conclude_own(program, l3, inside)
+        else:
+            program.conclude_if(inside, outcome)
+
+
+def _conclude_own(program: _Decision, l3: int, own: Any) -> None:
+    """Of what is addressed to the core itself its kernel gets all but shunted packets: UDP, without options, whole."""
+    build = program.build
+    here, whole, further = program.block(), program.block(), program.block()
+    build.cbranch(own, here, further)
+    build.position_at_end(here)
+    long_enough = build.icmp_unsigned("<=", build.gep(program.data, [I64(l3 + 28)]), program.end)
+    program.outcome.add_incoming(I32(OWN_ADDRESS), build.block)
+    build.cbranch(long_enough, whole, program.conclusion)
+    build.position_at_end(whole)
+    port = int.from_bytes(SHUNT_PORT.to_bytes(2, "big"), "little")
+    told = ((0, I8, 0xFF, 0x45), (6, I16, 0xFF3F, 0), (9, I8, 0xFF, 17), (22, I16, 0xFFFF, port))
+    shunted = ir.IntType(1)(1)
+    for at, kind, mask, wanted in told:
+        field = build.and_(program.read(l3 + at, kind), kind(mask))
+        shunted = build.and_(shunted, build.icmp_unsigned("==", field, kind(wanted)))
+    program.conclude_if(shunted, REDIRECTED)
+    program.conclude(OWN_ADDRESS)
+    build.position_at_end(further)
 
 
 def _inside(build: Any, words: Sequence[Any], network: Network) -> Any:

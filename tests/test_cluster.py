@@ -164,7 +164,7 @@ def test_another_core_has_none_of_it(tmp_path: Path) -> None:
     found = cluster.of(told)
     made = new_state(appliance.compose(told, found))
     appliance.fill(made, told, [appliance.Link(bytes(6), 1500, False)] * 2, bytes(16), bytes(16), found)
-    assert made.shards["role"].tolist() == [JOINING, ABSENT] and made.shards["side"].tolist() == [1, 1]
+    assert made.shards["role"].tolist() == [JOINING, ABSENT] and made.shards["side"].tolist() == [1, 2]
     assert made.shards["authority"].tolist() == [1, 2]
 
 

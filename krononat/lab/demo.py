@@ -77,7 +77,7 @@ def _all_claims(lab: Lab, claim: Callable[[str, Callable[[], Outcome]], None], r
     claim("kill_worker", lambda: crash.kill_worker(lab))
     claim("after the crash", lambda: again(lab))
     if not report.held:
-        report.log("appliance", tail(lab.log("appliance"), 200))
+        report.log("appliance", tail(lab.log(f"appliance-{lab.first}"), 200))
 
 
 def kernel_forwarded_nothing(lab: Lab) -> Outcome:

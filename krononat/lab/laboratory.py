@@ -21,7 +21,8 @@ from typing import Any
 
 from krononat import client
 from krononat.client import NOT_FOUND, Trouble
-from krononat.lab import namespaces, servers
+from krononat.lab import cluster, namespaces, servers, steering
+from krononat.lab.cluster import Wanted
 from krononat.lab.topology import ROUTER, TOPOLOGIES, Topology
 
 RUN = Path("/run/krononat-lab")
@@ -38,15 +39,33 @@ Tell = Callable[[str], None]
 class Lab:
     """Namespaces called NAME-NODE, the programs in them, and a folder for their files."""
 
-    def __init__(self, name: str = "kn", topology: Topology = ROUTER) -> None:
+    def __init__(self, name: str = "kn", topology: Topology = ROUTER, wanted: Wanted | None = None) -> None:
         if not re.fullmatch(NAME, name):
             raise ValueError(f"{name!r} is no name for a laboratory")
         self.name = name
         self.topology = topology
+        self.wanted = wanted  # of a cluster
         self.folder = STORE / name
         self.namespace = {node: f"{name}-{node}" for node in topology.nodes}
-        self.socket = self.folder / "nat1.sock"
-        self.config = self.folder / "nat1.toml"
+        self.socket, self.config = self.socket_of(self.first), self.config_of(self.first)
+
+    @classmethod
+    def of_cluster(cls, name: str, wanted: Wanted) -> Lab:
+        """A cluster as it is wanted."""
+        return cls(name, cluster.topology(wanted, STORE / name), wanted)
+
+    @property
+    def first(self) -> str:
+        """The node of the appliance, or of the first one."""
+        return next(iter(self.topology.appliances))
+
+    def socket_of(self, node: str) -> Path:
+        """Control socket of the appliance in a node."""
+        return self.folder / f"{node}.sock"
+
+    def config_of(self, node: str) -> Path:
+        """Configuration of the appliance in a node."""
+        return self.folder / f"{node}.toml"
 
     # --- what another process finds ---------------------------------------------------------------------------------
 
@@ -64,6 +83,8 @@ class Lab:
         except ValueError as error:
             path = RUN / f"{name}.json"
             raise Trouble(f"{path} is damaged", str(error), f"remove it and the namespaces {name}-*") from None
+        if told.get("wanted"):
+            return cls.of_cluster(name, Wanted(**told["wanted"]))
         return cls(name, TOPOLOGIES[told["topology"]])
 
     def namespace_of(self, node: str) -> str:
@@ -97,7 +118,8 @@ class Lab:
         if taken:
             raise Trouble("namespaces of somebody else are in the way", ", ".join(sorted(taken)), "choose another --name")
         RUN.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._record.write_text(json.dumps({"topology": self.topology.name, "process": os.getpid()}))
+        wanted = self.wanted._asdict() if self.wanted else None
+        self._record.write_text(json.dumps({"topology": self.topology.name, "wanted": wanted, "process": os.getpid()}))
         try:
             self._build(appliance, tell)
         except BaseException:
@@ -106,9 +128,13 @@ class Lab:
 
     def _build(self, appliance: bool, tell: Tell) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.config.write_text(f'{self.topology.config}\n[control]\nsocket = "{self.socket}"\n')
+        for node, config in self.topology.appliances.items():
+            self.config_of(node).write_text(f'{config}\n[control]\nsocket = "{self.socket_of(node)}"\n')
         tell(f"{len(self.namespace)} namespaces, {len(self.topology.links)} veth pairs")
         namespaces.build(self.topology, self.namespace)
+        if self.wanted:
+            cluster.furnish(self.wanted, self.folder)
+            steering.prepare(self.namespace, self.wanted)
         tell("servers: nginx, dnsmasq, iperf3")
         servers.payload(self.folder)
         started = servers.of(self.topology, self.folder)
@@ -117,15 +143,16 @@ class Lab:
         for server in started:
             self._wait_listening(server)
         if appliance:
-            tell("the appliance: krononat run")
-            self.start_appliance()
+            tell(f"krononat run: {', '.join(self.topology.appliances)}")
+            self.start_appliances()
 
     def down(self) -> None:
-        """End every process in the namespaces, the appliance first and gently, and remove everything."""
+        """End every process in the namespaces, the appliances first and gently, and remove everything."""
         here = set(self.namespace.values()) & namespaces.existing()
+        appliances = {self.namespace[node] for node in self.topology.appliances}
         for patience_s, number in ((10.0, signal.SIGTERM), (5.0, signal.SIGKILL)):
-            for name in sorted(here, key=lambda each: not each.endswith("-nat")):
-                _end(name, number, patience_s)
+            for group in (here & appliances, here - appliances):
+                _end(group, number, patience_s)
         namespaces.delete(here)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._record.unlink(missing_ok=True)
@@ -160,30 +187,38 @@ class Lab:
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(line, 124, "", f"no end after {timeout_s:.0f} s")
 
-    def krononat(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run our own CLI as an operator would, against the appliance of this laboratory."""
-        return self.run("nat", *KRONONAT, *words, "--socket", str(self.socket), timeout_s=30.0)
+    def krononat(self, *words: str, node: str = "") -> subprocess.CompletedProcess[str]:
+        """Run our own CLI as an operator would, against an appliance of this laboratory (the first one)."""
+        node = node or self.first
+        return self.run(node, *KRONONAT, *words, "--socket", str(self.socket_of(node)), timeout_s=30.0)
 
-    def status(self) -> dict[str, Any]:
-        """What the appliance says of itself; Trouble if it does not answer."""
-        status: dict[str, Any] = client.ask(str(self.socket), {"do": "status"})["status"]
+    def status(self, node: str = "") -> dict[str, Any]:
+        """What an appliance (the first one) says of itself; Trouble if it does not answer."""
+        status: dict[str, Any] = client.ask(str(self.socket_of(node or self.first)), {"do": "status"})["status"]
         return status
 
-    def worker(self) -> int:
-        """Process number of the appliance's worker."""
-        return int(self.status()["worker"]["pid"])
+    def worker(self, node: str = "") -> int:
+        """Process number of an appliance's worker."""
+        return int(self.status(node)["worker"]["pid"])
 
-    def start_appliance(self) -> None:
-        """`krononat run -c FILE` in the node `nat`, ready when its control socket answers."""
-        process = self.start("nat", "appliance", (*KRONONAT, "run", "-c", str(self.config)))
+    def start_appliances(self, *nodes: str) -> None:
+        """`krononat run -c FILE` in these nodes (all), ready when their control sockets answer."""
+        started = [
+            (node, self.start(node, f"appliance-{node}", (*KRONONAT, "run", "-c", str(self.config_of(node)))))
+            for node in nodes or self.topology.appliances
+        ]
         deadline = time.monotonic() + APPLIANCE_PATIENCE_S
+        for node, process in started:
+            self._wait_answering(node, process, deadline)
+
+    def _wait_answering(self, node: str, process: subprocess.Popen[bytes], deadline: float) -> None:
         while True:
             try:
-                self.status()
+                self.status(node)
                 return
             except Trouble as trouble:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise Trouble("the appliance did not start", tail(self.log("appliance"))) from trouble
+                    raise Trouble("the appliance did not start", tail(self.log(f"appliance-{node}"))) from trouble
             time.sleep(0.05)
 
     def _wait_listening(self, server: servers.Server) -> None:
@@ -199,19 +234,29 @@ def tail(log: Path, lines: int = 20) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _end(namespace: str, number: signal.Signals, patience_s: float) -> None:
-    for process in namespaces.processes(namespace):
+def _end(group: set[str], number: signal.Signals, patience_s: float) -> None:
+    for process in _processes(group):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, number)
     deadline = time.monotonic() + patience_s
-    while namespaces.processes(namespace) and time.monotonic() < deadline:
+    while _processes(group) and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def _processes(group: set[str]) -> list[int]:
+    return [process for namespace in sorted(group) for process in namespaces.processes(namespace)]
 
 
 @contextlib.contextmanager
 def laboratory(name: str = "kn", topology: Topology = ROUTER, tell: Tell = lambda _: None) -> Iterator[Lab]:
     """A laboratory for the length of a `with`; SIGTERM and SIGHUP end it as Ctrl-C does."""
-    lab = Lab(name, topology)
+    with living(Lab(name, topology), tell) as lab:
+        yield lab
+
+
+@contextlib.contextmanager
+def living(lab: Lab, tell: Tell = lambda _: None) -> Iterator[Lab]:
+    """The same with a laboratory that is described already."""
     before = {number: signal.signal(number, _terminated) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         lab.up(tell=tell)

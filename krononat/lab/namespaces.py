@@ -22,6 +22,9 @@ from krononat.lab.topology import End, Topology
 PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "/usr/bin:/bin"), "/usr/sbin", "/sbin"))
 
 
+_USUAL_MTU = 1500
+
+
 def need(*programs: str) -> None:
     """Say at once, before anything is built, which programs are missing."""
     missing = [program for program in programs if shutil.which(program, path=PATH) is None]
@@ -78,7 +81,7 @@ def delete(names: Iterable[str]) -> None:
 
 
 def build(topology: Topology, namespace: dict[str, str]) -> None:
-    """Make the namespaces and everything in them except the appliance's addresses, which are its own business."""
+    """Make the namespaces and everything in them except the appliances' addresses, which are their own business."""
     for name in namespace.values():
         command("ip", "netns", "add", name)
     for a, b in topology.links:
@@ -102,7 +105,8 @@ def _setting_up(topology: Topology, node: str) -> list[str]:
     for end in ends:
         lines += [f"link set {end.interface} master br0"] if end.bridged else []
         lines += [f"address add {end.address} dev {end.interface}"] if end.address else []
-        lines += [f"link set {end.interface} up"] if node != "nat" else []
+        lines += [f"link set {end.interface} mtu {end.mtu}"] if end.mtu != _USUAL_MTU else []
+        lines += [] if end.unaddressed else [f"link set {end.interface} up"]
     return lines + [f"route add {to} via {via}" for name, to, via in topology.routes if name == node]
 
 

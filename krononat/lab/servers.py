@@ -87,7 +87,9 @@ def payload(folder: Path) -> Path:
 
 
 def of(topology: Topology, folder: Path) -> list[Server]:
-    """What runs in a laboratory: servers on the Internet hosts, and on c2 what the static port mapping leads to."""
+    """What runs in a laboratory: servers on the Internet hosts, and what a static mapping leads to."""
     h1 = [nginx("h1", folder / "h1", HTTP, SMTP), dnsmasq("h1", topology.address("h1")), iperf3("h1")]
+    if "h2" not in topology.nodes:
+        return h1
     h2 = [nginx("h2", folder / "h2", HTTP), gathering("h2")]
     return h1 + h2 + ([nginx("c2", folder / "c2", FORWARDED)] if "c2" in topology.nodes else [])

@@ -118,29 +118,35 @@ action = "reject"
 
 
 class End(NamedTuple):
-    """One end of a veth: `address` is None for a port of the node's bridge and for the appliance's own interfaces."""
+    """One end of a veth: `address` is None for a port of the node's bridge and for an appliance's own interfaces."""
 
     node: str
     interface: str
     address: str | None
     bridged: bool
     partial: bool
+    mtu: int = 1500
 
     @property
     def name(self) -> str:
         """As drawn, and as counters are labelled: node.interface."""
         return f"{self.node}.{self.interface}"
 
+    @property
+    def unaddressed(self) -> bool:
+        """Whether it is for the appliance to give it an address."""
+        return self.address is None and not self.bridged
+
 
 class Topology(NamedTuple):
-    """A laboratory before it is built; the appliance's node is always called `nat`."""
+    """A laboratory before it is built."""
 
     name: str
     links: tuple[tuple[End, End], ...]
     routes: tuple[tuple[str, str, str], ...]
     bridges: dict[str, str | None]  # node with a bridge `br0`: the address on it
     routers: tuple[str, ...]  # nodes whose kernel forwards
-    config: str  # of the appliance, without its [control]
+    appliances: dict[str, str]  # node with an appliance: its configuration, without its [control]
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -148,8 +154,9 @@ class Topology(NamedTuple):
         return tuple(dict.fromkeys(end.node for link in self.links for end in link))
 
     def ports(self) -> tuple[tuple[End, End], ...]:
-        """The appliance's interfaces, each with the end at the other side of its veth."""
-        return tuple((b, a) if b.node == "nat" else (a, b) for a, b in self.links if "nat" in (a.node, b.node))
+        """The appliances' interfaces, each with the end at the other side of its veth."""
+        both = (pair for a, b in self.links for pair in ((a, b), (b, a)))
+        return tuple((own, peer) for own, peer in both if own.node in self.appliances and own.unaddressed)
 
     def address(self, node: str) -> str:
         """The node's first address, without its length."""
@@ -163,31 +170,33 @@ def _end(name: str, address: str, checksums: str) -> End:
 
 
 def _rows(picture: str) -> list[list[str]]:
-    return [line.split() for line in picture.strip().splitlines() if not line.startswith("#")]
+    return [line.split() for line in picture.splitlines() if line and not line.startswith("#")]
 
 
-def _links(picture: str) -> tuple[tuple[End, End], ...]:
+def links(picture: str) -> tuple[tuple[End, End], ...]:
+    """Both ends of every link of a picture like those above."""
     return tuple((_end(*row[:3]), _end(*row[3:])) for row in _rows(picture))
 
 
-def _routes(picture: str) -> tuple[tuple[str, str, str], ...]:
+def routes(picture: str) -> tuple[tuple[str, str, str], ...]:
+    """Node, destination and gateway of every route of a picture."""
     return tuple((node, to, via) for node, to, via in _rows(picture))
 
 
 ROUTER = Topology(
     "router",
-    _links(_ROUTER),
-    _routes(_ROUTER_ROUTES),
+    links(_ROUTER),
+    routes(_ROUTER_ROUTES),
     {"access": "100.64.0.2/22"},
     ("access", "isp"),
-    _SERVER + _ROUTER_CONFIG + _COMMON_CONFIG,
+    {"nat": _SERVER + _ROUTER_CONFIG + _COMMON_CONFIG},
 )
 STICK = Topology(
     "stick",
-    _links(_STICK),
-    _routes(_STICK_ROUTES),
+    links(_STICK),
+    routes(_STICK_ROUTES),
     {"lan": None},
     ("access", "isp"),
-    _SERVER + _STICK_CONFIG + _COMMON_CONFIG,
+    {"nat": _SERVER + _STICK_CONFIG + _COMMON_CONFIG},
 )
 TOPOLOGIES = {topology.name: topology for topology in (ROUTER, STICK)}

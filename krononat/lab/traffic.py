@@ -34,11 +34,16 @@ def clients(lab: Lab) -> list[str]:
     return [node for node in lab.namespace if node.startswith("c")]
 
 
+def hosts(lab: Lab) -> list[str]:
+    """The hosts of its Internet that answer."""
+    return [node for node in ("h1", "h2") if node in lab.namespace]
+
+
 def ping(lab: Lab) -> Outcome:
     """Echo requests of every client to every Internet host (ICMP query sessions)."""
     wanted = answered = 0
     for client in clients(lab):
-        for host in ("h1", "h2"):
+        for host in hosts(lab):
             done = lab.run(client, "ping", "-n", "-c", "5", "-i", "0.05", "-W", "3", lab.topology.address(host))
             found = re.search(r"(\d+) packets transmitted, (\d+) received", done.stdout)
             wanted += 5
@@ -127,7 +132,8 @@ def throughput(lab: Lab, client: str = "c1", seconds: int = 3) -> Outcome:
 def route(lab: Lab) -> Outcome:
     """Traceroute of every client; the appliance is a hop, and every hop answers."""
     target = lab.topology.address("h1")
-    own = re.findall(r'^address = "([\d.]+)/', lab.config.read_text(), re.MULTILINE)
+    configs = "".join(lab.config_of(node).read_text() for node in lab.topology.appliances)
+    own = re.findall(r'^address = "([\d.]+)/', configs, re.MULTILINE)
     hops: dict[str, list[str]] = {}
     for client in clients(lab):
         done = lab.run(client, "traceroute", "-n", "-q", "1", "-w", "3", "-N", "2", "-m", "5", target)
@@ -163,7 +169,10 @@ def refused(lab: Lab) -> Outcome:
 
 def kinds(lab: Lab) -> dict[str, Callable[[Lab], Outcome]]:
     """What this laboratory has the nodes for, in the order in which it is made."""
-    return {name: make for name, make in ALL.items() if make is not port_mapping or "c2" in lab.namespace}
+    lacking = [make for make, there in ((port_mapping, "c2"), (in_flight, "h2")) if there not in lab.namespace]
+    if lab.wanted:  # a cluster's configuration has neither static mappings nor rules
+        lacking += [port_mapping, refused]
+    return {name: make for name, make in ALL.items() if make not in lacking}
 
 
 ALL: dict[str, Callable[[Lab], Outcome]] = {

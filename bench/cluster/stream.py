@@ -1,0 +1,66 @@
+"""What became of a numbered stream: RFC 7680 (loss), RFC 4737 (late), RFC 5560 (duplicates), and the longest silence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from bench.cluster.ledger import CONNECTION, Ledger
+from shards.state import Array
+
+
+class Became(NamedTuple):
+    """Of the datagrams of one direction that left in a span of time."""
+
+    sent: int
+    lost: int
+    duplicated: int
+    late: int
+    longest_gap_ms: float  # between two that came, one right after the other
+    longest_way_ms: float  # from leaving to coming
+
+
+def became(datagrams: Array, since_ns: int, until_ns: int) -> Became:
+    """Of those that left in this span. A gap counts where its end lies in the span, or later if it was sent in it."""
+    some = datagrams[(datagrams["sent"] >= since_ns) & (datagrams["sent"] < until_ns)]
+    came = some[some["times"] > 0]
+    lost, twice, late = len(some) - len(came), int(np.sum(came["times"] > 1)), int(came["late"].sum())
+    ways = came["came"] - came["sent"]
+    return Became(len(some), lost, twice, late, _longest_gap(came["came"]) / 1e6, int(ways.max(initial=0)) / 1e6)
+
+
+def _longest_gap(came: Array) -> int:
+    if len(came) < 2:
+        return 0
+    return int(np.diff(np.sort(came)).max())
+
+
+class Survival(NamedTuple):
+    """Of the connections that were established in a span of time: how many, and how many of them answered later on."""
+
+    established: int
+    alive: int
+
+    @property
+    def share(self) -> float:
+        """Share of those alive; 1 where there were none."""
+        return self.alive / self.established if self.established else 1.0
+
+
+def survival(connections: Array, turned: int, since_ns: int, until_ns: int) -> Survival:
+    """Of those whose first answer came in this span: who answered in round `turned` from the same external endpoint."""
+    if connections.dtype != CONNECTION:
+        raise TypeError("no connections")
+    some = connections[(connections["established"] >= max(since_ns, 1)) & (connections["established"] < until_ns)]
+    alive = (some["round"] > turned) & (some["moved"] == 0) & (some["refused"] == 0)
+    return Survival(len(some), int(alive.sum()))
+
+
+def owners(ledger: Ledger) -> int:
+    """External TCP endpoints that two internal ones have: connections of one endpoint share theirs, others must not."""
+    from bench.cluster.tcp import internal_of
+
+    some = np.flatnonzero(ledger.connections["external"])
+    pairs = {(int(ledger.connections["external"][row]), internal_of(ledger, int(row))) for row in some}
+    return len(pairs) - len({external for external, _ in pairs})

@@ -1,0 +1,256 @@
+"""The laboratory `cluster`: appliance servers behind one router, which steers each shard to the core that shall have it.
+
+    c1 ──┐                                                                   ┌── h1
+    c2 ──┤ 1500                                                        1500  ├── hosts
+    users┘    tor: router, rules and routes of `steering`              tor ──┘
+              │ 10.1.N.0/24 (2000)          192.0.2.16·N/28 (2000) │
+              └────────────── sN.inside0 ── sN.outside0 ───────────┘
+                                 sN.fabric0 ── fabric: bridge 192.168.77.0/24, replication only
+
+A *core* is named SERVER/CORE; here each server has one, so its namespace is the server's. Everything about a shard follows from
+its number k: subscribers 100.64.0.0 + k·4096 (/20), external addresses 203.0.113.0 + k·16 (/28). `users` and `hosts` are for
+generators: they have whole prefixes, and no program of their own. The cores' legs have room for what one shunts to another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import NamedTuple
+
+from krononat.lab.topology import End, Topology, links, routes
+
+SERVERS_AT_MOST, SHARDS_AT_MOST = 9, 16
+INSIDE, OUTSIDE = IPv4Network("100.64.0.0/10"), IPv4Network("203.0.113.0/24")
+FABRIC = IPv4Network("192.168.77.0/24")
+LEGS = (IPv4Network("10.1.0.0/16"), IPv4Network("192.0.2.0/24"))  # what cores and `tor` have between them
+CORE_MTU = 2000  # a packet of 1500 bytes, with room for another header around it
+REPLICATION_PORT = 7700
+
+_AROUND = """
+# end         address            checksums   end          address             checksums
+c1.eth0       100.64.0.11/24     complete    tor.c1       100.64.0.1/24       partial
+c2.eth0       100.64.16.11/24    partial     tor.c2       100.64.16.1/24      partial
+users.eth0    10.9.0.2/30        complete    tor.users    10.9.0.1/30         partial
+tor.h1        198.51.100.1/25    partial     h1.eth0      198.51.100.10/25    partial
+tor.hosts     10.9.1.1/30        partial     hosts.eth0   10.9.1.2/30         complete
+"""
+
+_OF_A_SERVER = """
+# end         address             checksums   end              address              checksums
+tor.s{n}in    10.1.{n}.1/24       partial     s{n}.inside0     appliance            partial
+tor.s{n}out   192.0.2.{out}/28    partial     s{n}.outside0    appliance            partial
+fabric.s{n}   bridged             partial     s{n}.fabric0     192.168.77.{n}/24    partial
+"""
+
+_ROUTES = """
+# node    to                  via
+c1        default             100.64.0.1
+c2        default             100.64.16.1
+h1        default             198.51.100.1
+users     default             10.9.0.1
+hosts     default             10.9.1.1
+tor       198.51.100.128/25   10.9.1.2
+"""
+
+_CONFIG = """\
+[server]
+name = "s{n}"
+core = 0
+
+[interfaces.internal]
+name = "inside0"
+address = "{inside}/24"
+gateway = "10.1.{n}.1"
+
+[interfaces.external]
+name = "outside0"
+address = "{outside}/28"
+gateway = "192.0.2.{out}"
+
+[memory]
+sessions = {sessions}
+"""
+
+_SHARD = """
+[[subscribers]]
+prefix = "{subscribers}"
+each = 32
+pool = "shard{shard}"
+
+[[pool]]
+name = "shard{shard}"
+shard = {shard}
+prefixes = ["{external}"]
+ports = "{ports}"
+block-size = {block_size}
+"""
+
+
+_CLUSTER = """
+[cluster]
+map = "{folder}/map.toml"
+key-file = "{folder}/s{n}.key"
+port-key-file = "{folder}/ports.key"
+"""
+
+_CORE = """
+[[core]]
+name = "{name}"
+replication = "{replication}"
+shunt = "{shunt}"
+key = '{key}'
+"""
+
+_PLACE = """
+[[shard]]
+id = {shard}
+primary = "{primary}"
+"""
+
+
+class Wanted(NamedTuple):
+    """What distinguishes one cluster from another; plain enough for JSON."""
+
+    servers: int = 3
+    shards: int = 12
+    sessions: int = 100_000  # room of each core
+    ports: str = "1024-65535"  # of each external address
+    block_size: int = 512
+    more: str = ""  # TOML at the end of every core's configuration
+    clustered: bool = True  # the cores know of each other; else each is alone, and steering is all there is
+    backups: bool = True  # every shard has one, on the next server
+
+
+class Leg(NamedTuple):
+    """One of a core's two interfaces, as `tor` sees it."""
+
+    device: str  # of tor
+    address: IPv4Address  # of the core
+
+
+def subscribers_of(shard: int) -> IPv4Network:
+    """Internal prefix of a shard."""
+    return IPv4Network((int(INSIDE.network_address) + (shard << 12), 20))
+
+
+def external_of(shard: int) -> IPv4Network:
+    """External prefix of a shard."""
+    return IPv4Network((int(OUTSIDE.network_address) + (shard << 4), 28))
+
+
+def cores(wanted: Wanted) -> tuple[str, ...]:
+    """Names of all cores, SERVER/CORE."""
+    return tuple(f"s{n}/0" for n in range(1, wanted.servers + 1))
+
+
+def first_core(wanted: Wanted, shard: int) -> str:
+    """Where a shard is at the beginning: shards go round."""
+    return cores(wanted)[shard % wanted.servers]
+
+
+def node_of(core: str) -> str:
+    """The namespace that a core runs in: its server."""
+    return core.partition("/")[0]
+
+
+def _number(core: str) -> int:
+    return int(node_of(core).removeprefix("s"))
+
+
+def inside_leg(core: str) -> Leg:
+    """Where its shards' subscribers' packets go."""
+    n = _number(core)
+    return Leg(f"s{n}in", IPv4Address(f"10.1.{n}.2"))
+
+
+def outside_leg(core: str) -> Leg:
+    """Where packets to its shards' external addresses go; other cores shunt to this address, too."""
+    n = _number(core)
+    return Leg(f"s{n}out", IPv4Address(f"192.0.2.{16 * n + 2}"))
+
+
+def backup_of(wanted: Wanted, shard: int) -> str | None:
+    """The core with the shard's copy: not always the same one for all shards of a core."""
+    if not wanted.backups or wanted.servers < 2:
+        return None
+    step = 1 + shard // wanted.servers % (wanted.servers - 1)
+    return cores(wanted)[(shard + step) % wanted.servers]
+
+
+def replication(core: str) -> str:
+    """Where it listens for the state of others, address:port."""
+    return f"{FABRIC.network_address + _number(core)}:{REPLICATION_PORT}"
+
+
+def map_of(wanted: Wanted, keys: Mapping[str, str]) -> str:
+    """The cluster's map; `keys`: public keys by core."""
+    told = ["version = 1\n"]
+    for name in cores(wanted):
+        shunt = outside_leg(name).address
+        told.append(_CORE.format(name=name, replication=replication(name), shunt=shunt, key=keys[name]))
+    for shard in range(wanted.shards):
+        backup = backup_of(wanted, shard)
+        told.append(_PLACE.format(shard=shard, primary=first_core(wanted, shard)))
+        told += [f'backup = "{backup}"\n'] if backup else []
+    return "".join(told)
+
+
+def furnish(wanted: Wanted, folder: Path) -> None:
+    """Write what the configurations name: the map, a key for each core, and the one that ports are derived with."""
+    if not wanted.clustered:
+        return
+    keys = {core: new_key(folder / f"{node_of(core)}.key") for core in cores(wanted)}
+    (folder / "map.toml").write_text(map_of(wanted, keys))
+    with os.fdopen(os.open(folder / "ports.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(os.urandom(32))
+
+
+def new_key(path: Path) -> str:
+    """Make a key file; the public key."""
+    from replication import keys  # late: it loads ZeroMQ
+
+    path.unlink(missing_ok=True)
+    key = keys.generate()
+    keys.write(path, key)
+    return key.public.decode()
+
+
+def topology(wanted: Wanted, folder: Path) -> Topology:
+    """The whole of it; in the folder are the files that `furnish` writes. ValueError for more than there are numbers for."""
+    if not 1 <= wanted.servers <= SERVERS_AT_MOST or not 1 <= wanted.shards <= SHARDS_AT_MOST:
+        raise ValueError(f"1 to {SERVERS_AT_MOST} servers, 1 to {SHARDS_AT_MOST} shards")
+    servers = range(1, wanted.servers + 1)
+    drawn = "".join(_OF_A_SERVER.format(n=n, out=16 * n + 1) for n in servers)
+    return Topology(
+        "cluster",
+        links(_AROUND) + tuple((_wide(a), _wide(b)) for a, b in links(drawn)),
+        routes(_ROUTES) + tuple(("tor", str(subscribers_of(shard)), "10.9.0.2") for shard in range(wanted.shards)),
+        {"fabric": None},
+        ("tor",),
+        {f"s{n}": _config(wanted, n, folder) for n in servers},
+    )
+
+
+def _wide(end: End) -> End:
+    return end._replace(mtu=CORE_MTU)
+
+
+def _config(wanted: Wanted, n: int, folder: Path) -> str:
+    core = f"s{n}/0"
+    inside, outside = inside_leg(core).address, outside_leg(core).address
+    head = _CONFIG.format(n=n, inside=inside, outside=outside, out=16 * n + 1, sessions=wanted.sessions)
+    shards = (
+        _SHARD.format(
+            shard=shard,
+            subscribers=subscribers_of(shard),
+            external=external_of(shard),
+            ports=wanted.ports,
+            block_size=wanted.block_size,
+        )
+        for shard in range(wanted.shards)
+    )
+    tail = _CLUSTER.format(folder=folder, n=n) if wanted.clustered else ""
+    return head + "".join(shards) + tail + (f"\n{wanted.more}\n" if wanted.more else "")

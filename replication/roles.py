@@ -1,0 +1,355 @@
+"""What a core is to a shard, and what makes it something else: a drawn table and the rules around it, pure.
+
+Every core tells its peers, again and again, what it is to each shard (`Told`). Nothing is ever asked and answered: a message
+that is lost is told anew, and a core that was away learns all it must know from the next one. `decide` looks at what this core
+is (`Post`) and at what the others told, and says what it is from now on.
+
+**Authority.** Only ACTIVE creates. An epoch has one ACTIVE core: a promotion takes the next epoch, a handover names it. Who
+hears of a higher one steps back: it first gives the winner what it has made itself (`winner`), then copies the winner.
+
+**Sides.** A replica hands out ports and rows of its own side only, so two that cannot hear each other never hand out the same.
+A side changes hands in two steps: who has it lets go (`NO_SIDE`) and says so, then the other takes it. Letting go needs an
+order from the ACTIVE core (`yours`), which grants a side only once nobody else has it.
+
+**Death.** CLOSED is known: the process has ended, and if it comes back it asks first, so its side is taken at once. SILENT
+may be a partition: the heir goes on with its own side. Nobody but the heir is promoted, and only if packets arrive.
+
+Left out on purpose: a core that crashes and is cut off at the same moment. It cannot ask then, goes on after `resume_after`,
+and its heir, which saw it CLOSED, may have taken its side; the higher epoch wins when they meet, and what it has not is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from replication.protocol import ALIVE, CLOSED, SILENT, Evidence
+from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, NO_SIDE, PASSIVE, ROLES, SYNCING
+
+# Events in the order in which they are looked at; a cell is the role from then on, "." no change.
+#
+#   higher    another core is ACTIVE at a higher epoch (or at the same, and its name comes first)
+#   invited   the ACTIVE core names this one as its backup, or as its guest
+#   released  the ACTIVE core names another one
+#   handed    the ACTIVE core handed its authority over to this one
+#   bereft    the core that had the authority is back with empty memory: what we have is all there is
+#   dead      the core that has the authority is dead, this one is its heir, and packets want an authority
+#   alone     nobody has the authority; all others have said so, or had the time to
+#   synced    the ACTIVE core says that our copy is complete
+#   behind    it says that it is not
+#   lapsed    the core that was to take the authority over has not
+#   quiet     the core that took it over has seen to it that no packet comes here any more
+_PICTURE = """
+            higher   invited  released handed  bereft  dead    alone   synced   behind   lapsed  quiet
+absent      .        syncing  .        .       .       .       .       .        .        .       .
+joining     syncing  syncing  absent   .       .       .       active  .        .        .       .
+syncing     syncing  .        absent   active  active  active  .       passive  .        .       .
+passive     syncing  .        absent   active  active  active  .       .        syncing  .       .
+active      syncing  .        .        .       .       .       .       .        .        .       .
+draining    syncing  .        .        .       .       .       .       .        .        active  passive
+"""
+
+
+def _parse(picture: str) -> tuple[tuple[str, ...], dict[tuple[int, str], int]]:
+    head, *lines = picture.strip().splitlines()
+    events = tuple(head.split())
+    table = {}
+    for line in lines:
+        name, *cells = line.split()
+        for event, cell in zip(events, cells, strict=True):
+            if cell != ".":
+                table[ROLES.index(name), event] = ROLES.index(cell)
+    return events, table
+
+
+EVENTS, FOLLOWING = _parse(_PICTURE)
+
+
+class Told(NamedTuple):
+    """What another core said last of a shard, and what is known about its being alive."""
+
+    name: str
+    role: int = ABSENT
+    epoch: int = 0
+    side: int = NO_SIDE
+    cold: bool = False  # joining with empty memory
+    wants: bool = False  # it would apply rows of ours
+    winner: str = ""  # the core to which it gives what it has made
+    backup: str = ""  # ACTIVE: the core that is meant to be its backup
+    guest: str = ""  # ACTIVE: another core that shall have a copy
+    yours: int = NO_SIDE  # ACTIVE: the side that this core shall have
+    heir: bool = False  # ACTIVE: this core may take over
+    synced: bool = False  # ACTIVE: this core has a complete copy
+    evidence: Evidence = ALIVE
+
+
+class Post(NamedTuple):
+    """What this core is to a shard."""
+
+    role: int
+    epoch: int
+    side: int
+    since: int  # tick at which the role began
+    cold: bool = False  # joining with empty memory
+    heir: bool = False  # may take over
+    backup: str = ""  # the core that is our backup, or is to be
+    guest: str = ""  # another core that shall have a copy: it is about to become the backup
+    authority: str = ""  # the core that has the authority, as far as is known; empty: none, or this one
+    winner: str = ""  # the core to which we give what we have made, before we copy it
+    pickup: bool = False  # connections may be picked up in their middle: the last owner is known to be dead
+    taker: str = ""  # draining: who takes over
+
+
+class Facts(NamedTuple):
+    """What else there is to know."""
+
+    me: str
+    now: int
+    wanted: bool = False  # packets came that needed an authority
+    primary: bool = False  # by the map
+    partner: str = ""  # by the map: the other one of primary and backup
+    heard_all: bool = False  # every core of the map has told us something since we began
+    handed: int = 0  # epoch that the ACTIVE core has just handed over to us, 0 none
+    successor: str = ""  # the backup that comes with it
+    quiet: bool = False  # draining: no packet came for long enough
+    given: bool = False  # the winner has all that we had to give
+    promotions: int = 0  # of this shard, by failures, within the last `RISES_WITHIN`
+    join_after: int = 3000  # ticks
+    resume_after: int = 300
+    lapse_after: int = 300
+
+
+RISES_AT_MOST, RISES_WITHIN = 3, 30_000  # promotions by failures; ticks. What kills one owner after another must not walk on
+
+
+def active_among(others: Sequence[Told]) -> Told | None:
+    """The core with the authority, by the newest that was told."""
+    found = [told for told in others if told.role == ACTIVE]
+    return max(found, key=lambda told: (told.epoch, -_rank(told.name, others)), default=None)
+
+
+def _rank(name: str, others: Sequence[Told]) -> int:
+    return sorted(told.name for told in others).index(name)
+
+
+def decide(post: Post, others: Sequence[Told], facts: Facts) -> Post:
+    """What this core is to the shard from now on; `others`: every other core of the map."""
+    for event in EVENTS:
+        following = FOLLOWING.get((post.role, event))
+        if following is not None and _LOOKS[event](post, others, facts):
+            post = _CHANGES[event](post._replace(role=following), post, others, facts)
+            break
+    return _settle(post, others, facts)
+
+
+# --- what happens ---------------------------------------------------------------------------------------------------------
+
+
+def _is_higher(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    top = active_among(others)
+    if top is None or (post.role == DRAINING and top.name == post.taker):
+        return False
+    if post.role in (ACTIVE, DRAINING):
+        return (top.epoch, facts.me) > (post.epoch, top.name)
+    return top.epoch > post.epoch or (top.epoch == post.epoch and post.role == JOINING)
+
+
+def _is_invited(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    top = active_among(others)
+    named = top is not None and facts.me in (top.backup, top.guest)
+    return top is not None and named and top.epoch >= post.epoch and top.evidence == ALIVE
+
+
+def _is_released(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    top = active_among(others)
+    if top is None or top.epoch < post.epoch or top.evidence != ALIVE or post.winner:
+        return False
+    return facts.me not in (top.backup, top.guest)
+
+
+def _is_handed(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    return facts.handed > post.epoch and post.side != NO_SIDE
+
+
+def _is_bereft(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    owner = _owner(post, others)
+    return post.heir and owner is not None and owner.role == JOINING and owner.cold and owner.evidence == ALIVE
+
+
+def _owner(post: Post, others: Sequence[Told]) -> Told | None:
+    return next((told for told in others if told.name == post.authority), None)
+
+
+def _is_dead(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    owner = _owner(post, others)
+    if not (facts.wanted and post.heir) or facts.promotions >= RISES_AT_MOST:
+        return False
+    if owner is None:  # nobody has said that he has the authority since we began
+        return post.side != NO_SIDE and facts.now - post.since >= facts.join_after
+    return owner.evidence == CLOSED or (owner.evidence == SILENT and post.side != NO_SIDE)
+
+
+def _is_alone(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    if active_among([told for told in others if told.evidence == ALIVE]):
+        return False
+    waited = facts.now - post.since
+    if not post.cold:  # it had the authority when it died, and nobody has taken it
+        partner = next((told for told in others if told.name == post.backup and told.evidence == ALIVE), None)
+        return not post.backup or (partner is not None and partner.epoch > 0) or waited >= facts.resume_after
+    if any(told.role in (SYNCING, PASSIVE, DRAINING) and told.evidence == ALIVE for told in others):
+        return False  # they have something, we have nothing
+    if facts.primary:
+        return facts.heard_all or waited >= facts.join_after
+    return facts.wanted and waited >= 2 * facts.join_after
+
+
+def _is_synced(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    top = active_among(others)
+    return top is not None and top.name == post.authority and top.synced and not post.winner
+
+
+def _is_behind(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    top = active_among(others)
+    return top is not None and top.name == post.authority and top.evidence == ALIVE and not top.synced
+
+
+def _is_lapsed(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    taken = any(told.name == post.taker and told.role == ACTIVE and told.epoch > post.epoch for told in others)
+    return not post.authority and not taken and facts.now - post.since >= facts.lapse_after
+
+
+def _is_quiet(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    return bool(post.authority) and facts.quiet
+
+
+_LOOKS = {
+    "higher": _is_higher, "invited": _is_invited, "released": _is_released, "handed": _is_handed, "bereft": _is_bereft,
+    "dead": _is_dead, "alone": _is_alone, "synced": _is_synced, "behind": _is_behind, "lapsed": _is_lapsed, "quiet": _is_quiet,
+}  # fmt: skip
+
+
+# --- what becomes of it ---------------------------------------------------------------------------------------------------
+
+
+def _follow(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
+    """Step back, or join: who has made rows of its own gives them away first."""
+    top = active_among(others)
+    assert top
+    made = old.role in (ACTIVE, DRAINING) or (old.role == JOINING and not old.cold) or bool(old.winner)
+    made = made and top.side != old.side  # who took our side, knowing us dead, has used our rows and ports meanwhile
+    return new._replace(
+        epoch=top.epoch, authority=top.name, since=facts.now, cold=False, heir=False, backup="", guest="", taker="",
+        pickup=False, winner=top.name if made else "",
+    )  # fmt: skip
+
+
+def _accept(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
+    top = active_among(others)
+    assert top
+    return new._replace(epoch=top.epoch, authority=top.name, since=facts.now, cold=False)
+
+
+def _leave(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
+    top = active_among(others)
+    assert top
+    return Post(ABSENT, top.epoch, NO_SIDE, facts.now, authority=top.name)
+
+
+def _take_over(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
+    """The epoch that was handed over; our own side, until the one who handed over lets go of the other."""
+    backup = facts.successor or old.authority
+    return new._replace(epoch=facts.handed, since=facts.now, heir=False, backup=backup, authority="", winner="", pickup=False)
+
+
+def _promote(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
+    """The next epoch. The side of one who is known to be dead, or to have lost its memory, is ours."""
+    owner = _owner(old, others)
+    known = owner is not None and (owner.evidence == CLOSED or owner.cold)
+    return new._replace(
+        epoch=max(old.epoch, owner.epoch if owner else 0) + 1,
+        side=0 if known else old.side,
+        since=facts.now, heir=False, backup=old.authority or facts.partner, authority="", pickup=known, winner="",
+    )  # fmt: skip
+
+
+def _begin(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
+    """Go on where it stopped, or begin as the map says."""
+    return new._replace(since=facts.now, cold=False, authority="", backup=old.backup or facts.partner)
+
+
+def _mark(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
+    return new if new.role == old.role else new._replace(since=facts.now)
+
+
+def _resume(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
+    """Two epochs on: above that of a taker who took it and could not say so."""
+    return new._replace(epoch=old.epoch + 2, since=facts.now, authority="", taker="")
+
+
+def _retire(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
+    return new._replace(since=facts.now, taker="")
+
+
+_CHANGES = {
+    "higher": _follow, "invited": _accept, "released": _leave, "handed": _take_over, "bereft": _promote, "dead": _promote,
+    "alone": _begin, "synced": _mark, "behind": _mark, "lapsed": _resume, "quiet": _retire,
+}  # fmt: skip
+
+
+def _settle(post: Post, others: Sequence[Told], facts: Facts) -> Post:
+    """What follows without an event: whom we follow, whether we may inherit, which side we have."""
+    if post.winner and facts.given:
+        post = post._replace(winner="")
+    if post.role == ACTIVE:
+        return _take_side(post, others)
+    if post.role == DRAINING and post.taker and not post.authority:
+        taken = next((told for told in others if told.name == post.taker and told.role == ACTIVE), None)
+        if taken is None or taken.epoch <= post.epoch:
+            return post
+    top = active_among(others)
+    if top is None or top.epoch < post.epoch or post.role == JOINING:
+        return post
+    if post.role == DRAINING and top.name != post.taker:
+        return post
+    post = post._replace(authority=top.name, epoch=top.epoch)
+    if top.evidence != ALIVE:
+        return post
+    heir = top.heir and post.role in (SYNCING, PASSIVE)
+    return post._replace(side=_ordered(post.side, top), heir=heir)
+
+
+def _ordered(side: int, top: Told) -> int:
+    """The side that the ACTIVE core says is ours; from one to the other only by letting go in between."""
+    if side != top.yours and side != NO_SIDE:
+        return NO_SIDE
+    return side if top.yours == top.side else top.yours
+
+
+def _take_side(post: Post, others: Sequence[Told]) -> Post:
+    """The ACTIVE core takes side 0 as soon as every other one that may have it has let go."""
+    if post.side == 0 or any(told.side == 0 for told in others):
+        return post
+    return post._replace(side=0)
+
+
+# --- what the ACTIVE core says to another one ------------------------------------------------------------------------------
+
+
+def yours(post: Post, to: Told, others: Sequence[Told]) -> int:
+    """The side that `to` shall have: the one that is free, if it is our backup and nobody else holds on to it."""
+    if post.role != ACTIVE or to.name != post.backup or post.side == NO_SIDE:
+        return NO_SIDE
+    if post.side != 0:
+        return NO_SIDE if to.side == 0 else to.side  # first it lets go of side 0, for us
+    held = any(told.side == 1 and told.name != to.name for told in others)
+    return NO_SIDE if held else 1
+
+
+def heir(post: Post, to: Told) -> bool:
+    """Whether `to` may take over. Complete or not: an incomplete copy is better than none."""
+    return post.role == ACTIVE and to.name == post.backup and to.side != post.side
+
+
+def wants(post: Post) -> bool:
+    """Whether rows of the core with the authority are applied here."""
+    return post.role in (SYNCING, PASSIVE, DRAINING) and not post.winner
