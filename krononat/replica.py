@@ -130,6 +130,9 @@ class Replica:
                 found.append(f"shard {shard} has its backup on the same server")
         elif post.role != ABSENT and not active:
             found.append(f"nobody has the authority over shard {shard}")
+        mtu = int(self._state.peers[self._peers[post.backup]]["mtu"]) if post.role == ACTIVE and post.backup else 0
+        if 0 < mtu < SHUNT_MTU:
+            found.append(f"shard {shard} would lose long packets in a move: only {mtu} bytes reach {post.backup}")
         if self.conductor.gave_up(shard, self._now):
             found.append(f"shard {shard} killed one owner after another: nobody is promoted now")
         return found

@@ -30,6 +30,7 @@ from krononat.memif import Wanted
 from krononat.models import Config
 from krononat.neighbours import Neighbours
 from krononat.quarantine import Quarantine
+from krononat.reach import Reach
 from krononat.tap import open_tap
 from krononat.view import ticks
 from shards import selftest, xsk
@@ -93,6 +94,7 @@ class Supervisor:
         self._lines: list[Line] = []
         self._control: Control | None = None
         self._answers: Answers | None = None
+        self._reach: Reach | None = None
 
     # --- the way up ---------------------------------------------------------------------------------------------------
 
@@ -323,6 +325,9 @@ class Supervisor:
             self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
             self._neighbours, self._crew, self._cpu, self._began, self._quarantine,
         )  # fmt: skip
+        if self._cluster:
+            self._reach = Reach(self._state, self._cluster.core.shunt, self._selector)
+            self._undoing.callback(self._reach.close)
         self._answers = Answers(parts)
         self._control = Control(self._config.socket, self._selector, self._answers.handlers())
         self._undoing.callback(self._control.close)
@@ -356,6 +361,8 @@ class Supervisor:
         if self._crew.ready_at:
             for line in self._lines:
                 line.watch(now)
+        if self._reach:
+            self._reach.turn(now)
         if self._control and self._answers:
             self._control.tire(now)
             self._answers.tire(now)
