@@ -146,7 +146,13 @@ class Conductor:
 
     def _others(self, shard: int, now: int) -> list[Told]:
         told = self._told[shard]
-        return [told.get(name, Told(name))._replace(evidence=self._exchange.evidence(name, now)) for name in self._peers]
+        found = [told.get(name) or self._by_map(shard, name) for name in self._peers]
+        return [each._replace(evidence=self._exchange.evidence(each.name, now)) for each in found]
+
+    def _by_map(self, shard: int, name: str) -> Told:
+        """Who has said nothing yet may have begun, where we cannot hear it, with the side that the map gives it."""
+        place = self._places[shard]
+        return Told(name, side={place.primary: 0, place.backup: 1}.get(name, NO_SIDE))
 
     def _decide(self, shard: int, now: int) -> bool:
         before, others = self.posts[shard], self._others(shard, now)

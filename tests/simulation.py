@@ -716,15 +716,15 @@ class Simulation:
     def _dying(self, world: World, me: int, broken: bool) -> Iterator[tuple[str, World]]:
         name, node, budget = self.names[me], self.node(world, me), world.budget
         if node.life == DEAD:
-            yield f"{name} starts again", self._give(self._set_node(world, me, life=UP), me, "restart")
+            yield f"{name} starts again", self._start(world, me, "restart")
         elif node.life == FROZEN:
             yield f"{name} goes on", self._set_node(world, me, life=UP)
         elif not broken and self._is_whole(world):
             if budget.crashes:
                 yield f"{name} dies", self._crash(_spend(world, "crashes"), me)
             if budget.cold:
-                then = self._crash(_spend(world, "cold"), me)
-                yield f"{name} dies with its memory", self._give(self._set_node(then, me, life=UP), me, "cold")
+                then = self._start(self._crash(_spend(world, "cold"), me), me, "cold")
+                yield f"{name} dies, and starts again without its memory", then
             if budget.freezes:
                 yield f"{name} freezes", self._set_node(_spend(world, "freezes"), me, life=FROZEN)
 
@@ -743,6 +743,13 @@ class Simulation:
                 world = self._set_queue(world, other, me, ())
                 world = self._set_way(self._set_way(world, other, me, open=False, said=None), me, other, open=False, said=None)
         return world
+
+    def _start(self, world: World, me: int, how: str) -> World:
+        """That takes longer than the others need to read what was on its way; so nothing of it is left."""
+        for other in range(self.count):
+            if other != me:
+                world = self._set_queue(world, me, other, ())
+        return self._give(self._set_node(world, me, life=UP), me, how)
 
     def _cutting(self, world: World, one: int, other: int, broken: bool) -> Iterator[tuple[str, World]]:
         names, bit = f"{self.names[one]} and {self.names[other]}", 1 << (one * self.count + other)
