@@ -294,10 +294,10 @@ class _Core(Conductor):
 
 
 # Attributes of a Conductor that a Node holds, or that are always the same here. A new one must be put where it belongs.
-HELD = {"posts", "_told", "_heard", "_streams", "_accepting", "moves", "_rises"}
+HELD = {"posts", "_told", "_heard", "_streams", "_accepting", "moves", "_rises", "_giving"}
 SAME = {
     "_state", "_exchange", "_me", "_times", "_peers", "_places", "_names", "_nothing", "_last", "_last_told", "_evidence",
-    "_idle_at", "_wanted", "_given", "alarms", "_counts",
+    "_idle_at", "_wanted", "alarms", "_counts",
 }  # fmt: skip
 WITHIN_A_STEP = {"_handed", "_quiet", "_forgetting"}
 
@@ -364,6 +364,7 @@ class Machine:
         if node.move is not None:
             core.moves[0] = node.move._replace(since=NOW - node.move.since)
         core._rises[0].extend([NOW] * node.rises)
+        core._giving[0] = node.post.winner
         core._quiet.clear()
         if node.post.role == DRAINING and node.post.authority:
             core._quiet[0] = cast(Any, _Quiet(False))
