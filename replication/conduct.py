@@ -65,7 +65,7 @@ class Conductor:
         self._counts: dict[int, dict[str, tuple[int, int]]] = {shard: {} for shard in places}
         self._heard: set[str] = set()
         self._handed: dict[int, tuple[int, str]] = {}
-        self._given: set[int] = set()
+        self._giving: dict[int, str] = {}  # by shard: the winner that is given what we have made
         self._streams: dict[int, dict[str, bool]] = {shard: {} for shard in places}
         self._accepting: dict[int, tuple[str | None, int, bool]] = {}
         self._wanted = {shard: int(state.shards[shard]["wanted"]) for shard in places}
@@ -146,7 +146,13 @@ class Conductor:
 
     def _others(self, shard: int, now: int) -> list[Told]:
         told = self._told[shard]
-        return [told.get(name, Told(name))._replace(evidence=self._exchange.evidence(name, now)) for name in self._peers]
+        found = [told.get(name) or self._by_map(shard, name) for name in self._peers]
+        return [each._replace(evidence=self._exchange.evidence(each.name, now)) for each in found]
+
+    def _by_map(self, shard: int, name: str) -> Told:
+        """Who has said nothing yet may have begun, where we cannot hear it, with the side that the map gives it."""
+        place = self._places[shard]
+        return Told(name, side={place.primary: 0, place.backup: 1}.get(name, NO_SIDE))
 
     def _decide(self, shard: int, now: int) -> bool:
         before, others = self.posts[shard], self._others(shard, now)
@@ -276,7 +282,9 @@ class Conductor:
             self._exchange.accept(shard, *accepting)
         wanted = self._receivers(shard, post, others)
         streams = self._streams[shard]
-        for name in [name for name in streams if name not in wanted]:
+        anew = post.winner != self._giving.get(shard, "")  # what it was sent before it won it may have refused
+        self._giving[shard] = post.winner
+        for name in [name for name in streams if name not in wanted or anew]:
             self._exchange.stream(shard, name, False)
             del streams[name]
         for name, (everything, snapshot) in wanted.items():

@@ -46,7 +46,7 @@ joining     syncing  syncing  absent   .       .       .       active  .        
 syncing     syncing  .        absent   active  active  active  .       passive  .        .       .
 passive     syncing  .        absent   active  active  active  .       .        syncing  .       .
 active      syncing  .        .        .       .       .       .       .        .        .       .
-draining    syncing  .        .        .       .       .       .       .        .        active  passive
+draining    syncing  .        .        .       active  active  .       .        .        active  passive
 """
 
 
@@ -184,7 +184,7 @@ def _is_dead(post: Post, others: Sequence[Told], facts: Facts) -> bool:
     owner = _owner(post, others)
     if not (facts.wanted and post.heir) or facts.promotions >= RISES_AT_MOST:
         return False
-    if owner is None:  # nobody has said that he has the authority since we began
+    if owner is None or not owner.epoch:  # nobody has said that he has the authority since we began
         return post.side != NO_SIDE and facts.now - post.since >= facts.join_after
     return owner.evidence == CLOSED or (owner.evidence == SILENT and post.side != NO_SIDE)
 
@@ -268,7 +268,7 @@ def _promote(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post
     return new._replace(
         epoch=max(old.epoch, owner.epoch if owner else 0) + 1,
         side=0 if known else old.side,
-        since=facts.now, heir=False, backup=old.authority or facts.partner, authority="", pickup=known, winner="",
+        since=facts.now, heir=False, backup=old.authority or facts.partner, authority="", pickup=known, winner="", taker="",
     )  # fmt: skip
 
 
@@ -301,7 +301,7 @@ def _settle(post: Post, others: Sequence[Told], facts: Facts) -> Post:
     if post.winner and facts.given:
         post = post._replace(winner="")
     if post.role == ACTIVE:
-        return _take_side(post, others)
+        return _outdo(_take_side(post, others, facts.me), others)
     if post.role == DRAINING and post.taker and not post.authority:
         taken = next((told for told in others if told.name == post.taker and told.role == ACTIVE), None)
         if taken is None or taken.epoch <= post.epoch:
@@ -314,7 +314,7 @@ def _settle(post: Post, others: Sequence[Told], facts: Facts) -> Post:
     post = post._replace(authority=top.name, epoch=top.epoch)
     if top.evidence != ALIVE:
         return post
-    heir = top.heir and post.role in (SYNCING, PASSIVE)
+    heir = top.heir and post.role in (SYNCING, PASSIVE, DRAINING)
     return post._replace(side=_ordered(post.side, top), heir=heir)
 
 
@@ -325,11 +325,17 @@ def _ordered(side: int, top: Told) -> int:
     return side if top.yours == top.side else top.yours
 
 
-def _take_side(post: Post, others: Sequence[Told]) -> Post:
-    """The ACTIVE core takes side 0 as soon as every other one that may have it has let go."""
-    if post.side == 0 or any(told.side == 0 for told in others):
+def _take_side(post: Post, others: Sequence[Told], me: str) -> Post:
+    """The ACTIVE core takes side 0 as soon as every other one that may have it has let go, and given what it made with it."""
+    if post.side == 0 or any(told.side == 0 or told.winner == me for told in others):
         return post
     return post._replace(side=0)
+
+
+def _outdo(post: Post, others: Sequence[Told]) -> Post:
+    """A core is back that had a higher epoch when it died, and nobody knew: it follows only one that is higher still."""
+    back = max((told.epoch for told in others if told.role == JOINING and told.evidence == ALIVE), default=0)
+    return post._replace(epoch=back + 1) if back > post.epoch else post
 
 
 # --- what the ACTIVE core says to another one ------------------------------------------------------------------------------
