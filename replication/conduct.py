@@ -22,7 +22,7 @@ from shards import apply, recovery
 from shards.state import ABSENT, ACTIVE, CLASSES, DRAINING, JOINING, MAPPING_0, MAPPING_1, NO_SIDE, PASSIVE, SYNCING, State
 
 TELL_EACH = 50  # ticks
-LOOK_EACH = 10  # ticks between two decisions where nothing happens
+LOOK_EACH = 25  # ticks between two decisions where nothing happens
 ROWS_AT_ONCE = 1 << 14  # of those that are forgotten, or looked at, in one turn
 
 _SHORT = ("s", "r", "e", "d", "c", "w", "win", "b", "g", "y", "h", "i")  # keys of a post on the wire, in the order of `_told`
@@ -99,14 +99,12 @@ class Conductor:
 
     def turn(self, now: int) -> bool:
         """Hear, decide, act, tell; whether there is more to do at once. Short where nothing has happened."""
-        heard = self._exchange.heard()
-        for message in heard:
-            self._hear(message)
+        news = [self._hear(message) for message in self._exchange.heard()]
         evidence = self._look_at_peers(now)
         busy = self._work(now)
         wanted = any(int(self._state.shards[shard]["wanted"]) != count for shard, count in self._wanted.items())
         moving = any(not move.over for move in self.moves.values())
-        if heard or wanted or moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
+        if any(news) or wanted or moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
             self._evidence, self._last = evidence, now
             changed = [shard for shard in self.posts if self._decide(shard, now)]
             if changed or now - self._last_told >= TELL_EACH:
@@ -122,27 +120,34 @@ class Conductor:
             told.append(evidence)
         return " ".join(told)
 
-    def _hear(self, message: Heard) -> None:
+    def _hear(self, message: Heard) -> bool:
+        """Whether it is news."""
         peer, kind, fields = message
         if kind == "posts":
-            self._heard.add(peer)
-            named = set()
-            for post in fields.get("posts", []):
-                told = _read(peer, post)
-                if told and told[0] in self.posts:
-                    self._told[told[0]][peer] = told[1]
-                    self._counts[told[0]][peer] = _counted(post)
-                    named.add(told[0])
-            for shard in self.posts.keys() - named:  # of which it says nothing: it has nothing to do with it
-                self._told[shard][peer] = Told(peer)
-        elif kind == "handover":
-            self._take_handover(peer, fields)
+            return self._take_posts(peer, fields.get("posts"))
+        return kind == "handover" and self._take_handover(peer, fields)
 
-    def _take_handover(self, peer: str, fields: Mapping[str, Any]) -> None:
+    def _take_posts(self, peer: str, posts: Any) -> bool:
+        """What a peer is to each shard; of which it says nothing, it has nothing to do with."""
+        told = {shard: Told(peer) for shard in self.posts}
+        for post in posts if isinstance(posts, list) else []:
+            found = _read(peer, post)
+            if found and found[0] in told:
+                told[found[0]] = found[1]
+                self._counts[found[0]][peer] = _counted(post)
+        news = peer not in self._heard or any(self._told[shard].get(peer) != each for shard, each in told.items())
+        self._heard.add(peer)
+        for shard, each in told.items():
+            self._told[shard][peer] = each
+        return news
+
+    def _take_handover(self, peer: str, fields: Mapping[str, Any]) -> bool:
         match fields:
             case {"s": int(shard), "e": int(epoch), "b": str(successor)} if shard in self.posts:
                 if self.posts[shard].authority == peer:
                     self._handed[shard] = (epoch, successor)
+                    return True
+        return False
 
     def _others(self, shard: int, now: int) -> list[Told]:
         told = self._told[shard]
