@@ -25,7 +25,8 @@ TELL_EACH = 50  # ticks
 LOOK_EACH = 25  # ticks between two decisions where nothing happens
 ROWS_AT_ONCE = 1 << 14  # of those that are forgotten, or looked at, in one turn
 
-_SHORT = ("s", "r", "e", "d", "c", "w", "win", "b", "g", "y", "h", "i")  # keys of a post on the wire, in the order of `_told`
+# Keys of a post on the wire, in the order of `_post_for`.
+_SHORT = ("s", "r", "e", "d", "c", "w", "win", "b", "g", "y", "h", "i", "t")
 
 
 class Place(NamedTuple):
@@ -65,6 +66,7 @@ class Conductor:
         self._counts: dict[int, dict[str, tuple[int, int]]] = {shard: {} for shard in places}
         self._heard: set[str] = set()
         self._handed: dict[int, tuple[int, str]] = {}
+        self._sent_all: set[int] = set()  # shards of which, since we have our side, all rows were sent to the backup
         self._giving: dict[int, str] = {}  # by shard: the winner that is given what we have made
         self._streams: dict[int, dict[str, bool]] = {shard: {} for shard in places}
         self._accepting: dict[int, tuple[str | None, int, bool]] = {}
@@ -173,7 +175,16 @@ class Conductor:
         if post != before:
             self._act(shard, before, now)
         self._arrange(shard, post, self._others(shard, now) if post != before else others)
+        self._note_sent(shard, before)
         return post != before
+
+    def _note_sent(self, shard: int, before: Post) -> None:
+        """Nothing of this turn's changes is sent yet: what is now on its way is what was made before."""
+        post = self.posts[shard]
+        if (post.role, post.side, post.backup) != (before.role, before.side, before.backup):
+            self._sent_all.discard(shard)
+        elif post.role == ACTIVE and self._exchange.synced(shard, post.backup) and self._exchange.flushed(shard, post.backup):
+            self._sent_all.add(shard)
 
     def _facts(self, shard: int, post: Post, now: int) -> Facts:
         place = self._places[shard]
@@ -363,7 +374,8 @@ class Conductor:
         synced = post.role == ACTIVE and name in self._streams[shard] and self._exchange.synced(shard, name)
         values = (
             shard, post.role, post.epoch, post.side, post.cold, roles.wants(post), post.winner,
-            post.backup if post.role == ACTIVE else "", post.guest, roles.yours(post, to, others), roles.heir(post, to), synced,
+            post.backup if post.role == ACTIVE else "", post.guest,
+            roles.yours(post, to, others, shard in self._sent_all), roles.heir(post, to), synced, post.taken,
         )  # fmt: skip
         return dict(zip(_SHORT, values, strict=True), n=self.counts(shard))
 
@@ -372,14 +384,13 @@ def _read(peer: str, post: Any) -> tuple[int, Told] | None:
     """What a peer says of a shard; None where it says nonsense."""
     if not isinstance(post, dict) or not all(key in post for key in _SHORT):
         return None
-    shard, role, epoch, side, cold, wants, winner, backup, guest, yours, heir, synced = (post[key] for key in _SHORT)
+    shard, role, epoch, side, cold, wants, winner, backup, guest, yours, *flags = (post[key] for key in _SHORT)
     numbers, words = (shard, role, epoch, side, yours), (winner, backup, guest)
     if not all(type(number) is int for number in numbers) or not all(isinstance(word, str) for word in words):
         return None
     if not (ABSENT <= role <= DRAINING and 0 <= side <= NO_SIDE and 0 <= yours <= NO_SIDE and 0 <= epoch < 1 << 32):
         return None
-    told = Told(peer, role, epoch, side, bool(cold), bool(wants), winner, backup, guest, yours, bool(heir), bool(synced))
-    return shard, told
+    return shard, Told(peer, role, epoch, side, bool(cold), bool(wants), winner, backup, guest, yours, *map(bool, flags))
 
 
 def _counted(post: Mapping[str, Any]) -> tuple[int, int]:

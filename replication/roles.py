@@ -80,6 +80,7 @@ class Told(NamedTuple):
     yours: int = NO_SIDE  # ACTIVE: the side that this core shall have
     heir: bool = False  # ACTIVE: this core may take over
     synced: bool = False  # ACTIVE: this core has a complete copy
+    taken: bool = False  # ACTIVE: its authority was handed over to it
     evidence: Evidence = ALIVE
 
 
@@ -98,6 +99,7 @@ class Post(NamedTuple):
     winner: str = ""  # the core to which we give what we have made, before we copy it
     pickup: bool = False  # connections may be picked up in their middle: the last owner is known to be dead
     taker: str = ""  # draining: who takes over
+    taken: bool = False  # active: the authority was handed over to us, in this epoch
 
 
 class Facts(NamedTuple):
@@ -146,8 +148,8 @@ def decide(post: Post, others: Sequence[Told], facts: Facts) -> Post:
 
 
 def _is_higher(post: Post, others: Sequence[Told], facts: Facts) -> bool:
-    top = active_among(others)
-    if top is None or (post.role == DRAINING and top.name == post.taker):
+    top = active_among([told for told in others if told.evidence != CLOSED])  # what the dead said last may come late
+    if top is None or (post.role == DRAINING and top.name == post.taker and (top.taken or post.authority)):
         return False
     if post.role in (ACTIVE, DRAINING):
         return (top.epoch, facts.me) > (post.epoch, top.name)
@@ -239,14 +241,15 @@ def _follow(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     made = made and top.side != old.side  # who took our side, knowing us dead, has used our rows and ports meanwhile
     return new._replace(
         epoch=top.epoch, authority=top.name, since=facts.now, cold=False, heir=False, backup="", guest="", taker="",
-        pickup=False, winner=top.name if made else "",
+        pickup=False, winner=top.name if made else "", side=NO_SIDE if old.cold else old.side,
     )  # fmt: skip
 
 
 def _accept(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     top = active_among(others)
     assert top
-    return new._replace(epoch=top.epoch, authority=top.name, since=facts.now, cold=False)
+    side = NO_SIDE if old.cold else old.side  # what was made of it in an earlier life, others know
+    return new._replace(epoch=top.epoch, authority=top.name, since=facts.now, cold=False, side=side)
 
 
 def _leave(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -258,7 +261,9 @@ def _leave(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
 def _take_over(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     """The epoch that was handed over; our own side, until the one who handed over lets go of the other."""
     backup = facts.successor or old.authority
-    return new._replace(epoch=facts.handed, since=facts.now, heir=False, backup=backup, authority="", winner="", pickup=False)
+    return new._replace(
+        epoch=facts.handed, since=facts.now, heir=False, backup=backup, authority="", winner="", pickup=False, taken=True
+    )
 
 
 def _promote(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -269,12 +274,13 @@ def _promote(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post
         epoch=max(old.epoch, owner.epoch if owner else 0) + 1,
         side=0 if known else old.side,
         since=facts.now, heir=False, backup=old.authority or facts.partner, authority="", pickup=known, winner="", taker="",
+        taken=False,
     )  # fmt: skip
 
 
 def _begin(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     """Go on where it stopped, or begin as the map says."""
-    return new._replace(since=facts.now, cold=False, authority="", backup=old.backup or facts.partner)
+    return new._replace(since=facts.now, cold=False, authority="", backup=old.backup or facts.partner, taken=False)
 
 
 def _mark(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -283,7 +289,7 @@ def _mark(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
 
 def _resume(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     """Two epochs on: above that of a taker who took it and could not say so."""
-    return new._replace(epoch=old.epoch + 2, since=facts.now, authority="", taker="")
+    return new._replace(epoch=old.epoch + 2, since=facts.now, authority="", taker="", taken=False)
 
 
 def _retire(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -304,7 +310,7 @@ def _settle(post: Post, others: Sequence[Told], facts: Facts) -> Post:
         return _outdo(_take_side(post, others, facts.me), others)
     if post.role == DRAINING and post.taker and not post.authority:
         taken = next((told for told in others if told.name == post.taker and told.role == ACTIVE), None)
-        if taken is None or taken.epoch <= post.epoch:
+        if taken is None or taken.epoch <= post.epoch or not taken.taken:
             return post
     top = active_among(others)
     if top is None or top.epoch < post.epoch or post.role == JOINING:
@@ -333,22 +339,25 @@ def _take_side(post: Post, others: Sequence[Told], me: str) -> Post:
 
 
 def _outdo(post: Post, others: Sequence[Told]) -> Post:
-    """A core is back that had a higher epoch when it died, and nobody knew: it follows only one that is higher still."""
-    back = max((told.epoch for told in others if told.role == JOINING and told.evidence == ALIVE), default=0)
+    """A core had a higher epoch when it died, and nobody knew: when it is back it follows only one that is higher still."""
+    back = max((told.epoch for told in others if told.role == JOINING or told.evidence == CLOSED), default=0)
     return post._replace(epoch=back + 1) if back > post.epoch else post
 
 
 # --- what the ACTIVE core says to another one ------------------------------------------------------------------------------
 
 
-def yours(post: Post, to: Told, others: Sequence[Told]) -> int:
-    """The side that `to` shall have: the one that is free, if it is our backup and nobody else holds on to it."""
+def yours(post: Post, to: Told, others: Sequence[Told], whole: bool) -> int:
+    """The side that `to` shall have: the one that is free, if it is our backup and nobody else holds on to it.
+
+    `whole`: since we have our side all rows were sent to our backup, so that it knows what was made of the other one.
+    """
     if post.role != ACTIVE or to.name != post.backup or post.side == NO_SIDE:
         return NO_SIDE
     if post.side != 0:
         return NO_SIDE if to.side == 0 else to.side  # first it lets go of side 0, for us
     held = any(told.side == 1 and told.name != to.name for told in others)
-    return NO_SIDE if held else 1
+    return 1 if not held and (whole or to.side == 1) else NO_SIDE
 
 
 def heir(post: Post, to: Told) -> bool:

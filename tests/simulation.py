@@ -88,6 +88,7 @@ class Node(NamedTuple):
     evidence: tuple[Evidence, ...] = ()
     rows: frozenset[Row] = frozenset()
     dirty: frozenset[Row] = frozenset()
+    sent_all: bool = False
     pending: bool = False  # it heard something, and has not decided yet
 
 
@@ -171,12 +172,12 @@ class _Wire:
         return self.evidences[peer]
 
     def synced(self, shard: int, peer: str) -> bool:
-        stream = self.ways[peer].stream
-        return self.ways[peer].open and stream is not None and stream.phase == SYNCED
+        way = self.ways.get(peer, Way())
+        return way.open and way.stream is not None and way.stream.phase == SYNCED
 
     def flushed(self, shard: int, peer: str) -> bool:
-        stream = self.ways[peer].stream
-        return self.ways[peer].open and stream is not None and stream.phase != WAITING and not self.dirty
+        way = self.ways.get(peer, Way())
+        return way.open and way.stream is not None and way.stream.phase != WAITING and not self.dirty
 
     def lag(self, shard: int, peer: str) -> Lag:
         return Lag(0, 0, 0.0)
@@ -213,13 +214,16 @@ class _Wire:
     # What it does in its own turn.
 
     def pump(self) -> None:
-        """Begin what waits, send what is dirty."""
+        """Begin what waits."""
         for peer in self.peers:
             way = self.ways[peer]
             if way.open and way.stream is not None and way.stream.phase == WAITING:
                 self._begin(peer, True)
+
+    def drain(self) -> None:
+        """Send what has changed to all who have a copy, or are getting one."""
         ready = [peer for peer in self.peers if self._flows(peer)]
-        if ready and self.dirty:
+        if ready:
             for peer in ready:
                 stream = self.ways[peer].stream
                 assert stream
@@ -294,7 +298,7 @@ class _Core(Conductor):
 
 
 # Attributes of a Conductor that a Node holds, or that are always the same here. A new one must be put where it belongs.
-HELD = {"posts", "_told", "_heard", "_streams", "_accepting", "moves", "_rises", "_giving"}
+HELD = {"posts", "_told", "_heard", "_streams", "_accepting", "moves", "_rises", "_giving", "_sent_all"}
 SAME = {
     "_state", "_exchange", "_me", "_times", "_peers", "_places", "_names", "_nothing", "_last", "_last_told", "_evidence",
     "_idle_at", "_wanted", "alarms", "_counts",
@@ -326,7 +330,7 @@ class Machine:
 
     # --- waking up --------------------------------------------------------------------------------------------------------
 
-    def _memory(self, me: str, node: Node | None) -> Any:
+    def _memory(self, me: str, node: Node | None, anew: bool) -> Any:
         """The rows of SHARD and PEER that a conductor reads and writes."""
         peers = [name for name in self.names if name != me]
         row = {"role": JOINING if me in PLACE else ABSENT, "side": {"a": 0, "b": 1}.get(me, NO_SIDE), "epoch": 1, "creates": 0}
@@ -334,7 +338,7 @@ class Machine:
         if node is not None:
             number = {name: index for index, name in enumerate(peers, 1)}
             post = node.post
-            row |= {"role": post.role, "side": post.side, "epoch": post.epoch, "sessions": len(node.rows)}
+            row |= {"role": post.role, "side": post.side, "epoch": post.epoch, "sessions": len(node.rows) if anew else 0}
             row |= {"authority": number.get(post.authority, 0), "backup": number.get(post.backup, 0)}
         return SimpleNamespace(shards=[row], peers=[{"alive": 0} for _ in self.names], dirty=np.zeros(1, np.uint64))
 
@@ -348,7 +352,7 @@ class Machine:
                 wire.copy, wire.seen = node.copy, node.seen
                 wire.evidences = dict(zip(wire.peers, node.evidence, strict=True))
         peers = {name: row for row, name in enumerate(wire.peers, 1)}
-        core = _Core(self._memory(me, node), cast(Any, wire), me, peers, {0: PLACE}, Times(), NOW)
+        core = _Core(self._memory(me, node, anew), cast(Any, wire), me, peers, {0: PLACE}, Times(), NOW)
         wire.epoch = lambda: core.posts[0].epoch
         if node is not None and not anew:
             self._remind(core, node)
@@ -365,6 +369,8 @@ class Machine:
             core.moves[0] = node.move._replace(since=NOW - node.move.since)
         core._rises[0].extend([NOW] * node.rises)
         core._giving[0] = node.post.winner
+        if node.sent_all:
+            core._sent_all.add(0)
         core._quiet.clear()
         if node.post.role == DRAINING and node.post.authority:
             core._quiet[0] = cast(Any, _Quiet(False))
@@ -394,6 +400,7 @@ class Machine:
             tuple(wire.evidences[peer] for peer in wire.peers),
             rows,
             wire.dirty & rows,
+            0 in core._sent_all,
             pending,
         )
 
@@ -412,7 +419,7 @@ class Machine:
         core, wire = self._wake(name, node, ways, anew)
         whole = self._input(core, wire, kind, more)
         pending = kind == "gather"
-        if not pending:
+        if not pending and kind != "create":
             core._decide(0, NOW)
             core._tell(NOW)
         wire.pump()
@@ -444,6 +451,8 @@ class Machine:
             core.migrate(0, more[0], NOW)
         elif kind == "impatience":
             core.moves[0] = core.moves[0]._replace(since=NOW - max(migration.PATIENCE.values()) - 1)
+        elif kind == "drain":
+            wire.drain()
         elif kind == "create":
             self._create(core, wire, more[0])
         return 0
@@ -644,6 +653,8 @@ class Simulation:
         """What happens at one core."""
         name, node = self.names[me], self.node(world, me)
         yield from self._changed(world, me, f"{name} looks", "look")
+        if node.dirty:
+            yield from self._changed(world, me, f"{name} sends what has changed", "drain")
         yield from self._packets(world, me)
         for age in AGES:
             if age > node.post.since and self._may_age(world, me):
