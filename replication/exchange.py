@@ -17,10 +17,10 @@ from replication import verify
 from replication.frames import Frame, Refused, decode, none_refused
 from replication.keys import Key
 from replication.link import Link, Message
-from replication.protocol import ALIVE, CLOSED, SILENT, Comparison, Evidence, Fields, Heard, Lag, Peer, Settings
+from replication.protocol import ALIVE, CLOSED, SILENT, Comparison, Evidence, Fields, Heard, Lag, Peer, Settings, age
 from replication.publisher import PHASES, Publisher
 from replication.receiver import Receiver
-from replication.sender import Sender, age
+from replication.sender import Sender
 from replication.subscriber import Subscriber
 from replication.tables import Sink, Source
 from replication.verify import Verification
@@ -69,7 +69,7 @@ class Exchange:
 
     def meet(self, peer: Peer, now: int) -> None:
         """Let a peer in and connect to it."""
-        self._link.meet(peer)
+        self._link.meet(peer, now)
         self._senders[peer.name] = Sender(peer.name, self._link, now)
         self._receivers[peer.name] = Receiver(peer.name, self._link, self.refused)
 
@@ -202,7 +202,7 @@ class Exchange:
                 if message is None:
                     break
                 self._try(self._take_answer, message, now)
-        changes = self._link.look()
+        changes = self._link.look(now)
         for peer in changes.begun:
             self._senders[peer].connected(now)
         for peer in changes.ended:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from replication.frames import BODY_AT_MOST, Frame
-from replication.protocol import Fields, Lag, Settings
-from replication.sender import Sender, age
+from replication.protocol import Fields, Lag, Settings, age
+from replication.sender import Sender
 from replication.tables import BITMAP_ROWS, ORDER, Source
 from shards.state import SESSION_0, SESSION_1, Array
 
@@ -138,9 +138,11 @@ class Publisher:
         return self.lag(shard, peer, now).seconds <= SMALL_LAG_S
 
     def flushed(self, shard: int, peer: str) -> bool:
-        """See `Exchange.flushed`."""
+        """See `Exchange.flushed`. A change since the last turn counts."""
         stream = self.get(shard, peer)
-        return stream is not None and stream.begun and shard in self._whole and stream.sender.idle
+        if stream is None or not stream.begun or shard not in self._whole or not stream.sender.idle:
+            return False
+        return self._source.unsent(shard) == 0
 
     def lag(self, shard: int, peer: str, now: int) -> Lag:
         """See `Exchange.lag`; changes that wait to be drained count."""

@@ -11,8 +11,7 @@ import secrets
 
 from replication.frames import UNDERSTOOD, Counts, Frame, Refused, encode
 from replication.link import Link
-from replication.protocol import Fields
-from replication.sender import age
+from replication.protocol import Fields, age
 
 ACK_EVERY = 2  # ticks
 COMPLAIN_EVERY = 50

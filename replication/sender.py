@@ -18,7 +18,7 @@ import numpy as np
 
 from replication.frames import UNDERSTOOD, VERSION, Body, Frame, Refused, encode, whole
 from replication.link import Link
-from replication.protocol import Fields, Lag
+from replication.protocol import Fields, Lag, age
 
 FRAMES_AT_MOST, BYTES_AT_MOST = 256, 4 << 20  # in flight
 CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than that
@@ -27,11 +27,6 @@ STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
 PING_EVERY = 20
 LAGS = 1024  # ticks; the histogram's last bin has all above
-
-
-def age(now: int, then: int) -> int:
-    """Ticks from `then` to `now`; they wrap."""
-    return (now - then) & 0xFFFFFFFF
 
 
 class Flight(NamedTuple):

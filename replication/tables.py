@@ -55,7 +55,7 @@ class Source(Protocol):
         """What changed since the last call, which only follows one of `ended` that left none; unchanged from now on."""
 
     def unsent(self, shard: int) -> int:
-        """How many rows have changed and were not taken yet."""
+        """How many rows have changed or ended, at most, and were not taken yet."""
 
     def ripen(self, shard: int, now: int) -> None:
         """Look at a piece of the sessions: those that have become old enough to travel have changed."""

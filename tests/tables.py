@@ -98,7 +98,7 @@ class Tables:
         return Changed(_bytes([self.rows[name] for name in mappings]), _bytes([self.rows[name] for name in sessions]), more)
 
     def unsent(self, shard: int) -> int:  # noqa: D102
-        return sum(name[0] == shard for name in self.changes)
+        return sum(name[0] == shard for name in self.changes) + sum(name[0] == shard for name, _ in self.ends)
 
     def ripen(self, shard: int, now: int) -> None:  # noqa: D102
         return
