@@ -17,6 +17,7 @@ from replication.migration import Move, Seen
 from replication.protocol import ALIVE, Exchange, Heard
 from replication.quiet import Quiet
 from replication.roles import Facts, Post, Told
+from replication.rows import in_doubt
 from shards import apply, recovery
 from shards.state import ABSENT, ACTIVE, CLASSES, DRAINING, JOINING, MAPPING_0, MAPPING_1, NO_SIDE, PASSIVE, SYNCING, State
 
@@ -263,7 +264,8 @@ class Conductor:
         row["pickup"] = post.pickup
         row["grace_until"] = (now + self._times.grace) & 0xFFFFFFFF
         row["creates"] = 1
-        recovery.install_statics(self._state, now)
+        with in_doubt(self._state):
+            recovery.install_statics(self._state, now)
         self._idle_at[shard] = (now + self._times.grace, MAPPING_0, 0)
 
     def _arrange(self, shard: int, post: Post, others: list[Told]) -> None:
@@ -301,7 +303,8 @@ class Conductor:
     def _work(self, now: int) -> bool:
         """What takes more than a moment, in pieces: forgetting a shard that is another's, mappings that nobody uses."""
         for shard, (klass, at) in list(self._forgetting.items()):
-            following = apply.end_unseen(self._state, shard, klass, at, self._nothing, now, ROWS_AT_ONCE)
+            with in_doubt(self._state):
+                following = apply.end_unseen(self._state, shard, klass, at, self._nothing, now, ROWS_AT_ONCE)
             if following >= 0:
                 self._forgetting[shard] = (klass, int(following))
             elif klass + 1 < CLASSES:
@@ -320,7 +323,8 @@ class Conductor:
     def _end_idle(self, shard: int, due: int, klass: int, at: int, now: int) -> None:
         following = -1
         if self.posts[shard].role == ACTIVE:
-            following = int(apply.end_idle(self._state, shard, klass, at, now, ROWS_AT_ONCE))
+            with in_doubt(self._state):
+                following = int(apply.end_idle(self._state, shard, klass, at, now, ROWS_AT_ONCE))
         if following >= 0:
             self._idle_at[shard] = (due, klass, following)
         elif klass == MAPPING_0:

@@ -5,11 +5,14 @@ Bitmaps with a bit per half-line are looked at by extent, since all rows of an e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from replication.frames import BODY_AT_MOST
 from replication.tables import BITMAP_ROWS, COMPARED_ROWS, ORDER, Changed, Ended, Piece
-from shards import apply, digest, gather, slabs
+from shards import apply, digest, doubt, gather, slabs
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import EXTENT_LINES, MAPPING_0, PERMISSION, Array, State
 
@@ -138,7 +141,8 @@ class StateSink:
     def end_unseen(self, shard: int, now: int) -> bool:
         """See `Sink`."""
         klass, row = self._walks[shard]
-        row = apply.end_unseen(self._state, shard, klass, row, self._seen, now, ENDED_AT_ONCE)
+        with in_doubt(self._state):
+            row = apply.end_unseen(self._state, shard, klass, row, self._seen, now, ENDED_AT_ONCE)
         self._walks[shard] = (klass, row) if row != apply.END else (klass + 1, 0)
         return self._walks[shard][0] == PERMISSION
 
@@ -152,30 +156,43 @@ class StateSink:
     def apply_ended(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(TOMBSTONE)
-        return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now))
+        with in_doubt(self._state):
+            return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now))
 
     def apply_mappings(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(MAPPING_RECORD)
-        return int(apply.mappings(self._state, shard, records, len(records), self._seen_of(shard), now))
+        with in_doubt(self._state):
+            return int(apply.mappings(self._state, shard, records, len(records), self._seen_of(shard), now))
 
     def apply_sessions(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(SESSION_RECORD)
-        return int(apply.sessions(self._state, shard, records, len(records), self._seen_of(shard), now))
+        with in_doubt(self._state):
+            return int(apply.sessions(self._state, shard, records, len(records), self._seen_of(shard), now))
 
     def apply_holds(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(HOLD)
-        return int(apply.holds(self._state, shard, records, len(records), now))
+        with in_doubt(self._state):
+            return int(apply.holds(self._state, shard, records, len(records), now))
 
     def refresh(self, shard: int, klass: int, first: int, bits: Array, now: int) -> None:
         """See `Sink`."""
-        apply.refresh(self._state, shard, klass, first, bits.view(np.uint64), now)
+        with in_doubt(self._state):
+            apply.refresh(self._state, shard, klass, first, bits.view(np.uint64), now)
 
     def digests(self, shard: int, klass: int, first: int, key: tuple[int, int]) -> Array:
         """See `Sink`."""
         return _digests(self._state, shard, klass, first, key, self._digests)
+
+
+@contextmanager
+def in_doubt(state: State) -> Iterator[None]:
+    """A worker that is killed meanwhile leaves something half done: its successor must rebuild (see `shards.doubt`)."""
+    doubt.begin(state)
+    yield
+    doubt.end(state)
 
 
 def extents(state: State, shard: int) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 
 from shards import invariants, sessions, tcp
 from tests import frames, shunts
-from tests.bed import INTERNAL_REALM, NEIGHBOUR_WAIT, Bed, Core, Result
+from tests.bed import INTERNAL_REALM, Bed, Core, Result
 from tests.frames import mac_of, spell
 from tests.model import Model, Outcome
 

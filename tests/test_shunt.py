@@ -10,9 +10,8 @@ from ipaddress import IPv4Network
 import numpy as np
 import pytest
 
-from shards import shunt
+from shards import invariants, shunt
 from shards.jit import PURE
-from shards import invariants
 from tests import frames, fuzz, shunts
 from tests.bed import Bed, Core, Result, answer
 from tests.frames import address, mac_of

@@ -128,7 +128,8 @@ class Receiver:
         elif frame.kind == "end":
             self._end(now)
         elif frame.kind == "refresh":
-            apply.refresh(self.state, 0, *frame.told, frame.records, now)
+            klass, first = frame.told
+            apply.refresh(self.state, 0, klass, first, frame.records, now)
         else:
             self._apply(frame.kind, frame.records, now)
 

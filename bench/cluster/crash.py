@@ -100,6 +100,6 @@ def _results(here: Scene, kills: list[Kill]) -> list[Result]:
 
 
 def _complaints(here: Scene) -> int:
-    from tests import invariants
+    from shards import invariants
 
     return len(invariants.complaints(open_memory(str(here.lab.socket))))

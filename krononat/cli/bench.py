@@ -15,6 +15,7 @@ bench = Lazy(
         "memif": ("bench.memif:memif", "The loop with I/O over memif, beside testpmd."),
         "wire": ("bench.wire:wire", "AF_XDP on veth, beside the kernel and testpmd."),
         "start": ("bench.start:start", "From a start to the first packet, and the compiler's time."),
+        "crash": ("bench.crash:crash", "The worker killed at random moments, without a backup."),
         "all": ("bench.all:everything", "All of them, with a report and plots."),
         "compare": ("bench.compare:compare", "What changed between two reports beyond the noise."),
     },
