@@ -74,7 +74,7 @@ class Publisher:
         self._whole: set[int] = set()  # shards of which the last turn left nothing
         self._body = np.zeros(BODY_AT_MOST, np.uint8)
         self._series = 0
-        self._last_drain = self._swept = 0
+        self.drained = self._swept = 0  # ticks of the last time
 
     # --- what is asked for ------------------------------------------------------------------------------------------------
 
@@ -102,6 +102,10 @@ class Publisher:
         """Every stream."""
         for peers in self._streams.values():
             yield from peers.values()
+
+    def quiet(self) -> bool:
+        """Whether there is nothing to be sent, or nobody that it could be sent to."""
+        return not any(self._can_drain(shard) and not self._source.quiet(shard) for shard in self._streams)
 
     def names(self) -> list[tuple[int, str]]:
         """Shard and peer of every stream."""
@@ -169,7 +173,7 @@ class Publisher:
                 self._begin(stream, now, snapshot=True)
             copying |= stream.phase in (ROWS, HOLDS)
         more = False
-        if self._streams and age(now, self._last_drain) >= self._settings.batch:
+        if self._streams and age(now, self.drained) >= self._settings.batch:
             more = self._drain(now, spare)
         if copying:
             more |= self._copy(now, spare)
@@ -201,7 +205,7 @@ class Publisher:
 
     def _drain(self, now: int, spare: Callable[[], bool]) -> bool:
         """All that changed, as far as it can be sent. True: time ran out before."""
-        self._last_drain = now
+        self.drained = now
         left = [shard for shard in self._streams if self._can_drain(shard)]
         if self._settings.threshold:
             for shard in left:
@@ -209,7 +213,7 @@ class Publisher:
         while left:
             left = [shard for shard in left if self._drain_once(shard, now) and self._can_drain(shard)]
             if left and not spare():
-                self._last_drain = age(now, self._settings.batch)  # go on in the next turn
+                self.drained = age(now, self._settings.batch)  # go on in the next turn
                 return True
         return False
 

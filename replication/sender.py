@@ -58,7 +58,7 @@ class Sender:
         self._flight: deque[Flight] = deque()
         self._flight_bytes = self._chunks = 0
         self._waiting: deque[tuple[bytes, bytes]] = deque()
-        self._progress = self._pinged = now
+        self._progress = self.pinged = now
         self._asked = age(now, OPEN_EVERY)
 
     # --- life -------------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class Sender:
         if not self.life and age(now, self._asked) >= OPEN_EVERY:
             self._asked = now
             self._link.send(self.peer, encode(Frame("open", fields={"v": list(UNDERSTOOD)}, version=UNDERSTOOD[-1])))
-        if age(now, self._pinged) >= PING_EVERY:
+        if age(now, self.pinged) >= PING_EVERY:
             self._ping(now, streams(self))
 
     def _is_stale(self, now: int) -> bool:
@@ -112,7 +112,7 @@ class Sender:
         fields: Fields = {"s": {shard: list(told) for shard, told in streams.items()}} if self.life else {}
         told = Frame("ping", self.life, self._number, fields=fields, version=self.version)
         self._link.send(self.peer, encode(told))
-        self._pinged = now
+        self.pinged = now
 
     # --- sending ----------------------------------------------------------------------------------------------------------
 

@@ -80,17 +80,19 @@ class Stranger:
 
     def open(self, versions: tuple[int, ...] = (VERSION,)) -> None:
         """Begin a life; ask again where the question went down with a connection."""
-        asked = 0.0
+        asked, heard = 0.0, Frame("ping")
 
         def answered() -> bool:
-            nonlocal asked
+            nonlocal asked, heard
             if time.monotonic() - asked > 0.3:
                 asked = time.monotonic()
                 self.say(Frame("open", fields={"v": list(versions)}, version=versions[-1]))
-            return bool(self.socket.poll(0))
+            if self.socket.poll(0):
+                heard = decode(*self.socket.recv_multipart())
+            return heard.kind == "opened"
 
         self.until(answered)
-        self.life, self.number = self.hear("opened").life, 0
+        self.life, self.number = heard.life, 0
 
     def begin(self) -> None:
         """Begin a life and a copy."""
