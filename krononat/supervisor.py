@@ -181,8 +181,7 @@ class Supervisor:
         self._memory = made
         write_header(made.map, sizes)
         self._state: State = open_state(made.map, sizes)
-        path = self._config.cluster.port_key_file if self._config.cluster else None
-        key = appliance.read_key(Path(path)) if path else appliance.read_key()
+        key = self._port_key()
         appliance.fill(
             self._state,
             self._config,
@@ -194,6 +193,16 @@ class Supervisor:
         _say(f"state: room for {self._config.memory.sessions:,} sessions, {made.pages} pages")
         if key is None:
             _say(f"no {appliance.KEY_FILE}: ports are derived with a key of this run (a cluster needs the same one everywhere)")
+
+    def _port_key(self) -> bytes | None:
+        """The key of port derivation; a cluster must have one: by it a backup makes the same ports, and knows what is shunted."""
+        told = self._config.cluster
+        path = Path(told.port_key_file) if told and told.port_key_file else appliance.KEY_FILE
+        key = appliance.read_key(path)
+        if told and key is None:
+            remedy = f"head -c 32 /dev/urandom > {path}; chmod 600 {path}; the same file on every core"
+            raise Trouble("this cluster has no key of its ports", f"{path} is missing", remedy, BAD_CONFIG)
+        return key
 
     def _open_sockets(self) -> None:
         """Everything about packets but the attaching, which waits for a worker."""
