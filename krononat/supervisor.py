@@ -195,7 +195,7 @@ class Supervisor:
             _say(f"no {appliance.KEY_FILE}: ports are derived with a key of this run (a cluster needs the same one everywhere)")
 
     def _port_key(self) -> bytes | None:
-        """The key of port derivation; a cluster must have one: by it a backup makes the same ports, and knows what is shunted."""
+        """The key of port derivation. A cluster must have one: by it a backup makes the same ports, and seals are made."""
         told = self._config.cluster
         path = Path(told.port_key_file) if told and told.port_key_file else appliance.KEY_FILE
         key = appliance.read_key(path)

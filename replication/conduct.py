@@ -384,13 +384,14 @@ def _read(peer: str, post: Any) -> tuple[int, Told] | None:
     """What a peer says of a shard; None where it says nonsense."""
     if not isinstance(post, dict) or not all(key in post for key in _SHORT):
         return None
-    shard, role, epoch, side, cold, wants, winner, backup, guest, yours, *flags = (post[key] for key in _SHORT)
+    shard, role, epoch, side, cold, wants, winner, backup, guest, yours, heir, synced, taken = (post[key] for key in _SHORT)
     numbers, words = (shard, role, epoch, side, yours), (winner, backup, guest)
     if not all(type(number) is int for number in numbers) or not all(isinstance(word, str) for word in words):
         return None
     if not (ABSENT <= role <= DRAINING and 0 <= side <= NO_SIDE and 0 <= yours <= NO_SIDE and 0 <= epoch < 1 << 32):
         return None
-    return shard, Told(peer, role, epoch, side, bool(cold), bool(wants), winner, backup, guest, yours, *map(bool, flags))
+    cold, wants, heir, synced, taken = map(bool, (cold, wants, heir, synced, taken))
+    return shard, Told(peer, role, epoch, side, cold, wants, winner, backup, guest, yours, heir, synced, taken)
 
 
 def _counted(post: Mapping[str, Any]) -> tuple[int, int]:
