@@ -176,7 +176,14 @@ class Conductor:
             self._act(shard, before, now)
         self._arrange(shard, post, self._others(shard, now) if post != before else others)
         self._note_sent(shard, before)
+        self._note_heir(shard)
         return post != before
+
+    def _note_heir(self, shard: int) -> None:
+        """Memory names whom we must ask when we come back: our backup, or the one before who thinks that it still is."""
+        post, told = self.posts[shard], self._told[shard].values()
+        before = next((each.name for each in told if each.heir and each.role != ACTIVE), post.backup)
+        self._state.shards[shard]["backup"] = self._peers.get(before if post.role == ACTIVE else post.backup, 0)
 
     def _note_sent(self, shard: int, before: Post) -> None:
         """Nothing of this turn's changes is sent yet: what is now on its way is what was made before."""
@@ -269,7 +276,6 @@ class Conductor:
             row["creates"] = 0
         row["role"], row["epoch"], row["side"] = post.role, post.epoch, post.side
         row["authority"] = self._peers.get(post.authority, 0)
-        row["backup"] = self._peers.get(post.backup, 0)
         if post.role == ACTIVE and before.role != ACTIVE:
             self._begin(shard, post, now)
         if post.role == DRAINING and post.authority and shard not in self._quiet:
@@ -371,11 +377,12 @@ class Conductor:
             return None
         others = self._others(shard, now)
         to = next(told for told in others if told.name == name)
+        heir = roles.heir(post, to, others) if post.role == ACTIVE else post.heir
         synced = post.role == ACTIVE and name in self._streams[shard] and self._exchange.synced(shard, name)
         values = (
             shard, post.role, post.epoch, post.side, post.cold, roles.wants(post), post.winner,
             post.backup if post.role == ACTIVE else "", post.guest,
-            roles.yours(post, to, others, shard in self._sent_all), roles.heir(post, to), synced, post.taken,
+            roles.yours(post, to, others, shard in self._sent_all), heir, synced, post.taken,
         )  # fmt: skip
         return dict(zip(_SHORT, values, strict=True), n=self.counts(shard))
 

@@ -78,7 +78,7 @@ class Told(NamedTuple):
     backup: str = ""  # ACTIVE: the core that is meant to be its backup
     guest: str = ""  # ACTIVE: another core that shall have a copy
     yours: int = NO_SIDE  # ACTIVE: the side that this core shall have
-    heir: bool = False  # ACTIVE: this core may take over
+    heir: bool = False  # ACTIVE: this core may take over; anybody else: it thinks that it may itself
     synced: bool = False  # ACTIVE: this core has a complete copy
     taken: bool = False  # ACTIVE: its authority was handed over to it
     evidence: Evidence = ALIVE
@@ -175,7 +175,14 @@ def _is_handed(post: Post, others: Sequence[Told], facts: Facts) -> bool:
 
 def _is_bereft(post: Post, others: Sequence[Told], facts: Facts) -> bool:
     owner = _owner(post, others)
-    return post.heir and owner is not None and owner.role == JOINING and owner.cold and owner.evidence == ALIVE
+    bereft = owner is not None and owner.role == JOINING and owner.cold and owner.evidence == ALIVE
+    return bereft and (post.heir or _is_next(others, facts))
+
+
+def _is_next(others: Sequence[Told], facts: Facts) -> bool:
+    """Whether this core inherits where nobody was named: the heir came back a moment ago, and has not been told again."""
+    holders = [told for told in others if told.role in (SYNCING, PASSIVE, DRAINING)]
+    return not any(told.heir for told in holders) and all(facts.me < told.name for told in holders)
 
 
 def _owner(post: Post, others: Sequence[Told]) -> Told | None:
@@ -360,8 +367,10 @@ def yours(post: Post, to: Told, others: Sequence[Told], whole: bool) -> int:
     return 1 if not held and (whole or to.side == 1) else NO_SIDE
 
 
-def heir(post: Post, to: Told) -> bool:
-    """Whether `to` may take over. Complete or not: an incomplete copy is better than none."""
+def heir(post: Post, to: Told, others: Sequence[Told]) -> bool:
+    """Whether `to` may take over: never two at a time. Complete or not: an incomplete copy is better than none."""
+    if any(told.heir and told.role != ACTIVE and told.name != to.name for told in others):
+        return False
     return post.role == ACTIVE and to.name == post.backup and to.side != post.side
 
 
