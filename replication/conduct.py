@@ -325,7 +325,8 @@ class Conductor:
         if post.role != ACTIVE:
             return {}
         return {
-            told.name: (told.name == target, told.role != DRAINING)
+            # Who has just handed over has all rows; not if we died since: then what was on its way to it is lost.
+            told.name: (told.name == target, told.role != DRAINING or not post.taken)
             for told in others
             if told.name in (post.backup, post.guest) and told.wants and told.epoch == post.epoch
         }
