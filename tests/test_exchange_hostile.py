@@ -18,6 +18,7 @@ from replication import keys
 from replication.frames import BODY_AT_MOST, KINDS, REASONS, VERSION, Frame, decode, encode
 from replication.keys import Key
 from replication.protocol import ALIVE, Fields, Peer
+from replication.tables import BITMAP_ROWS, COMPARED_ROWS
 from shards.records import MAPPING_RECORD, SESSION_RECORD
 from shards.state import MAPPING_0, SESSION_0
 from tests.exchanges import Node, Room, ticks
@@ -306,6 +307,24 @@ def test_a_header_that_cannot_be(stranger: Stranger, told: Fields) -> None:
 def signed(header: bytes, body: bytes) -> list[bytes]:
     """Any header with the checksum that belongs to it."""
     return [header + zlib.crc32(body, zlib.crc32(header)).to_bytes(4, "big"), body]
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"k": 2, "r": 0}, {"k": 0, "r": 1}, {"k": 0, "r": 2**32}, {"k": -1, "r": 0}, {"k": "0", "r": 0}]
+)
+def test_a_bitmap_of_rows_that_cannot_be(stranger: Stranger, fields: Fields) -> None:
+    stranger.begin()
+    stranger.tell("bitmap", b"\xff" * (BITMAP_ROWS // 8), (BITMAP_ROWS,), fields=fields)
+    expect(stranger, "malformed")
+    assert not stranger.node.tables.refreshed_rows
+
+
+@pytest.mark.parametrize("told", [{"k": 4}, {"k": 0, "r": 1}, {"a": -1}, {"a": 2**64 - 1, "b": ""}, {"n": None}, {"d": "x"}])
+def test_a_question_about_rows_that_cannot_be(stranger: Stranger, told: Fields) -> None:
+    stranger.begin()
+    fields: Fields = {"n": 1, "k": 0, "r": 0, "a": 1, "b": 2, "d": 0, **told}
+    stranger.tell("compare", bytes(COMPARED_ROWS // 8), (0, COMPARED_ROWS), fields=fields)
+    expect(stranger, "malformed")
 
 
 def test_messages_of_any_number_of_parts_and_any_size(stranger: Stranger) -> None:

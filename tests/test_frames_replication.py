@@ -24,10 +24,10 @@ def frames(draw: st.DrawFn) -> tuple[Frame, bytes]:
     kind = KINDS[draw(st.sampled_from(sorted(KINDS)))]
     counts = tuple(8 * draw(st.integers(0, 20)) for _ in kind.eighths)
     size = sum(count * eighths for count, eighths in zip(counts, kind.eighths, strict=True)) // 8
-    whole = [draw(st.integers(0, most)) for most in (2**64 - 1, 2**48, 2**16 - 1, 2**32 - 1, 2**32 - 1)]
-    return Frame(kind.name, *whole, counts, draw(FIELDS), draw(st.sampled_from(UNDERSTOOD))), draw(
-        st.binary(min_size=size, max_size=size)
-    )
+    most = 2**64 - 1, 2**48, 2**16 - 1, 2**32 - 1, 2**32 - 1
+    life, number, shard, epoch, series = (draw(st.integers(0, last)) for last in most)
+    frame = Frame(kind.name, life, number, shard, epoch, series, counts, draw(FIELDS), draw(st.sampled_from(UNDERSTOOD)))
+    return frame, draw(st.binary(min_size=size, max_size=size))
 
 
 @given(frames())
