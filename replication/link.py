@@ -31,7 +31,7 @@ _PARTS_AT_MOST = 64  # of a message nobody asked for that are thrown away at one
 _ASKED_AT_MOST = 16  # ZAP questions and monitor events at one go
 
 _ZAP_ADDRESS, _ZAP_DOMAIN = "inproc://zeromq.zap.01", b"krononat"
-_REFUSED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+_REFUSED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH  # not: no answer in time
 _ENDED = int(zmq.Event.DISCONNECTED)
 _BEGUN = int(zmq.Event.HANDSHAKE_SUCCEEDED)
 

@@ -410,3 +410,15 @@ def test_an_endpoint_that_is_taken_says_so() -> None:
     with pytest.raises(OSError, match="cannot listen for replication at tcp://127"):
         Node("s2/0", endpoint=node.exchange.endpoint)
     node.exchange.close()
+
+
+def test_a_handshake_that_was_too_slow_is_no_wrong_key() -> None:
+    """Nobody answers for longer than a handshake may take: the other side tries again, and comes in."""
+    one, two = Node("s1/0"), Node("s2/0")
+    one.exchange.meet(two.peer, ticks())
+    two.exchange.meet(one.peer, ticks())
+    time.sleep(2.3)
+    with Room() as room:
+        room.nodes.update({"s1/0": one, "s2/0": two})
+        room.until(lambda: one.exchange.evidence("s2/0", ticks()) == two.exchange.evidence("s1/0", ticks()) == ALIVE)
+        assert one.refused() == two.refused() == {}
