@@ -142,8 +142,9 @@ class Survivors:
             self.sent += 1
         self._churn.send(churn)
 
-    def listen(self) -> None:
-        """Take in what has arrived outside."""
+    def listen(self) -> int:
+        """Take in what has arrived outside; how many packets of established connections."""
+        before = len(self.arrived)
         while (frame := _receive(self._outside)) is not None:
             if frame[36:38] != struct.pack("!H", PORT):
                 continue  # our own answers: a packet socket sees what is sent, too
@@ -151,6 +152,7 @@ class Survivors:
             self.arrived.append((sent, time.monotonic_ns()))
             external = frame[26:30] + frame[34:36]
             self.wrong += self._external.setdefault(number, external) != external
+        return len(self.arrived) - before
 
     def lost(self) -> int:
         """Connections that do not work any more, as they did, in both directions; every one is tried."""
