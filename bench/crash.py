@@ -1,7 +1,7 @@
 """`krononat bench crash`: the worker is killed again and again, at random moments under churn, with no backup to take over.
 
-A thousand TCP connections send 2,000 packets/s, and 20,000 new flows begin (and end) a second; then SIGKILL at a moment of chance,
-once a spare stands by. What the figures are:
+A thousand TCP connections send 2,000 packets/s, and 20,000 new flows begin (and end) a second; then SIGKILL at a moment of
+chance, once a spare stands by. What the figures are:
 
     crash/spare/outage_ms       from the kill to the arrival of the first packet that was sent after it; a spare stands by
     crash/spare/longest_ms      the longest of them
