@@ -104,7 +104,12 @@ class Worker:
                 self._chores(now)
                 last = now
             if idle and not self._stopping and not self._more:
-                rings.wait(self._rings, SHORT_NAP if self._state.core[0]["held"] else self._nap)
+                rings.wait(self._rings, self._rest(now))
+
+    def _rest(self, now: int) -> int:
+        """How long to sleep if nothing comes, in ms."""
+        nap = SHORT_NAP if self._state.core[0]["held"] else self._nap
+        return min(nap, self._replica.due(now)) if self._replica else nap
 
     def _breathe(self, now: int, bursts: int) -> int:
         begun = time.monotonic_ns()

@@ -27,6 +27,7 @@ _HEARTBEAT, _HEARTBEAT_TIMEOUT, _HANDSHAKE_AT_MOST = 100, 300, 2000  # ms
 _RECONNECT, _RECONNECT_AT_MOST = 20, 200  # ms
 _REMAKE_AFTER = 1000  # ticks: ZeroMQ gives up for good where a handshake failed, which a newer map may set right
 _PARTS_AT_MOST = 64  # of a message nobody asked for that are thrown away at one go
+_DOOR_EVERY = 12  # ticks between looks at who knocks
 _ASKED_AT_MOST = 16  # ZAP questions and monitor events at one go
 
 _ZAP_ADDRESS, _ZAP_DOMAIN = "inproc://zeromq.zap.01", b"krononat"
@@ -65,6 +66,7 @@ class Link:
         self._peers: dict[str, Peer] = {}
         self._tried: dict[str, int] = {}  # by peer: tick at which its socket was made
         self._connected: set[str] = set()
+        self._opened = 0
         self._skipping: zmq.Socket[bytes] | None = None
         self._body = np.zeros(BODY_AT_MOST + 8, np.uint8)
         self._header = bytearray(HEADER_AT_MOST + 1)
@@ -214,19 +216,25 @@ class Link:
 
     def look(self, now: int) -> Changes:
         """Let in who may come in; which connections of ours have begun and ended since the last look."""
+        if age(now, self._opened) >= _DOOR_EVERY:
+            self._opened = now
+            self._open_door()
+            self._remake(now)
+        changes = Changes([], [])
+        for peer, monitor in self._monitors.items():
+            for event in _events(monitor):
+                (changes.begun if event == _BEGUN else changes.ended).append(peer)
+                (self._connected.add if event == _BEGUN else self._connected.discard)(peer)
+        return changes
+
+    def _open_door(self) -> None:
+        """Who knocks? Let in those who may come in."""
         for _ in range(_ASKED_AT_MOST):
             if not _readable(self._zap):
                 break
             self._admit(self._zap.recv_multipart(zmq.DONTWAIT))
         for _ in _events(self._knocks):
             self.refused["key"] += 1
-        changes = Changes([], [])
-        for peer, monitor in self._monitors.items():
-            for event in _events(monitor):
-                (changes.begun if event == _BEGUN else changes.ended).append(peer)
-                (self._connected.add if event == _BEGUN else self._connected.discard)(peer)
-        self._remake(now)
-        return changes
 
     def _remake(self, now: int) -> None:
         """Make sockets anew that are without a connection for long."""

@@ -33,10 +33,11 @@ class StateSource:
 
     def __init__(self, state: State, threshold: int) -> None:
         self._state, self._threshold = state, threshold // 1000  # seconds, as `gather` has it
-        self._dirty, self._summary = state.dirty.reshape(-1, _DIRTY_EACH), state.summary.reshape(-1, _SUMMARY_EACH)
+        self._summary = state.summary.reshape(-1, _SUMMARY_EACH)
         self._sessions, self._mappings = np.zeros(SESSIONS_AT_ONCE, SESSION_RECORD), np.zeros(MAPPINGS_AT_ONCE, MAPPING_RECORD)
         self._tombstones, self._holds = np.zeros(TOMBSTONES_AT_ONCE, TOMBSTONE), np.zeros(HOLDS_AT_ONCE, HOLD)
         self._bits, self._digests = np.zeros(BITMAP_ROWS // 64, np.uint64), np.zeros(COMPARED_ROWS, np.uint64)
+        self._extents: dict[int, tuple[int, Array]] = {}  # by shard: extents taken by all when it was looked, its own then
         self._read: dict[int, int] = {}  # number of the next tombstone, by shard
         self._ripe: dict[int, tuple[int, int]] = {}  # where the look for old enough sessions stands: class, row
 
@@ -50,7 +51,7 @@ class StateSource:
 
     def clean(self, shard: int) -> None:
         """See `Source`."""
-        self._dirty[extents(self._state, shard)] = 0
+        gather.clean(self._state, shard)
 
     def ended(self, shard: int) -> Ended:
         """See `Source`."""
@@ -63,13 +64,24 @@ class StateSource:
         """See `Source`."""
         given = self._state, shard, everything, self._threshold, now
         sessions, mappings = gather.drain(*given, self._sessions, self._mappings)
-        more = bool(self._summary[extents(self._state, shard)].any())
-        return Changed(flat(self._mappings, mappings), flat(self._sessions, sessions), more)
+        return Changed(flat(self._mappings, mappings), flat(self._sessions, sessions), self._is_dirty(shard))
+
+    def quiet(self, shard: int) -> bool:
+        """See `Source`."""
+        return int(self._state.core[0]["tombstones"]) == self._read[shard] and not self._is_dirty(shard)
+
+    def _is_dirty(self, shard: int) -> bool:
+        """Whether a row of the shard may have changed. What is found once is kept: this is asked all the time."""
+        taken = int(self._state.core[0]["next_extent"])
+        known = self._extents.get(shard)
+        if known is None or known[0] != taken:
+            known = self._extents[shard] = taken, extents(self._state, shard)
+        return bool(self._summary[known[1]].any())
 
     def unsent(self, shard: int) -> int:
         """See `Source`."""
         ended = (int(self._state.core[0]["tombstones"]) - self._read.get(shard, 0)) & 0xFFFFFFFF  # of any shard
-        return ended + int(np.bitwise_count(self._dirty[extents(self._state, shard)]).sum())
+        return ended + int(gather.unsent(self._state, shard))
 
     def ripen(self, shard: int, now: int) -> None:
         """See `Source`."""

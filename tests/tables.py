@@ -76,6 +76,9 @@ class Tables:
     def clean(self, shard: int) -> None:  # noqa: D102
         self.changes = {name for name in self.changes if name[0] != shard}
 
+    def quiet(self, shard: int) -> bool:  # noqa: D102
+        return not self.lap and self.unsent(shard) == 0
+
     def ended(self, shard: int) -> Ended:  # noqa: D102
         if self.lap:
             self.lap = False

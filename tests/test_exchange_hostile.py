@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import resource
+import time
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -78,9 +79,20 @@ class Stranger:
         Room.until(_AsRoom(self.node), happened)  # type: ignore[arg-type]
 
     def open(self, versions: tuple[int, ...] = (VERSION,)) -> None:
-        """Begin a life."""
-        self.say(Frame("open", fields={"v": list(versions)}, version=versions[-1]))
-        self.life, self.number = self.hear("opened").life, 0
+        """Begin a life; ask again where the question went down with a connection."""
+        asked, heard = 0.0, Frame("ping")
+
+        def answered() -> bool:
+            nonlocal asked, heard
+            if time.monotonic() - asked > 0.3:
+                asked = time.monotonic()
+                self.say(Frame("open", fields={"v": list(versions)}, version=versions[-1]))
+            if self.socket.poll(0):
+                heard = decode(*self.socket.recv_multipart())
+            return heard.kind == "opened"
+
+        self.until(answered)
+        self.life, self.number = heard.life, 0
 
     def begin(self) -> None:
         """Begin a life and a copy."""
