@@ -1,4 +1,7 @@
-"""What clients of the control socket are told: status, memory, configuration; and deletions, which the worker carries out."""
+"""What clients of the control socket are told: status, memory, configuration; and deletions, which the worker carries out.
+
+About shards and the cluster: `cluster_answers`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any, NamedTuple
 
 from krononat import memory, view
 from krononat.client import Trouble
+from krononat.cluster_answers import ClusterAnswers
 from krononat.config import canonical
 from krononat.control import Answer, Handler, error
 from krononat.crew import Crew
@@ -19,6 +23,7 @@ from krononat.lines import Line
 from krononat.memory import Memory
 from krononat.models import Config
 from krononat.neighbours import Neighbours
+from krononat.quarantine import Quarantine
 from krononat.view import ticks
 from shards import xsk
 from shards.notes import Notes
@@ -46,6 +51,7 @@ class Parts(NamedTuple):
     crew: Crew
     cpu: int
     began: int  # tick
+    quarantine: Quarantine
 
 
 class _Deletion(NamedTuple):
@@ -59,19 +65,38 @@ class Answers:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.cluster = ClusterAnswers(parts.crew.send, parts.config.cluster is not None)
         self._deletions: deque[_Deletion] = deque()
         self._deleted = 0  # by the first of them, so far
         self._usage = (parts.began, 0.0, 0.0)  # tick, CPU seconds of the worker until then, percent
 
     def handlers(self) -> Mapping[str, Handler]:
         """By the word in "do"."""
-        return {"status": self._status, "memory": self._memory, "delete": self._delete, "config": self._config}
+        own = {
+            "status": self._status,
+            "memory": self._memory,
+            "delete": self._delete,
+            "config": self._config,
+            "replace": self._replace,
+            "quarantine": self._quarantine,
+        }
+        return {**own, **self.cluster.handlers()}
 
     def _memory(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True}, [memory.read_only(self._parts.memory.descriptor)])
 
     def _config(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True, "config": canonical(self._parts.config)})
+
+    def _replace(self, _: dict[str, Any], reply: Answer) -> None:
+        """Begin it; how it goes on, `status` says."""
+        self._parts.crew.replace()
+        reply({"ok": True, "replacement": self._parts.crew.replacement})
+
+    def _quarantine(self, request: dict[str, Any], reply: Answer) -> None:
+        quarantine = self._parts.quarantine
+        cleared = quarantine.clear() if request.get("clear") is True else 0
+        reply({"ok": True, "cleared": cleared, "quarantine": quarantine.rows(), **quarantine.status()})
 
     # --- deletions ----------------------------------------------------------------------------------------------------
 
@@ -115,6 +140,7 @@ class Answers:
         """Give up on deletions that take too long, and measure the worker's use of its CPU; call it now and then."""
         if self._deletions and now - self._deletions[0].since > PATIENCE:
             self.refuse_deletions()
+        self.cluster.tire(now)
         before, used, _ = self._usage
         if now - before >= 1000:
             using = _cpu_seconds(self._parts.crew.pid)
@@ -132,6 +158,8 @@ class Answers:
             "pid": os.getpid(),
             "uptime_s": round((ticks() - parts.began) / 1000, 1),
             "worker": self._worker(),
+            "spare": {"state": parts.crew.spare(), "pid": parts.crew.spare_pid()},
+            "quarantined": parts.quarantine.status(),
             "pages": parts.memory.pages,
             "sessions": totals["sessions"],
             "mappings": totals["mappings"],
@@ -148,6 +176,8 @@ class Answers:
             "pid": crew.pid,
             "ready": crew.ready_at != 0,
             "restarts": crew.restarts,
+            "takeover_ms": crew.takeover_ms,
+            "replacement": crew.replacement,
             "cpu": self._parts.cpu,
             "cpu_percent": round(self._usage[2], 1),
             "heartbeat_ms": ticks() - crew.breathed_at,

@@ -4,7 +4,33 @@
 {"do": "memory"}                                  {"ok": true} and a read-only descriptor of the state's memory
 {"do": "delete", "lines": [[line, generation]]}   {"ok": true, "deleted": n}
 {"do": "config"}                                  {"ok": true, "config": "canonical TOML"}
-whatever is refused                               {"ok": false, "error": {"what": ..., "why": ..., "next": ...}}
+{"do": "replace"}                                 {"ok": true, "replacement": {...}}: begun; `status` says how it goes on
+{"do": "quarantine", "clear": bool}               {"ok": true, "quarantine": [...], "cleared": n, ...}
+whatever is refused                               {"ok": false, "error": {"what": ..., "why": ..., "next": ..., "status": 1}}
+
+Of a core that belongs to a cluster, answered by its worker. A core is named SERVER/NUMBER; "" is none. What a core knows of
+shards that it has no copy of is what it was told last, at the start the map.
+
+{"do": "cores"}                                   {"ok": true, "me": core, "rows": [...]}, a row for each core of the map
+    core, evidence (alive, silent, closed; of itself: alive), endpoint, active, passive (how many shards, now), sessions
+{"do": "shards"}                                  {"ok": true, "me": core, "rows": [...]}, a row for each shard of the map
+    shard, primary, backup (by the map), active, passive (cores, now), role (of this core), side, epoch, in_sync (of the
+    copy), sessions, mappings, wanted, shunted, alarms (sentences)
+{"do": "replication"}                             {"ok": true, "me": core, "rows": [...]}, a row for each shard and link it uses
+    shard, peer, role, epoch, evidence, in_sync, lag_records, lag_bytes, lag_s, gaps, resyncs, refused {reason: frames},
+    alarms (sentences). The shard of a row is null where it is about a link that carries none.
+  These three come in parts: {"do": ..., "from": n} with the "more" of the answer before; null: that was all.
+{"do": "migrate", "shard": n, "target": core, "dry_run": bool}    {"ok": true, "plan": {...}, "move": id, null after a dry run}
+    plan: shard, source, target, kind (swap: the target is the backup; copy: it has nothing yet), sessions, mappings, epoch
+    (the new one), warnings (sentences). The core that has the authority carries it out; another one passes it on, or refuses
+    and names the core to ask.
+{"do": "move"}                                    {"ok": true, "move": {...}}, null: none yet. The current or last one
+    id, shard, source, target, stage (a word), done, succeeded (bools), why (a sentence where it did not), duration_ms,
+    lag_records, sessions, mappings, pause_ms, shunted, lost
+{"do": "verify", "shard": n, "begin": bool}       {"ok": true, "verification": {...}}: begin once, then ask until it is done
+    shard, peer, done, rows (compared), differing [[class, row]], error (a sentence where it ended early)
+{"do": "resync", "shard": n}                      {"ok": true, "resync": {"shard": n, "source": core, "target": core}}
+    The copy is sent anew: asked of the core that has it, or of the one that sends it.
 """
 
 from __future__ import annotations
@@ -75,6 +101,17 @@ def delete(path: str, lines: Sequence[tuple[int, int]], timeout_s: float = 30.0)
     return int(answer["deleted"])
 
 
+def rows(path: str, what: str) -> tuple[str, list[dict[str, Any]]]:
+    """Name of the core asked, and all rows of an answer that comes in parts."""
+    found: list[dict[str, Any]] = []
+    part: int | None = 0
+    while part is not None:
+        answer = ask(path, {"do": what, "from": part})
+        found += answer["rows"]
+        part = answer["more"]
+    return str(answer["me"]), found
+
+
 def _exchange(path: str, request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], list[int]]:
     descriptors: list[int] = []
     try:
@@ -97,7 +134,7 @@ def _exchange(path: str, request: dict[str, Any], timeout_s: float) -> tuple[dic
         ) from None
     if not answer.get("ok"):
         told = answer.get("error", {})
-        raise Trouble(told.get("what", "refused"), told.get("why", ""), told.get("next", ""))
+        raise Trouble(told.get("what", "refused"), told.get("why", ""), told.get("next", ""), told.get("status", 1))
     return answer, descriptors
 
 

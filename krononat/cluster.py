@@ -171,3 +171,20 @@ def strangers(config: Config, told: Map) -> Iterator[Complaint]:
         yield Complaint(("shard",), f"shard {missing} of the configuration's pools is missing")
     for idle in sorted(shards - pools):
         yield Complaint(("shard", [shard.id for shard in told.shard].index(idle), "id"), f"no pool is of shard {idle}")
+
+
+def orders(config: Config, cluster: Cluster, cpus: list[int]) -> dict[str, Any]:
+    """All that a worker must know of its cluster, as JSON has it."""
+    told = config.cluster
+    assert told
+    return {
+        "me": cluster.me,
+        "endpoint": f"tcp://{cluster.core.replication}",
+        "key": [cluster.key.public.decode(), cluster.key.secret.decode()],
+        "peers": [[core.name, f"tcp://{core.replication}", core.key] for core in cluster.map.others(cluster.me)],
+        "shards": [[shard.id, shard.primary, shard.backup or ""] for shard in cluster.map.shard],
+        "dead_after": told.dead_after_ms,
+        "times": [told.join_after_ms, min(300, told.join_after_ms), 1000 * told.grace_s, told.quiet_ms],
+        "threshold": 1000 * told.replication_threshold_s,
+        "cpus": cpus,
+    }

@@ -49,7 +49,8 @@ def lock(path: str) -> Iterator[None]:
 
 def error(trouble: Trouble) -> dict[str, Any]:
     """Answer that refuses."""
-    return {"ok": False, "error": {"what": trouble.what, "why": trouble.why, "next": trouble.remedy}}
+    told = {"what": trouble.what, "why": trouble.why, "next": trouble.remedy, "status": trouble.status}
+    return {"ok": False, "error": told}
 
 
 class Control:

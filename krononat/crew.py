@@ -1,152 +1,248 @@
-"""The worker's process as its supervisor sees it: started, talked to, watched, started again, stopped.
+"""The worker and the spare one, as their supervisor sees them: started, talked to, watched, replaced, stopped.
 
-It is spawned, never forked, with exactly the descriptors it needs. A worker that dies is replaced at once; one that keeps dying
-is replaced more and more slowly, until that is called a failure.
+Both begin alike, as somebody who stands by (see `standby`). Whoever stands by when there is no worker takes over; after that
+another one is started, to stand by as the spare. A worker that died is so replaced in milliseconds, or, without a spare, as
+soon as a new one has loaded its code. One that keeps dying is replaced more and more slowly, until that is called a failure.
+
+    start ─► loading ─► standing by ─► worker ─► died, or retired
+               │ refused, died: another one later
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import selectors
-import signal
-import socket
-import subprocess
-import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from krononat.client import Trouble
+from krononat.member import Member, Message, cause, is_fault
 from krononat.view import ticks
 
-QUICK = 10_000  # ticks; a worker that died sooner after it was ready has a problem that will come again
+QUICK = 10_000  # ticks; a worker that died of a fault sooner after it was ready has a problem that will come again
 PAUSES = (0, 0, 500, 1000, 2000, 4000, 8000, 8000)  # ticks before the next one, by quick deaths in a row
+SPARE_PAUSES = (200, 1000, 4000, 16_000, 60_000)  # ticks before the next spare, by spares that came to nothing in a row
 STALLED = 10_000  # ticks without a breath
-_GRACE_S = 3.0
-_MESSAGE_AT_MOST = 1 << 18
+LOW = 10  # niceness of a spare while it loads
 
-Message = dict[str, Any]
+Given = tuple[Message, Sequence[int]]  # a message, and descriptors that go with it
+
+
+class Hooks(NamedTuple):
+    """What the crew asks of its supervisor."""
+
+    place: Callable[[], Given]  # what somebody is told and inherits who is to stand by
+    orders: Callable[[], Given]  # what is told and given to who takes over
+    hear: Callable[[Message], None]  # the worker's messages, and {"ended": pid} when it died
+    blame: Callable[[str], None]  # it died of a fault, as the word says; the next one has not taken over yet
+    say: Callable[[str], None]
 
 
 class Crew:
-    """Keeps one worker alive in a selector whose keys' data are functions to call when ready.
+    """Keeps one worker alive, and a spare if wanted, in a selector whose keys' data are functions to call when ready."""
 
-    `told()` is a worker's first message, `descriptors()` what it inherits; both change as memif servers come and go.
-    Messages from it go to `on_message`, and {"ended": pid} when it died.
-    """
-
-    def __init__(
-        self,
-        selector: selectors.BaseSelector,
-        told: Callable[[], Mapping[str, Any]],
-        descriptors: Callable[[], Sequence[int]],
-        environment: Mapping[str, str],
-        on_message: Callable[[Message], None],
-        say: Callable[[str], None],
-    ) -> None:
-        self._selector, self._told, self._descriptors = selector, told, descriptors
-        self._environment, self._on_message, self._say = dict(environment), on_message, say
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
-        self._pidfd = -1
-        self._quick, self._due = 0, 0
+    def __init__(self, selector: selectors.BaseSelector, hooks: Hooks, environment: Mapping[str, str], spare: bool) -> None:
+        self._selector, self._hooks, self._environment, self._wants_spare = selector, hooks, dict(environment), spare
+        self._worker: Member | None = None
+        self._next: Member | None = None  # who loads or stands by
+        self._quick, self._due = 0, 0  # quick deaths of workers in a row, and when the next may start
+        self._failed, self._spare_due = 0, 0  # the same of spares
         self._breaths = -1
+        self._left_at = 0.0  # of the monotonic clock: when the last worker was found gone, or was told to go
+        self._code = ""  # digest of the last worker's code
+        self._stalled = False  # the worker is being ended because it breathes no more
+        self.replacement: dict[str, Any] = {"state": "none"}
         self.breathed_at = ticks()
-        self.ready_at = 0  # tick; 0: not yet
+        self.takeover_ms: float | None = None  # the last one's, from being gone to being ready again
         self.restarts = -1
+        self.refusal = ""  # why the last spare could not stand by
+
+    # --- asked from outside -------------------------------------------------------------------------------------------
 
     @property
     def pid(self) -> int | None:
-        """Process number, None between two workers."""
-        return self._process.pid if self._process else None
+        """Process number of the worker, or of who is to be it; None between two."""
+        member = self._worker or self._next
+        return member.pid if member else None
+
+    @property
+    def ready_at(self) -> int:
+        """Tick since when the worker takes packets; 0 while none does."""
+        return self._worker.ready_at if self._worker else 0
+
+    def spare(self) -> str:
+        """How the spare is doing, in a word, or why there is none."""
+        if not self._wants_spare:
+            return "off"
+        if self._next and self._worker:
+            return "ready" if self._next.loaded_at else "starting"
+        return f"refused: {self.refusal}" if self.refusal else "starting"
+
+    def spare_pid(self) -> int | None:
+        """Process number of the spare."""
+        return self._next.pid if self._next and self._worker else None
 
     def start(self) -> None:
-        """Spawn a worker and give it its orders."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        ours.send(json.dumps({**self._told(), "supervisor": os.getpid()}).encode())
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "krononat.worker", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C is for the supervisor alone
-                pass_fds=[*self._descriptors(), theirs.fileno()],
-                env=self._environment,
-            )
-        self._channel = ours
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._selector.register(ours, selectors.EVENT_READ, self._listen)
-        self._selector.register(self._pidfd, selectors.EVENT_READ, self._ended)
-        self.ready_at = 0
-        self.restarts += 1
+        """Start somebody who takes over as soon as possible."""
+        self._recruit(0)
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
         """Whether the worker was told, and given the descriptors; it is not while it is down or has too much to do."""
-        if self._channel is None or not self.ready_at:
-            return False
-        try:
-            socket.send_fds(self._channel, [json.dumps(message).encode()], list(descriptors))
-        except OSError:
-            return False
-        return True
+        return bool(self.ready_at and self._worker and self._worker.send(message, descriptors))
 
-    def _listen(self) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            while self._channel and (message := self._channel.recv(_MESSAGE_AT_MOST)):
-                told = json.loads(message)
+    def replace(self) -> None:
+        """Have a new process take the worker's place, of the code that is on disk now. Trouble where that cannot begin."""
+        if not self.ready_at:
+            raise Trouble("there is no worker to replace now", "it is starting", "try again when `krononat status` says ready")
+        if self._replacing:
+            raise Trouble("the worker is being replaced already", "", "wait for it")
+        if self._next:
+            self._dismiss(self._next)
+        self.replacement = {"state": "starting", "from": self.pid}
+        self._hooks.say(f"worker {self.pid} is to be replaced: starting another")
+        self._recruit(0)
+
+    @property
+    def _replacing(self) -> bool:
+        return bool(self.replacement["state"] == "starting")
+
+    # --- coming -------------------------------------------------------------------------------------------------------
+
+    def _recruit(self, nice: int) -> None:
+        told, inherited = self._hooks.place()
+        member = self._next = Member({**told, "nice": nice}, inherited, self._environment)
+        self._selector.register(member.channel, selectors.EVENT_READ, lambda: self._listen(member))
+        self._selector.register(member.pidfd, selectors.EVENT_READ, lambda: self._ended(member))
+
+    def _listen(self, member: Member) -> None:
+        for told in member.hear():
+            if "loaded" in told:
+                self._loaded(member)
+            elif "refused" not in told:
                 if "ready" in told:
-                    self.ready_at = ticks()
-                self._on_message(told)
-        # An end of file is the worker's death, of which `_ended` hears, too.
+                    self._took_over(member)
+                self._hooks.hear(told)
 
-    def _ended(self) -> None:
-        assert self._process
-        pid, status = self._process.pid, self._process.wait()
-        lived = self.ready_at != 0 and self.breathed_at - self.ready_at >= QUICK
-        self._let_go()
-        self._quick = 0 if lived else self._quick + 1
-        if self._quick >= len(PAUSES):
-            raise Trouble(f"the worker keeps dying ({_cause(status)})", "its messages stand above", "is it a bug? report it")
-        self._say(f"worker {pid} died ({_cause(status)}), starting another")
-        self._on_message({"ended": pid})
+    def _loaded(self, member: Member) -> None:
+        self._failed, self.refusal = 0, ""
+        if self._worker is None:
+            self._promote()
+        elif self._replacing:
+            self._left_at = time.monotonic()
+            self._worker.send({"do": "retire"})
+        else:
+            self._hooks.say(f"spare worker {member.pid} stands by")
+
+    def _promote(self) -> None:
+        """Who stands by takes over: from here on it is the worker."""
+        member, self._next = self._next, None
+        assert member
+        orders, descriptors = self._hooks.orders()
+        reindex = self._code != member.code  # other code may look for things elsewhere
+        member.send({**orders, "do": "take", "reindex": reindex, "descriptors": list(descriptors)}, descriptors)
+        self._worker, self._code = member, member.code
+        self.restarts += 1
+        self.breathed_at = ticks()
+
+    def _took_over(self, member: Member) -> None:
+        if self._left_at:
+            self.takeover_ms = round(1000 * (time.monotonic() - self._left_at), 1)
+            self._left_at = 0.0
+        if self._replacing:
+            self.replacement |= {"state": "done", "to": member.pid, "takeover_ms": self.takeover_ms}
+        self._spare_due = ticks() + SPARE_PAUSES[0]
+
+    # --- going --------------------------------------------------------------------------------------------------------
+
+    def _ended(self, member: Member) -> None:
+        status = member.ended()
+        if member is self._worker:
+            self._worker_ended(member, status)
+        elif member is self._next and self._worker:
+            self._spare_ended(member, status)
+        else:
+            self._next = None
+            self._note_quick(True, status, member.refused)
+            self._hooks.say(f"worker {member.pid} died ({cause(status)}) before it was ready")
+            self._due = ticks() + PAUSES[self._quick]
+        self._let_go(member)
+        if self._worker is None and self._next is None and ticks() >= self._due:
+            self._recruit(0)
+
+    def _worker_ended(self, member: Member, status: int) -> None:
+        """Have it replaced first of all, then talk about it."""
+        self._left_at = self._left_at or time.monotonic()
+        self._worker = None
+        retired = self._replacing and status == 0
+        fault = is_fault(status) or self._stalled
+        self._stalled = False
+        if fault:
+            self._hooks.blame(cause(status))
+        lived = member.ready_at and self.breathed_at - member.ready_at >= QUICK
+        self._note_quick((fault or status == 0) and not retired and not lived, status, "")
         self._due = ticks() + PAUSES[self._quick]
-        if not PAUSES[self._quick]:
-            self.start()
+        if self._next and not PAUSES[self._quick]:
+            self._hasten(self._next)
+        self._hooks.say(f"worker {member.pid} " + ("has retired" if retired else f"died ({cause(status)})"))
+        self._hooks.hear({"ended": member.pid})
 
-    def _let_go(self) -> None:
-        assert self._channel
-        self._selector.unregister(self._channel)
-        self._selector.unregister(self._pidfd)
-        self._channel.close()
-        os.close(self._pidfd)
-        self._process = self._channel = None
-        self.ready_at = 0
+    def _hasten(self, member: Member) -> None:
+        if member.loaded_at:
+            self._promote()
+        else:
+            member.hurry()
+
+    def _note_quick(self, quick: bool, status: int, why: str) -> None:
+        self._quick = self._quick + 1 if quick else 0
+        if self._quick >= len(PAUSES):
+            told = why or "its messages stand above"
+            raise Trouble(f"the worker keeps dying ({cause(status)})", told, "is it a bug? report it")
+
+    def _spare_ended(self, member: Member, status: int) -> None:
+        self._next = None
+        self.refusal = member.refused or f"it ended with {cause(status)}"
+        self._failed = min(self._failed + 1, len(SPARE_PAUSES) - 1)
+        self._spare_due = ticks() + SPARE_PAUSES[self._failed]
+        self._hooks.say(f"spare worker {member.pid} cannot stand by: {self.refusal}")
+        if self._replacing:
+            self.replacement |= {"state": "refused", "why": self.refusal}
+
+    def _let_go(self, member: Member) -> None:
+        for each in (member.channel, member.pidfd):
+            self._selector.unregister(each)
+        member.close()
+
+    def _dismiss(self, member: Member) -> None:
+        for each in (member.channel, member.pidfd):
+            self._selector.unregister(each)
+        member.end()
+        if member is self._next:
+            self._next = None
+
+    # --- round and round ----------------------------------------------------------------------------------------------
 
     def watch(self, breaths: int, now: int) -> None:
-        """Replace a worker that ended, end one that breathes no more. `breaths`: its count of them."""
+        """Start whoever is missing, end a worker that breathes no more. `breaths`: its count of them."""
         if breaths != self._breaths or not self.ready_at:
             self._breaths, self.breathed_at = breaths, now
-        elif now - self.breathed_at > STALLED and self._process:
-            self._say(f"worker {self._process.pid} has not breathed for {(now - self.breathed_at) / 1000:.1f} s")
-            self._process.kill()
+        elif now - self.breathed_at > STALLED and self._worker:
+            self._hooks.say(f"worker {self._worker.pid} has not breathed for {(now - self.breathed_at) / 1000:.1f} s")
+            self._stalled = not self._worker.is_stopped()  # nothing that came is to blame for what a person did
+            self._worker.kill()
             self.breathed_at = now
-        if self._process is None and now >= self._due:
-            self.start()
+        if self._replacing and self._worker and self._next and self._next.loaded_at:
+            self._worker.send({"do": "retire"})  # it did not listen
+        if self._worker is None and now >= self._due:
+            if self._next is None:
+                self._recruit(0)
+            elif self._next.loaded_at:
+                self._promote()
+        elif self._wants_spare and self._next is None and self.ready_at and now >= self._spare_due:
+            self._recruit(LOW)
 
     def stop(self) -> None:
-        """End the worker: SIGTERM, and SIGKILL for one that does not heed it."""
-        if self._process is None:
-            return
-        process = self._process
-        self._let_go()
-        process.terminate()
-        try:
-            process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _cause(status: int) -> str:
-    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        """End both."""
+        for member in (self._next, self._worker):  # in this order nobody takes over
+            if member:
+                self._dismiss(member)
+        self._worker = None

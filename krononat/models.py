@@ -118,6 +118,9 @@ class Io(Model):
         default="auto", description="Where the XDP program runs: native in the driver, generic in the stack."
     )
     busy_poll: bool = Field(default=False, description="Never sleep: lower latency, one CPU always busy.")
+    spare: bool = Field(
+        default=True, description="A second process stands by to take over at once if the worker dies; takes about 100 MiB."
+    )
     frames: int = Field(default=8192, ge=1024, le=1 << 18, description="Frames of 4 KiB in the umem; a power of two.")
 
 

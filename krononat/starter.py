@@ -33,6 +33,7 @@ gateway = "192.0.2.1"
 [io]
 # xdp-mode = "auto"             # native, generic
 # busy-poll = false
+# spare = true                  # a second process that takes over at once if the worker dies
 # frames = 8192
 
 [memory]

@@ -23,11 +23,13 @@ from krononat import appliance, cluster, interfaces, memory
 from krononat.answers import Answers, Parts
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
 from krononat.control import Control, lock
-from krononat.crew import Crew, Message
+from krononat.crew import Crew, Given, Hooks
 from krononat.lines import Line, Place, link_of
+from krononat.member import Message
 from krononat.memif import Wanted
 from krononat.models import Config
 from krononat.neighbours import Neighbours
+from krononat.quarantine import Quarantine
 from krononat.tap import open_tap
 from krononat.view import ticks
 from shards import selftest, xsk
@@ -276,7 +278,10 @@ class Supervisor:
         if self._cpu not in os.sched_getaffinity(0):
             told = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
             raise Trouble(f"CPU {self._cpu} is not ours to use", f"we may run on {told}", "correct `server.cpu`", BAD_CONFIG)
-        self._crew = Crew(self._selector, self._orders, self._descriptors, self._environment, self._hear, _say)
+        frames = xsk.frames_of(xsk.map_memory(self._frames, self._config.io.frames), self._config.io.frames)
+        self._quarantine = Quarantine(self._notes, frames, self._steerings, _say)
+        hooks = Hooks(self._standing, self._orders, self._hear, self._quarantine.blame, _say)
+        self._crew = Crew(self._selector, hooks, self._environment, self._config.io.spare)
         self._undoing.callback(self._crew.stop)
         self._crew.start()
         self._keep_off(self._cpu)
@@ -290,21 +295,25 @@ class Supervisor:
         if others:
             os.sched_setaffinity(0, others)
 
-    def _orders(self) -> Message:
-        """What a worker is told first."""
-        return {
+    def _standing(self) -> Given:
+        """What who stands by is told, and inherits."""
+        told = {
             "state": self._memory.descriptor,
             "frames": self._frames,
             "notes": self._notes_descriptor,
             "sockets": self._sockets.description,
-            "lines": [line.told() for line in self._lines],
             "cpu": self._cpu,
             "busy_poll": self._config.io.busy_poll,
+            "cluster": None,
         }
+        if self._cluster:
+            told["cluster"] = cluster.orders(self._config, self._cluster, sorted(os.sched_getaffinity(0) - {self._cpu}))
+        return told, [self._memory.descriptor, self._frames, self._notes_descriptor, *self._sockets.fds()]
 
-    def _descriptors(self) -> list[int]:
-        of_lines = [descriptor for line in self._lines for descriptor in line.descriptors()]
-        return [self._memory.descriptor, self._frames, self._notes_descriptor, *self._sockets.fds(), *of_lines]
+    def _orders(self) -> Given:
+        """What who takes over is told, and given: memif servers come and go meanwhile."""
+        descriptors = [descriptor for line in self._lines for descriptor in line.descriptors()]
+        return {"lines": [line.told() for line in self._lines]}, descriptors
 
     def _open(self) -> None:
         """A worker is ready: take traffic, answer for the pools, answer on the control socket."""
@@ -312,7 +321,7 @@ class Supervisor:
         self._act(interfaces.decide_late(self._config))
         parts = Parts(
             self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
-            self._neighbours, self._crew, self._cpu, self._began,
+            self._neighbours, self._crew, self._cpu, self._began, self._quarantine,
         )  # fmt: skip
         self._answers = Answers(parts)
         self._control = Control(self._config.socket, self._selector, self._answers.handlers())
@@ -360,15 +369,19 @@ class Supervisor:
     def _hear(self, message: Message) -> None:
         """From the worker, or about it."""
         if "ready" in message:
-            _say(f"worker {self._crew.pid} ready in {message['seconds']} s, {message['alive']:,} sessions alive")
+            told = f"{message['alive']:,} sessions alive{', index rebuilt' * message['rebuilt']}"
+            _say(f"worker {self._crew.pid} has taken over in {message['ms']} ms, {told}")
             for line in self._lines:
                 line.announce()  # it may have changed since the worker was given its orders
             if self._control is None:
                 self._open()
         elif "deleted" in message and self._answers:
             self._answers.deleted(message["deleted"])
+        elif "answer" in message and self._answers:
+            self._answers.cluster.answered(message)
         elif "ended" in message and self._answers:
             self._answers.refuse_deletions()
+            self._answers.cluster.refuse()
 
 
 def _unlimit_locked_memory() -> None:

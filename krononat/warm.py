@@ -12,12 +12,12 @@ from functools import cache
 import numpy as np
 from numba.core import event
 
-from shards import cuckoo, pipeline, recovery, rings, sessions, shard
+from shards import apply, cuckoo, pipeline, recovery, resume, rings, sessions, shard
 from shards.burst import Burst, new_burst
-from shards.frames import LOCAL, QUEUE, RING, Rings
+from shards.frames import LOCAL, QUEUE, RING, Rings, owner
 from shards.memif_rings import LINE
 from shards.notes import LEDGER
-from shards.state import Array, Sizes, State, new_state
+from shards.state import MAPPING_0, SESSION_0, Array, Sizes, State, new_state
 
 _SMALL = Sizes(
     extents=2, buckets=64, externals=1, accounts=2, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
@@ -49,7 +49,7 @@ def _table() -> None:
 
 
 def _recovery() -> None:
-    recovery.attach(_stage()[0], 0)
+    resume.resume(_stage()[0], True, 0)
 
 
 def _pipeline() -> None:
@@ -67,9 +67,35 @@ def _ends() -> None:
 def _loop() -> None:
     state, frames, burst = _stage()
     shard.breathe(state, _no_rings(), frames, burst, shard.new_waiting(), 0, 0, 0)
+    rings.ready(_no_rings(), np.zeros(1, RING)[0])  # this and the next one: as who takes over calls them
+    owner(0, 0, 0)
     rings.listen(_no_rings())
     rings.wait(_no_rings(), 0)
     sessions.expire(state, 0, 0)
+
+
+def _replication() -> None:
+    from replication import rows
+    from replication.quiet import Quiet
+
+    state = _stage()[0]
+    source, sink, nothing = rows.StateSource(state, 0), rows.StateSink(state), np.zeros(0, np.uint8)
+    source.mark(0)
+    source.ended(0)
+    source.changed(0, False, 0)
+    source.ripen(0, 0)
+    source.living(0, SESSION_0, 0, False, 0)
+    source.holds(0, 0, 0)
+    source.refreshed(0, SESSION_0, 0, 0, 0)
+    source.compared(0, SESSION_0, 0, (0, 0))
+    sink.begin(0)
+    for take in (sink.apply_ended, sink.apply_mappings, sink.apply_sessions, sink.apply_holds):
+        take(0, nothing, 0)
+    sink.refresh(0, SESSION_0, 0, np.zeros(1024, np.uint8), 0)
+    sink.end_unseen(0, 0)
+    apply.end_idle(state, 0, MAPPING_0, 0, 0, 0)
+    recovery.install_statics(state, 0)
+    Quiet(state, 0, 0).look(0, 1)
 
 
 STEPS: list[tuple[str, Callable[[], None]]] = [
@@ -78,6 +104,7 @@ STEPS: list[tuple[str, Callable[[], None]]] = [
     ("packet path", _pipeline),
     ("ends of sessions", _ends),
     ("loop with rings", _loop),
+    ("replication", _replication),
 ]
 
 

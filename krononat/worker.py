@@ -1,34 +1,34 @@
-"""One core's process: takes over memory and sockets, loads all compiled code, gives up its privileges, and breathes.
+"""One core's loop: takes over memory and sockets, breathes, and does what is asked of it between breaths.
 
-Started by the supervisor as ``python -m krononat.worker DESCRIPTOR``: the descriptor is its end of a channel of JSON messages.
-What it is to do comes as the first one; then, in either direction:
+Its process is `standby`'s, which has loaded all compiled code and given up its privileges before; the channel of JSON messages
+is that one's, too. When it has taken over, in either direction:
 
     {"do": "wake"}                                   neighbours have answered
     {"do": "delete", "lines": [[line, generation]]}  {"deleted": n}
     {"do": "connect", "line": n, "connection": ...}  the n-th memif port; its descriptors come along, null: nobody is there
+    {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
+    {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
 
-Everything a packet may need is imported and called once before the privileges go and before the first packet comes.
+Everything a packet may need is imported and called once before the first packet comes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import os
 import signal
 import socket
-import sys
 import time
 from typing import Any, cast
 
 import numpy as np
 
-from krononat import memory, warm
+from krononat import memory, replica, warm
 from krononat.view import ticks
-from shards import memif, memif_rings, recovery, rings, sessions, shard, xsk
+from shards import memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -38,14 +38,6 @@ LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which t
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
 
 _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST = 1 << 18, 3
-
-# prctl(2), capabilities(7)
-_PDEATHSIG, _CAPBSET_DROP, _NO_NEW_PRIVS, _CAP_AMBIENT, _CLEAR_ALL = 1, 24, 38, 47, 4
-_CAPABILITIES = 64
-_VERSION_3 = 0x20080522
-_NOBODY = 65534
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Worker:
@@ -60,17 +52,31 @@ class Worker:
         self._description: xsk.Description = told["sockets"]
         self._frames = xsk.map_memory(told["frames"], self._description["frames"])
         self._notes = map_notes(told["notes"], self._description["frames"])
-        self._lines: list[memif.Line] = told["lines"]
+        self._lines: list[memif.Line] = []
         self._burst, self._waiting = new_burst(), shard.new_waiting()
         self._stopping = False
         self._wanted = 0
-        channel.setblocking(False)
+        self._cluster: dict[str, Any] | None = told["cluster"]
+        self._replica: replica.Replica | None = None
+        self._more = False  # to be replicated at once
 
-    def prepare(self) -> int:
+    def stand_by(self, spare: bool) -> None:
+        """Leave the garbage collector nothing to do; and have all pages of the memory at hand if there is time for that now."""
+        if spare:
+            memory.populate(self._state)
+            memory.keep_ahead(self._state, 0)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def prepare(self, orders: dict[str, Any]) -> int:
         """Take over; sessions found alive. After it nothing is left to compile, and receiving can begin."""
-        warm.load()
-        alive = recovery.attach(self._state, ticks())
+        self._lines = orders["lines"]
+        alive, self.rebuilt = resume.resume(self._state, orders["reindex"], ticks())
         also = [self._channel.fileno()]
+        if self._cluster:
+            self._replica = replica.Replica(self._state, self._cluster, ticks())
+            also += self._replica.descriptors()
         self._rings = rings.open_rings(self._description, self._frames, self._notes, self._lines, also)
         self._events = {
             number: [told["out_event"], told["back_event"]]
@@ -81,9 +87,7 @@ class Worker:
         rings.wait(self._rings, 0)
         self._state.core[0]["longest_breath_us"] = 0
         warm.watch(self._state)
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+        self._channel.setblocking(False)
         return int(alive)
 
     def run(self) -> None:
@@ -97,8 +101,8 @@ class Worker:
             if idle or now != last:
                 self._chores(now)
                 last = now
-            if idle and not self._stopping:
-                rings.wait(self._rings, SHORT_NAP if self._state.core[0]["held"] else NAP)
+            if idle and not self._stopping and not self._more:
+                rings.wait(self._rings, SHORT_NAP if self._state.core[0]["held"] or self._replica else NAP)
 
     def _breathe(self, now: int, bursts: int) -> int:
         begun = time.monotonic_ns()
@@ -119,6 +123,8 @@ class Worker:
             self.say({"wanted": wanted})
         if self._lines:
             rings.listen(self._rings)
+        if self._replica:
+            self._more = self._replica.turn(now)
         try:
             message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST)
         except BlockingIOError:
@@ -133,6 +139,10 @@ class Worker:
     def _obey(self, told: dict[str, Any], descriptors: list[int], now: int) -> None:
         if told["do"] == "connect":
             self._connect(told["line"], told["connection"], descriptors)
+        if told["do"] == "ask" and self._replica:
+            self.say({"id": told["id"], "answer": self._replica.answer(told["request"])})
+        if told["do"] == "retire":
+            self._stopping = True
         if told["do"] == "delete":
             lives = np.array(told["lines"], np.int64).reshape(-1, 2)
             self.say({"deleted": int(sessions.delete_lives(self._state, lives, now))})
@@ -156,44 +166,3 @@ class Worker:
         """Tell the supervisor; what it cannot take now it sees for itself a little later."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
             self._channel.send(json.dumps(message).encode())
-
-
-def die_with(parent: int) -> None:
-    """Be killed when the parent dies, however it dies."""
-    _libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before that took effect
-        sys.exit(1)
-
-
-def drop_privileges() -> None:
-    """Become nobody: no capability, none to be had by any means. OSError where that fails."""
-    for capability in range(_CAPABILITIES):
-        _libc.prctl(_CAPBSET_DROP, capability, 0, 0, 0)
-    _libc.prctl(_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
-    if _libc.capset(header, (ctypes.c_uint32 * 6)()) or _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "cannot give up privileges")
-
-
-def main() -> None:
-    """Serve as the worker of the process that started this one."""
-    begun = time.monotonic()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor to decide about
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    told = json.loads(channel.recv(_MESSAGE_AT_MOST))
-    die_with(told["supervisor"])
-    os.sched_setaffinity(0, {told["cpu"]})
-    worker = Worker(channel, told)
-    alive = worker.prepare()
-    drop_privileges()
-    die_with(told["supervisor"])  # changing the user has cleared it
-    worker.say({"ready": True, "alive": alive, "seconds": round(time.monotonic() - begun, 3)})
-    worker.run()
-
-
-if __name__ == "__main__":
-    main()

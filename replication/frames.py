@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import msgpack
 
 from replication.protocol import Fields
-from shards.state import Array
 
 VERSION = 1
 UNDERSTOOD = (VERSION, VERSION - 1)  # newest first
@@ -45,6 +44,7 @@ REASONS = {
     "deaf": "a message that nobody fetched",
 }
 
+Body = bytes | memoryview
 Counts = dict[str, int]
 
 
@@ -78,7 +78,7 @@ compared no        no    -
 told     yes       no    -
 begin    yes       yes   -
 update   yes       yes   8  32  64
-holds    yes       yes   8
+holds    yes       yes   12
 bitmap   yes       yes   1/8
 end      yes       yes   -
 compare  yes       yes   8  1/8
@@ -119,11 +119,16 @@ class Frame(NamedTuple):
     fields: Fields = {}  # noqa: RUF012 - never written
     version: int = VERSION
 
+    @property
+    def numbered(self) -> bool:
+        """Whether it has a number in the life of its link."""
+        return KINDS[self.kind].numbered
+
 
 # --- writing --------------------------------------------------------------------------------------------------------------
 
 
-def encode(frame: Frame, body: bytes | memoryview | Array = b"") -> bytes:
+def encode(frame: Frame, body: Body = b"") -> bytes:
     """The header of a frame with this body."""
     told: dict[str, Any] = {"v": frame.version, "k": frame.kind, "l": frame.life, "q": frame.number, "s": frame.shard}
     told["e"], told["i"], told["n"] = frame.epoch, frame.series, frame.counts
@@ -141,7 +146,7 @@ _DEFAULTS: dict[str, Any] = {"l": 0, "q": 0, "s": 0, "e": 0, "i": 0, "n": [], "f
 _MOST = {"l": 2**64 - 1, "q": 2**48, "s": 2**16 - 1, "e": 2**32 - 1, "i": 2**32 - 1}
 
 
-def decode(header: bytes, body: bytes | memoryview | Array) -> Frame:
+def decode(header: bytes, body: Body) -> Frame:
     """What a header says; `Refused` unless header and body are right in every respect that can be seen here."""
     if not 5 < len(header) <= HEADER_AT_MOST or len(body) > BODY_AT_MOST:
         raise Refused("malformed")

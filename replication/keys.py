@@ -1,4 +1,4 @@
-"""CURVE keys: one pair per core. The public one stands in the cluster's map, the secret one in a file that only its owner reads."""
+"""CURVE keys, a pair per core: the public one stands in the cluster's map, the secret one in a file for its owner alone."""
 
 from __future__ import annotations
 

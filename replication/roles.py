@@ -1,11 +1,11 @@
 """What a core is to a shard, and what makes it something else: a drawn table and the rules around it, pure.
 
-Every core tells its peers, again and again, what it is to each shard (`Told`). Nothing is ever asked and answered: a message that
-is lost is told anew, and a core that was away learns all it must know from the next one. `decide` looks at what this core is
-(`Post`) and at what the others told, and says what it is from now on.
+Every core tells its peers, again and again, what it is to each shard (`Told`). Nothing is ever asked and answered: a message
+that is lost is told anew, and a core that was away learns all it must know from the next one. `decide` looks at what this core
+is (`Post`) and at what the others told, and says what it is from now on.
 
-**Authority.** Only ACTIVE creates. An epoch has one ACTIVE core: a promotion takes the next epoch, a handover names it. Who hears of
-a higher one steps back: it first gives the winner what it has made itself (`winner`), then copies the winner.
+**Authority.** Only ACTIVE creates. An epoch has one ACTIVE core: a promotion takes the next epoch, a handover names it. Who
+hears of a higher one steps back: it first gives the winner what it has made itself (`winner`), then copies the winner.
 
 **Sides.** A replica hands out ports and rows of its own side only, so two that cannot hear each other never hand out the same.
 A side changes hands in two steps: who has it lets go (`NO_SIDE`) and says so, then the other takes it. Letting go needs an

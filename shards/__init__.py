@@ -15,7 +15,9 @@ Read in this order:
       timers     the wheel                                         journal   what a backup must be told
       neighbours next hops                                         events    the log, for whoever reads it
       digest     ranges of rows: compared, and copied
-    recovery   attach to memory that another worker left
+    recovery   attach to memory that another worker left: rebuild what is derived
+      doubt      whether it can be believed                          resume    if so, go on at once
+      invariants what must hold at any quiet moment                  signatures of frames that are met again
     shard      the loop: breaths
     frames     what rings consist of; notes: whose each frame is, where no peer can write
     rings      receive and send (atomics: cursors; calls: the kernel's), over one of two kinds:

@@ -19,7 +19,7 @@ from llvmlite import ir
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 
-MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, PROG_LOAD, PROG_TEST_RUN, LINK_CREATE = 0, 1, 2, 5, 10, 28
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, PROG_LOAD, PROG_TEST_RUN, LINK_CREATE, LINK_UPDATE = 0, 1, 2, 5, 10, 28, 29
 PERCPU_ARRAY, XSKMAP = 6, 17  # map types
 CLASSIFIER, XDP_PROGRAM = 3, 6  # program types
 XDP_ATTACHMENT = 37
@@ -129,6 +129,11 @@ def load_program(source: Source, name: str, kind: int = XDP_PROGRAM) -> int:
 def attach(program: int, ifindex: int, mode: int) -> int:
     """Descriptor of the link that attaches the program to a device; closing its last copy detaches."""
     return call(LINK_CREATE, struct.pack("<IIII", program, ifindex, XDP_ATTACHMENT, mode))
+
+
+def exchange(link: int, program: int) -> None:
+    """Put another program in the place of the attached one: a frame meets either, and none meets nothing."""
+    call(LINK_UPDATE, struct.pack("<IIII", link, program, 0, 0))
 
 
 def run(program: int, frame: bytes, context: bytes = b"") -> int:

@@ -3,6 +3,8 @@
 Each stage reads the columns to its left and fills its own:
 
     receive: port at length | parse: l3 .. direction | lookup: key0 key1 ref | serve: verdict .. detail | rewrite: out_*
+
+The last two are of packets that one core passes to another (see `shunt`); the fast path does not know them.
 """
 
 from __future__ import annotations
@@ -47,12 +49,15 @@ class Burst(NamedTuple):
     session: Array  # line, 0 none
     mapping: Array  # half-line, for what goes by mapping alone
     next_hop: Array  # row of NEIGHBOUR
-    turned: Array  # line of the first session of a hairpinned packet, else 0
+    turned: Array  # line of the first session of a hairpinned packet, -1 where another core has that; else 0
     detail: Array  # what the verdict's sentence wants to name: rule number, MTU of the next link
     # rewrite
     out_port: Array
     out_at: Array
     out_length: Array
+    # shunt
+    outer: Array  # of a packet that came shunted: row of PORT it really came by + 1; else 0
+    shard: Array  # row of SHARD + 1: whose it is; of what came shunted, for which its sender believes us to have the authority
 
 
 def new_burst() -> Burst:

@@ -1,24 +1,29 @@
-"""How many packets a shard's sessions have seen: what tells an old owner that nobody sends to it any more.
+"""Whether packets of a shard still come: what tells an old owner that nobody sends to it any more.
 
-A hit counts in its session's row and nowhere else, so that nothing is added to the packet path; the sum over a shard's rows,
-taken twice, differs if a packet came between.
+A hit counts in its session's row and nowhere else, so that nothing is added to the packet path. Two looks at the same rows
+differ where a packet came between; rows that were born or reborn meanwhile (the new owner replicates to us) do not count.
 """
 
 from __future__ import annotations
 
 from shards import slabs
 from shards.jit import hot, whole
-from shards.state import NAT_SESSION, State
+from shards.state import NAT_SESSION, Array, State
 
 
 @hot
-def packets(state: State, shard: int, klass: int, first: int, at_most: int) -> tuple[int, int]:
-    """(sum of the packets of living sessions, row to go on from or -1) of at most `at_most` rows of a class from `first` on."""
-    each = slabs.rows_each(klass)
-    end = whole(state.slabs[shard, klass]["extents"]) * each
-    total, last = 0, min(first + at_most, end)
+def look(state: State, shard: int, klass: int, first: int, at_most: int, packets: Array, lives: Array) -> tuple[int, int]:
+    """(rows that saw a packet since the look before, row to go on from or -1): `at_most` rows of a class from `first` on.
+
+    `packets`: uint32 (n,), `lives`: uint16 (n,): what was seen of each row of the class; rows beyond them are not looked at.
+    """
+    end = min(whole(state.slabs[shard, klass]["extents"]) * slabs.rows_each(klass), len(packets))
+    last, moved = min(first + at_most, end), 0
     for row in range(first, last):
         session = state.sessions[slabs.local_row(state, shard, klass, row)]
-        if session["kind"] == NAT_SESSION:
-            total += whole(session["packets"])
-    return total, last if last < end else -1
+        if session["kind"] != NAT_SESSION:
+            continue
+        moved += session["generation"] == lives[row] and session["packets"] != packets[row]
+        packets[row] = session["packets"]
+        lives[row] = session["generation"]
+    return moved, last if last < end else -1

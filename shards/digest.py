@@ -1,14 +1,17 @@
-"""Walking the slabs: digests that a primary and its backup compare, and copies of living rows for a snapshot.
+"""Digests of a shard's rows, for a primary and its backup to compare.
 
-Rows stand at the same numbers in both copies, so a digest is of one row at its number; that of a range is the sum of its rows',
-in whatever order and pieces. What differs between sound copies is left out: counts of packets, ticks (the clocks are two),
-next hops, rule versions and accounts (each core numbers its own), and how many sessions use a mapping (half-open ones do not
-travel). Permissions are left out too: they follow from the sessions.
+Rows have the same numbers in both copies, so a digest is of one row under its (class, row); that of a range is the sum of its
+rows', in whatever order and pieces. What is each core's own is compared by its meaning: of a mapping's account its first
+address, of a session's mapping the number that all cores know, of its next hops whether they are the right ones. What differs
+between sound copies is left out: counts of packets, ticks (the clocks are two), rule versions (each core numbers its own), and
+how many sessions use a mapping. Permissions are left out too: they follow from the sessions.
+
+Rows that a backup is not told of are left out on both sides: half-open connections, and whatever was never sent.
 
 "While packets change it": a walk is done in pieces between breaths, by the thread that forwards, so a piece is of one instant.
-A row whose dirty bit is set has not been shipped as it is; whoever asks leaves those rows out, by the bitmap as it was at that
-instant, and the other side, which answers in the order of the stream, leaves out the same. A row that ended meanwhile and whose
-tombstone is still to be shipped looks like a difference: a difference is one if it stays when asked about again.
+A row whose dirty bit is set has not been sent as it is; whoever asks leaves those rows out, by the bitmap as it was at that
+instant (`unsettled`), and the other side, which answers in the order of the stream, leaves out the same. A row that ended
+meanwhile and whose tombstone is still to be sent looks like a difference: one is a difference if it stays when asked again.
 
 The key of a walk is random and told with the question: what collides once does not collide again.
 """
@@ -17,106 +20,134 @@ from __future__ import annotations
 
 import numpy as np
 
+from shards import gather, slabs, tcp
 from shards.jit import hot, whole
 from shards.native import Word, fold_multiply
-from shards.state import EXTENT_LINES, MAPPING, NAT_MAPPING, NAT_SESSION, SESSION, Array, State
+from shards.sessions import HAIRPIN_HOP
+from shards.state import MAPPING, MAPPING_0, NAT_MAPPING, NAT_SESSION, SESSION, Array, Row, State
 
-BITMAP_LINES = 32  # lines to a word of a bitmap with a bit per half-line, as `State.dirty` is: ranges begin at a multiple
+ROWS_OF_A_WORD = 64  # of a bitmap with a bit a row: ranges begin at a multiple
 
 _U = np.uint64
 _PI = tuple(_U(word) for word in (0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D1, 0x082EFA98EC4E6C89))
 
 
 def _mask(row: np.dtype[np.void], left_out: str) -> tuple[np.uint64, ...]:
-    """Ones where a row's words are compared."""
+    """Ones where a row's words are compared as they are."""
     ones = np.full(row.itemsize, 0xFF, np.uint8).view(row)
     for field in left_out.split():
         ones[field] = 0
     return tuple(ones.view(np.uint64))
 
 
-_SESSION_MASK = _mask(SESSION, "expiry created packets rules inward outward")
+_SESSION_MASK = _mask(SESSION, "mapping expiry created packets rules inward outward")
 _MAPPING_MASK = _mask(MAPPING, "account sessions")
 
 
 @hot
-def digest(state: State, key0: Word, key1: Word, first: int, end: int, left_out: Array, rows: Array) -> Word:
-    """Sum, mod 2**64, of the digests of the living rows in lines `first` to `end`, first a multiple of BITMAP_LINES.
+def digest(
+    state: State, shard: int, klass: int, key0: Word, key1: Word, first: int, end: int, left_out: Array, rows: Array
+) -> Word:
+    """Sum, mod 2**64, of the digests of the living rows `first` to `end` of a class, first a multiple of ROWS_OF_A_WORD.
 
-    `left_out`: uint64, a bit per half-line from `first` on, those not to be looked at. `rows`: uint64, gets the digest of the
-    row at each half-line from 2 * `first` on, 0 where none lives or it is left out; or it is empty.
+    `left_out`: uint64, a bit per row from `first` on, those not to be looked at. `rows`: uint64, gets the digest of each row
+    from `first` on, 0 where none lives or it is left out; or it is empty. `end` may lie beyond what the class spans here.
     """
-    total, line = _U(0), first
-    while line < end:
-        extent = line // EXTENT_LINES
-        until = min(end, (extent + 1) * EXTENT_LINES)
-        kind = state.extents[extent]["kind"]
-        for half in range(2 * line, 2 * until):
-            at = half - 2 * first
-            found = _U(0)
-            if (left_out[at >> 6] >> _U(at & 63)) & _U(1) == _U(0):
-                if kind == NAT_SESSION:
-                    found = _of_session(state, key0, key1, half, whole(state.extents[extent]["shard"]))
-                elif kind == NAT_MAPPING:
-                    found = _of_mapping(state, key0, key1, half)
-            total += found
-            if len(rows):
-                rows[at] = found
-        line = until
+    total, spans = _U(0), gather.rows(state, shard, klass)
+    for row in range(first, end):
+        at, found = row - first, _U(0)
+        if row < spans and (left_out[at >> 6] >> _U(at & 63)) & _U(1) == _U(0):
+            local = slabs.local_row(state, shard, klass, row)
+            if klass >= MAPPING_0:
+                found = _of_mapping(state, key0 ^ _U(row), key1 ^ _U(klass), local)
+            else:
+                found = _of_session(state, key0 ^ _U(row), key1 ^ _U(klass), local, shard)
+        total += found
+        if len(rows):
+            rows[at] = found
     return total
 
 
 @hot
-def _of_session(state: State, key0: Word, key1: Word, half: int, shard: int) -> Word:
-    """0 where no session lives. The row's shard is compared with that of its extent: each core numbers its own."""
-    if half & 1 or state.sessions[half >> 1]["kind"] != NAT_SESSION:
+def unsettled(state: State, shard: int, klass: int, first: int, end: int, bits: Array) -> None:
+    """Set a bit, in uint64 `bits` from row `first` on, for each row that was not sent as it is now, or never."""
+    bits[:] = 0
+    for row in range(first, min(end, gather.rows(state, shard, klass))):
+        local = slabs.local_row(state, shard, klass, row)
+        half = local if klass >= MAPPING_0 else local << 1
+        if not gather.is_shipped(state, half) or (state.dirty[half >> 6] >> _U(half & 63)) & _U(1) != _U(0):
+            bits[(row - first) >> 6] |= _U(1) << _U((row - first) & 63)
+
+
+@hot
+def _of_session(state: State, key0: Word, key1: Word, line: int, shard: int) -> Word:
+    """0 where no session lives that others are told of. The row's shard is compared with that of its extent."""
+    row = state.sessions[line]
+    if row["kind"] != NAT_SESSION or tcp.half_open(whole(row["state"])) or not gather.is_shipped(state, line << 1):
         return _U(0)
-    words, at = state.words, half * 4
-    mixed = _mix(key0 ^ _U(half), key1 ^ _PI[0], words[at], words[at + 1])
+    words, at = state.words, line * 8
+    mixed = _mix(key0, key1 ^ _PI[0], words[at], words[at + 1])
     mixed = _mix(mixed, key1 ^ _PI[1], words[at + 2], words[at + 3])
-    mixed = _mix(mixed, key1 ^ _PI[2], words[at + 4] & _SESSION_MASK[4], words[at + 5] & _SESSION_MASK[5])
+    mixed = _mix(mixed, key1 ^ _PI[2], words[at + 4] & _SESSION_MASK[4], _known_mapping(state, row))
     last0 = (words[at + 6] ^ _U(shard) << _U(48)) & _SESSION_MASK[6]
-    return _mix(mixed, key1 ^ _PI[3], last0, words[at + 7] & _SESSION_MASK[7])
+    last1 = words[at + 7] & _SESSION_MASK[7] ^ _U(_hops(state, row)) << _U(16)
+    return _mix(mixed, key1 ^ _PI[3], last0, last1)
+
+
+@hot
+def _known_mapping(state: State, session: Row) -> Word:
+    """A session's mapping as all cores name it; what is no half-line stands for itself."""
+    half = whole(session["mapping"])
+    if half >= len(state.mappings):
+        return ~_U(half)
+    shard, klass, row = slabs.wire_row(state, half)
+    return _U(row) | _U(klass) << _U(32) | _U(shard) << _U(40)
+
+
+@hot
+def _hops(state: State, session: Row) -> int:
+    """Which of a session's next hops are right: bit 0 inward, bit 1 outward; bit 2: it turns round inside instead."""
+    settings = state.settings[0]
+    port = whole(settings["internal_port"])
+    gateway = whole(state.ports[port]["internal_gateway"])
+    right = int(_leads(state, port, gateway, whole(session["inward"]), whole(session["internal_address"])))
+    if session["outward"] == HAIRPIN_HOP:
+        return right | 4
+    port = whole(settings["external_port"])
+    gateway = whole(state.ports[port]["external_gateway"])
+    return right | int(_leads(state, port, gateway, whole(session["outward"]), whole(session["remote_address"]))) << 1
+
+
+@hot
+def _leads(state: State, port: int, gateway: int, hop: int, host: int) -> bool:
+    """Whether neighbour `hop` is the way to `host` on a port, as `nat.next_hop` says: the host if on-link, else the gateway."""
+    link = state.ports[port]
+    if gateway and host & whole(link["mask"]) != whole(link["network"]):
+        return hop == gateway
+    neighbour = state.neighbours[hop & (len(state.neighbours) - 1)]
+    return bool(hop < len(state.neighbours) and whole(neighbour["address"]) == host and whole(neighbour["port"]) == port)
 
 
 @hot
 def _of_mapping(state: State, key0: Word, key1: Word, half: int) -> Word:
-    if state.mappings[half]["kind"] != NAT_MAPPING:
+    """0 where no mapping lives that others are told of."""
+    row = state.mappings[half]
+    if row["kind"] != NAT_MAPPING or not gather.is_shipped(state, half):
         return _U(0)
     words, at = state.words, half * 4
-    mixed = _mix(key0 ^ _U(half), key1 ^ _PI[0], words[at], words[at + 1])
+    mixed = _mix(key0 ^ _known_account(state, whole(row["account"])), key1 ^ _PI[0], words[at], words[at + 1])
     return _mix(mixed, key1 ^ _PI[1], words[at + 2] & _MAPPING_MASK[2], words[at + 3] & _MAPPING_MASK[3])
+
+
+@hot
+def _known_account(state: State, account: int) -> Word:
+    """An account as all cores know it: its first address, and whether it is a device's; what is none stands for itself."""
+    if account >= len(state.accounts):
+        return _U(account) | _U(2) << _U(40)
+    row = state.accounts[account]
+    return _U(row["base"]) | _U(row["parent"] != 0) << _U(40)
 
 
 @hot
 def _mix(mixed: Word, key: Word, word0: Word, word1: Word) -> Word:
     return fold_multiply(mixed ^ word0, key ^ word1)
-
-
-@hot
-def copy_living(state: State, first: int, end: int, words: Array, halves: Array) -> tuple[int, int]:
-    """Copy living sessions and mappings in lines `first` to `end`: (how many, line to go on from; `end` if that was all).
-
-    `words`: uint64 (n, 8), n >= 2, a row each, a mapping in the first four; `halves`: int64 (n,), the half-lines they stand at.
-    """
-    copied, line = 0, first
-    while line < end and copied + 2 <= len(halves):
-        kind = state.extents[line // EXTENT_LINES]["kind"]
-        if kind == NAT_SESSION:
-            if state.sessions[line]["kind"] == NAT_SESSION:
-                _copy(state, 2 * line, 8, words, halves, copied)
-                copied += 1
-        elif kind == NAT_MAPPING:
-            for half in (2 * line, 2 * line + 1):
-                if state.mappings[half]["kind"] == NAT_MAPPING:
-                    _copy(state, half, 4, words, halves, copied)
-                    copied += 1
-        line += 1
-    return copied, line
-
-
-@hot
-def _copy(state: State, half: int, width: int, words: Array, halves: Array, to: int) -> None:
-    halves[to] = half
-    for word in range(width):
-        words[to, word] = state.words[half * 4 + word]

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
-from shards import cuckoo, nat, ports, sessions, wire
+from shards import cuckoo, nat, ports, sessions, shunt, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, read32, write16, write32
+from shards.neighbours import mac_of
 from shards.parse import is_query
 from shards.rewrite import adjust_transport, link_header
 from shards.serve import passable
@@ -28,6 +29,7 @@ from shards.verdict import (
     NOT_OUR_DESTINATION,
     ORIGINATED,
     RULE_REJECTED,
+    SHUNTED,
     SPOOFED_SOURCE,
     SUPPRESSED,
     TOO_BIG,
@@ -82,6 +84,8 @@ def _admit(state: State, burst: Burst, i: int) -> int:
         return MARTIAN_DESTINATION if nat.names_no_host(out, burst.destination[i]) else UNDECIDED
     if sessions.external_ordinal(state, burst.destination[i]) < 0:
         return NOT_OUR_DESTINATION
+    if burst.turned[i]:  # on another core, by one of our external addresses
+        return UNDECIDED
     return UNDECIDED if nat.plausible_outsider(state, realm, burst.source[i]) else SPOOFED_SOURCE
 
 
@@ -126,6 +130,8 @@ def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
         return UNDECIDED
     half = _mapping_of(state, local, realm, protocol, near, inbound)
     ours = inbound and burst.turned[i] == 0 and sessions.external_ordinal(state, remote) >= 0  # never goes out to come in again
+    if half == 0 and not ours and not _serves(state, burst, i, local, realm, inbound):
+        return SHUNTED
     if half == 0 or ours:
         return ICMP_UNRELATED
     burst.mapping[i] = half
@@ -146,6 +152,16 @@ def _mapping_of(state: State, local: int, realm: int, protocol: int, port: int, 
         return sessions.find_mapping(state, local, realm, protocol, port)
     external = sessions.external_ordinal(state, local)
     return ports.owner(state, external, protocol, port) if external >= 0 else 0
+
+
+@hot
+def _serves(state: State, burst: Burst, i: int, local: int, realm: int, inbound: bool) -> bool:
+    """Whether this core knows for certain that nobody has sent what the error is about."""
+    if inbound:
+        external = sessions.external_ordinal(state, local)
+        return external < 0 or nat.serves(state, burst, i, nat.shard_of(state, external))
+    _, subscriber = nat.find_account(state, realm, local)
+    return subscriber == 0 or nat.serves(state, burst, i, whole(state.accounts[subscriber]["shard"]))
 
 
 @hot
@@ -249,14 +265,20 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     if burst.icmp_error[i] or port["address"] == 0 or not _rate_allows(state, asked, now):
         state.counters[SUPPRESSED, 0] += 1
         return
+    # Not the column: a hairpinned packet's has turned round already.
+    asker = read32(frames, burst.l3[i] + 12)
+    # The new headers go before the packet, which is quoted where it lies; so the sender's MAC must be read first.
+    sender = wire.mac_at(frames, burst.at[i] + 6)
+    if burst.outer[i]:
+        hop = shunt.way_back(state, burst, i, asker, now)
+        if hop == 0:
+            state.counters[SUPPRESSED, 0] += 1
+            return
+        sender = mac_of(state, hop)
     mtu = _next_mtu(state, burst, i) if burst.verdict[i] == TOO_BIG else 0
     quote = min(burst.ip_length[i], _QUOTE_BYTES)
     l3 = burst.l3[i] - wire.IPV4_BYTES - _HEADER
-    # The new headers go before the packet, which is quoted where it lies; so the sender's MAC must be read first.
-    sender = wire.mac_at(frames, burst.at[i] + 6)
     _write_error(frames, l3 + wire.IPV4_BYTES, kind, mtu, quote)
-    # Not the column: a hairpinned packet's has turned round already.
-    asker = read32(frames, burst.l3[i] + 12)
     _write_header(frames, l3, whole(port["address"]), asker, _HEADER + quote, _next_id(state))
     burst.out_at[i] = link_header(state, frames, l3, burst.port[i], sender)
     burst.out_port[i] = burst.port[i]

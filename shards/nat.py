@@ -1,5 +1,7 @@
 """The miss path: which side a packet comes from, and what makes or admits a session (RFC 4787, 5382, 5508, 6888).
 
+All of it is for the core with the authority over the packet's shard; elsewhere it ends in SHUNTED, and `shunt` goes on.
+
 Outbound: subscriber -> rules -> limits -> mapping found or made -> session. Inbound: external endpoint -> mapping -> rules ->
 filtering. An inbound packet that only a mapping lets in is forwarded by the mapping: a session appears with the answer, so
 outsiders cannot fill a subscriber's quota.
@@ -31,6 +33,7 @@ from shards.state import (
     Row,
     State,
 )
+from shards.timers import remaining
 from shards.verdict import (
     FILTERED,
     HAIRPIN_REFUSED,
@@ -44,12 +47,13 @@ from shards.verdict import (
     NOT_OUR_DESTINATION,
     RULE_DROPPED,
     RULE_REJECTED,
+    SHUNTED,
     SPOOFED_SOURCE,
     TCP_NOT_OPENING,
     TTL_EXCEEDED,
     UNDECIDED,
 )
-from shards.wire import read8
+from shards.wire import SYN, read8
 
 
 @hot
@@ -178,10 +182,13 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
     turns = sessions.external_ordinal(state, burst.destination[i]) >= 0
     if turns and state.settings[0]["hairpin"] == 0:
         return HAIRPIN_REFUSED
+    shard = whole(state.accounts[subscriber]["shard"])
+    if not serves(state, burst, i, shard):
+        return SHUNTED
     half = sessions.find_mapping(state, source, realm, protocol, source_port)
     if protocol == ICMP and half == 0 and not is_query(read8(frames, burst.l4[i])):
         return ICMP_TYPE_NOT_SERVED
-    if not tcp.may_open(protocol, burst.tcp_flags[i], half != 0):
+    if not tcp.may_open(protocol, burst.tcp_flags[i], half != 0 or _picks_up(state, shard, burst.tcp_flags[i], now)):
         return TCP_NOT_OPENING
     verdict = _obey_rules(state, burst, i, OUTBOUND, source, source_port, burst.destination[i], burst.destination_port[i])
     inward = 0
@@ -198,6 +205,24 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
     if verdict != UNDECIDED:
         events.refusal(state, account, verdict, protocol, source, source_port, now)
     return verdict
+
+
+@hot
+def serves(state: State, burst: Burst, i: int, shard: int) -> bool:
+    """Whether this core may do for a shard what only its authority may. If not the row says whose it is (see `shunt`)."""
+    if state.shards[shard]["creates"] != 0 and (burst.outer[i] == 0 or burst.turned[i] > 0 or burst.shard[i] == shard + 1):
+        return True
+    burst.shard[i] = shard + 1
+    return False
+
+
+@hot
+def _picks_up(state: State, shard: int, tcp_flags: int, now: int) -> bool:
+    """Whether a connection that is under way may be one that the authority before us had not told us of."""
+    row = state.shards[shard]
+    if row["pickup"] != 0 and remaining(now, whole(row["grace_until"])) <= 0:
+        row["pickup"] = 0
+    return row["pickup"] != 0 and tcp_flags & SYN == 0
 
 
 @hot
@@ -285,6 +310,8 @@ def inbound_miss(state: State, burst: Burst, i: int, now: int) -> int:
         return INSIDE_DESTINATION if is_internal(state, realm, destination) else NOT_OUR_DESTINATION
     if burst.turned[i] == 0 and not plausible_outsider(state, realm, burst.source[i]):
         return SPOOFED_SOURCE
+    if not serves(state, burst, i, shard_of(state, external)):
+        return SHUNTED
     half = ports.owner(state, external, burst.protocol[i], burst.destination_port[i])
     if half == 0:
         return NO_MAPPING
@@ -301,6 +328,12 @@ def inbound_miss(state: State, burst: Burst, i: int, now: int) -> int:
     burst.mapping[i] = half
     burst.next_hop[i] = hop
     return UNDECIDED
+
+
+@hot
+def shard_of(state: State, external: int) -> int:
+    """Shard of an external address."""
+    return whole(state.pools[whole(state.externals[external]["pool"])]["shard"])
 
 
 @hot

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 PASS, DROP, REDIRECT = "pass", "drop", "redirect"
 
+SHUNT_PORT = 7655  # UDP; Krononat's own choice. To the core's address and this port is not the kernel's: see `shunt`
+
 
 class Outcome(NamedTuple):
     """What becomes of a frame at the port; `name` is the word in counters."""
@@ -25,6 +27,7 @@ pass      multicast            to a multicast address
 pass      link_local           to a link-local address
 pass      neighbour_discovery  ICMPv6 of RFC 4861
 pass      own_address          to an address of the core itself
+drop      quarantined          was in hand at two deaths of the worker
 """
 
 
@@ -34,5 +37,5 @@ def _parse(picture: str) -> tuple[Outcome, ...]:
 
 
 OUTCOMES = _parse(_PICTURE)
-REDIRECTED, NO_SOCKET, NOT_IP, BROADCAST, MULTICAST, LINK_LOCAL, NEIGHBOUR_DISCOVERY, OWN_ADDRESS = range(8)
-assert len(OUTCOMES) == 8
+REDIRECTED, NO_SOCKET, NOT_IP, BROADCAST, MULTICAST, LINK_LOCAL, NEIGHBOUR_DISCOVERY, OWN_ADDRESS, QUARANTINED = range(9)
+assert len(OUTCOMES) == 9

@@ -107,8 +107,14 @@ def _look_closely(state: State, frames: Array, burst: Burst, i: int) -> int:
     at, length = burst.at[i], burst.length[i]
     verdict, l3 = _link(state, frames, at, length, burst.port[i])
     burst.l3[i] = l3
-    if verdict == UNDECIDED:
-        verdict = _network(frames, l3, at + length)
+    return datagram(frames, burst, i, l3, at + length) if verdict == UNDECIDED else verdict
+
+
+@hot
+def datagram(frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
+    """Verdict on the IPv4 packet at `l3`, in what ends at `end`; it fills the columns from l3 on."""
+    burst.l3[i] = l3
+    verdict = _network(frames, l3, end)
     if verdict != UNDECIDED:
         return verdict
     l4 = l3 + 4 * (read8(frames, l3) & 15)

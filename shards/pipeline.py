@@ -2,7 +2,7 @@
 
     parse -> choose_key -> ask -> suggest -> prove -> serve hits -> rewrite     all rows, in one sweep
     look further -> serve hits -> rewrite                                       rows whose key was displaced
-    decide -> rewrite -> answer                                                 misses and whatever is special
+    decide -> shunt -> rewrite -> answer                                        misses and whatever is special
 
 Each stage reads the columns to its left and fills its own; a row that has a verdict is passed over. `settle` is the one place
 that counts, after the rings have had their say.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, icmp, lookahead, nat, parse, rewrite, serve, sessions, timers
+from shards import cuckoo, doubt, icmp, lookahead, nat, parse, rewrite, serve, sessions, shunt, timers
 from shards.burst import Burst
 from shards.cuckoo import BLOCK
 from shards.jit import hot, whole
@@ -26,9 +26,10 @@ from shards.verdict import (
     HAIRPINNED,
     HELD_BACK,
     NEIGHBOUR_UNRESOLVED,
+    NO_AUTHORITY,
     RECEIVED,
     SENT,
-    SESSIONS_EXPIRED,
+    SHUNTED,
     SPOOFED_SOURCE,
     UNDECIDED,
     VERDICTS,
@@ -50,8 +51,11 @@ def process(state: State, frames: Array, burst: Burst, count: int, now: int) -> 
         cuckoo.look_further(state, burst.key0, burst.key1, burst.ref, last)
         _serve_hits(state, frames, burst, 0, count, now)
     if _left(burst, count):
+        _begin_rest(burst, count)
         lookahead.misses(state, burst, count)
+        doubt.begin(state)
         _serve_rest(state, frames, burst, count, now)
+        doubt.end(state)
         _limit_waiting(state, burst, count, now)
         _finish_rest(state, frames, burst, count, now)
 
@@ -117,6 +121,13 @@ def _left(burst: Burst, count: int) -> int:
 
 
 @hot
+def _begin_rest(burst: Burst, count: int) -> None:
+    """Forget what columns of the slow path say of the burst before."""
+    for i in range(count):
+        burst.outer[i] = 0
+
+
+@hot
 def _serve_rest(state: State, frames: Array, burst: Burst, count: int, now: int) -> None:
     """Decide what no hit decided."""
     for i in range(count):
@@ -126,15 +137,32 @@ def _serve_rest(state: State, frames: Array, burst: Burst, count: int, now: int)
 
 @hot
 def _serve_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
-    if burst.icmp_error[i]:
-        burst.verdict[i] = icmp.pass_error(state, frames, burst, i, now)
-        return
-    burst.verdict[i] = parse.refuse_addresses(burst, i)
+    if burst.icmp_error[i] == 0:
+        burst.verdict[i] = parse.refuse_addresses(burst, i)
+    if burst.verdict[i] == UNDECIDED and shunt.is_for_us(state, burst, i):
+        burst.verdict[i] = shunt.receive(state, frames, burst, i)
     if burst.verdict[i] != UNDECIDED:
         return
-    burst.verdict[i] = decide(state, frames, burst, i, now)
-    if burst.session[i] == 0 and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED):
+    if burst.icmp_error[i]:
+        burst.verdict[i] = icmp.pass_error(state, frames, burst, i, now)
+    else:
+        burst.verdict[i] = decide(state, frames, burst, i, now)
+    if burst.verdict[i] == SHUNTED:
+        burst.verdict[i] = _shunt(state, frames, burst, i, now)
+    elif burst.session[i] == 0 and burst.icmp_error[i] == 0 and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED):
         rewrite.translate_by_mapping(state, frames, burst, i)
+
+
+@hot
+def _shunt(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
+    """Pass a packet to the core with the authority over its shard; of a hairpin the first half was ours. Verdict."""
+    verdict = shunt.send(state, frames, burst, i, now)
+    if burst.turned[i] > 0 and burst.icmp_error[i]:
+        # Half translated, it cannot be served again from the start, so it is not held.
+        return NO_AUTHORITY if verdict == HELD_BACK else verdict
+    if verdict == SHUNTED and burst.turned[i] > 0:
+        _touch(state, burst.turned[i], OUTBOUND, burst.tcp_flags[i], now)
+    return verdict
 
 
 @hot
@@ -157,6 +185,8 @@ def _limit_waiting(state: State, burst: Burst, count: int, now: int) -> None:
                 burst.deadline[i] = now + whole(state.settings[0]["neighbour_wait"])
             elif now >= burst.deadline[i]:
                 burst.verdict[i] = NEIGHBOUR_UNRESOLVED
+            if burst.outer[i] and burst.verdict[i] == HELD_BACK:
+                burst.port[i] = burst.outer[i] - 1  # it will be unwrapped again
 
 
 @hot
@@ -181,10 +211,7 @@ def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -
     """
     line = cuckoo.lookup(state, burst.key0[i], burst.key1[i]) >> 2
     if line and timers.remaining(now, whole(state.sessions[line]["expiry"])) <= 0:
-        timers.disarm(state, line)
-        sessions.end_session(state, line, now)
-        state.counters[SESSIONS_EXPIRED, 0] += 1
-        line = 0
+        line = sessions.end_or_revive(state, line, now)
     burst.session[i] = line
     inbound = burst.direction[i] == INBOUND
     if line == 0:

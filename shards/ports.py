@@ -4,6 +4,10 @@ The port of a mapping is a keyed function of its internal endpoint within the bl
 guess, and a backup that never received the mapping makes the same one, nearly always. A freed port is held down: `owners` then
 says in which second it was freed, which needs neither list nor timer. Blocks are made of 64-port chunks; each carries the
 replica side that may hand it out and the epoch in which it was.
+
+Sides: of a shard with two replicas each hands out new ports from chunks of its own side only. So two that cannot hear each
+other never give one endpoint to two, and what they have given is united without a clash. The most of each block is of one side,
+its end of the other, and so are a few blocks: a subscriber has some room on either side, wherever his blocks are (`lay_sides`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from shards.state import (
     CHUNK_PORTS,
     HELD,
     ICMP,
+    PORT_SPACES,
     TCP,
     Array,
     Row,
@@ -31,6 +36,8 @@ from shards.verdict import (
     PORTS_EXHAUSTED,
     PORTS_MOVED,
 )
+
+OTHER_SIDE_EACH = 8  # of a block's chunks, and of an address's blocks, the last of so many are of the other side
 
 _FOR_PORT, _FOR_ADDRESS, _FOR_BLOCK = 1, 2, 3  # what a derived number is for: they must not repeat each other
 
@@ -107,14 +114,15 @@ def is_free(owner: int, now: int, hold_down_s: int) -> bool:
 def claim(state: State, holder: int, protocol: int, address: int, realm: int, port: int, now: int) -> tuple[int, int, int]:
     """(verdict or 0, external ordinal, external port) for a new mapping of the subscriber account `holder`.
 
-    Nothing is marked as owned yet, but a block may have been taken: only if none of the subscriber's own has a free port. They
-    are searched once a second at most (4,096 ports each time would be 4 us for every packet of a scanning host).
+    Nothing is marked as owned yet, but a block may have been taken: only if none of the subscriber's own has a free port of our
+    side. They are searched once a second at most (4,096 ports each time would be 4 us for every packet of a scanning host).
     """
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
     size, space, vacant = whole(pool["block_size"]), port_space(protocol), -1
-    start = derive(state.settings, _FOR_PORT, address, realm, protocol, port, size)
-    full = _is_full(account, space, now)
+    side = whole(state.shards[whole(pool["shard"])]["side"])
+    number = derive(state.settings, _FOR_PORT, address, realm, protocol, port, 1 << 31)
+    full = _is_full(account, _search(space, side), now)
     for k in range(min(whole(pool["blocks_each"]), BLOCKS_AT_MOST)):
         block = whole(account["blocks"][k]) - 1
         if block < 0:
@@ -122,31 +130,39 @@ def claim(state: State, holder: int, protocol: int, address: int, realm: int, po
             continue
         if full:
             continue
-        found = _free_port(state, whole(account["external"]) - 1, space, block * size, size, start, now)
+        base, length = _span(state, whole(account["external"]) - 1, block, size, side)
+        found = _free_port(state, whole(account["external"]) - 1, space, base, length, number % max(length, 1), now)
         if found >= 0:
-            return _claimed(state, whole(account["external"]) - 1, found, k == 0 and found == block * size + start)
-    _remember_full(account, space, now)
+            return _claimed(state, whole(account["external"]) - 1, found, k == 0 and found == base + number % length)
+    _remember_full(account, _search(space, side), now)
     if vacant < 0:
         return PORTS_EXHAUSTED, 0, 0
     verdict = _take_block(state, holder, vacant, realm, space, now)
     if verdict:
         return verdict, 0, 0
-    external, base = whole(account["external"]) - 1, (whole(account["blocks"][vacant]) - 1) * size
-    found = _free_port(state, external, space, base, size, start, now)
-    return _claimed(state, external, found, vacant == 0 and found == base + start)
+    external, block = whole(account["external"]) - 1, whole(account["blocks"][vacant]) - 1
+    base, length = _span(state, external, block, size, side)
+    found = _free_port(state, external, space, base, length, number % length, now)
+    return _claimed(state, external, found, vacant == 0 and found == base + number % length)
 
 
 @hot
-def _is_full(account: Row, space: int, now: int) -> bool:
+def _search(space: int, side: int) -> int:
+    """Number of what is searched for: a port of a protocol and a side."""
+    return side * PORT_SPACES + space
+
+
+@hot
+def _is_full(account: Row, search: int, now: int) -> bool:
     """Whether no block of the account can have a free port: none was found in this second, and none was released since."""
-    return bool((whole(account["full"]) >> space & 1) != 0 and whole(account["full_at"]) == (now // 1000 & 0xFFFFFFFF))
+    return bool((whole(account["full"]) >> search & 1) != 0 and whole(account["full_at"]) == (now // 1000 & 0xFFFFFFFF))
 
 
 @hot
-def _remember_full(account: Row, space: int, now: int) -> None:
+def _remember_full(account: Row, search: int, now: int) -> None:
     second = now // 1000 & 0xFFFFFFFF
     known = whole(account["full"]) if whole(account["full_at"]) == second else 0
-    account["full"] = known | 1 << space
+    account["full"] = known | 1 << search
     account["full_at"] = second
 
 
@@ -157,9 +173,43 @@ def first_choice(state: State, holder: int, protocol: int, address: int, realm: 
     block = whole(account["blocks"][0]) - 1
     if block < 0:
         return -1, 0
-    size = whole(state.pools[whole(account["pool"])]["block_size"])
-    start = derive(state.settings, _FOR_PORT, address, realm, protocol, port, size)
-    return whole(account["external"]) - 1, block * size + start
+    pool, external = state.pools[whole(account["pool"])], whole(account["external"]) - 1
+    side = whole(state.shards[whole(pool["shard"])]["side"])
+    base, length = _span(state, external, block, whole(pool["block_size"]), side)
+    number = derive(state.settings, _FOR_PORT, address, realm, protocol, port, 1 << 31)
+    return (external, base + number % length) if length else (-1, 0)
+
+
+@hot
+def _span(state: State, external: int, block: int, size: int, side: int) -> tuple[int, int]:
+    """(first port, how many) of a block that a side may hand out: all of it, all but its end, its end, or none."""
+    each = size // CHUNK_PORTS
+    first = state.chunks[external, block * each]["side"] == side
+    last = state.chunks[external, (block + 1) * each - 1]["side"] == side
+    end = CHUNK_PORTS * _chunks_at_end(each)
+    if first:
+        return block * size, size if last else size - end
+    return (block + 1) * size - end, end if last else 0
+
+
+@hot
+def _chunks_at_end(each: int) -> int:
+    """How many of the `each` chunks of a block are its end, which is of the other side where there are two."""
+    return max(each // OTHER_SIDE_EACH, 1) if each > 1 else 0
+
+
+@hot
+def lay_sides(state: State, p: int, two: bool) -> None:
+    """Say whose each chunk of pool `p` is: all of side 0, or of `two` sides. Alike on all cores, before there are mappings."""
+    pool = state.pools[p]
+    each = whole(pool["block_size"]) // CHUNK_PORTS
+    for external in range(whole(pool["first_external"]), whole(pool["first_external"]) + whole(pool["externals"])):
+        for block in range(whole(pool["first_block"]), whole(pool["end_block"])):
+            for k in range(each):
+                other, end = block % OTHER_SIDE_EACH == OTHER_SIDE_EACH - 1, k >= each - _chunks_at_end(each)
+                side = 1 if two and other != end else 0
+                if state.chunks[external, block * each + k]["side"] != side:  # untouched chunks take no memory
+                    state.chunks[external, block * each + k]["side"] = side
 
 
 @hot
@@ -170,7 +220,7 @@ def _claimed(state: State, external: int, port: int, derived: bool) -> tuple[int
 
 @hot
 def _free_port(state: State, external: int, space: int, base: int, size: int, start: int, now: int) -> int:
-    """First free port of a block from its `start`-th on, round; -1 if all are taken or held."""
+    """First free one of the `size` ports from `base` on, beginning with the `start`-th, round; -1 if all are taken or held."""
     owners = state.owners[space, external]
     hold_down_s = whole(state.settings[0]["hold_down_s"])
     for k in range(size):
@@ -191,13 +241,14 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
     """
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
-    if pool["blocks_free"] == 0:
+    search = _search(space, whole(state.shards[whole(pool["shard"])]["side"]))
+    if pool["blocks_free"] == 0 or (not holds_a_block(account) and _is_dry(pool, search, now)):
         return POOL_EXHAUSTED
     first, count = whole(pool["first_external"]), whole(pool["externals"])
     base = whole(account["base"])
     paired = whole(account["external"])
     start = paired - 1 - first if paired else derive(state.settings, _FOR_ADDRESS, base, realm, 0, 0, count)
-    for j in range(1 if _holds_a_block(account) else count):
+    for j in range(1 if holds_a_block(account) else count):
         external = first + (start + j) % count
         if state.externals[external]["blocks_free"] == 0:
             continue
@@ -214,11 +265,29 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
             size = whole(pool["block_size"])
             events.block(state, events.BLOCK_ALLOCATED, holder, external, block * size, size, now)
             return 0
+    if not holds_a_block(account):
+        _remember_dry(pool, search, now)
     return POOL_EXHAUSTED
 
 
 @hot
-def _holds_a_block(account: Row) -> bool:
+def _is_dry(pool: Row, search: int, now: int) -> bool:
+    """Whether the pool has no block for anyone: none was found in this second, and none was returned since."""
+    return bool((whole(pool["dry"]) >> search & 1) != 0 and whole(pool["dry_at"]) == (now // 1000 & 0xFFFF))
+
+
+@hot
+def _remember_dry(pool: Row, search: int, now: int) -> None:
+    """Free blocks that are of the other side, or held down: to look at all of them again costs as much as they are many."""
+    second = now // 1000 & 0xFFFF
+    known = whole(pool["dry"]) if whole(pool["dry_at"]) == second else 0
+    pool["dry"] = known | 1 << search
+    pool["dry_at"] = second
+
+
+@hot
+def holds_a_block(account: Row) -> bool:
+    """Whether an account has any block."""
     held = 0
     for k in range(BLOCKS_AT_MOST):
         held += account["blocks"][k] != 0
@@ -231,12 +300,13 @@ def _free_block(state: State, external: int, pool: Row, start: int, space: int, 
     first, blocks = whole(pool["first_block"]), whole(pool["end_block"]) - whole(pool["first_block"])
     size = whole(pool["block_size"])
     chunks_each = size // CHUNK_PORTS
-    side = state.shards[whole(pool["shard"])]["side"]
+    side = whole(state.shards[whole(pool["shard"])]["side"])
     for k in range(blocks):
         block = first + (start + k) % blocks
-        if not is_vacant(state, external, block, chunks_each) or state.chunks[external, block * chunks_each]["side"] != side:
+        if state.chunks[external, block * chunks_each]["side"] != side or not is_vacant(state, external, block, chunks_each):
             continue
-        if _free_port(state, external, space, block * size, size, 0, now) >= 0:
+        base, length = _span(state, external, block, size, side)
+        if _free_port(state, external, space, base, length, 0, now) >= 0:
             return block
     return -1
 
@@ -278,9 +348,15 @@ def owner(state: State, external: int, protocol: int, port: int) -> int:
 @hot
 def release(state: State, external: int, space: int, port: int, now: int) -> None:
     """The port's mapping ended: hold it down, and give the block back if this was its last port."""
+    hold(state, external, space, port, now)
+    give_back(state, external, port, now)
+
+
+@hot
+def hold(state: State, external: int, space: int, port: int, now: int) -> None:
+    """The port is nobody's, and held down from now on."""
     state.owners[space, external, port] = held_since(now)
     state.chunks[external, port // CHUNK_PORTS]["used"] -= 1
-    give_back(state, external, port, now)
 
 
 @hot
@@ -298,29 +374,45 @@ def forget(state: State, external: int, protocol: int, port: int) -> None:
 @hot
 def give_back(state: State, external: int, port: int, now: int) -> None:
     """A port is free again: return the block around it if that has an owner and none of its ports is in use."""
-    chunk = state.chunks[external, port // CHUNK_PORTS]
-    if chunk["account"] == 0:
-        return
-    state.accounts[whole(chunk["account"]) - 1]["full"] = 0
-    if chunk["used"] == 0:
-        _return_block(state, external, port, whole(chunk["account"]) - 1, now)
+    holder = vacate(state, external, port)
+    if holder:
+        size = whole(state.pools[whole(state.externals[external]["pool"])]["block_size"])
+        state.counters[BLOCKS_RETURNED, 0] += 1
+        events.block(state, events.BLOCK_RELEASED, holder, external, port // size * size, size, now)
 
 
 @hot
-def _return_block(state: State, external: int, port: int, holder: int, now: int) -> None:
-    """Give the block around `port` back if none of its ports is in use; held ones stay held, whoever gets it next."""
+def vacate(state: State, external: int, port: int) -> int:
+    """Free the block around a port if none of its ports is in use; held ones stay held. The account that had it, 0 if none had.
+
+    A block of nobody's may have ports in use: of static mappings, and of some that came from another core (see `apply`).
+    """
+    chunk = state.chunks[external, port // CHUNK_PORTS]
+    holder = max(whole(chunk["account"]) - 1, 0)
+    if holder:
+        state.accounts[holder]["full"] = 0
+    if chunk["used"] != 0:
+        return 0
     pool = state.pools[whole(state.externals[external]["pool"])]
     size = whole(pool["block_size"])
     block, each = port // size, size // CHUNK_PORTS
     for k in range(block * each, (block + 1) * each):
         if state.chunks[external, k]["used"] != 0:
-            return
+            return 0
+    if holder:
+        disown_block(state, holder, external, block, size)
+    if whole(pool["first_block"]) <= block < whole(pool["end_block"]):
+        pool["blocks_free"] += 1
+        pool["dry"] = 0
+        state.externals[external]["blocks_free"] += 1
+    return holder
+
+
+@hot
+def disown_block(state: State, holder: int, external: int, block: int, size: int) -> None:
+    """A block is no longer the account's; its ports in use stay whose they are."""
     account = state.accounts[holder]
     for k in range(BLOCKS_AT_MOST):
         if account["blocks"][k] == block + 1:
             account["blocks"][k] = 0
     own_block(state, external, block, size, 0)
-    pool["blocks_free"] += 1
-    state.externals[external]["blocks_free"] += 1
-    state.counters[BLOCKS_RETURNED, 0] += 1
-    events.block(state, events.BLOCK_RELEASED, holder, external, block * size, size, now)

@@ -13,6 +13,7 @@ import numpy as np
 
 from shards import cuckoo, events, journal, nat, ports, sessions, slabs, timers
 from shards.jit import hot, whole
+from shards.native import prefetch
 from shards.state import (
     BLOCKS_AT_MOST,
     CHUNK_PORTS,
@@ -26,6 +27,8 @@ from shards.state import (
     Row,
     State,
 )
+
+_AHEAD = 12  # rows between asking for what an index entry and its row will touch, and touching it
 
 
 @hot
@@ -150,6 +153,7 @@ def _mappings_of(state: State, extent: int, now: int) -> None:
     """
     shard = whole(state.extents[extent]["shard"])
     for half in range(extent * EXTENT_LINES * 2, (extent + 1) * EXTENT_LINES * 2):
+        _ask_for_mapping(state, min(half + _AHEAD, len(state.mappings) - 1))
         row = state.mappings[half]
         row["sessions"] = 0
         external = sessions.external_ordinal(state, whole(row["external_address"]))
@@ -182,6 +186,7 @@ def _sessions_of(state: State, extent: int, now: int) -> int:
     """Index and arm the living sessions of an extent, put the rest on the free list; how many live."""
     shard, found = whole(state.extents[extent]["shard"]), 0
     for line in range(extent * EXTENT_LINES, (extent + 1) * EXTENT_LINES):
+        _ask_for_session(state, min(line + _AHEAD, len(state.sessions) - 1))
         row = state.sessions[line]
         mapping = state.mappings[whole(row["mapping"])]
         if row["kind"] == NAT_SESSION and (not _belongs(row, mapping) or sessions.index_session(state, line)):
@@ -198,6 +203,26 @@ def _sessions_of(state: State, extent: int, now: int) -> int:
         state.shards[shard]["sessions"] += 1
         found += 1
     return found
+
+
+@hot
+def _ask_for_mapping(state: State, half: int) -> None:
+    """Ask for its buckets and the owner of its port."""
+    row = state.mappings[half]
+    external = sessions.external_ordinal(state, whole(row["external_address"])) if row["kind"] == NAT_MAPPING else -1
+    if external >= 0:
+        cuckoo.ask_for(state, state.words[half * 4], state.words[half * 4 + 1])
+        space = ports.port_space(whole(row["internal_realm"]) >> 24)
+        prefetch(state.owners[space, external], whole(row["external_port"]))
+
+
+@hot
+def _ask_for_session(state: State, line: int) -> None:
+    """Ask for its mapping and the buckets of both its tuples."""
+    if state.sessions[line]["kind"] == NAT_SESSION:
+        prefetch(state.mappings, whole(state.sessions[line]["mapping"]))
+        cuckoo.ask_for(state, state.words[line * 8], state.words[line * 8 + 1])
+        cuckoo.ask_for(state, state.words[line * 8 + 2], state.words[line * 8 + 3])
 
 
 @hot

@@ -37,7 +37,7 @@ def rewrite(state: State, frames: Array, burst: Burst, i: int) -> None:
     delta = 0
     if burst.session[i] and burst.icmp_error[i] == 0:
         l3, l4, protocol = burst.l3[i], burst.l4[i], burst.protocol[i]
-        if burst.turned[i]:
+        if burst.turned[i] > 0:
             delta = _by_session(frames, l3, l4, protocol, state.sessions[burst.turned[i]], OUTBOUND)
         delta += _by_session(frames, l3, l4, protocol, state.sessions[burst.session[i]], burst.direction[i])
     _send_off(state, frames, burst, i, delta)
@@ -61,9 +61,16 @@ def _send_off(state: State, frames: Array, burst: Burst, i: int, delta: int) -> 
 def translate_by_mapping(state: State, frames: Array, burst: Burst, i: int) -> None:
     """Translate a packet without a session as soon as it is decided: a later one of its burst may end the mapping."""
     l3, l4, protocol = burst.l3[i], burst.l4[i], burst.protocol[i]
-    if burst.turned[i]:
-        adjust(frames, l3 + 10, _by_session(frames, l3, l4, protocol, state.sessions[burst.turned[i]], OUTBOUND))
+    if burst.turned[i] > 0:
+        turn_out(state, frames, burst, i)
     _by_mapping(frames, l3, l4, protocol, state.mappings[burst.mapping[i]])
+
+
+@hot
+def turn_out(state: State, frames: Array, burst: Burst, i: int) -> None:
+    """The first half of a hairpin: as if it went to the Internet."""
+    l3, session = burst.l3[i], state.sessions[burst.turned[i]]
+    adjust(frames, l3 + 10, _by_session(frames, l3, burst.l4[i], burst.protocol[i], session, OUTBOUND))
 
 
 @inlined

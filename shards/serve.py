@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import journal, tcp, timers
+from shards import doubt, journal, tcp, timers
 from shards.burst import Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16
@@ -59,9 +59,11 @@ def touch(settings: Array, session: Row, direction: int, tcp_flags: int, now: in
 @hot
 def moved(state: State, line: int, now: int) -> None:
     """The session's state changed: tell the journal, and have the wheel look earlier, for its life may have become shorter."""
+    doubt.begin(state)
     journal.mark(state, line << 1)
     timers.disarm(state, line)
     timers.arm(state, line, now + timers.remaining(now, whole(state.sessions[line]["expiry"])))
+    doubt.end(state)
 
 
 @inlined

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, events, journal, ports, slabs, timers, wire
+from shards import cuckoo, doubt, events, journal, ports, slabs, tcp, timers, wire
 from shards.jit import hot, inlined, whole
 from shards.native import Word, prefetch
 from shards.state import (
+    ABSENT,
+    ACTIVE,
     ADDRESS_DEPENDENT,
     CHUNK_PORTS,
     FREE,
@@ -37,6 +39,7 @@ _U = np.uint64
 HAIRPIN_HOP = 0xFFFF  # in a session's `outward`: not a neighbour, the packet turns round inside
 PERMISSION_BIT = 128  # in the protocol of a permission's key: no packet has such a key
 SESSIONS_EACH = 65535  # of a mapping at most, by the width of its count
+LOOK_AGAIN = 10_000  # ticks between two looks of the wheel at a session that is due but stays
 TOGETHER = 32  # lines that are due and are asked for together
 
 
@@ -154,15 +157,25 @@ def end_mapping(state: State, shard: int, half: int, now: int) -> None:
     row = state.mappings[half]
     row["kind"] = FREE
     events.mapping(state, events.MAPPING_DELETED, half, now)
-    protocol = whole(row["internal_realm"]) >> 24
-    cuckoo.erase(state, state.words[half * 4], state.words[half * 4 + 1], half << 1)
-    external = external_ordinal(state, whole(row["external_address"]))
-    ports.release(state, external, ports.port_space(protocol), whole(row["external_port"]), now)
-    charge(state, whole(row["account"]), 0, -1)
-    state.shards[shard]["mappings"] -= 1
+    external, port = take_out_mapping(state, shard, half, now)
+    ports.give_back(state, external, port, now)
     state.counters[MAPPINGS_ENDED, 0] += 1
     journal.bury(state, half, whole(row["generation"]))
     slabs.free_half(state, half)
+
+
+@hot
+def take_out_mapping(state: State, shard: int, half: int, now: int) -> tuple[int, int]:
+    """Undo all that follows from a mapping but its row and its block; (external ordinal, external port)."""
+    row = state.mappings[half]
+    cuckoo.erase(state, state.words[half * 4], state.words[half * 4 + 1], half << 1)
+    protocol = whole(row["internal_realm"]) >> 24
+    external, port = external_ordinal(state, whole(row["external_address"])), whole(row["external_port"])
+    if ports.owner(state, external, protocol, port) == half:  # else the authority gave it to another (see `apply`)
+        ports.hold(state, external, ports.port_space(protocol), port, now)
+    charge(state, whole(row["account"]), 0, -1)
+    state.shards[shard]["mappings"] -= 1
+    return external, port
 
 
 @hot
@@ -186,23 +199,8 @@ def make_session(
     line = slabs.new_line(state, shard)
     if line == 0:
         return ROWS_EXHAUSTED, 0
-    protocol = whole(mapping["internal_realm"]) >> 24
+    describe(state, shard, line, half, remote, remote_port, external_realm)
     row = state.sessions[line]
-    row["internal_address"] = mapping["internal_address"]
-    row["internal_realm"] = mapping["internal_realm"]
-    row["remote_address"] = remote
-    row["internal_port"] = mapping["internal_port"]
-    row["remote_port"] = remote_port
-    row["external_address"] = mapping["external_address"]
-    row["external_realm"] = external_realm | protocol << 24
-    row["remote_address_again"] = remote
-    row["external_port"] = mapping["external_port"]
-    row["remote_port_again"] = remote_port
-    row["mapping"] = half
-    row["delta_l3"] = wire.difference(whole(mapping["internal_address"]), whole(mapping["external_address"]))
-    port_delta = wire.difference(whole(mapping["internal_port"]), whole(mapping["external_port"]))
-    # ICMP has no pseudo header: only the identifier counts.
-    row["delta_l4"] = port_delta if protocol == ICMP else wire.fold(whole(row["delta_l3"]) + port_delta)
     row["created"] = now & 0xFFFFFFFF
     row["expiry"] = expiry & 0xFFFFFFFF
     row["packets"] = 0
@@ -210,7 +208,6 @@ def make_session(
     row["inward"] = inward
     row["outward"] = outward
     row["rules"] = state.settings[0]["rules_version"]
-    row["shard"] = shard
     row["generation"] = (whole(row["generation"]) + 1) & 0xFFFF
     verdict = index_session(state, line)
     if verdict:
@@ -225,6 +222,29 @@ def make_session(
     journal.mark(state, line << 1)
     events.session(state, events.SESSION_CREATED, line, now)
     return 0, line
+
+
+@hot
+def describe(state: State, shard: int, line: int, half: int, remote: int, remote_port: int, external_realm: int) -> None:
+    """Write what never changes of a session: whose it is, its two tuples, what the translation adds to checksums."""
+    mapping, row = state.mappings[half], state.sessions[line]
+    protocol = whole(mapping["internal_realm"]) >> 24
+    row["internal_address"] = mapping["internal_address"]
+    row["internal_realm"] = mapping["internal_realm"]
+    row["remote_address"] = remote
+    row["internal_port"] = mapping["internal_port"]
+    row["remote_port"] = remote_port
+    row["external_address"] = mapping["external_address"]
+    row["external_realm"] = external_realm | protocol << 24
+    row["remote_address_again"] = remote
+    row["external_port"] = mapping["external_port"]
+    row["remote_port_again"] = remote_port
+    row["mapping"] = half
+    row["shard"] = shard
+    row["delta_l3"] = wire.difference(whole(mapping["internal_address"]), whole(mapping["external_address"]))
+    port_delta = wire.difference(whole(mapping["internal_port"]), whole(mapping["external_port"]))
+    # ICMP has no pseudo header: only the identifier counts.
+    row["delta_l4"] = port_delta if protocol == ICMP else wire.fold(whole(row["delta_l3"]) + port_delta)
 
 
 @hot
@@ -305,19 +325,26 @@ def end_session(state: State, line: int, now: int) -> None:
     row = state.sessions[line]
     row["kind"] = FREE
     events.session(state, events.SESSION_DELETED, line, now)
+    take_out_session(state, line)
+    journal.bury(state, line << 1, whole(row["generation"]))  # before its mapping's, which nobody can end before it
+    half = whole(row["mapping"])
+    if state.mappings[half]["sessions"] == 0 and state.mappings[half]["static"] == 0:
+        end_mapping(state, whole(row["shard"]), half, now)
+    slabs.free_line(state, line)
+
+
+@hot
+def take_out_session(state: State, line: int) -> None:
+    """Undo all that follows from a session but its row; its mapping counts one less."""
+    row = state.sessions[line]
     cuckoo.erase(state, state.words[line * 8], state.words[line * 8 + 1], line << 2)
     cuckoo.erase(state, state.words[line * 8 + 2], state.words[line * 8 + 3], line << 2 | 1)
     if filters_by_address(state, line):
         _forbid(state, line)
-    shard, half = whole(row["shard"]), whole(row["mapping"])
-    mapping = state.mappings[half]
+    mapping = state.mappings[whole(row["mapping"])]
     mapping["sessions"] -= 1
     charge(state, whole(mapping["account"]), -1, 0)
-    state.shards[shard]["sessions"] -= 1
-    if mapping["sessions"] == 0 and mapping["static"] == 0:
-        end_mapping(state, shard, half, now)
-    journal.bury(state, line << 1, whole(row["generation"]))
-    slabs.free_line(state, line)
+    state.shards[whole(row["shard"])]["sessions"] -= 1
 
 
 @hot
@@ -332,8 +359,10 @@ def delete(state: State, line: int, now: int) -> None:
 def delete_lives(state: State, lives: Array, now: int) -> int:
     """Delete those of the sessions that still live; `lives`: int64 (n, 2) of line and generation. How many."""
     ended = 0
+    doubt.begin(state)
     for k in range(len(lives)):
         ended += delete_life(state, lives[k, 0], lives[k, 1], now)
+    doubt.end(state)
     return ended
 
 
@@ -367,8 +396,10 @@ def expire(state: State, now: int, at_most: int) -> int:
         if line == 0:
             break
         count = _ask_for_due(state, line, min(at_most - seen, TOGETHER))
+        doubt.begin(state)
         for _ in range(count):
             line = _serve_due(state, line, now)
+        doubt.end(state)
         seen += count
     return seen
 
@@ -418,7 +449,33 @@ def _serve_due(state: State, line: int, now: int) -> int:
     if left > 0:
         timers.arm(state, line, now + left)
         _keep_neighbours(state, line, now)
+    elif outlives(state, line, now):
+        timers.arm(state, line, now + LOOK_AGAIN)
     else:
         end_session(state, line, now)
         state.counters[SESSIONS_EXPIRED, 0] += 1
     return following
+
+
+@hot
+def outlives(state: State, line: int, now: int) -> bool:
+    """Whether a session that is due stays: only the authority knows its end, and a new one not before its grace is over."""
+    shard = state.shards[whole(state.sessions[line]["shard"])]
+    if shard["role"] != ACTIVE and shard["role"] != ABSENT:
+        return True
+    if shard["grace_until"] != 0 and timers.remaining(now, whole(shard["grace_until"])) <= 0:
+        shard["grace_until"] = 0  # before the tick comes round again, in 25 days
+    return bool(shard["grace_until"] != 0)
+
+
+@hot
+def end_or_revive(state: State, line: int, now: int) -> int:
+    """A packet has met a session that is due: end it, or let it live on where it stays; the line, or 0."""
+    row = state.sessions[line]
+    if outlives(state, line, now):
+        row["expiry"] = (now + tcp.timeout(state.settings, whole(row["state"]))) & 0xFFFFFFFF
+        return line
+    timers.disarm(state, line)
+    end_session(state, line, now)
+    state.counters[SESSIONS_EXPIRED, 0] += 1
+    return 0

@@ -208,7 +208,8 @@ POOL = np.dtype(
         ("blocks_each", "u2"),  # at most, per subscriber
         ("shard", "u2"),
         ("filtering", "u1"),
-        ("spare", "u1", (3,)),
+        ("dry", "u1"),  # no block was found free in the second `dry_at` (its low half): a bit per side and port space
+        ("dry_at", "u2"),
     ]
 )
 assert POOL.itemsize == 32
@@ -338,7 +339,8 @@ CORE = np.dtype(
         ("ip_id", "u4"),
         ("late_compilations", "u4"),  # since the worker began to take traffic: must stay 0
         ("longest_breath_us", "u4"),  # since then
-        ("spare", "u1", (60,)),
+        ("in_doubt", "u4"),  # not 0: a change of what is derived is under way, see `doubt`
+        ("spare", "u1", (56,)),
     ]
 )
 assert CORE.itemsize == 128

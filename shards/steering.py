@@ -2,8 +2,9 @@
 
 Every frame has one of the `outcomes` and is counted under it, packets and bytes, per CPU; so the sum over outcomes is what
 the program saw. What is the kernel's business (ARP, LLDP, neighbour discovery, multicast, what is addressed to the core
-itself: BGP, BFD, ping) passes; all else goes to the AF_XDP socket of the queue it came in by. Where no socket is, the frame
-is dropped and never passed: a kernel that knows routes would forward it untranslated.
+itself: BGP, BFD, ping) passes; all else goes to the AF_XDP socket of the queue it came in by, and so do packets that another
+core has shunted to this one (see `shunt`). Where no socket is, the frame is dropped and never passed: a kernel that knows
+routes would forward it untranslated.
 
 The program is written for one port, with the port's own addresses as constants, and tags (802.1Q, 802.1ad) are looked behind
 twice. Left out on purpose: reading a tag that a device has already taken off (`ethtool -K DEV rxvlan off`, or on a veth
@@ -31,8 +32,11 @@ from shards.outcomes import (
     NOT_IP,
     OUTCOMES,
     OWN_ADDRESS,
+    QUARANTINED,
     REDIRECTED,
+    SHUNT_PORT,
 )
+from shards.signatures import Signature
 
 Network = IPv4Network | IPv6Network
 
@@ -82,16 +86,16 @@ class _Decision(bpf.Source):
         self.conclude_if(self.build.icmp_unsigned(">", beyond, self.end), REDIRECTED)
 
 
-def _program(kept: Sequence[tuple[Network, int]], sockets: int, counters: int) -> bpf.Source:
-    """For a port whose sockets and counters are these maps."""
+def _program(kept: Sequence[tuple[Network, int]], sockets: int, counters: int, dropped: Sequence[Signature] = ()) -> bpf.Source:
+    """For a port whose sockets and counters are these maps; frames with these signatures are dropped."""
     program = _Decision()
-    _look_behind(program, 0, kept)
+    _look_behind(program, 0, kept, dropped)
     program.build.position_at_end(program.conclusion)
     _finish(program, sockets, counters)
     return program
 
 
-def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, int]]) -> None:
+def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, int]], dropped: Sequence[Signature]) -> None:
     l3 = 14 + 4 * tags
     program.need(l3)
     ipv4, ipv6, tagged, other = (program.block() for _ in range(4))
@@ -102,15 +106,17 @@ def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, in
     program.conclude(NOT_IP)
     program.build.position_at_end(ipv4)
     _keep(program, l3, 20, 16, [row for row in kept if row[0].version == 4])
+    _quarantine(program, l3, [each for each in dropped if each.version == 4])
     program.conclude(REDIRECTED)
     program.build.position_at_end(ipv6)
     _keep(program, l3, 40, 24, [row for row in kept if row[0].version == 6])
+    _quarantine(program, l3, [each for each in dropped if each.version == 6])
     _keep_neighbour_discovery(program, l3)
     program.build.position_at_end(tagged)
     if tags == _TAGS_AT_MOST:
         program.conclude(REDIRECTED)
     else:
-        _look_behind(program, tags + 1, kept)
+        _look_behind(program, tags + 1, kept, dropped)
 
 
 def _keep(program: _Decision, l3: int, header: int, destination: int, kept: Sequence[tuple[Network, int]]) -> None:
@@ -118,7 +124,32 @@ def _keep(program: _Decision, l3: int, header: int, destination: int, kept: Sequ
     program.need(l3 + header)
     words = [program.read(l3 + destination + at, I32) for at in range(0, 4 if header == 20 else 16, 4)]
     for network, outcome in kept:
-        program.conclude_if(_inside(program.build, words, network), outcome)
+        inside = _inside(program.build, words, network)
+        if outcome == OWN_ADDRESS and network.version == 4:
+            _conclude_own(program, l3, inside)
+        else:
+            program.conclude_if(inside, outcome)
+
+
+def _conclude_own(program: _Decision, l3: int, own: Any) -> None:
+    """Of what is addressed to the core itself its kernel gets all but shunted packets: UDP, without options, whole."""
+    build = program.build
+    here, whole, further = program.block(), program.block(), program.block()
+    build.cbranch(own, here, further)
+    build.position_at_end(here)
+    long_enough = build.icmp_unsigned("<=", build.gep(program.data, [I64(l3 + 28)]), program.end)
+    program.outcome.add_incoming(I32(OWN_ADDRESS), build.block)
+    build.cbranch(long_enough, whole, program.conclusion)
+    build.position_at_end(whole)
+    port = int.from_bytes(SHUNT_PORT.to_bytes(2, "big"), "little")
+    told = ((0, I8, 0xFF, 0x45), (6, I16, 0xFF3F, 0), (9, I8, 0xFF, 17), (22, I16, 0xFFFF, port))
+    shunted = ir.IntType(1)(1)
+    for at, kind, mask, wanted in told:
+        field = build.and_(program.read(l3 + at, kind), kind(mask))
+        shunted = build.and_(shunted, build.icmp_unsigned("==", field, kind(wanted)))
+    program.conclude_if(shunted, REDIRECTED)
+    program.conclude(OWN_ADDRESS)
+    build.position_at_end(further)
 
 
 def _inside(build: Any, words: Sequence[Any], network: Network) -> Any:
@@ -129,6 +160,29 @@ def _inside(build: Any, words: Sequence[Any], network: Network) -> Any:
         if mask:
             equal = build.and_(equal, build.icmp_unsigned("==", build.and_(word, I32(mask)), I32(base)))
     return equal
+
+
+def _quarantine(program: _Decision, l3: int, dropped: Sequence[Signature]) -> None:
+    """Drop what has one of these signatures, as `Signature.matches` says; a shorter frame than one has not got it."""
+    build = program.build
+    for each in dropped:
+        long_enough, further = program.block(), program.block()
+        beyond = build.gep(program.data, [I64(l3 + len(each.mask))])
+        build.cbranch(build.icmp_unsigned(">", beyond, program.end), further, long_enough)
+        build.position_at_end(long_enough)
+        different = I32(0)
+        for at, (content,), (mask,) in zip(
+            range(l3, l3 + len(each.mask), 4),
+            struct.iter_unpack("<I", each.content),
+            struct.iter_unpack("<I", each.mask),
+            strict=True,
+        ):
+            if mask:
+                unlike = build.xor(build.and_(program.read(at, I32), I32(mask)), I32(content))
+                different = build.or_(different, unlike)
+        program.conclude_if(build.icmp_unsigned("==", different, I32(0)), QUARANTINED)
+        build.branch(further)
+        build.position_at_end(further)
 
 
 def _keep_neighbour_discovery(program: _Decision, l3: int) -> None:
@@ -145,6 +199,8 @@ def _finish(program: _Decision, sockets: int, counters: int) -> None:
     """Redirect where that was concluded, count, and return what the kernel shall do."""
     build, concluded = program.build, program.build.block
     redirect, count = program.block(), program.block()
+    dropped = build.icmp_unsigned("==", program.outcome, I32(QUARANTINED))
+    kept = build.select(dropped, I32(bpf.XDP_DROP), I32(bpf.XDP_PASS))
     build.cbranch(build.icmp_unsigned("==", program.outcome, I32(REDIRECTED)), redirect, count)
     build.position_at_end(redirect)
     asked = to_socket(program, sockets, bpf.XDP_DROP)
@@ -153,7 +209,7 @@ def _finish(program: _Decision, sockets: int, counters: int) -> None:
     build.branch(count)
     build.position_at_end(count)
     outcome, result = build.phi(I32), build.phi(I32)
-    for source, value, returned in ((concluded, program.outcome, I32(bpf.XDP_PASS)), (redirect, redirected, action)):
+    for source, value, returned in ((concluded, program.outcome, kept), (redirect, redirected, action)):
         outcome.add_incoming(value, source)
         result.add_incoming(returned, source)
     _count(program, counters, outcome)
@@ -194,8 +250,8 @@ class Steering:
         self.sockets = bpf.create_map(bpf.XSKMAP, 4, queues, "krn_sockets")
         self.counters = bpf.create_map(bpf.PERCPU_ARRAY, 16, len(OUTCOMES), "krn_steering")
         kept = [*_ALWAYS_KEPT, *((one, BROADCAST) for one in broadcast), *((one, OWN_ADDRESS) for one in own)]
-        networks = [(ip_network(text), outcome) for text, outcome in kept]
-        self.program = bpf.load_program(_program(networks, self.sockets, self.counters), "krononat")
+        self._kept = [(ip_network(text), outcome) for text, outcome in kept]
+        self.program = bpf.load_program(_program(self._kept, self.sockets, self.counters), "krononat")
 
     def place(self, queue: int, socket: int) -> None:
         """Give the frames of a queue to the AF_XDP socket of this descriptor, which must be bound to that very queue."""
@@ -217,6 +273,14 @@ class Steering:
                 if flag == wanted[-1] or refused.errno != xsk.EOPNOTSUPP:
                     raise OSError(refused.errno, bpf.why_not_attached(refused)) from refused
         raise AssertionError("unreachable")
+
+    def quarantine(self, dropped: Sequence[Signature]) -> None:
+        """Drop frames with these signatures from now on, and no others: another program takes the place of this one."""
+        program = bpf.load_program(_program(self._kept, self.sockets, self.counters, dropped), "krononat")
+        if self.link >= 0:
+            bpf.exchange(self.link, program)
+        xsk.close(self.program)
+        self.program = program
 
     def count(self) -> dict[str, tuple[int, int]]:
         """Packets and bytes by outcome since `reset`, over all CPUs."""

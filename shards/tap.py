@@ -15,8 +15,8 @@ from shards.frames import HAND, Rings, owner, push
 from shards.jit import hot
 from shards.memif import BUFFER_BYTES, FROM_KERNEL, OUTCOME
 from shards.native import read16, read32
-from shards.outcomes import BROADCAST, LINK_LOCAL, MULTICAST, NEIGHBOUR_DISCOVERY, NOT_IP, OWN_ADDRESS, REDIRECTED
-from shards.state import Array
+from shards.outcomes import BROADCAST, LINK_LOCAL, MULTICAST, NEIGHBOUR_DISCOVERY, NOT_IP, OWN_ADDRESS, REDIRECTED, SHUNT_PORT
+from shards.state import UDP, Array
 from shards.wire import (
     ETHERNET_BYTES,
     ETHERTYPE_IPV4,
@@ -30,7 +30,7 @@ from shards.xsk import FRAME_SHIFT
 
 _ETHERTYPE_SERVICE_TAG = 0x88A8  # IEEE 802.1ad
 _TAGS_AT_MOST = 2
-_IPV6_BYTES = 40
+_IPV6_BYTES, _UDP_BYTES = 40, 8
 _ICMPV6 = 58
 _AT_ONCE = 32  # frames of the kernel's taken between two breaths
 
@@ -44,7 +44,7 @@ def outcome(frames: Array, at: int, length: int, line: Any) -> int:
             return REDIRECTED
         ethertype = read16(frames, l3 - 2)
         if ethertype == ETHERTYPE_IPV4:
-            return _ipv4(read32(frames, l3 + 16), line) if l3 + IPV4_BYTES <= end else REDIRECTED
+            return _ipv4(frames, l3, end, line) if l3 + IPV4_BYTES <= end else REDIRECTED
         if ethertype == ETHERTYPE_IPV6:
             return _ipv6(frames, l3, end)
         if ethertype != ETHERTYPE_TAG and ethertype != _ETHERTYPE_SERVICE_TAG:
@@ -54,7 +54,8 @@ def outcome(frames: Array, at: int, length: int, line: Any) -> int:
 
 
 @hot
-def _ipv4(destination: int, line: Any) -> int:
+def _ipv4(frames: Array, l3: int, end: int, line: Any) -> int:
+    destination = read32(frames, l3 + 16)
     if destination >> 28 == 0xE:
         return MULTICAST
     if destination >> 16 == 0xA9FE:
@@ -62,8 +63,16 @@ def _ipv4(destination: int, line: Any) -> int:
     if destination == 0xFFFFFFFF or destination == line["broadcast"][0] or destination == line["broadcast"][1]:
         return BROADCAST
     if destination == line["own"][0] or destination == line["own"][1]:
-        return OWN_ADDRESS
+        return REDIRECTED if _is_shunted(frames, l3, end) else OWN_ADDRESS
     return REDIRECTED
+
+
+@hot
+def _is_shunted(frames: Array, l3: int, end: int) -> bool:
+    """Whether a packet to the core's own address is one that another core has shunted to it: UDP, without options, whole."""
+    if l3 + IPV4_BYTES + _UDP_BYTES > end or read8(frames, l3) != 0x45 or read8(frames, l3 + 9) != UDP:
+        return False
+    return bool(read16(frames, l3 + 6) & 0x3FFF == 0 and read16(frames, l3 + IPV4_BYTES + 2) == SHUNT_PORT)
 
 
 @hot

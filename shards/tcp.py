@@ -99,6 +99,12 @@ def first_state(protocol: int, tcp_flags: int) -> int:
 
 
 @hot
+def half_open(state: int) -> bool:
+    """Whether one side has not been heard of yet: such connections may come to nothing, and no other core is told of them."""
+    return state in (INIT, INIT_IN, ANSWERED)
+
+
+@hot
 def may_open(protocol: int, tcp_flags: int, mapped: bool) -> bool:
     """Whether an outbound packet may make a session: every one but TCP, which needs a SYN or a mapping that it continues."""
     if protocol != TCP:

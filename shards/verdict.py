@@ -113,6 +113,16 @@ drop      icmp_unrelated         an ICMP error about a packet that no session or
           > background noise, or an attack; nothing to do
 drop      hairpin_refused        hairpinning is switched off, or would loop
           > `hairpin` of the configuration
+drop      no_authority           no core that can be reached has the authority over its shard
+          > `krononat status` has the alarms of shards and links
+drop      shunt_too_big          with the header of shunting it is longer than what reaches the core it is for
+          > raise the MTU between the cores by 44 bytes
+drop      shunt_refused          came shunted, but this core has no authority over its shard either; never shunted twice
+          > normal for moments while an authority moves; else compare the cluster maps of the cores
+drop      shunt_foreign          claims to be shunted, but by no core of this cluster, or its seal is wrong
+          > compare cluster keys and shunt addresses of the cores, or find who sends it
+drop      shunt_malformed        claims to be shunted, but is of another version, or its lengths contradict each other
+          > look for damage on the path, or for a core of another release
 drop      tx_full                the transmit ring was full, or nobody is connected to the memif port
           > the link is slower than the traffic (counted loss); `krononat status` has the state of memif ports
 """
@@ -140,9 +150,10 @@ BY_NAME = {verdict.name: verdict for verdict in VERDICTS}
     ICMP_TYPE_NOT_SERVED, SPOOFED_SOURCE, NOT_OUR_DESTINATION, INSIDE_DESTINATION, TTL_EXCEEDED, TOO_BIG, NEEDS_FRAGMENTING,
     NO_MAPPING, FILTERED, TCP_NOT_OPENING, RULE_DROPPED, RULE_REJECTED, SESSION_LIMIT, MAPPING_LIMIT, RATE_LIMIT,
     PORTS_EXHAUSTED, POOL_EXHAUSTED, TABLE_FULL, ROWS_EXHAUSTED, NEIGHBOUR_UNRESOLVED, NEIGHBOURS_EXHAUSTED, HOLD_OVERFLOW,
-    ICMP_EMBEDDED_BAD, ICMP_UNRELATED, HAIRPIN_REFUSED, TX_FULL,
-) = range(50)  # fmt: skip
-assert len(VERDICTS) == 50
+    ICMP_EMBEDDED_BAD, ICMP_UNRELATED, HAIRPIN_REFUSED, NO_AUTHORITY, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN,
+    SHUNT_MALFORMED, TX_FULL,
+) = range(55)  # fmt: skip
+assert len(VERDICTS) == 55
 
 # --- meters: what is counted beside the verdicts, in the same array, from METERS on ---------------------------------------
 

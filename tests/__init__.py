@@ -5,7 +5,6 @@ bed        one core with its ports, described by short statements
 admission  which frames a core takes in at all, in plain words
 model      the NAT in plain dictionaries: the oracle; it begins with admission
 pair       model and pipeline side by side, compared frame by frame
-invariants what must hold of a state at any quiet moment
 scenario   runs scenarios/*.nat: model and pipeline must agree with the file
 fuzz       the same with a million frames that nobody wrote down
 core       the supervisor's part of packet I/O; with ring_worker, and fake_kernel where there is no kernel

@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards import neighbours, pipeline, recovery, sessions
+from shards import neighbours, pipeline, ports, recovery, sessions
 from shards.burst import BURST, new_burst
 from shards.state import (
     ACCEPT,
-    ACTIVE,
     BOTH,
     DROP,
     EXTERNAL,
@@ -29,6 +28,7 @@ from shards.state import (
     INTERNAL,
     REACHABLE,
     REJECT,
+    ROLES,
     WANTED,
     Sizes,
     State,
@@ -77,6 +77,27 @@ class Pool:
     blocks: int = 8
     ports: tuple[int, int] = (1024, 65535)
     filtering: str = FILTERINGS[0]
+    shard: int = 0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the core is to a shard."""
+
+    role: str = "active"
+    side: int = 0
+    epoch: int = 1
+    authority: int = 0  # address of the core that has it
+    pickup_s: float = 0  # how long from the beginning on connections may be picked up
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another core."""
+
+    address: int
+    alive: bool = True
+    mtu: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,9 @@ class Bed:
     mss: int = 0
     errors: int = 100  # ICMP errors of our own a second
     reject_code: int = 13
+    shards: dict[int, Shard] = field(default_factory=dict)
+    peers: dict[int, Peer] = field(default_factory=dict)  # by address
+    two_sides: bool = False  # shards have a backup
     log: str = "sessions"  # events that are written
     extents: int = 4  # of rows
     buckets: int = 1 << 15  # of the index
@@ -148,7 +172,7 @@ class Bed:
         self.pools.append(
             Pool(
                 IPv4Network(words[0]), told.get("name", "main"), int(told.get("block", 512)), int(told.get("blocks", 8)),
-                (int(low), int(high)), told.get("filtering", FILTERINGS[0]),
+                (int(low), int(high)), told.get("filtering", FILTERINGS[0]), int(told.get("shard", 0)),
             )
         )  # fmt: skip
 
@@ -184,6 +208,20 @@ class Bed:
     def _say_stick(self, words: list[str]) -> None:
         self.stick = True
         self.inside = self.outside = _port(self.outside, words)
+
+    def _say_shard(self, words: list[str]) -> None:
+        told, known = _pairs(words[1:]), self.shard(int(words[0]))
+        self.shards[int(words[0])] = Shard(
+            told.get("role", known.role), int(told.get("side", known.side)), int(told.get("epoch", known.epoch)),
+            address(told["authority"]) if "authority" in told else known.authority, float(told.get("pickup", known.pickup_s)),
+        )  # fmt: skip
+
+    def _say_peer(self, words: list[str]) -> None:
+        told = _pairs([word for word in words[1:] if word != "dead"])
+        self.peers[address(words[0])] = Peer(address(words[0]), "dead" not in words, int(told.get("mtu", 0)))
+
+    def _say_sides(self, words: list[str]) -> None:
+        self.two_sides = words == ["two"]
 
     def _say_unresolved(self, words: list[str]) -> None:
         self.silent.add(address(words[0]))
@@ -222,6 +260,10 @@ class Bed:
         if not self.subscribers:
             self._say_subscribers(["100.64.0.0/20"])
         return self
+
+    def shard(self, number: int) -> Shard:
+        """What is given about a shard."""
+        return self.shards.get(number, Shard())
 
     @property
     def private(self) -> list[tuple[int, int]]:
@@ -272,10 +314,11 @@ def new_bed_state(bed: Bed, now: int) -> State:
         extents=1 + bed.extents, buckets=bed.buckets, externals=sum(p.network.num_addresses for p in bed.pools),
         accounts=1 + sum(units), prefixes=len(bed.subscribers), devices=max(len(bed.devices), 1),
         limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=max(len(bed.rules), 1),
-        statics=max(len(bed.statics), 1), ports=2, shards=1, peers=1, neighbours=bed.neighbours,
+        statics=max(len(bed.statics), 1), ports=2, shards=1 + max(*(pool.shard for pool in bed.pools), *bed.shards, 0),
+        peers=1 + len(bed.peers), neighbours=bed.neighbours,
     )  # fmt: skip
     state = new_state(sizes)
-    state.shards[0]["epoch"], state.shards[0]["role"], state.shards[0]["creates"] = 1, ACTIVE, 1
+    fill_shards(state, bed, now)
     _fill_settings(state, bed)
     _fill_ports(state, bed, now)
     _fill_pools(state, bed)
@@ -298,8 +341,22 @@ def _fill_settings(state: State, bed: Bed) -> None:
     row["log"] = LOGS.index(bed.log)
     row["rules"], row["rules_version"] = len(bed.rules), 1
     row["prefixes"], row["devices"], row["pools"] = len(bed.subscribers), len(bed.devices), len(bed.pools)
-    row["statics"], row["shards"], row["ports"] = len(bed.statics), 1, 1 if bed.stick else 2
+    row["statics"], row["shards"], row["ports"] = len(bed.statics), len(state.shards), 1 if bed.stick else 2
     row["internal_port"], row["external_port"] = 0, 0 if bed.stick else 1
+
+
+def fill_shards(state: State, bed: Bed, now: int) -> None:
+    """What is given about shards and other cores; `now` is when their grace begins."""
+    peers = list(bed.peers)
+    for number, peer in enumerate(bed.peers.values()):
+        row = state.peers[1 + number]
+        row["address"], row["alive"], row["mtu"] = peer.address, peer.alive, peer.mtu
+    for number in range(len(state.shards)):
+        shard, row = bed.shard(number), state.shards[number]
+        row["id"], row["epoch"], row["side"], row["role"] = number, shard.epoch, shard.side, ROLES.index(shard.role)
+        row["creates"] = shard.role == "active"
+        row["authority"] = 1 + peers.index(shard.authority) if shard.authority else 0
+        row["pickup"], row["grace_until"] = shard.pickup_s > 0, int(now + 1000 * shard.pickup_s) if shard.pickup_s else 0
 
 
 def _fill_ports(state: State, bed: Bed, now: int) -> None:
@@ -324,9 +381,11 @@ def _fill_pools(state: State, bed: Bed) -> None:
         row["first_external"], row["externals"], row["block_size"] = first, hosts, pool.block
         row["first_block"], row["end_block"] = block_range(pool)
         row["blocks_free"] = hosts * (int(row["end_block"]) - int(row["first_block"]))
+        row["shard"] = pool.shard
         row["blocks_each"], row["filtering"] = pool.blocks, FILTERINGS.index(pool.filtering)
         state.externals["address"][first : first + hosts] = int(pool.network.network_address) + np.arange(hosts)
         state.externals["pool"][first : first + hosts] = number
+        ports.lay_sides(state, number, bed.two_sides)
         first += hosts
 
 
@@ -348,8 +407,10 @@ def _fill_accounts(state: State, bed: Bed) -> None:
             row["realm"], row["first_account"], row["shift"] = INTERNAL_REALM, first, 32 - prefix.each
             if prefix.of:  # a device has what its subscriber has
                 row["parent"] = _account_of(state, bed, prefix.of)
+                row["shard"] = next(p["shard"] for p in state.prefixes if prefix.of & int(p["mask"]) == int(p["network"]))
             else:
                 row["pool"] = pools.index(prefix.pool)
+                row["shard"] = bed.pools[pools.index(prefix.pool)].shard
             _fill_limits(state, limit, prefix.limits)
             state.accounts["limits"][first : first + units] = limit
             accounts[int(prefix.network.network_address)] = first

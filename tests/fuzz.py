@@ -2,6 +2,7 @@
 
 Traffic is made of what a NAT meets (new and open connections both ways, hairpins, queries, errors with their embedded packets,
 scans), and a part of it is then damaged: bits flipped with and without a header checksum that fits, cut, lengthened, retagged.
+Where there are other cores, a part of it comes shunted, and a part of that is damaged as well.
 Every frame goes through model and pipeline (`pair`), in bursts; so nothing is emitted that checker or model find wrong. Beds
 that run out of rows, index or neighbours have no model, because it has none of these: there the checker alone watches.
 """
@@ -15,9 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from shards import invariants, sessions
 from shards.verdict import DROP, VERDICTS
-from tests import frames, invariants
-from tests.bed import Bed, Core
+from tests import frames, shunts
+from tests.bed import Bed, Core, fill_shards
 from tests.frames import ICMP, TCP, UDP, Packet, address, build, build_frame, mac_of
 from tests.pair import EPOCH, Pair, described, sender_of
 
@@ -80,6 +82,30 @@ outside address 192.0.2.2/24 gateway 192.0.2.1
 """
 
 
+CLUSTER = """
+peer 192.0.2.9 mtu 1300
+peer 192.0.2.10 dead
+pool 203.0.113.0/30 block 64 blocks 4
+pool 203.0.113.4/30 block 128 blocks 4 name other shard 1 filtering address-dependent
+pool 203.0.113.8/30 block 64 blocks 4 name third shard 2
+subscribers 100.64.0.0/24
+subscribers 100.64.1.0/24 pool other
+subscribers 100.64.2.0/24 pool third
+shard 0 epoch 3
+shard 1 role passive authority 192.0.2.9 epoch 2
+shard 2 role passive authority 192.0.2.10
+sides two
+inside address 172.16.0.1/24 gateway 172.16.0.2
+outside address 192.0.2.2/24 gateway 192.0.2.1 vlan 77
+mss 1300
+timeout udp 20.5
+timeout icmp 10.5
+timeout transitory 15.5
+timeout established 60.5
+hold-down 7
+errors 40
+"""
+
 # Timers end half a second beside the seconds in which frames come: how soon the wheel sweeps is not the model's affair.
 
 
@@ -120,11 +146,39 @@ class Traffic:
         elif damage < 0.26:
             to, vlan, ethertype = self._misdirected(to, vlan)
         frame = build_frame(to, sender_of(self.bed, side, packet), data, vlan, ethertype)
+        if self.bed.peers and self.random.random() < 0.4:
+            side, frame = self._shunted(side, data)
         if 0.26 < damage < 0.28:
             frame = frame[: self.random.randrange(len(frame))]
         elif 0.28 < damage < 0.32:
             frame += self.random.randbytes(self.random.randrange(40))  # Ethernet padding
         return side, frame[:3000]
+
+    def _shunted(self, side: str, inner: bytes) -> tuple[str, bytes]:
+        """A datagram as another core passes it to us: one in three is not as it should be."""
+        turned = side == "outside" and self.random.random() < 0.2
+        if turned and self.targets:
+            inner = build(self._varied(self._turned()))
+        sender = self.random.choice((*self.bed.peers, *self.bed.peers, address("192.0.2.77")))
+        shard, epoch = self.random.choice((0, 0, 0, 0, 0, 1, 2, 3, 65535)), self.random.choice((1, 2, 3, 3, 3, 4))
+        packet = shunts.wrap(shunts.Wrapping(sender, self.bed.outside.address, side, shard, epoch, turned), inner)
+        packet = replace(packet, residue=self.random.choice((None, None, None, 0, 0, 99)))
+        if self.random.random() < 0.2:
+            wrong = bytearray(packet.payload)
+            at = min(int(self.random.expovariate(1 / 12)), len(wrong) - 1)
+            wrong[at] ^= 1 << self.random.randrange(8)
+            packet = replace(packet, payload=bytes(wrong[: self.random.choice((len(wrong), len(wrong), at))]))
+        here = "outside" if self.random.random() < 0.95 else "inside"
+        port = self.bed.outside if here == "outside" else self.bed.inside
+        data = build(packet) if self.random.random() < 0.95 else self._damaged(build(packet))
+        return here, build_frame(mac_of(port.address), mac_of(sender), data, port.vlan)
+
+    def _turned(self) -> Packet:
+        """The second half of a hairpin: between two external endpoints."""
+        (protocol, near, _), (_, far, _) = self.random.choice(self.targets), self.random.choice(self.targets)
+        if protocol == ICMP:
+            return Packet(ICMP, far[0], near[0], 0, near[1], kind=0x0000)
+        return Packet(protocol, far[0], near[0], far[1], near[1], self._flags() if protocol == TCP else 0)
 
     def _packet(self) -> tuple[str, Packet]:
         chance = self.random.random()
@@ -261,6 +315,34 @@ def compared(statements: str, count: int, seed: int) -> Counter[str]:
     return told
 
 
+def clustered(count: int, seed: int) -> Counter[str]:
+    """Run frames through a core that has the authority over one shard of three; now and then it gets, and loses, another.
+
+    Half a second a burst, so that what waits for somebody with the authority, over the third, does so for a burst or two.
+    """
+    pair = Pair(bed(CLUSTER, extents=8))
+    pair.core.resolve(*range(address("192.0.2.0"), address("192.0.3.0")))
+    known = pair.model.owners
+    traffic = Traffic(seed, pair.bed, lambda: [(p, external, m.internal) for (p, external), m in known.items()])
+    told: Counter[str] = Counter()
+    for number in range(0, count, BURST):
+        if number // BURST % 16 == 0:
+            active = number // BURST % 32 == 16
+            pair.bed.say(f"shard 1 role {'active' if active else 'passive'}")
+            fill_shards(pair.core.state, pair.bed, pair.now)
+            pair.pass_time(pair.now + sessions.LOOK_AGAIN + 64)  # by then the wheel has ended what was due already
+        pair.pass_time(pair.now + 500)
+        told.update(result.verdict for result in pair.wait())
+        told.update(result.verdict for result in pair.receive(traffic.burst(min(BURST, count - number))))
+        if number // BURST % 50 == 0:
+            pair.compare_sessions()
+    pair.pass_time(pair.now + 1000)
+    told.update(result.verdict for result in pair.wait())
+    told["held"] = 0
+    pair.check()
+    return told
+
+
 def crowded(count: int, seed: int, **sizes: int) -> Counter[str]:
     """Run frames through a core that has too little of something; only the checker and the invariants watch."""
     core = Core(bed(CROWDED, **sizes), EPOCH)
@@ -287,8 +369,9 @@ def crowded(count: int, seed: int, **sizes: int) -> Counter[str]:
 def everything(count: int, seed: int) -> Iterator[tuple[str, Counter[str]]]:
     """All beds, with their names and verdicts."""
     small = min(count // 20, 640)  # an arena of one extent is soon full
-    yield "rich", compared(RICH, count - count // 5 - count // 20 - small, seed)
+    yield "rich", compared(RICH, count - 2 * (count // 5) - count // 20 - small, seed)
     yield "stick", compared(STICK, count // 5, seed + 1)
+    yield "cluster", clustered(count // 5, seed + 4)
     yield "full index", crowded(count // 20, seed + 2, buckets=64, neighbours=64)
     yield "full arena", crowded(small, seed + 3, extents=1)
 

@@ -13,26 +13,39 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from tests.admission import ACK, FIN, RST, SYN, admit
-from tests.bed import Bed, Pool, Port, Prefix, block_range, contains
-from tests.frames import ICMP, REPLIES, REQUESTS, TCP, UDP, Malformed, Packet, build
+from tests import shunts
+from tests.admission import FIN, RST, SYN, admit
+from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, block_range, contains
+from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
+from tests.translation import (
+    TCP_TABLE,
+    Endpoint,
+    Refused,
+    can_have_passed,
+    embedded,
+    first_state,
+    identifier,
+    may_open,
+    remote_port_of,
+    with_destination,
+    with_source,
+)
 
-Endpoint = tuple[int, int]
 Choose = Callable[[int, Endpoint], Endpoint]  # (protocol, internal endpoint) -> external endpoint
 
 UNREACHABLE, HOST_UNREACHABLE, FRAG_NEEDED, TIME_EXCEEDED = 0x0300, 0x0301, 0x0304, 0x0B00  # ICMP type << 8 | code
 
 
-class Refused(Exception):
-    """The packet is not forwarded; `reply` is the ICMP error (type << 8 | code, rest) that its sender is owed."""
-
-    def __init__(self, verdict: str, reply: tuple[int, int] | None = None) -> None:
-        super().__init__(verdict)
-        self.verdict, self.reply = verdict, reply
-
-
 class Waits(Exception):
     """A next hop has not answered yet."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.verdict)
+        self.outcome = outcome
+
+
+class Shunted(Exception):
+    """The packet is for the core with the authority over its shard; it is on the way there, or waits for it."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.verdict)
@@ -51,6 +64,8 @@ class Outcome(NamedTuple):
     side: str = ""  # by which port
     hop: int = 0  # address of the next hop
     reply: tuple[int, int] | None = None  # ICMP error to the sender: type << 8 | code, last four header bytes
+    shunt: shunts.Wrapping | None = None  # what is told to the core that it is passed to
+    patience: int = NEIGHBOUR_WAIT  # ticks that it may wait
 
 
 @dataclass
@@ -82,37 +97,6 @@ class Subscriber:
     blocks: set[int] = field(default_factory=set)
 
 
-# What a segment does to a connection (RFC 6146 3.5.2, RFC 7857 2): state, then next state by FIN, RST, SYN, other.
-# `-` stays and leaves the lifetime alone, `.` stays and renews it.
-_TCP = {
-    "out": """
-        init         -            reset  .            -
-        init_in      -            reset  established  -
-        established  fin_out      reset  .            .
-        fin_out      .            reset  .            .
-        fin_in       closing      reset  .            .
-        answered     -            reset  -            -
-        closing      -            -      init         -
-        reset        established  -      established  established
-    """,
-    "in": """
-        init         -            -      established  -
-        init_in      -            -      .            -
-        established  fin_in       reset  .            .
-        fin_out      closing      reset  .            .
-        fin_in       .            reset  .            .
-        answered     fin_in       -      -            established
-        closing      -            -      init_in      -
-        reset        established  -      established  established
-    """,
-}
-TCP_TABLE = {
-    (way, row.split()[0]): dict(zip(("fin", "rst", "syn", "other"), row.split()[1:], strict=True))
-    for way, picture in _TCP.items()
-    for row in picture.strip().splitlines()
-}
-
-
 class Model:
     """One core. `receive` is all that happens to it, beside the passing of time."""
 
@@ -129,25 +113,74 @@ class Model:
         for protocol, external, internal in bed.statics:
             self._add(Mapping(protocol, internal, external, static=True))
         self.now = now
+        self.begun = now
+        self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
 
     # --- a frame ----------------------------------------------------------------------------------------------------------
 
     def receive(self, side: str, frame: bytes, now: int, choose: Choose) -> Outcome:
         """What becomes of a frame that arrives `inside` or `outside` at tick `now`."""
         self.pass_time(now)
+        self.came = None
         try:
             packet = admit(self.bed.inside if side == "inside" else self.bed.outside, frame)
+            if self._is_shunted(packet):
+                self.came, packet = self._unwrap(packet)
+                side = self.came.side
         except Malformed as wrong:
             return Outcome(wrong.verdict)
         if self.bed.stick:
             side = "inside" if self._prefix_of(packet.source) else "outside"
         try:
-            return self._outbound(packet, choose) if side == "inside" else self._inbound(packet)
+            turned = self.came is not None and self.came.turned
+            return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=turned)
         except Refused as refused:
             owed = refused.reply if not packet.is_error and self._may_tell(refused.reply, side) else None
             return Outcome(refused.verdict, reply=owed)
-        except Waits as waits:
-            return waits.outcome
+        except (Waits, Shunted) as going:
+            return going.outcome
+
+    # --- from core to core ------------------------------------------------------------------------------------------------
+
+    def _is_shunted(self, packet: Packet) -> bool:
+        ours = (self.bed.outside.address, shunts.PORT)
+        return packet.protocol == UDP and (packet.destination, packet.destination_port) == ours
+
+    def _unwrap(self, packet: Packet) -> tuple[shunts.Wrapping, Packet]:
+        """The packet inside, as if it had come by our own port of that side (no local sender's)."""
+        if packet.source not in self.bed.peers:
+            raise Malformed("shunt_foreign")
+        told, inner = shunts.unwrap(packet)
+        port = replace(self.bed.inside if told.side == "inside" else self.bed.outside, partial=False)
+        return told, admit(port, build_frame(mac_of(port.address), bytes(6), inner, port.vlan))
+
+    def _need_authority(self, number: int, packet: Packet, side: str, turned: bool = False) -> None:
+        """Only the core with the authority over a shard goes on. Another passes the packet there, unless it came so itself."""
+        shard = self.bed.shard(number)
+        second_half = turned and not (self.came and self.came.turned)  # of a hairpin whose first half was for us
+        meant = not self.came or second_half or (self.came.shard == number and self.came.epoch <= shard.epoch)
+        if shard.role == "active" and meant:
+            return
+        if self.came:
+            raise Refused("shunt_refused")
+        waits = Outcome("held", packet, patience=1000)
+        peer = self.bed.peers.get(shard.authority)
+        if peer is None or not peer.alive:
+            raise Shunted(waits)
+        if turned and packet.ttl <= 1:
+            raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
+        hop = self.hop("outside", peer.address)
+        if hop in self.bed.failed:
+            raise Refused("no_authority")
+        if hop in self.bed.silent:
+            raise Shunted(waits)
+        if len(build(packet)) + shunts.BYTES > min(self.bed.outside.mtu, peer.mtu or 65535):
+            raise Refused("shunt_too_big")
+        packet = replace(packet, residue=0 if packet.residue == -1 else packet.residue)
+        told = shunts.Wrapping(self.bed.outside.address, peer.address, side, number, shard.epoch, turned)
+        raise Shunted(Outcome("shunted", packet, "outside", hop, shunt=told))
+
+    # --- a packet ---------------------------------------------------------------------------------------------------------
 
     def _outbound(self, packet: Packet, choose: Choose) -> Outcome:
         if not self._prefix_of(packet.source) and not packet.is_error:
@@ -164,32 +197,40 @@ class Model:
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
         session = self._session_out(packet, choose, turns)
-        translated = _from(packet, session.mapping.external)
+        translated = with_source(packet, session.mapping.external)
         if turns:
-            outcome = self._inbound(translated, turned=True)
+            outcome = self._turn(translated)
         else:
             outcome = self._send(translated, "outside", "forwarded_out")
         if outcome.verdict != "held":
             self._advance(session, "out", packet.flags)
         return outcome
 
+    def _turn(self, translated: Packet) -> Outcome:
+        try:
+            return self._inbound(translated, turned=True)
+        except Shunted as shunted:
+            return shunted.outcome
+
     def _inbound(self, packet: Packet, turned: bool = False) -> Outcome:
-        verdict = "hairpinned" if turned else "forwarded_in"
+        verdict = "hairpinned" if turned and not (self.came and self.came.turned) else "forwarded_in"
         if packet.destination not in self.pool_of:
             raise Refused("inside_destination" if self._prefix_of(packet.destination) else "not_our_destination")
         if not turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
             raise Refused("spoofed_source")
         if packet.is_error:
             return self._send(self._error_in(packet, turned), "inside", verdict)
-        mapping = self.owners.get((packet.protocol, (packet.destination, packet.destination_port or _identifier(packet))))
+        mapping = self.owners.get((packet.protocol, (packet.destination, packet.destination_port or identifier(packet))))
+        remote = (packet.source, remote_port_of(packet, packet.source_port))
+        session = self._met(self.sessions.get((packet.protocol, mapping.internal, remote))) if mapping else None
+        if session is None:
+            self._need_authority(self.pool_of[packet.destination].shard, packet, "outside", turned)
         if mapping is None:
             raise Refused("no_mapping")
-        remote = (packet.source, _remote_port(packet, packet.source_port))
-        session = self.sessions.get((packet.protocol, mapping.internal, remote))
         if session is None:
             self._obey_rules("inbound", packet, mapping.internal, remote)
             self._filter(mapping, remote)
-        outcome = self._send(_to(packet, mapping.internal), "inside", verdict)
+        outcome = self._send(with_destination(packet, mapping.internal), "inside", verdict)
         if session and outcome.verdict != "held":
             self._advance(session, "in", packet.flags)
         return outcome
@@ -198,7 +239,7 @@ class Model:
         port = self.bed.inside if side == "inside" else self.bed.outside
         if packet.ttl <= 1:
             raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
-        hop = self._hop(side, packet.destination)
+        hop = self.hop(side, packet.destination)
         packet = replace(packet, ttl=packet.ttl - 1, residue=0 if packet.residue == -1 else packet.residue)
         if self.bed.mss and packet.protocol == TCP and packet.flags & SYN:
             packet = packet.clamped(self.bed.mss)
@@ -215,6 +256,8 @@ class Model:
     def give_up(self, held: Outcome) -> Outcome:
         """A packet has waited for its neighbour long enough."""
         assert held.packet
+        if held.patience < NEIGHBOUR_WAIT:
+            return Outcome("no_authority")
         owed = (HOST_UNREACHABLE, 0)
         source = held.packet.source
         side = "inside" if self._prefix_of(source) or source in self.pool_of else "outside"
@@ -222,20 +265,24 @@ class Model:
 
     def _may_tell(self, reply: tuple[int, int] | None, side: str) -> bool:
         """The rate of ICMP errors of our own (RFC 1812 4.3.2.8), to each side."""
-        return reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors)
+        turned = self.came is not None and self.came.turned  # nobody here knows its sender
+        side = "inside" if turned else side
+        return reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors) and not turned
 
     # --- mappings and sessions --------------------------------------------------------------------------------------------
 
     def _session_out(self, packet: Packet, choose: Choose, turns: bool) -> Session:
-        internal = (packet.source, packet.source_port or _identifier(packet))
-        remote = (packet.destination, _remote_port(packet, packet.destination_port))
-        session = self.sessions.get((packet.protocol, internal, remote))
+        internal = (packet.source, packet.source_port or identifier(packet))
+        remote = (packet.destination, remote_port_of(packet, packet.destination_port))
+        session = self._met(self.sessions.get((packet.protocol, internal, remote)))
         if session:
             return session
+        self._need_authority(self._pool(packet.source).shard, packet, "inside")
         mapping = self.mappings.get((packet.protocol, internal))
         if packet.protocol == ICMP and packet.kind >> 8 in REPLIES and mapping is None:
             raise Refused("icmp_type_not_served")
-        if packet.protocol == TCP and not _may_open(packet.flags, mapping is not None):
+        goes_on = mapping is not None or self._picks_up(packet)
+        if packet.protocol == TCP and not may_open(packet.flags, goes_on):
             raise Refused("tcp_not_opening")
         self._obey_rules("outbound", packet, internal, remote)
         self._find_way(packet, turns)
@@ -243,7 +290,12 @@ class Model:
         if mapping is None:
             mapping = Mapping(packet.protocol, internal, self._choose(packet.protocol, internal, choose))
             self._add(mapping)
-        return self._open(mapping, remote, _first_state(packet))
+        return self._open(mapping, remote, first_state(packet))
+
+    def _picks_up(self, packet: Packet) -> bool:
+        """A connection that is under way may be one that the authority before us had, as long as the grace lasts."""
+        grace = 1000 * self.bed.shard(self._pool(packet.source).shard).pickup_s
+        return not packet.flags & SYN and self.now - self.begun < grace
 
     def _find_way(self, packet: Packet, turns: bool) -> None:
         """Both next hops must have answered before anything is remembered."""
@@ -251,13 +303,13 @@ class Model:
             raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
         if not turns and (outcome := self._send(packet, "outside", "")).verdict == "held":
             raise Waits(outcome._replace(packet=packet))
-        hop = self._hop("inside", packet.source)
+        hop = self.hop("inside", packet.source)
         if hop in self.bed.failed:
             raise Refused("neighbour_unresolved", (HOST_UNREACHABLE, 0))
         if hop in self.bed.silent:
             raise Waits(Outcome("held", packet, "inside", hop))
 
-    def _hop(self, side: str, host: int) -> int:
+    def hop(self, side: str, host: int) -> int:
         """The next hop to a host: itself where it is on-link, or where nobody else is named."""
         port = self.bed.inside if side == "inside" else self.bed.outside
         gateway = port.inside_gateway if self.bed.stick and side == "inside" else port.gateway
@@ -301,9 +353,20 @@ class Model:
         self.now = now
         if now < self.soonest:
             return
-        for session in [session for session in self.sessions.values() if session.expiry <= now]:
+        for session in [session for session in self.sessions.values() if session.expiry <= now and self._may_end(session)]:
             self.end(session)
         self.soonest = min((session.expiry for session in self.sessions.values()), default=now)
+
+    def _may_end(self, session: Session) -> bool:
+        """Only the core with the authority over a shard ends what is due, and not before its grace is over."""
+        shard = self.bed.shard(self.pool_of[session.mapping.external[0]].shard)
+        return shard.role in ("absent", "active") and self.now - self.begun >= 1000 * shard.pickup_s
+
+    def _met(self, session: Session | None) -> Session | None:
+        """A session that a packet has met; one that is due lives on where it must not end."""
+        if session and session.expiry <= self.now:
+            session.expiry = self.now + self._lifetime(session.state)
+        return session
 
     def _filter(self, mapping: Mapping, remote: Endpoint) -> None:
         """RFC 4787 section 5. A static mapping is there to let everyone in."""
@@ -348,6 +411,8 @@ class Model:
             raise Illegal(f"{IPv4Address(host)}:{port} although the subscriber has free ports in his blocks")
         if not old and block not in self._free_blocks(subscriber, pool, protocol):
             raise Illegal(f"{IPv4Address(host)}:{port} is in no block that this subscriber may take")
+        if not self._is_of_our_side(host, port):
+            raise Illegal(f"{IPv4Address(host)}:{port} is for the other replica to hand out")
         if not self._is_free(protocol, (host, port)) or port < 1024:
             raise Illegal(f"{IPv4Address(host)}:{port} is owned, held down or reserved")
         subscriber.external = host
@@ -356,8 +421,12 @@ class Model:
 
     def _free_port(self, protocol: int, host: int, block: int, size: int) -> int:
         """The first free port of a block, or 0."""
-        ports = range(block * size, (block + 1) * size)
+        ports = [port for port in range(block * size, (block + 1) * size) if self._is_of_our_side(host, port)]
         return next((port for port in ports if self._is_free(protocol, (host, port))), 0)
+
+    def _is_of_our_side(self, host: int, port: int) -> bool:
+        pool = self.pool_of[host]
+        return not self.bed.two_sides or side_of(pool, port) == self.bed.shard(pool.shard).side
 
     def _is_free(self, protocol: int, external: Endpoint) -> bool:
         freed = self.freed.get((protocol, external))
@@ -372,7 +441,8 @@ class Model:
         taken |= {(host, port // pool.block) for host, port in statics}
         hosts = [subscriber.external] if subscriber.blocks else [int(host) for host in pool.network]
         for host, block in itertools.product(hosts, range(*block_range(pool))):
-            if (host, block) not in taken and self._free_port(protocol, host, block, pool.block):
+            ours = self._is_of_our_side(host, block * pool.block)
+            if (host, block) not in taken and ours and self._free_port(protocol, host, block, pool.block):
                 yield host, block
 
     def _subscriber(self, host: int) -> Subscriber:
@@ -448,30 +518,44 @@ class Model:
             raise Refused("hairpin_refused")
         if turns and packet.ttl <= 1:
             raise Refused("ttl_exceeded")
-        return self._inbound(translated, turned=True) if turns else self._send(translated, "outside", "forwarded_out")
+        if turns and (outcome := self._turn(translated)).verdict == "held":
+            raise Refused("no_authority" if outcome.patience < NEIGHBOUR_WAIT else "neighbour_unresolved")
+        return outcome if turns else self._send(translated, "outside", "forwarded_out")
 
     def _error_out(self, packet: Packet) -> Packet:
         """An inside station's word on a packet that we delivered: outer source and embedded destination become external."""
-        about = _embedded(packet)
+        about = embedded(packet)
         if about.source != packet.destination:
             raise Refused("icmp_unrelated")
-        internal = (about.destination, about.destination_port or _identifier(about))
+        internal = (about.destination, about.destination_port or identifier(about))
         mapping = self.mappings.get((about.protocol, internal))
+        if mapping is None and can_have_passed(about) and self._prefix_of(about.destination):
+            self._need_authority(self._pool(about.destination).shard, packet, "inside")
         if mapping is None:
             raise Refused("icmp_unrelated")
-        return replace(packet, source=mapping.external[0], about=_to(about, mapping.external))
+        return replace(packet, source=mapping.external[0], about=with_destination(about, mapping.external))
 
     def _error_in(self, packet: Packet, turned: bool) -> Packet:
         """The Internet's word on a packet that we sent: outer destination and embedded source become internal."""
-        about = _embedded(packet)
-        mapping = self.owners.get((about.protocol, (about.source, about.source_port or _identifier(about))))
+        about = embedded(packet)
+        mapping = self.owners.get((about.protocol, (about.source, about.source_port or identifier(about))))
         ours = not turned and about.destination in self.pool_of  # such a packet never went out
-        if mapping is None or about.source != packet.destination or ours:
+        known = about.source == packet.destination and not ours
+        if mapping is None and known and can_have_passed(about):
+            self._need_authority(self.pool_of[about.source].shard, packet, "outside", turned)
+        if mapping is None or not known:
             raise Refused("icmp_unrelated")
-        return replace(packet, destination=mapping.internal[0], about=_from(about, mapping.internal))
+        return replace(packet, destination=mapping.internal[0], about=with_source(about, mapping.internal))
 
 
 # --- what needs no memory -------------------------------------------------------------------------------------------------
+
+
+def side_of(pool: Pool, port: int) -> int:
+    """Side of a port where a pool has two: the last of eight blocks, and of eight 64-port chunks in each, is the other's."""
+    chunks, chunk = pool.block // 64, port % pool.block // 64
+    end = chunks > 1 and chunk >= chunks - max(chunks // 8, 1)
+    return int((port // pool.block % 8 == 7) != end)
 
 
 def _names_no_host(port: Port, host: int) -> bool:
@@ -479,52 +563,6 @@ def _names_no_host(port: Port, host: int) -> bool:
     link = port.on_link
     ends = (int(link.network_address), int(link.broadcast_address)) if link.prefixlen < 31 else ()
     return host == port.address or host in ends
-
-
-def _embedded(packet: Packet) -> Packet:
-    about = packet.about
-    if about is None or about.fragment & 0x1FFF or len(build(about)) - 20 - len(about.ip_options) < 8:
-        raise Refused("icmp_embedded_bad")
-    return about
-
-
-def _from(packet: Packet, source: Endpoint) -> Packet:
-    """With another source endpoint."""
-    return _identified(replace(packet, source=source[0], source_port=source[1]), packet, source[1])
-
-
-def _to(packet: Packet, destination: Endpoint) -> Packet:
-    """With another destination endpoint."""
-    return _identified(replace(packet, destination=destination[0], destination_port=destination[1]), packet, destination[1])
-
-
-def _identified(changed: Packet, packet: Packet, identifier: int) -> Packet:
-    """An ICMP query has one identifier and no ports, whichever end is translated."""
-    if packet.protocol != ICMP:
-        return changed
-    asks = packet.kind >> 8 in REQUESTS
-    return replace(changed, source_port=identifier if asks else 0, destination_port=0 if asks else identifier)
-
-
-def _identifier(packet: Packet) -> int:
-    return packet.source_port or packet.destination_port if packet.protocol == ICMP else 0
-
-
-def _remote_port(packet: Packet, port: int) -> int:
-    return 0 if packet.protocol == ICMP else port
-
-
-def _may_open(flags: int, mapped: bool) -> bool:
-    if flags & (RST | FIN):
-        return False
-    return mapped or flags & (SYN | ACK) == SYN
-
-
-def _first_state(packet: Packet) -> str:
-    """A SYN-ACK answers a SYN that came in by the mapping alone; without SYN a connection goes on whose session was lost."""
-    if packet.protocol != TCP:
-        return "udp" if packet.protocol == UDP else "query"
-    return {SYN: "init", SYN | ACK: "answered"}.get(packet.flags & (SYN | ACK), "established")
 
 
 def _longest(prefixes: list[Prefix], host: int) -> Prefix | None:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from shards import sessions, tcp
-from tests import frames, invariants
+from shards import invariants, sessions, tcp
+from tests import frames, shunts
 from tests.bed import INTERNAL_REALM, NEIGHBOUR_WAIT, Bed, Core, Result
 from tests.frames import mac_of, spell
 from tests.model import Model, Outcome
@@ -27,15 +27,15 @@ class Pair:
         self.now = EPOCH
         self.core = Core(bed, self.now)
         self.model = Model(bed, self.now)
-        self.waiting: list[tuple[str, bytes, int]] = []  # side, frame, until when it may wait
+        self.waiting: list[tuple[str, bytes, int]] = []  # side, frame, until when it may wait (0: not said yet)
         self.received = 0
-        self.core.resolve(*(internal for _, _, (internal, _) in bed.statics))
+        self.core.resolve(*(internal for _, _, (internal, _) in bed.statics), *bed.peers)
 
     def receive(self, arrivals: list[tuple[str, bytes]]) -> list[Result]:
         """Hand a burst of (side, frame) to both; what the pipeline did."""
         self.received += len(arrivals)
         results = self.core.receive(arrivals, self.now)
-        self._judge_all([(side, frame, self.now + NEIGHBOUR_WAIT) for side, frame in arrivals], results)
+        self._judge_all([(side, frame, 0) for side, frame in arrivals], results)
         return results
 
     def resolve(self, host: int) -> list[Result]:
@@ -54,11 +54,12 @@ class Pair:
     def _judge_all(self, arrivals: list[tuple[str, bytes, int]], results: list[Result]) -> None:
         for (side, frame, until), result in zip(arrivals, results, strict=True):
             outcome = self.model.receive(side, frame, self.now, self._chosen)
+            until = until or self.now + outcome.patience
             if outcome.verdict == "held" and self.now >= until:
                 outcome = self.model.give_up(outcome)
             elif outcome.verdict == "held":
                 self.waiting.append((side, frame, until))
-            self._judge(frame, side, result, outcome)
+            self._judge(*self._as_it_was(side, frame), result, outcome)
 
     def pass_time(self, now: int) -> None:
         """Let it be `now` for both."""
@@ -84,6 +85,16 @@ class Pair:
 
     # --- frames -----------------------------------------------------------------------------------------------------------
 
+    def _as_it_was(self, side: str, frame: bytes) -> tuple[bytes, str]:
+        """A frame and the side it came by; what came shunted as if from a station of that side."""
+        told = self.model.came
+        if told is None:
+            return frame, side
+        inner = frames.dissect(frames.split_frame(frame)[4]).payload[16:]
+        port = self.bed.inside if told.side == "inside" else self.bed.outside
+        sender = mac_of(self.model.hop(told.side, frames.dissect(inner).source))
+        return frames.build_frame(mac_of(port.address), sender, inner, port.vlan), told.side
+
     def _judge(self, frame: bytes, side: str, result: Result, outcome: Outcome) -> None:
         """Hold one result against the model's word and the checker's."""
         both = f"the pipeline says {result.verdict}, the model {outcome.verdict}"
@@ -91,6 +102,9 @@ class Pair:
         if outcome.reply:
             assert result.sent, f"{described(frame)}: its sender should be told, and is not"
             self._judge_reply(frame, side, result.sent, outcome.reply)
+        elif outcome.shunt:
+            assert result.sent, f"{described(frame)}: nothing was sent"
+            self._judge_shunted(result, outcome, outcome.shunt)
         elif outcome.packet and outcome.verdict != "held":
             assert result.sent, f"{described(frame)}: nothing was sent"
             self._judge_sent(frame, result, outcome)
@@ -108,6 +122,20 @@ class Pair:
         assert result.port == (0 if outcome.side == "inside" or self.bed.stick else 1)
         private = self.bed.private if outcome.side == "outside" else []
         assert not (told := frames.complaints(result.sent, frame, private)), told
+
+    def _judge_shunted(self, result: Result, outcome: Outcome, told: shunts.Wrapping) -> None:
+        """It goes to the other core with all that this has to know, and the packet inside is what came."""
+        assert result.sent and outcome.packet
+        to, source, vlan, ethertype, data = frames.split_frame(result.sent)
+        port = self.bed.outside
+        assert (to, source, vlan, ethertype) == (mac_of(outcome.hop), mac_of(port.address), port.vlan, 0x0800)
+        outer = frames.dissect(data)
+        wrapping, inner = shunts.unwrap(outer)
+        assert wrapping == told, f"pipeline {wrapping}\n   model {told}"
+        packet = frames.dissect(inner, arriving=False)
+        assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
+        assert outer == shunts.wrap(told, inner)
+        assert data == frames.build(outer) and len(data) <= port.mtu
 
     def _judge_reply(self, frame: bytes, side: str, sent: bytes, reply: tuple[int, int]) -> None:
         to, source, vlan, _, data = frames.split_frame(sent)

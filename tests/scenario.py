@@ -14,6 +14,10 @@ that says so itself), `cut BYTES`, `type ETHERTYPE`. Other steps: `64 x inside u
 counts up), `resolved ADDRESS` (a neighbour answers; what was held leaves), `waits` (what is held is served again), `delete udp
 ...` (a session, named by an outbound packet), `state tcp ...` (of a session), `restart` (of the worker, on the same memory).
 
+Several cores: `given peer 192.0.2.9` (another core), `given shard 0 role passive authority 192.0.2.9`. What that core shunts to
+this one: `from 192.0.2.9 inside udp ...`; before the side may stand what it says beside: `shard 1`, `epoch 7`, `turned`. What
+is given about shards and peers may change: `now shard 0 role active epoch 2`, `now peer 192.0.2.9 dead`.
+
 After every frame model and pipeline have done the same (`pair`); after every step they hold the same sessions, with the same
 state and expiry; at the end the invariants hold.
 """
@@ -28,13 +32,14 @@ import numpy as np
 
 from shards import recovery, sessions
 from shards.state import NAT_SESSION
-from tests import frames
-from tests.bed import Bed, Result
+from tests import frames, shunts
+from tests.bed import Bed, Result, fill_shards
 from tests.frames import endpoint, mac_of, spell
 from tests.model import Session
 from tests.pair import EPOCH, Pair, sender_of
 
 SCENARIOS = Path(__file__).parent / "scenarios"
+VERBS = ("inside", "outside", "from", "now", "holds", "state", "resolved", "waits", "delete", "restart")
 
 
 @dataclass
@@ -80,7 +85,7 @@ def parse(path: Path) -> Scenario:
 
 def _parse_step(number: int, line: str) -> Step:
     found = _STEP.fullmatch(line)
-    if not found or found["verb"] not in ("inside", "outside", "holds", "state", "resolved", "waits", "delete", "restart"):
+    if not found or found["verb"] not in VERBS:
         raise ValueError(f"{line!r} is no step")
     return Step(number, found["when"] or "", found["verb"], found["told"], found["wanted"] or "", int(found["count"] or 1))
 
@@ -126,6 +131,23 @@ class Runner(Pair):
 
     _do_outside = _do_inside
 
+    def _do_from(self, told: str, *_: object) -> str:
+        words = told.split()
+        at = next(at for at, word in enumerate(words) if word in shunts.SIDES)
+        said = dict(zip(words[1:at:2], words[2:at:2], strict=False)) | {"turned": "turned" in words[:at]}
+        core, side = frames.address(words[0]), words[at]
+        inner = frames.split_frame(self._frame(" ".join(words[at + 1 :]), side))[4]
+        wrapping = shunts.Wrapping(
+            core, self.bed.outside.address, side, int(said.get("shard", 0)), int(said.get("epoch", 1)), bool(said["turned"])
+        )
+        frame = self._frame_of(shunts.wrap(wrapping, inner), "outside")
+        return self._spoken(self.receive([("outside", frame)])[0])
+
+    def _do_now(self, told: str, *_: object) -> str:
+        self.bed.say(told)
+        fill_shards(self.core.state, self.bed, self.now)
+        return ""
+
     def _do_resolved(self, told: str, *_: object) -> str:
         return ", ".join(self._spoken(result) for result in self.resolve(frames.address(told)))
 
@@ -139,8 +161,8 @@ class Runner(Pair):
         return self._session(told).state
 
     def _do_holds(self, told: str, *_: object) -> str:
-        totals = self.core.state.shards[0]
-        there = {"sessions": int(totals["sessions"]), "mappings": int(totals["mappings"]), "blocks": self._blocks()}
+        totals = self.core.state.shards
+        there = {"sessions": int(totals["sessions"].sum()), "mappings": int(totals["mappings"].sum()), "blocks": self._blocks()}
         wanted = {word: int(number) for number, word in zip(told.split()[::2], told.split()[1::2], strict=True)}
         assert wanted == {word: there[word] for word in wanted}, f"the scenario says {wanted}, there are {there}"
         return ""
@@ -156,7 +178,9 @@ class Runner(Pair):
 
     def _frame(self, told: str, side: str) -> bytes:
         line, _, changes = told.partition(" frame ")
-        packet = frames.read(line)
+        return self._frame_of(frames.read(line), side, changes)
+
+    def _frame_of(self, packet: frames.Packet, side: str, changes: str = "") -> bytes:
         port = self.bed.inside if side == "inside" else self.bed.outside
         known = [packet.source] if side == "inside" else []
         self.core.resolve(packet.destination, *known)
@@ -207,6 +231,8 @@ class Runner(Pair):
     def _spoken(self, result: Result) -> str:
         if result.sent is None:
             return result.verdict
+        if result.verdict == "shunted":
+            return f"shunted to {frames.dotted(frames.dissect(frames.split_frame(result.sent)[4]).destination)}"
         packet = frames.dissect(frames.split_frame(result.sent)[4], arriving=False)
         if result.verdict in ("forwarded_in", "forwarded_out", "hairpinned"):
             # One hop less is not worth words: the checker sees to it.

@@ -143,10 +143,10 @@ def test_sessions_list(run: Run, fake: Fake) -> None:
 
 
 def test_sessions_in_other_forms(run: Run, fake: Fake) -> None:
-    rows = json.loads(run("se", "l", "-o", "json").out)
+    rows = json.loads(run("ses", "l", "-o", "json").out)
     assert [row["internal"] for row in rows] == ["100.64.0.1", "100.64.0.2"]
-    assert [json.loads(line) for line in run("se", "l", "-o", "jsonl").out.splitlines()] == rows
-    assert run("se", "l", "-p", "tcp", "-o", "conntrack").out == (
+    assert [json.loads(line) for line in run("ses", "l", "-o", "jsonl").out.splitlines()] == rows
+    assert run("ses", "l", "-p", "tcp", "-o", "conntrack").out == (
         "tcp      6 5 ESTABLISHED src=100.64.0.2 dst=198.51.100.9 sport=4000 dport=53 "
         "src=198.51.100.9 dst=203.0.113.1 sport=53 dport=2002 [ASSURED] mark=0 use=1\n"
     )
@@ -336,7 +336,9 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         if name in ("lab", "bench"):
             continue
         told = run(name, "--help").out
-        subcommands = {"sessions": "list", "pool": "list", "config": "check"}
+        subcommands = {"sessions": "list", "pool": "list", "config": "check", "cluster": "check", "shard": "list"}
+        subcommands |= {"server": "list", "replication": "status"}
+        subcommands |= {"quarantine": "list", "worker": "replace"}
         if name in subcommands:
             told = run(name, subcommands[name], "--help").out
         assert f"Example: krononat {name}" in told or "Example: eval" in told, name
@@ -354,6 +356,9 @@ def test_the_command_line_imports_no_compiler(fake: Fake) -> None:
         ("--help",): (),
         ("sessions", "list", "--help"): (),
         ("config", "init"): ("pydantic",),
+        ("shard", "list", "--help"): (),
+        ("server", "drain", "--help"): (),
+        ("replication", "status", "--help"): (),
         ("sessions", "count"): ("numpy",),
         ("status",): ("numpy",),
         ("drops",): ("numpy",),

@@ -11,10 +11,10 @@ import pytest
 
 from krononat import appliance, config, models, natlog
 from krononat.view import ticks
-from shards import events
+from shards import events, invariants
 from shards.jit import PURE
 from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_OFF, LOG_SESSIONS, NAT_MAPPING, NAT_SESSION, Array, State
-from tests import fuzz, invariants
+from tests import fuzz
 from tests.bed import LOGS, Bed, Core
 from tests.frames import address, build, build_frame, mac_of, read
 from tests.pair import EPOCH, Pair

@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 
-from shards import cuckoo, lookahead, nat, parse, pipeline, sessions
+from shards import cuckoo, invariants, lookahead, nat, parse, pipeline, sessions
 from shards.jit import PURE
 from shards.state import NAT_SESSION, Array, State
-from tests import fuzz, invariants
+from tests import fuzz
 from tests.bed import FRAME_BYTES, HEADROOM, Bed, Core
 from tests.frames import TCP, UDP, Packet, address, build, build_frame, mac_of
 from tests.pair import EPOCH, Pair

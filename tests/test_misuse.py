@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import neighbours, sessions
+from shards import invariants, neighbours, sessions
 from shards.state import HELD, NAT_MAPPING
-from tests import invariants
 from tests.bed import Bed, Core, Result
 from tests.frames import address, build, build_frame, dissect, mac_of, read, split_frame
 

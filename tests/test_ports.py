@@ -1,17 +1,21 @@
-"""External ports: the keyed derivation (RFC 6056 3.3.3, RFC 6888 REQ-15) and that a twin derives the same."""
+"""External ports: the keyed derivation (RFC 6056 3.3.3, RFC 6888 REQ-15), that a twin derives the same, and sides."""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shards import ports
+from shards import ports, slabs
 from shards.jit import PURE
-from tests import frames
-from tests.bed import Bed, Core
+from shards.state import NAT_MAPPING
+from tests import frames, fuzz
+from tests.bed import Bed, Core, fill_shards
 from tests.pair import EPOCH, Pair, sender_of
+from tests.replicas import mappings, replicate
 
 
 def chosen(count: int, secret: int = 0) -> list[int]:
@@ -76,6 +80,80 @@ def test_a_port_that_is_released_can_be_had_in_the_second_in_which_there_was_non
     pair.pass_time(EPOCH + 300_700)
     assert [ask(pair, "udp", port) for port in (5002, 5003)] == ["forwarded_out", "ports_exhausted"]
     pair.check()
+
+
+# --- sides ----------------------------------------------------------------------------------------------------------------
+
+SHARED = """
+pool 203.0.113.0/30 block 128 blocks 3 ports 1024-5119
+subscribers 100.64.0.0/24
+sides two
+hold-down 0
+"""
+
+
+def replica(side: int) -> Core:
+    """A replica of a shard, on its own."""
+    return Core(fuzz.bed(f"{SHARED}shard 0 side {side}", extents=6), EPOCH)
+
+
+def open_flow(core: Core, number: int, host: int) -> str:
+    """Verdict of a new flow of a subscriber."""
+    packet = frames.read(f"udp 100.64.0.{host}:{1024 + number} > 198.51.100.9:53")
+    core.resolve(packet.source)
+    ends = frames.mac_of(core.bed.inside.address), sender_of(core.bed, "inside", packet)
+    return core.receive([("inside", frames.build_frame(*ends, frames.build(packet)))], EPOCH)[0].verdict
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_replicas_that_cannot_hear_each_other_never_hand_out_the_same_endpoint(seed: int) -> None:
+    """Nor the same row: together they are a union. Both know what was before; then each gets flows in its own order."""
+    choice = random.Random(seed)
+    both = replica(0), replica(1)
+    for number in range(300):
+        open_flow(both[0], number, choice.randrange(2, 12))
+    replicate(both[0].state, both[1], EPOCH)
+    before = {mapping[:2] for mapping in mappings(both[0].state)}
+    for core in both:
+        told = Counter(open_flow(core, choice.randrange(2000), choice.randrange(2, 40)) for _ in range(900))
+        assert told["forwarded_out"] > 100
+    new = [{mapping[:2] for mapping in mappings(core.state)} - before for core in both]
+    assert min(map(len, new)) > 100 and not new[0] & new[1]
+    rows = [set(np.flatnonzero(core.state.mappings["kind"] == NAT_MAPPING).tolist()) for core in both]
+    wired = [{slabs.wire_row(core.state, row) for row in mine} for core, mine in zip(both, rows, strict=True)]
+    assert len(wired[0] & wired[1]) == len(before)
+
+
+def test_the_sides_of_a_pool_are_those_that_the_picture_says() -> None:
+    """Of 8 blocks the last is the other side's, and of each block the last eighth of its chunks, but one at least."""
+    for size, picture in ((64, "0"), (128, "01"), (512, "00000001"), (1024, "0" * 14 + "11")):
+        core = Core(fuzz.bed(f"pool 203.0.113.1/32 block {size}\nsides two"), EPOCH)
+        other = picture.translate({ord("0"): "1", ord("1"): "0"})
+        first, end = int(core.state.pools[0]["first_block"]), int(core.state.pools[0]["end_block"])
+        wanted = "".join(other if block % 8 == 7 else picture for block in range(first, end))
+        chunks = core.state.chunks["side"][0, first * size // 64 : end * size // 64]
+        assert "".join(map(str, chunks.tolist())) == wanted
+
+
+def test_a_backup_that_has_taken_over_derives_the_port_that_the_other_had_given() -> None:
+    """So a flow that it was never told of goes on: with side 0 and the same block, which comes with any mapping of his."""
+    first, second = replica(0), replica(1)
+    open_flow(first, 0, 2)
+    replicate(first.state, second, EPOCH)
+    assert open_flow(first, 1, 2) == "forwarded_out"
+    second.bed.say("shard 0 side 0 epoch 2")
+    fill_shards(second.state, second.bed, EPOCH)
+    assert open_flow(second, 1, 2) == "forwarded_out"
+    assert sorted(mappings(second.state)) == sorted(mappings(first.state))
+
+
+def test_a_pool_with_no_block_of_our_side_is_searched_once_a_second() -> None:
+    core = Core(fuzz.bed("pool 203.0.113.1/32 block 64 ports 1024-2047\nsubscribers 100.64.0.0/24\nsides two"), EPOCH)
+    assert Counter(open_flow(core, 0, host) for host in range(2, 18)) == {"forwarded_out": 14, "pool_exhausted": 2}
+    assert core.state.pools[0]["blocks_free"] == 2 and core.state.pools[0]["dry"] == 1 << 2
+    core.bed.say("shard 0 side 1 epoch 2")
+    fill_shards(core.state, core.bed, EPOCH)
+    assert Counter(open_flow(core, 0, host) for host in (20, 21, 22)) == {"forwarded_out": 2, "pool_exhausted": 1}
 
 
 if PURE:

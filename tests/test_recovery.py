@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 
 import shards
-from shards import recovery
+from shards import invariants, recovery
 from shards.jit import PURE
 from shards.state import NAT_SESSION, State
-from tests import invariants
 from tests.bed import Bed, Core
 from tests.frames import address, build, build_frame, mac_of, read
 

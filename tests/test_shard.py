@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from shards import recovery, rings, shard
+from shards import invariants, recovery, rings, shard
 from shards.burst import new_burst
 from shards.frames import census
 from shards.verdict import BY_NAME, RECEIVED
-from tests import invariants
 from tests.bed import NEIGHBOUR_WAIT, Bed, answer, new_bed_state
 from tests.fake_kernel import FakeKernel
 from tests.frames import address, build, build_frame, dissect, mac_of, read, split_frame

@@ -11,7 +11,7 @@ import pytest
 
 from shards import bpf, tap
 from shards.memif_rings import LINE
-from shards.outcomes import OUTCOMES, REDIRECTED
+from shards.outcomes import OUTCOMES, REDIRECTED, SHUNT_PORT
 from shards.steering import Steering
 from tests.veth import ipv4, ipv6
 
@@ -30,6 +30,7 @@ def frames() -> list[bytes]:
     for text in TAGS:
         tags = bytes.fromhex(text)
         told += [ipv4(address, tags=tags) for address in ADDRESSES]
+        told += [ipv4(address, tags=tags, port=SHUNT_PORT) for address in [*OWN, "100.64.0.2"]]
         told += [ipv6(address, 17, tags=tags) for address in ADDRESSES6]
         told += [ipv6("2001:db8::1", 58, bytes([kind]) + bytes(7), tags=tags) for kind in (132, 133, 137, 138)]
         told += [bytes(12) + tags + kind + bytes(46) for kind in (b"\x08\x06", b"\x88\xcc", b"\0\x40")]
@@ -38,6 +39,15 @@ def frames() -> list[bytes]:
         damaged = bytearray(frame)
         damaged[random_.randrange(12, len(frame))] = random_.randrange(256)
         told.append(bytes(damaged))
+    return told + nearly_shunted()
+
+
+def nearly_shunted() -> list[bytes]:
+    """A shunted packet to the core's own address, with each byte of its headers changed, and cut at each length."""
+    shunted, told = ipv4(OWN[1], port=SHUNT_PORT), []
+    for at in range(14, len(shunted)):
+        told += [shunted[:at] + bytes([shunted[at] ^ bit]) + shunted[at + 1 :] for bit in (1, 0x20, 0x40, 0x80)]
+        told.append(shunted[:at])
     return told
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from shards import xsk
-from shards.outcomes import OUTCOMES
+from shards.outcomes import OUTCOMES, SHUNT_PORT
 from tests.core import FRAMES, Core
 from tests.veth import Wires, drain, ipv4, ipv6
 
@@ -51,6 +51,9 @@ STEERED = [
     ("own_address", ipv4("100.64.0.1")),
     ("own_address", ipv4("100.64.0.1", tags=_SERVICE_TAG + _TAG)),
     ("own_address", ipv6("2001:db8:ffff::1")),
+    ("redirected", ipv4("100.64.0.1", port=SHUNT_PORT)),
+    ("redirected", ipv4("100.64.0.1", tags=_SERVICE_TAG + _TAG, port=SHUNT_PORT)),
+    ("own_address", ipv4("100.64.0.1", port=SHUNT_PORT)[:40]),
     ("redirected", ipv4("100.64.0.2")),
     ("redirected", ipv6("2001:db8:ffff::2")),
 ]

@@ -79,9 +79,9 @@ def drain(tap: socket.socket) -> list[bytes]:
     return frames
 
 
-def ipv4(destination: str, payload: bytes = b"", tags: bytes = b"", flow: int = 0) -> bytes:
+def ipv4(destination: str, payload: bytes = b"", tags: bytes = b"", flow: int = 0, port: int = 53) -> bytes:
     """A frame that looks like IPv4 and UDP as far as steering and queues care; its checksums are not for a host."""
-    udp = (4000 + flow).to_bytes(2, "big") + b"\0\x35" + (8 + len(payload)).to_bytes(2, "big") + b"\0\0" + payload
+    udp = (4000 + flow).to_bytes(2, "big") + port.to_bytes(2, "big") + (8 + len(payload)).to_bytes(2, "big") + b"\0\0" + payload
     header = b"\x45\0" + (20 + len(udp)).to_bytes(2, "big") + b"\0\0\0\0\x40\x11\0\0" + socket.inet_aton("10.0.0.9")
     return bytes.fromhex("020000000001 020000000002") + tags + b"\x08\0" + header + socket.inet_aton(destination) + udp
 

@@ -21,6 +21,11 @@ COMMANDS = {
     "events": ("krononat.cli.events:events", "Show what was translated for whom: the log of NAT events."),
     "drops": ("krononat.cli.drops:drops", "Show what was dropped, why, and what to do about it."),
     "pool": ("krononat.cli.pool:pool", "Show the use of external addresses and ports."),
+    "shard": ("krononat.cli.shard:shard", "Show shards, move them, compare their copies."),
+    "server": ("krononat.cli.server:server", "Show servers, empty one, fill it again."),
+    "replication": ("krononat.cli.replication:replication", "Show how the copies of shards are kept, have one made anew."),
+    "quarantine": ("krononat.cli.quarantine:quarantine", "Show or forget what is dropped because workers died of it."),
+    "worker": ("krononat.cli.worker:worker", "Replace the worker by a new process, without a packet lost."),
     "trace": ("krononat.cli.trace:trace", "Follow one packet through a copy of the state, stage by stage."),
     "cluster": ("krononat.cli.cluster:cluster", "Make the key of a core, check the map of a cluster."),
     "config": ("krononat.cli.config:config", "Check, show, explain or begin a configuration."),
@@ -31,7 +36,7 @@ COMMANDS = {
     "completion": ("krononat.cli.completion:completion", "Print the completion script of a shell."),
 }
 
-EPILOG = "Commands may be shortened as long as they stay unique: `krononat se l` is `krononat sessions list`."
+EPILOG = "Commands may be shortened as long as they stay unique: `krononat ses l` is `krononat sessions list`."
 
 root = Lazy(
     "krononat",

@@ -8,12 +8,12 @@ import numpy as np
 
 from shards import cuckoo, ports, sessions
 from shards.state import CHUNK_PORTS, EXTENT_LINES, HELD, NAT_MAPPING, NAT_SESSION, Array, State
-from shards.verdict import RECEIVED, VERDICTS
+from shards.verdict import RECEIVED, SHUNTED, VERDICTS
 
 
 def living(state: State) -> Array:
     """Copies of all session rows that are alive."""
-    return state.sessions[_lines(state)]
+    return state.sessions[lines(state)]
 
 
 def check(state: State, received: int, held: int) -> None:
@@ -27,11 +27,11 @@ def complaints(state: State) -> list[str]:
     return [*cuckoo.check(state), *_sessions(state), *_mappings(state), *_accounts(state)]
 
 
-def _lines(state: State) -> Array:
+def lines(state: State) -> Array:
     return _rows(state, NAT_SESSION, state.sessions["kind"], 1)
 
 
-def _halves(state: State) -> Array:
+def halves(state: State) -> Array:
     return _rows(state, NAT_MAPPING, state.mappings["kind"], 2)
 
 
@@ -46,7 +46,7 @@ def _rows(state: State, kind: int, kinds: Array, each: int) -> Array:
 def _sessions(state: State) -> list[str]:
     """Both tuples find the session; it agrees with its mapping."""
     told = []
-    for line in _lines(state).tolist():
+    for line in lines(state).tolist():
         row, words = state.sessions[line], state.words[line * 8 : line * 8 + 4]
         mapping = state.mappings[int(row["mapping"])]
         if cuckoo.lookup(state, words[0], words[1]) != line << 2:
@@ -81,8 +81,8 @@ def _mappings(state: State) -> list[str]:
     """Each mapping is found by its internal endpoint, owns its external one alone, and counts its sessions."""
     told, owned = [], 0
     used: dict[tuple[int, int], int] = {}
-    users = np.bincount(state.sessions["mapping"][_lines(state)], minlength=1)
-    for half in _halves(state).tolist():
+    users = np.bincount(state.sessions["mapping"][lines(state)], minlength=1)
+    for half in halves(state).tolist():
         row = state.mappings[half]
         external, port = sessions.external_ordinal(state, int(row["external_address"])), int(row["external_port"])
         owned += 1
@@ -137,7 +137,7 @@ def _accounts(state: State) -> list[str]:
     told = []
     counted: dict[tuple[int, str], int] = {}
     accounts = state.mappings["account"]
-    owners = {"sessions": accounts[state.sessions["mapping"][_lines(state)]], "mappings": accounts[_halves(state)]}
+    owners = {"sessions": accounts[state.sessions["mapping"][lines(state)]], "mappings": accounts[halves(state)]}
     for name, charged in owners.items():
         for account in charged.tolist():
             while account:
@@ -159,6 +159,9 @@ def _conservation(state: State, received: int, held: int) -> list[str]:
     told = [] if decided + held == received else [f"{received} frames came, {decided} have a verdict, {held} are held"]
     if int(packets[RECEIVED]) + held != received:
         told.append(f"{received} frames came, `received` says {packets[RECEIVED]} and {held} are held")
+    passed_on, to_peers = int(state.shards["shunted"].sum()), int(state.peers["sent"].sum())
+    if not int(packets[SHUNTED]) == passed_on == to_peers:
+        told.append(f"{packets[SHUNTED]} packets were shunted, shards count {passed_on} and peers {to_peers}")
     if packets[0]:
         told.append(f"{packets[0]} packets were left undecided")
     return told

@@ -1,0 +1,192 @@
+"""What `krononat shard` and `server` have in common: look at the cluster, show a plan, have it agreed to, carry it out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from krononat import client
+from krononat.cli.output import Row, print_json, print_table
+from replication.placement import Move, Place
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EVERY_S = 0.1  # between two looks at a move
+PLAN = ("shard", "source", "target", "why")
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan as JSON and change nothing.")
+timeout_option = click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(0.1), default=300.0, show_default=True, metavar="S", help="Of each shard."
+)
+
+
+class View(NamedTuple):
+    """What the cores that can be asked here know of the cluster."""
+
+    paths: dict[str, str]  # control socket of each core that answered
+    shards: list[dict[str, Any]]
+    cores: list[dict[str, Any]]
+
+    def path(self, core: str) -> str:
+        """Socket of a core, or of any that may pass a request on to it."""
+        return self.paths.get(core) or next(iter(self.paths.values()))
+
+    def shard(self, number: int) -> dict[str, Any]:
+        """Row of a shard; Trouble where there is none."""
+        for row in self.shards:
+            if row["shard"] == number:
+                return row
+        told = f"the map has shards 0 to {len(self.shards) - 1}"
+        raise client.Trouble(f"there is no shard {number}", told, "krononat shard list", client.NOT_FOUND)
+
+    def places(self) -> list[Place]:
+        """Where each shard is that has an owner now."""
+        return [Place(row["shard"], row["active"], row["passive"] or None) for row in self.shards if row["active"]]
+
+    def loads(self) -> dict[int, float]:
+        """Sessions of each shard; where there are none at all, each shard counts the same."""
+        found = {row["shard"]: float(row["sessions"]) for row in self.shards}
+        return found if any(found.values()) else dict.fromkeys(found, 1.0)
+
+    def alive(self) -> list[str]:
+        """Cores that may be given something."""
+        return [row["core"] for row in self.cores if row["evidence"] == "alive"]
+
+
+def look(socket: str | None) -> View:
+    """The view of the core with this control socket, or of all cores that run here; Trouble where nobody answers."""
+    answers: list[tuple[str, str, Any, Any]] = []
+    troubles: list[client.Trouble] = []
+    for path in sockets(socket):
+        try:
+            me, shards = client.rows(path, "shards")
+            answers.append((path, me, shards, client.rows(path, "cores")[1]))
+        except client.Trouble as trouble:
+            troubles.append(trouble)
+    if not answers:
+        raise troubles[0]
+    for silent in troubles:
+        click.echo(silent.told(), err=True)
+    paths = {me: path for path, me, _, _ in answers}
+    shards = _best((row for _, _, rows, _ in answers for row in rows), "shard", _owned)
+    cores = _best(({**row, "asked": me} for _, me, _, rows in answers for row in rows), "core", _own)
+    return View(paths, shards, [{key: row[key] for key in row if key != "asked"} for row in cores])
+
+
+def _owned(row: Row) -> tuple[bool, int]:
+    return row["role"] == "active", row["epoch"]
+
+
+def _own(row: Row) -> tuple[bool, int]:
+    return row["asked"] == row["core"], 0
+
+
+def sockets(given: str | None) -> list[str]:
+    """Control sockets to ask: the given one, else all there are."""
+    found = [] if given else sorted(str(path) for path in client.FOLDER.glob("*.sock"))
+    return found or [client.find_socket(given)]
+
+
+def _best(rows: Iterable[dict[str, Any]], key: str, goodness: Callable[[Row], tuple[bool, int]]) -> list[dict[str, Any]]:
+    """Of the rows about the same thing, the one that knows it best."""
+    best: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        if row[key] not in best or goodness(row) > goodness(best[row[key]]):
+            best[row[key]] = row
+    return [best[name] for name in sorted(best)]
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------------
+
+
+def agree(question: str, yes: bool, show: Callable[[], None]) -> None:
+    """Show a plan and have it agreed to; Trouble where nobody is there who could."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise client.Trouble(question.rstrip("?"), "nobody is there to agree", "say --yes, or --dry-run to see the plan")
+    show()
+    click.confirm(question, abort=True)
+
+
+def carry_out_all(view: View, moves: Sequence[Move], yes: bool, dry_run: bool, timeout_s: float, form: str) -> None:
+    """A plan of several moves, one after another; the first that fails ends it."""
+    rows = [move._asdict() for move in moves]
+    if dry_run or not moves:
+        print_json({"moves": rows}) if dry_run or form == "json" else click.echo("nothing to move")
+        return
+    agree(f"Move {len(moves)} shard{'s' * (len(moves) > 1)}?", yes, lambda: print_table(rows, PLAN))
+    done: list[dict[str, Any]] = []
+    try:
+        for move in moves:
+            path = view.path(move.source)
+            done.append(watch(path, begin(path, move.shard, move.target), timeout_s))
+            if form != "json":
+                click.echo(told(done[-1]))
+    except client.Trouble as trouble:
+        trouble.status = client.PARTIAL if done else trouble.status
+        trouble.why = f"{trouble.why}; {len(done)} of {len(moves)} moves were made"
+        raise
+    finally:
+        if form == "json":
+            print_json({"moves": done})
+
+
+# --- moves ----------------------------------------------------------------------------------------------------------------
+
+
+def plan(path: str, shard: int, target: str) -> dict[str, Any]:
+    """What a move would be."""
+    answer = client.ask(path, {"do": "migrate", "shard": shard, "target": target, "dry_run": True})
+    return dict(answer["plan"])
+
+
+def begin(path: str, shard: int, target: str) -> int:
+    """Begin a move; its number."""
+    return int(client.ask(path, {"do": "migrate", "shard": shard, "target": target, "dry_run": False})["move"])
+
+
+def watch(path: str, number: int, timeout_s: float) -> dict[str, Any]:
+    """Wait for the end of a move, telling how it goes on; its figures. Trouble where it fails, or takes too long."""
+    until, stage = time.monotonic() + timeout_s, ""
+    while True:
+        move = client.ask(path, {"do": "move"})["move"]
+        if move is None or move["id"] != number:
+            told = "the core knows nothing of it any more: it began anew, or has another one to do"
+            raise client.Trouble(f"move {number} is lost from sight", told, "krononat shard list")
+        stage = _progress(move, stage)
+        if move["done"]:
+            break
+        if time.monotonic() > until:
+            told, remedy = f"it is still at: {move['stage']}, and goes on", f"krononat shard show {move['shard']}"
+            raise client.Trouble(f"shard {move['shard']} is not moved in {timeout_s:g} s", told, remedy, client.TIMED_OUT)
+        time.sleep(EVERY_S)
+    if not move["succeeded"]:
+        remedy = f"krononat shard show {move['shard']}"
+        raise client.Trouble(f"shard {move['shard']} was not moved to {move['target']}", move["why"], remedy)
+    return dict(move)
+
+
+def _progress(move: dict[str, Any], before: str) -> str:
+    """Tell on stderr how a move goes on: a line that changes on a terminal, else one for each stage."""
+    stage = str(move["stage"])
+    line = f"shard {move['shard']} to {move['target']}: {stage}"
+    if sys.stderr.isatty():
+        lag = f", {move['lag_records']:,} rows behind" if move["lag_records"] else ""
+        click.echo(f"\r\x1b[K{'' if move['done'] else line + lag}", err=True, nl=False)
+    elif stage != before:
+        click.echo(f"krononat: {line}", err=True)
+    return stage
+
+
+def told(move: dict[str, Any]) -> str:
+    """What a move has cost, in a line."""
+    return (
+        f"shard {move['shard']}: {move['sessions']:,} sessions from {move['source']} to {move['target']} in "
+        f"{move['duration_ms']:,} ms; pause {move['pause_ms']} ms, {move['shunted']:,} packets shunted, {move['lost']:,} lost"
+    )

@@ -1,0 +1,156 @@
+"""`krononat shard`: who has which part of the sessions, and how it gets elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from krononat import client
+from krononat.cli import moves
+from krononat.cli.groups import Group
+from krononat.cli.moves import View, agree, dry_run_option, look, timeout_option, yes_option
+from krononat.cli.output import output_option, print_facts, print_json, print_rows, print_table, socket_option
+from replication import placement
+
+COLUMNS = ("shard", "primary", "backup", "active", "passive", "epoch", "in_sync", "sessions", "mappings", "shunted", "alarms")
+VERIFIED = ("shard", "active", "passive", "rows", "differing", "error")
+
+SHARD = click.IntRange(0, (1 << 16) - 1)
+
+
+@click.group(cls=Group)
+def shard() -> None:
+    """Show shards, move them, compare their copies."""
+
+
+@shard.command("list", epilog="Example: krononat shard list")
+@output_option("jsonl")
+@socket_option
+def list_(form: str, socket: str | None) -> None:
+    """Every shard in a line: by the map (primary, backup) and now (active, passive)."""
+    rows = look(socket).shards
+    print_rows([_row(row) for row in rows] if form == "table" else rows, COLUMNS, form)
+
+
+@shard.command(epilog="Example: krononat shard show 3 -o json")
+@click.argument("number", metavar="SHARD", type=SHARD)
+@output_option()
+@socket_option
+def show(number: int, form: str, socket: str | None) -> None:
+    """One shard."""
+    row = look(socket).shard(number)
+    print_json(row) if form == "json" else print_facts({**row, "alarms": row["alarms"] or "none"})
+
+
+@shard.command(epilog="Example: krononat shard migrate 3 s2/0 --yes")
+@click.argument("number", metavar="SHARD", type=SHARD)
+@click.argument("target", metavar="SERVER/CORE")
+@yes_option
+@dry_run_option
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Until it is done, and tell what it cost.")
+@timeout_option
+@output_option()
+@socket_option
+def migrate(
+    number: int, target: str, yes: bool, dry_run: bool, wait: bool, timeout_s: float, form: str, socket: str | None
+) -> None:
+    """Move a shard to another core while it works: no packet is lost, no connection breaks."""
+    view = look(socket)
+    _move(view, view.shard(number), target, yes, dry_run, wait, timeout_s, form)
+
+
+@shard.command(epilog="Example: krononat shard swap 3 --yes")
+@click.argument("number", metavar="SHARD", type=SHARD)
+@yes_option
+@dry_run_option
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Until it is done, and tell what it cost.")
+@timeout_option
+@output_option()
+@socket_option
+def swap(number: int, yes: bool, dry_run: bool, wait: bool, timeout_s: float, form: str, socket: str | None) -> None:
+    """Let the two cores that have a shard change places."""
+    view = look(socket)
+    row = view.shard(number)
+    if not row["passive"]:
+        told = "no other core keeps a copy of it"
+        raise client.Trouble(f"shard {number} cannot be swapped", told, f"krononat shard migrate {number} SERVER/CORE")
+    _move(view, row, row["passive"], yes, dry_run, wait, timeout_s, form)
+
+
+def _move(
+    view: View, row: dict[str, Any], target: str, yes: bool, dry_run: bool, wait: bool, timeout_s: float, form: str
+) -> None:
+    path = view.path(row["active"])
+    plan = moves.plan(path, row["shard"], target)
+    if dry_run:
+        print_json({"plan": plan})
+        return
+    agree(f"Move shard {row['shard']} from {plan['source']} to {plan['target']}?", yes, lambda: print_facts(plan))
+    number = moves.begin(path, row["shard"], target)
+    if not wait:
+        print_json({"move": number}) if form == "json" else click.echo(f"move {number} has begun")
+        return
+    done = moves.watch(path, number, timeout_s)
+    print_json({"move": done}) if form == "json" else click.echo(moves.told(done))
+
+
+@shard.command(epilog="Example: krononat shard rebalance --plan")
+@click.option("--plan", is_flag=True, help="Print the moves that it would make, and change nothing.")
+@yes_option
+@dry_run_option
+@timeout_option
+@output_option()
+@socket_option
+def rebalance(plan: bool, yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None) -> None:
+    """Move shards until the cores that are alive have about the same number of sessions."""
+    view = look(socket)
+    found = placement.rebalance(view.places(), view.alive(), view.loads())
+    if plan and form == "table" and found:
+        print_table([move._asdict() for move in found], moves.PLAN)
+    elif plan and form == "table":
+        click.echo("nothing to move")
+    else:
+        moves.carry_out_all(view, found, yes, dry_run or plan, timeout_s, form)
+
+
+@shard.command(epilog="Example: krononat shard verify 3   (all shards that have a copy: without SHARD)")
+@click.argument("number", metavar="[SHARD]", type=SHARD, required=False)
+@timeout_option
+@output_option()
+@socket_option
+def verify(number: int | None, timeout_s: float, form: str, socket: str | None) -> None:
+    """Compare both copies of a shard, row by row; exits with 1 where they differ, or cannot be compared."""
+    view = look(socket)
+    rows = [view.shard(number)] if number is not None else [row for row in view.shards if row["passive"]]
+    found = [_verify(view, row, timeout_s) for row in rows]
+    shown = found if form == "json" else [{**row, "differing": len(row["differing"])} for row in found]
+    print_rows(shown, VERIFIED, form)
+    wrong = [row for row in found if row["differing"] or row["error"]]
+    if wrong:
+        told = ", ".join(str(row["shard"]) for row in wrong)
+        remedy = f"krononat replication resync {wrong[0]['shard']}"
+        raise client.Trouble(f"{len(wrong)} of {len(found)} shards have no true copy", f"they are: {told}", remedy)
+
+
+def _verify(view: View, row: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    path, until = view.path(row["active"]), time.monotonic() + timeout_s
+    asked = {"do": "verify", "shard": row["shard"]}
+    found = client.ask(path, {**asked, "begin": True})["verification"]
+    while not found["done"]:
+        if time.monotonic() > until:
+            told = f"{found['rows']:,} rows were compared"
+            remedy = f"krononat shard verify {row['shard']} --timeout {2 * timeout_s:g}"
+            raise client.Trouble(f"shard {row['shard']} is not compared in {timeout_s:g} s", told, remedy, client.TIMED_OUT)
+        time.sleep(moves.EVERY_S)
+        found = client.ask(path, asked)["verification"]
+    kept = {key: found[key] for key in ("rows", "differing", "error")}
+    return {"shard": row["shard"], "active": row["active"], "passive": found["peer"], **kept}
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """A shard as a table shows it."""
+    return {**row, "backup": row["backup"] or "-", "active": row["active"] or "-", "passive": row["passive"] or "-"} | {
+        "alarms": "; ".join(row["alarms"]) or "-"
+    }

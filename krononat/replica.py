@@ -1,0 +1,266 @@
+"""The chore by which a core keeps its shards alive elsewhere: exchange and conductor, put together and asked about.
+
+It runs in the worker between two breaths, so nothing here may take long. What is asked of it, and what it answers, stands in
+`krononat.client`; the supervisor has looked at the questions (`cluster_answers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from replication import migration
+from replication.conduct import Conductor, Place, Times
+from replication.exchange import Exchange
+from replication.keys import Key
+from replication.migration import Move
+from replication.protocol import ALIVE, Peer, Settings
+from replication.rows import StateSink, StateSource
+from shards.state import ABSENT, ACTIVE, PASSIVE, ROLES, SYNCING, State
+from shards.verdict import HOLD_OVERFLOW, NO_AUTHORITY, SHUNT_FOREIGN, SHUNT_MALFORMED, SHUNT_REFUSED, SHUNT_TOO_BIG
+
+ROWS_AT_ONCE = 200  # of an answer: a message has an end
+LOST = (NO_AUTHORITY, HOLD_OVERFLOW, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN, SHUNT_MALFORMED)
+SHUNT_MTU = 1544  # of a link that carries 1,500 bytes and the header of a shunt
+SIDES_LATE = 5000  # ticks after which a swap of sides should be over
+
+Answer = dict[str, Any]
+
+
+class Replica:
+    """Made when a worker takes over; `told` are its orders (`krononat.cluster.orders`)."""
+
+    def __init__(self, state: State, told: Mapping[str, Any], now: int) -> None:
+        self._state, self._me = state, told["me"]
+        settings = Settings(told["dead_after"], told["threshold"], cpus=tuple(told["cpus"]))
+        public, secret = (text.encode() for text in told["key"])
+        source, sink = StateSource(state, settings.threshold), StateSink(state)
+        self._endpoints = {self._me: told["endpoint"]}
+        self.exchange = Exchange(source, sink, Peer(self._me, told["endpoint"], public), Key(public, secret), settings)
+        peers: dict[str, int] = {}
+        for row, (name, endpoint, key) in enumerate(told["peers"], 1):
+            peers[name] = row
+            self._endpoints[name] = endpoint
+            self.exchange.meet(Peer(name, endpoint, key.encode(), row), now)
+        self._places = {shard: Place(primary, backup) for shard, primary, backup in told["shards"]}
+        self._peers = peers
+        self.conductor = Conductor(state, self.exchange, self._me, peers, self._places, Times(*told["times"]), now)
+        self._numbers: dict[int, int] = {}  # shard: number of its last move
+        self._lost: dict[int, tuple[int, int]] = {}  # shard: packets lost and shunted, before its last move
+        self._verified: dict[int, str] = {}  # shard: the peer that its copy is compared with
+        self._now = now
+
+    def descriptors(self) -> list[int]:
+        """To wait for while idle."""
+        return self.exchange.descriptors()
+
+    def turn(self, now: int) -> bool:
+        """One turn; whether there is more to do at once."""
+        self._now = now
+        more = self.exchange.turn(now)
+        return self.conductor.turn(now) or more
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self.exchange.close()
+
+    # --- questions --------------------------------------------------------------------------------------------------------
+
+    def answer(self, request: Mapping[str, Any]) -> Answer:
+        """Answer one of the questions of `cluster_answers.REQUESTS`."""
+        answers = {
+            "cores": self._cores, "shards": self._shards, "replication": self._replication, "migrate": self._migrate,
+            "move": self._move, "verify": self._verify, "resync": self._resync,
+        }  # fmt: skip
+        try:
+            return {"ok": True, **answers[request["do"]](request)}
+        except Refusal as refusal:
+            return {"ok": False, "error": {"what": refusal.what, "why": refusal.why, "next": refusal.remedy, "status": 1}}
+
+    def _part(self, request: Mapping[str, Any], rows: list[Answer]) -> Answer:
+        first = int(request.get("from") or 0)
+        end = first + ROWS_AT_ONCE
+        return {"me": self._me, "rows": rows[first:end], "more": end if end < len(rows) else None}
+
+    def _cores(self, request: Mapping[str, Any]) -> Answer:
+        actives = [self.conductor.active(shard) for shard in self._places]
+        passives = [self.conductor.passive(shard) for shard in self._places]
+        counts = [self.conductor.counts(shard)[0] for shard in self._places]
+        rows = [
+            {
+                "core": name,
+                "evidence": ALIVE if name == self._me else self.exchange.evidence(name, self._now),
+                "endpoint": endpoint,
+                "active": actives.count(name),
+                "passive": passives.count(name),
+                "sessions": sum(count for count, active in zip(counts, actives, strict=True) if active == name),
+            }
+            for name, endpoint in self._endpoints.items()
+        ]
+        return self._part(request, rows)
+
+    def _shards(self, request: Mapping[str, Any]) -> Answer:
+        return self._part(request, [self._shard(shard) for shard in self._places])
+
+    def _shard(self, shard: int) -> Answer:
+        post, row, place = self.conductor.posts[shard], self._state.shards[shard], self._places[shard]
+        active, passive = self.conductor.active(shard), self.conductor.passive(shard)
+        sessions, mappings = self.conductor.counts(shard)
+        in_sync = post.role == PASSIVE if active != self._me else bool(passive) and self.exchange.synced(shard, passive)
+        return {
+            "shard": shard, "primary": place.primary, "backup": place.backup, "active": active, "passive": passive,
+            "role": ROLES[post.role], "side": post.side, "epoch": post.epoch, "in_sync": in_sync, "sessions": sessions,
+            "mappings": mappings, "wanted": int(row["wanted"]), "shunted": int(row["shunted"]),
+            "alarms": self.alarms(shard),
+        }  # fmt: skip
+
+    def alarms(self, shard: int) -> list[str]:
+        """What an operator should know of a shard, in sentences."""
+        post, active = self.conductor.posts[shard], self.conductor.active(shard)
+        found = []
+        if post.role == ACTIVE:
+            if not post.backup:
+                found.append(f"shard {shard} has no backup")
+            elif not self.exchange.synced(shard, post.backup):
+                evidence = self.exchange.evidence(post.backup, self._now)
+                found.append(f"shard {shard} has no backup in sync: {post.backup} is {evidence}")
+            if post.side != 0 and self._now - post.since > SIDES_LATE:
+                found.append(f"shard {shard} hands out an eighth of its ports only: {post.backup} holds on to the rest")
+            if post.backup.partition("/")[0] == self._me.partition("/")[0]:
+                found.append(f"shard {shard} has its backup on the same server")
+        elif post.role != ABSENT and not active:
+            found.append(f"nobody has the authority over shard {shard}")
+        if self.conductor.gave_up(shard, self._now):
+            found.append(f"shard {shard} killed one owner after another: nobody is promoted now")
+        return found
+
+    def _replication(self, request: Mapping[str, Any]) -> Answer:
+        status = self.exchange.status()
+        rows = [self._link(stream, status) for stream in status["streams"]]
+        copies = [shard for shard, post in self.conductor.posts.items() if post.role in (SYNCING, PASSIVE)]
+        rows += [self._copy(shard, status) for shard in copies]
+        idle = self._peers.keys() - {row["peer"] for row in rows}
+        rows += [self._row(None, name, status, False, {}, 0, []) for name in sorted(idle)]
+        return self._part(request, rows)
+
+    def _link(self, stream: Mapping[str, Any], status: Mapping[str, Any]) -> Answer:
+        shard = stream["shard"]
+        given = stream["in_sync"], stream["lag"], stream["resyncs"], self.alarms(shard)
+        return self._row(shard, stream["peer"], status, *given)
+
+    def _copy(self, shard: int, status: Mapping[str, Any]) -> Answer:
+        post = self.conductor.posts[shard]
+        return self._row(shard, post.authority, status, post.role == PASSIVE, {}, 0, self.alarms(shard))
+
+    def _row(
+        self,
+        shard: int | None,
+        peer: str,
+        status: Mapping[str, Any],
+        in_sync: bool,
+        lag: Mapping[str, Any],
+        resyncs: int,
+        alarms: list[str],
+    ) -> Answer:
+        post = self.conductor.posts[shard] if shard is not None else None
+        link = status["links"].get(peer, {})
+        return {
+            "shard": shard, "peer": peer, "role": ROLES[post.role] if post else "", "epoch": post.epoch if post else 0,
+            "evidence": link.get("evidence", ""), "in_sync": in_sync, "lag_records": lag.get("records", 0),
+            "lag_bytes": lag.get("bytes", 0), "lag_s": lag.get("seconds", 0.0), "gaps": link.get("gaps", 0),
+            "resyncs": resyncs, "refused": status["refused"], "alarms": alarms,
+        }  # fmt: skip
+
+    # --- moves ------------------------------------------------------------------------------------------------------------
+
+    def _migrate(self, request: Mapping[str, Any]) -> Answer:
+        shard, target, dry_run = self._known(request["shard"]), request["target"], bool(request.get("dry_run"))
+        active = self.conductor.active(shard)
+        if active != self._me:
+            told = f"{active or 'nobody'} has the authority over it"
+            raise Refusal(f"shard {shard} is not {self._me}'s to move", told, f"ask {active}" if active else "")
+        move = self.conductor.migrate(shard, target, self._now, dry_run)
+        if move.phase == migration.FAILED:
+            raise Refusal(f"shard {shard} cannot move to {target}", move.why, "krononat server list")
+        if not dry_run:
+            self._numbers[shard] = max(self._numbers.values(), default=0) + 1
+            self._lost[shard] = self._lost_now(shard)
+        return {"plan": self._plan(move), "move": None if dry_run else self._numbers[shard]}
+
+    def _plan(self, move: Move) -> Answer:
+        sessions, mappings = self.conductor.counts(move.shard)
+        kind = "swap" if move.target == move.before else "copy"
+        warnings = [] if kind == "swap" else [f"{sessions + mappings:,} rows are copied first"]
+        if move.before and kind == "copy":
+            warnings.append(f"{move.before} keeps no copy any more: {move.successor} is the backup")
+        mtu = int(self._state.peers[self._peers[move.target]]["mtu"])
+        if 0 < mtu < SHUNT_MTU:
+            warnings.append(f"only {mtu} bytes reach {move.target}: larger packets are lost while the routes change")
+        return {
+            "shard": move.shard, "source": move.source, "target": move.target, "kind": kind, "sessions": sessions,
+            "mappings": mappings, "epoch": self.conductor.posts[move.shard].epoch + 1, "warnings": warnings,
+        }  # fmt: skip
+
+    def _move(self, request: Mapping[str, Any]) -> Answer:
+        if not self._numbers:
+            return {"move": None}
+        shard = max(self._numbers, key=lambda shard: self._numbers[shard])
+        move = self.conductor.moves[shard]
+        lost, shunted = (now - before for now, before in zip(self._lost_now(shard), self._lost[shard], strict=True))
+        lag = self.exchange.lag(shard, move.target) if not move.over else None
+        end = move.ended_at or self._now
+        pause = (move.taken_at or end) - move.paused_at if move.paused_at else 0
+        return {
+            "move": {
+                "id": self._numbers[shard], "shard": shard, "source": move.source, "target": move.target,
+                "stage": move.phase, "done": move.over, "succeeded": move.phase == migration.DONE, "why": move.why,
+                "duration_ms": end - move.began, "lag_records": lag.records if lag else 0,
+                "sessions": move.sessions or self.conductor.counts(shard)[0], "mappings": self.conductor.counts(shard)[1],
+                "pause_ms": pause, "shunted": shunted, "lost": lost,
+            }
+        }  # fmt: skip
+
+    def _lost_now(self, shard: int) -> tuple[int, int]:
+        lost = sum(int(self._state.counters[verdict, 0]) for verdict in LOST)
+        return lost, int(self._state.shards[shard]["shunted"])
+
+    # --- comparing, copying anew ------------------------------------------------------------------------------------------
+
+    def _verify(self, request: Mapping[str, Any]) -> Answer:
+        shard = self._known(request["shard"])
+        if request.get("begin"):
+            peer = self.conductor.passive(shard)
+            if self.conductor.active(shard) != self._me or not peer:
+                told = f"{self._me} is {ROLES[self.conductor.posts[shard].role]}, its backup is {peer or 'none'}"
+                raise Refusal(f"shard {shard} cannot be compared here", told, "krononat shard list")
+            try:
+                self.exchange.verify(shard, peer)
+            except ValueError as error:
+                raise Refusal(f"shard {shard} cannot be compared now", str(error), "krononat replication status") from None
+            self._verified[shard] = peer
+        found = self.exchange.compared(shard, self._verified.get(shard, ""))
+        if found is None:
+            raise Refusal(f"nobody compares shard {shard}", "it was not begun here", f"krononat shard verify {shard}")
+        shown = {**found._asdict(), "differing": [list(row) for row in found.differing]}
+        return {"verification": {"shard": shard, "peer": self._verified[shard], **shown}}
+
+    def _resync(self, request: Mapping[str, Any]) -> Answer:
+        shard = self._known(request["shard"])
+        post = self.conductor.posts[shard]
+        if post.role not in (SYNCING, PASSIVE) or not post.authority:
+            raise Refusal(f"{self._me} has no copy of shard {shard}", f"it is {ROLES[post.role]}", "krononat shard list")
+        self.exchange.resync(shard, post.authority)
+        return {"resync": {"shard": shard, "source": post.authority, "target": self._me}}
+
+    def _known(self, shard: int) -> int:
+        if shard not in self._places:
+            raise Refusal(f"there is no shard {shard}", f"the map has {len(self._places)}", "krononat shard list")
+        return shard
+
+
+class Refusal(Exception):
+    """What cannot be done: what, why, what next."""
+
+    def __init__(self, what: str, why: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what, self.why, self.remedy = what, why, remedy

@@ -1,0 +1,386 @@
+"""What a core does about its shards: hears what the others are, decides (`roles`, `migration`), and acts on it.
+
+Acting is three things: the row of SHARD, which the packet path reads; whose rows are applied here and to whom ours are sent
+(`exchange`); and telling the others. Everything is told again every `TELL_EACH` ticks, and at once when it changes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from replication import migration, roles
+from replication.migration import Move, Seen
+from replication.protocol import ALIVE, Exchange, Heard
+from replication.quiet import Quiet
+from replication.roles import Facts, Post, Told
+from shards import apply, recovery
+from shards.state import ABSENT, ACTIVE, CLASSES, DRAINING, JOINING, MAPPING_0, MAPPING_1, NO_SIDE, PASSIVE, SYNCING, State
+
+TELL_EACH = 50  # ticks
+LOOK_EACH = 10  # ticks between two decisions where nothing happens
+ROWS_AT_ONCE = 1 << 14  # of those that are forgotten, or looked at, in one turn
+
+_SHORT = ("s", "r", "e", "d", "c", "w", "win", "b", "g", "y", "h", "i")  # keys of a post on the wire, in the order of `_told`
+
+
+class Place(NamedTuple):
+    """Where the map wants a shard."""
+
+    primary: str
+    backup: str  # empty: none
+
+
+class Times(NamedTuple):
+    """Ticks (ms)."""
+
+    join_after: int = 3000
+    resume_after: int = 300
+    grace: int = 10_000
+    quiet: int = 1000
+
+
+class Conductor:
+    """All shards of one core. `peers`: row of PEER by name of core."""
+
+    def __init__(
+        self,
+        state: State,
+        exchange: Exchange,
+        me: str,
+        peers: Mapping[str, int],
+        places: Mapping[int, Place],
+        times: Times,
+        now: int,
+    ) -> None:
+        self._state, self._exchange, self._me, self._times = state, exchange, me, times
+        self._peers, self._places = dict(peers), dict(places)
+        self._names = {row: name for name, row in self._peers.items()}
+        self.posts = {shard: self._remembered(shard, now) for shard in places}
+        self._told: dict[int, dict[str, Told]] = {shard: {} for shard in places}
+        self._counts: dict[int, dict[str, tuple[int, int]]] = {shard: {} for shard in places}
+        self._heard: set[str] = set()
+        self._handed: dict[int, tuple[int, str]] = {}
+        self._given: set[int] = set()
+        self._streams: dict[int, dict[str, bool]] = {shard: {} for shard in places}
+        self._accepting: dict[int, tuple[str | None, int, bool]] = {}
+        self._wanted = {shard: int(state.shards[shard]["wanted"]) for shard in places}
+        self._rises: dict[int, deque[int]] = {shard: deque(maxlen=roles.RISES_AT_MOST) for shard in places}
+        self._forgetting: dict[int, tuple[int, int]] = {}
+        self._idle_at: dict[int, tuple[int, int, int]] = {}  # shard: tick, class, row
+        self._quiet: dict[int, Quiet] = {}
+        self.moves: dict[int, Move] = {}
+        self.alarms: dict[str, int] = {}  # sentence: tick since when
+        self._last = self._last_told = now - TELL_EACH
+        self._evidence = ""
+        self._nothing = np.zeros(len(state.dirty), np.uint64)  # no row was seen: all end
+        for shard in places:
+            self._act(shard, Post(-1, 0, NO_SIDE, now), now)
+
+    def _remembered(self, shard: int, now: int) -> Post:
+        """What the memory says that we are: a core whose memory lives on has been away for a moment only."""
+        row, place = self._state.shards[shard], self._places[shard]
+        role, side, epoch = int(row["role"]), int(row["side"]), int(row["epoch"])
+        backup = self._names.get(int(row["backup"]), "")
+        if role in (ACTIVE, DRAINING):
+            return Post(JOINING, epoch, side, now, backup=backup)
+        if role in (SYNCING, PASSIVE):
+            authority = self._names.get(int(row["authority"]), "")
+            return Post(SYNCING, epoch, side, now, heir=role == PASSIVE, authority=authority)
+        if role == JOINING and row["sessions"] == 0 and row["mappings"] == 0:
+            return Post(JOINING, epoch, side, now, cold=True, heir=self._me == place.backup)
+        return Post(role, epoch, side, now)
+
+    # --- a turn -----------------------------------------------------------------------------------------------------------
+
+    def turn(self, now: int) -> bool:
+        """Hear, decide, act, tell; whether there is more to do at once. Short where nothing has happened."""
+        heard = self._exchange.heard()
+        for message in heard:
+            self._hear(message)
+        evidence = self._look_at_peers(now)
+        busy = self._work(now)
+        wanted = any(int(self._state.shards[shard]["wanted"]) != count for shard, count in self._wanted.items())
+        moving = any(not move.over for move in self.moves.values())
+        if heard or wanted or moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
+            self._evidence, self._last = evidence, now
+            changed = [shard for shard in self.posts if self._decide(shard, now)]
+            if changed or now - self._last_told >= TELL_EACH:
+                self._tell(now)
+        return busy
+
+    def _look_at_peers(self, now: int) -> str:
+        """What is known about every peer's being alive, where packets see it too."""
+        told = []
+        for name, row in self._peers.items():
+            evidence = self._exchange.evidence(name, now)
+            self._state.peers[row]["alive"] = evidence == ALIVE
+            told.append(evidence)
+        return " ".join(told)
+
+    def _hear(self, message: Heard) -> None:
+        peer, kind, fields = message
+        if kind == "posts":
+            self._heard.add(peer)
+            named = set()
+            for post in fields.get("posts", []):
+                told = _read(peer, post)
+                if told and told[0] in self.posts:
+                    self._told[told[0]][peer] = told[1]
+                    self._counts[told[0]][peer] = _counted(post)
+                    named.add(told[0])
+            for shard in self.posts.keys() - named:  # of which it says nothing: it has nothing to do with it
+                self._told[shard][peer] = Told(peer)
+        elif kind == "handover":
+            self._take_handover(peer, fields)
+
+    def _take_handover(self, peer: str, fields: Mapping[str, Any]) -> None:
+        match fields:
+            case {"s": int(shard), "e": int(epoch), "b": str(successor)} if shard in self.posts:
+                if self.posts[shard].authority == peer:
+                    self._handed[shard] = (epoch, successor)
+
+    def _others(self, shard: int, now: int) -> list[Told]:
+        told = self._told[shard]
+        return [told.get(name, Told(name))._replace(evidence=self._exchange.evidence(name, now)) for name in self._peers]
+
+    def _decide(self, shard: int, now: int) -> bool:
+        before, others = self.posts[shard], self._others(shard, now)
+        facts = self._facts(shard, before, now)
+        post = roles.decide(before, others, facts)
+        if facts.handed:
+            self._handed.pop(shard)
+        if post.role == ACTIVE and before.role in (SYNCING, PASSIVE) and not facts.handed:
+            self._rises[shard].append(now)
+        post = self._move(shard, post, others, now)
+        self._wanted[shard] = int(self._state.shards[shard]["wanted"])
+        self.posts[shard] = post
+        if post != before:
+            self._act(shard, before, now)
+        self._arrange(shard, post, self._others(shard, now) if post != before else others)
+        return post != before
+
+    def _facts(self, shard: int, post: Post, now: int) -> Facts:
+        place = self._places[shard]
+        handed, successor = self._handed.get(shard, (0, ""))
+        partner = place.backup if self._me == place.primary else place.primary
+        return Facts(
+            self._me, now, int(self._state.shards[shard]["wanted"]) != self._wanted[shard], self._me == place.primary,
+            partner if self._me in place else "", self._heard >= self._peers.keys(), handed, successor,
+            shard in self._quiet and self._quiet[shard].for_long(now, self._times.quiet),
+            bool(post.winner) and self._exchange.synced(shard, post.winner),
+            sum(now - at < roles.RISES_WITHIN for at in self._rises[shard]),
+            self._times.join_after, self._times.resume_after,
+        )  # fmt: skip
+
+    # --- what is known ----------------------------------------------------------------------------------------------------
+
+    def active(self, shard: int) -> str:
+        """The core that has the authority, as far as is known; empty: none."""
+        post = self.posts[shard]
+        if post.role == ACTIVE:
+            return self._me
+        top = roles.active_among(list(self._told[shard].values()))
+        return top.name if top else post.authority
+
+    def passive(self, shard: int) -> str:
+        """The core that keeps a copy; empty: none."""
+        post = self.posts[shard]
+        if post.role == ACTIVE:
+            return post.backup
+        top = roles.active_among(list(self._told[shard].values()))
+        return top.backup if top else ""
+
+    def counts(self, shard: int) -> tuple[int, int]:
+        """(sessions, mappings): of our own rows, or as the core with the authority told."""
+        if self.posts[shard].role != ABSENT:
+            row = self._state.shards[shard]
+            return int(row["sessions"]), int(row["mappings"])
+        return self._counts[shard].get(self.active(shard), (0, 0))
+
+    def gave_up(self, shard: int, now: int) -> bool:
+        """Whether this core has been promoted too often lately."""
+        return sum(now - at < roles.RISES_WITHIN for at in self._rises[shard]) >= roles.RISES_AT_MOST
+
+    # --- moves ------------------------------------------------------------------------------------------------------------
+
+    def migrate(self, shard: int, target: str, now: int, dry_run: bool = False) -> Move:
+        """Begin to move a shard of ours; a move that is refused is over at once, and says why."""
+        others = self._others(shard, now)
+        told = next((told for told in [*others, Told(self._me)] if told.name == target), None)
+        if told is None:
+            known = ", ".join([self._me, *self._peers])
+            return Move(shard, self._me, target, "", "", now, now, migration.FAILED, f"no such core; there are: {known}")
+        moving = self.moves.get(shard)
+        if moving and not moving.over:
+            return moving._replace(phase=migration.FAILED, why=f"it is moving to {moving.target} already")
+        move = migration.plan(shard, self._me, self.posts[shard], told, now)
+        if not dry_run and not move.over:
+            self.moves[shard] = move
+        return move
+
+    def _move(self, shard: int, post: Post, others: list[Told], now: int) -> Post:
+        move = self.moves.get(shard)
+        if move is None or move.over:
+            return post
+        target = next(told for told in others if told.name == move.target)
+        before = next((told for told in others if told.name == move.before), None)
+        synced, flushed = self._exchange.synced(shard, target.name), self._exchange.flushed(shard, target.name)
+        everything = self._streams[shard].get(target.name, False)
+        sessions = int(self._state.shards[shard]["sessions"])
+        after, post = migration.step(move, post, Seen(target, before, synced and everything, flushed, sessions), now)
+        if after.phase == migration.HANDOVER and move.phase == migration.PAUSE:
+            self._exchange.tell(target.name, "handover", {"s": shard, "e": post.epoch + 1, "b": move.successor})
+        self.moves[shard] = after
+        return post
+
+    # --- acting -----------------------------------------------------------------------------------------------------------
+
+    def _act(self, shard: int, before: Post, now: int) -> None:
+        """Let the packet path know; the authority is let go first and taken last."""
+        row, post = self._state.shards[shard], self.posts[shard]
+        if post.role != ACTIVE:
+            row["creates"] = 0
+        row["role"], row["epoch"], row["side"] = post.role, post.epoch, post.side
+        row["authority"] = self._peers.get(post.authority, 0)
+        row["backup"] = self._peers.get(post.backup, 0)
+        if post.role == ACTIVE and before.role != ACTIVE:
+            self._begin(shard, post, now)
+        if post.role == DRAINING and post.authority and shard not in self._quiet:
+            self._quiet[shard] = Quiet(self._state, shard, now)
+        if post.role != DRAINING:
+            self._quiet.pop(shard, None)
+        if post.role == ABSENT and before.role not in (ABSENT, -1):
+            self._forgetting[shard] = (0, 0)
+        elif post.role != ABSENT:
+            self._forgetting.pop(shard, None)
+
+    def _begin(self, shard: int, post: Post, now: int) -> None:
+        row = self._state.shards[shard]
+        row["pickup"] = post.pickup
+        row["grace_until"] = (now + self._times.grace) & 0xFFFFFFFF
+        row["creates"] = 1
+        recovery.install_statics(self._state, now)
+        self._idle_at[shard] = (now + self._times.grace, MAPPING_0, 0)
+
+    def _arrange(self, shard: int, post: Post, others: list[Told]) -> None:
+        """Whose rows are applied, and who is sent ours."""
+        accepting = _accepted(self._me, post, others)
+        if accepting != self._accepting.get(shard):
+            self._accepting[shard] = accepting
+            self._exchange.accept(shard, *accepting)
+        wanted = self._receivers(shard, post, others)
+        streams = self._streams[shard]
+        for name in [name for name in streams if name not in wanted]:
+            self._exchange.stream(shard, name, False)
+            del streams[name]
+        for name, (everything, snapshot) in wanted.items():
+            if name not in streams or (everything and not streams[name]):
+                self._exchange.stream(shard, name, True, everything, snapshot)
+                streams[name] = everything
+
+    def _receivers(self, shard: int, post: Post, others: list[Told]) -> dict[str, tuple[bool, bool]]:
+        """(half-open connections too, beginning with a snapshot) by core."""
+        move = self.moves.get(shard)
+        target = move.target if move and not move.over else ""
+        if post.winner:
+            return {post.winner: (True, True)}
+        if post.role == DRAINING:
+            return {post.taker: (True, True)}
+        if post.role != ACTIVE:
+            return {}
+        return {
+            told.name: (told.name == target, told.role != DRAINING)
+            for told in others
+            if told.name in (post.backup, post.guest) and told.wants and told.epoch == post.epoch
+        }
+
+    def _work(self, now: int) -> bool:
+        """What takes more than a moment, in pieces: forgetting a shard that is another's, mappings that nobody uses."""
+        for shard, (klass, at) in list(self._forgetting.items()):
+            following = apply.end_unseen(self._state, shard, klass, at, self._nothing, now, ROWS_AT_ONCE)
+            if following >= 0:
+                self._forgetting[shard] = (klass, int(following))
+            elif klass + 1 < CLASSES:
+                self._forgetting[shard] = (klass + 1, 0)
+            else:
+                del self._forgetting[shard]
+            return True
+        for shard, (due, klass, at) in list(self._idle_at.items()):
+            if now >= due:
+                self._end_idle(shard, due, klass, at, now)
+                return True
+        for quiet in self._quiet.values():
+            quiet.look(now, ROWS_AT_ONCE)
+        return False
+
+    def _end_idle(self, shard: int, due: int, klass: int, at: int, now: int) -> None:
+        following = -1
+        if self.posts[shard].role == ACTIVE:
+            following = int(apply.end_idle(self._state, shard, klass, at, now, ROWS_AT_ONCE))
+        if following >= 0:
+            self._idle_at[shard] = (due, klass, following)
+        elif klass == MAPPING_0:
+            self._idle_at[shard] = (due, MAPPING_1, 0)
+        else:
+            del self._idle_at[shard]
+
+    # --- telling ----------------------------------------------------------------------------------------------------------
+
+    def _tell(self, now: int) -> None:
+        self._last_told = now
+        for name in self._peers:
+            posts = [post for shard in self.posts if (post := self._post_for(shard, name, now))]
+            self._exchange.tell(name, "posts", {"posts": posts})
+
+    def _post_for(self, shard: int, name: str, now: int) -> dict[str, Any] | None:
+        """What a peer is told of a shard; nothing where this core has nothing to do with it."""
+        post = self.posts[shard]
+        if post.role == ABSENT and post.side == NO_SIDE:
+            return None
+        others = self._others(shard, now)
+        to = next(told for told in others if told.name == name)
+        synced = post.role == ACTIVE and name in self._streams[shard] and self._exchange.synced(shard, name)
+        values = (
+            shard, post.role, post.epoch, post.side, post.cold, roles.wants(post), post.winner,
+            post.backup if post.role == ACTIVE else "", post.guest, roles.yours(post, to, others), roles.heir(post, to), synced,
+        )  # fmt: skip
+        return dict(zip(_SHORT, values, strict=True), n=self.counts(shard))
+
+
+def _read(peer: str, post: Any) -> tuple[int, Told] | None:
+    """What a peer says of a shard; None where it says nonsense."""
+    if not isinstance(post, dict) or not all(key in post for key in _SHORT):
+        return None
+    shard, role, epoch, side, cold, wants, winner, backup, guest, yours, heir, synced = (post[key] for key in _SHORT)
+    numbers, words = (shard, role, epoch, side, yours), (winner, backup, guest)
+    if not all(type(number) is int for number in numbers) or not all(isinstance(word, str) for word in words):
+        return None
+    if not (ABSENT <= role <= DRAINING and 0 <= side <= NO_SIDE and 0 <= yours <= NO_SIDE and 0 <= epoch < 1 << 32):
+        return None
+    told = Told(peer, role, epoch, side, bool(cold), bool(wants), winner, backup, guest, yours, bool(heir), bool(synced))
+    return shard, told
+
+
+def _counted(post: Mapping[str, Any]) -> tuple[int, int]:
+    match post.get("n"):
+        case [int(sessions), int(mappings)]:
+            return sessions, mappings
+    return 0, 0
+
+
+def _accepted(me: str, post: Post, others: Iterable[Told]) -> tuple[str | None, int, bool]:
+    """(core whose rows are applied, its least epoch, whether ours stay beside them)."""
+    if post.role == ACTIVE:
+        for told in others:
+            if told.winner == me:
+                return told.name, post.epoch, True
+            if told.role == DRAINING:
+                return told.name, post.epoch - 1, True
+        return None, 0, False
+    if roles.wants(post) and post.authority:
+        return post.authority, post.epoch, post.role == DRAINING
+    return None, 0, False

@@ -1,0 +1,359 @@
+"""The exchange of a core: links, what goes out, what comes in, one turn at a time between two breaths.
+
+    link ── messages ──► receiver (life, number) ──► subscriber (whose, epoch, copy) ──► sink
+    source ──► publisher (copies, changes) ──► sender (life, number, in flight) ──► link
+
+A turn takes `TURN_NS` at most, but for the piece that is in hand. It reads first, so that acknowledgements are young, and what
+it sends is always of the instant after the last breath.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from replication import verify
+from replication.frames import Frame, Refused, decode, none_refused
+from replication.keys import Key
+from replication.link import Link, Message
+from replication.protocol import ALIVE, CLOSED, SILENT, Comparison, Evidence, Fields, Heard, Lag, Peer, Settings
+from replication.publisher import PHASES, Publisher
+from replication.receiver import Receiver
+from replication.sender import Sender, age
+from replication.subscriber import Subscriber
+from replication.tables import Sink, Source
+from replication.verify import Verification
+
+READ_NS, TURN_NS = 750_000, 1_500_000  # of a turn: until when messages are read, until when anything new is begun
+LOOK_EVERY = 3  # ticks between looks at what is rare: answers, connections, keys
+CRASH_WITHIN = 200  # ticks: a connection that ends so soon after a frame was ended by a kernel, not by a timeout of ours
+LATE_AT_MOST = 100  # ticks in which all is read that was on its way when a connection ended
+HEARD_AT_MOST = 1024
+
+_ANSWERS_AT_ONCE = 32  # of a peer
+
+
+class Exchange:
+    """See `protocol.Exchange`. `clock`: nanoseconds, only for how long a turn takes."""
+
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        me: Peer,
+        key: Key,
+        settings: Settings = Settings(),  # noqa: B008 - a tuple
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self.refused = none_refused()
+        self.longest_turn_ns = self.turns = 0
+        self._source, self._sink, self._settings, self._clock = source, sink, settings, clock
+        self._link = Link(me, key, settings.cpus, self.refused)
+        self._publisher = Publisher(source, settings)
+        self._subscriber = Subscriber(sink, self._hear)
+        self._senders: dict[str, Sender] = {}
+        self._receivers: dict[str, Receiver] = {}
+        self._seen: dict[str, int] = {}  # by peer: tick of the last frame
+        self._closed: dict[str, int] = {}  # by peer: tick at which its kernel ended the connection
+        self._heard: list[Heard] = []
+        self._verifications: dict[tuple[int, str], Verification] = {}
+        self._until = self._looked = self._now = 0
+
+    # --- peers ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def endpoint(self) -> str:
+        """Where peers connect to."""
+        return self._link.endpoint
+
+    def meet(self, peer: Peer, now: int) -> None:
+        """Let a peer in and connect to it."""
+        self._link.meet(peer)
+        self._senders[peer.name] = Sender(peer.name, self._link, now)
+        self._receivers[peer.name] = Receiver(peer.name, self._link, self.refused)
+
+    def part(self, peer: str) -> None:
+        """Forget a peer, and all streams to it and copies from it."""
+        for stream in [stream for stream in self._publisher.all() if stream.sender.peer == peer]:
+            self.stream(stream.shard, peer, False)
+        self._subscriber.part(peer)
+        self._link.part(peer)
+        del self._senders[peer], self._receivers[peer]
+        self._seen.pop(peer, None)
+        self._closed.pop(peer, None)
+
+    def descriptors(self) -> list[int]:
+        """To wait for while idle, at most until `due`."""
+        return self._link.descriptors()
+
+    def due(self, now: int) -> int:
+        """Ticks that may pass before the next turn, if nothing comes."""
+        return self._settings.batch
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._link.close()
+
+    # --- what the conductor asks for: see protocol.Exchange ----------------------------------------------------------------
+
+    def tell(self, peer: str, kind: str, fields: Fields) -> bool:
+        """See `protocol.Exchange`."""
+        frame = Frame("told", fields={"t": kind, "f": fields})
+        return peer in self._senders and self._senders[peer].put(frame, b"", self._now, self._now)
+
+    def heard(self) -> list[Heard]:
+        """See `protocol.Exchange`."""
+        heard, self._heard = self._heard, []
+        return heard
+
+    def evidence(self, peer: str, now: int) -> Evidence:
+        """See `protocol.Exchange`."""
+        if peer in self._closed:
+            return CLOSED
+        if peer not in self._seen or age(now, self._seen[peer]) > self._settings.dead_after:
+            return SILENT
+        return ALIVE
+
+    def stream(self, shard: int, peer: str, on: bool, everything: bool = False, snapshot: bool = True) -> None:
+        """See `protocol.Exchange`."""
+        self._publisher.stream(shard, self._senders[peer], on, everything, snapshot, self._now)
+
+    def accept(self, shard: int, peer: str | None, epoch: int = 0, union: bool = False) -> None:
+        """See `protocol.Exchange`."""
+        self._subscriber.accept(shard, peer, epoch, union)
+
+    def synced(self, shard: int, peer: str) -> bool:
+        """See `protocol.Exchange`."""
+        return self._publisher.synced(shard, peer, self._now)
+
+    def complete(self, shard: int, peer: str) -> bool:
+        """Whether our copy of what the peer streams is whole, and its link misses nothing."""
+        copy, receiver = self._subscriber.get(shard), self._receivers.get(peer)
+        if copy is None or copy.peer != peer or receiver is None:
+            return False
+        return bool(copy.installed) and copy.installed == copy.series and not receiver.broken
+
+    def flushed(self, shard: int, peer: str) -> bool:
+        """See `protocol.Exchange`."""
+        return self._publisher.flushed(shard, peer)
+
+    def lag(self, shard: int, peer: str) -> Lag:
+        """See `protocol.Exchange`."""
+        return self._publisher.lag(shard, peer, self._now)
+
+    def resync(self, shard: int, peer: str) -> None:
+        """See `protocol.Exchange`."""
+        copy = self._subscriber.get(shard)
+        if copy is not None and copy.peer == peer and copy.series:
+            self._receivers[peer].answer(Frame("resync", shard=shard, series=copy.series))
+
+    def verify(self, shard: int, peer: str) -> None:
+        """Begin to compare our copy with the peer's; ValueError where we do not stream it there, in sync."""
+        stream = self._publisher.get(shard, peer)
+        if stream is None or not self.synced(shard, peer):
+            raise ValueError(f"shard {shard} has no copy in sync at {peer}; `krononat shard list` tells who has one")
+        self._verifications[shard, peer] = Verification(shard, stream.life, self._source, self._now)
+
+    def compared(self, shard: int, peer: str) -> Comparison | None:
+        """How far the last `verify` is; None where there was none."""
+        found = self._verifications.get((shard, peer))
+        return found.result() if found else None
+
+    # --- a turn -----------------------------------------------------------------------------------------------------------
+
+    def turn(self, now: int) -> bool:
+        """See `protocol.Exchange`."""
+        begun = self._clock()
+        self._now = now
+        self._until = begun + READ_NS
+        more = self._read(now)
+        if age(now, self._looked) >= LOOK_EVERY:
+            self._looked = now
+            self._look(now)
+        self._until = begun + TURN_NS
+        more |= self._subscriber.turn(now, self._spare, self._receivers)
+        for peer, receiver in self._receivers.items():
+            receiver.acknowledge(now, self._subscriber.installed(peer))
+        for sender in self._senders.values():
+            sender.turn(now, self._publisher.told_in_pings(sender))
+        more |= self._publisher.turn(now, self._spare)
+        self._verify(now)
+        self.turns += 1
+        self.longest_turn_ns = max(self.longest_turn_ns, self._clock() - begun)
+        return more
+
+    def _spare(self) -> bool:
+        return self._clock() < self._until
+
+    def _read(self, now: int) -> bool:
+        """Messages of peers. True: time ran out before there was none left."""
+        while (message := self._link.fetch()) is not None:
+            self._try(self._take, message, now)
+            if not self._spare():
+                return True
+        return False
+
+    def _look(self, now: int) -> None:
+        """Answers, and what happened to connections."""
+        for peer in self._senders:
+            for _ in range(_ANSWERS_AT_ONCE):
+                message = self._link.fetch_answer(peer)
+                if message is None:
+                    break
+                self._try(self._take_answer, message, now)
+        changes = self._link.look()
+        for peer in changes.begun:
+            self._senders[peer].connected(now)
+        for peer in changes.ended:
+            self._senders[peer].over()
+            if peer in self._seen and age(now, self._seen[peer]) < CRASH_WITHIN:
+                self._closed[peer] = now
+
+    def _try(self, take: Callable[[Message, Frame, int], None], message: Message, now: int) -> None:
+        """Take a message; whatever is wrong with it is counted."""
+        try:
+            frame = decode(message.header, message.body.data)
+            self._note_life(message, now)
+            take(message, frame, now)
+        except Refused as refused:
+            self.refused[refused.reason] += 1
+
+    def _note_life(self, message: Message, now: int) -> None:
+        """A frame shows that its peer lives; not one that was still on its way when the connection ended."""
+        peer = message.peer
+        self._seen[peer] = now
+        if peer in self._closed:
+            receiver, late = self._receivers.get(peer), age(now, self._closed[peer]) > LATE_AT_MOST
+            if late or (message.way and receiver is not None and message.way != receiver.way):
+                del self._closed[peer]
+
+    # --- what comes in ----------------------------------------------------------------------------------------------------
+
+    def _take(self, message: Message, frame: Frame, now: int) -> None:
+        """What peers send of their own accord."""
+        receiver = self._receivers.get(message.peer)
+        if receiver is None:
+            raise Refused("foreign")
+        if frame.kind == "open":
+            receiver.open(frame, message.way)
+        elif frame.kind == "ping" and frame.life == 0:
+            return  # it has no life yet; that it is there was noted
+        elif frame.kind == "ping" or frame.numbered:
+            if receiver.admit(frame, message.way, len(message.body), now):
+                self._subscriber.began(message.peer)
+            self._take_numbered(receiver, message, frame, now)
+        else:
+            raise Refused("malformed")
+
+    def _take_numbered(self, receiver: Receiver, message: Message, frame: Frame, now: int) -> None:
+        if frame.kind == "ping":
+            if not receiver.broken:
+                self._subscriber.missing(receiver, frame.fields)
+        elif frame.kind == "told":
+            self._hear(_told(message.peer, frame.fields))
+        else:
+            copy = self._subscriber.copy_for(message.peer, frame)
+            if frame.kind == "compare":
+                fields = verify.answer(self._sink, frame, message.body, self._source.extent)
+                receiver.answer(Frame("compared", shard=frame.shard, fields=fields))
+            else:
+                self._subscriber.apply(copy, frame, message.body, now)
+
+    def _take_answer(self, message: Message, frame: Frame, now: int) -> None:
+        """What peers say to what we sent."""
+        sender = self._senders[message.peer]
+        if frame.kind == "opened":
+            sender.opened(frame, now)
+        elif frame.kind == "broken":
+            sender.missed(frame)
+        elif not sender.life or frame.life != sender.life:
+            raise Refused("stale")
+        elif frame.kind == "ack":
+            self._take_ack(sender, frame, now)
+        elif frame.kind == "resync":
+            self._publisher.asked(sender, frame.shard, frame.series)
+        elif frame.kind == "compared" and (frame.shard, message.peer) in self._verifications:
+            self._verifications[frame.shard, message.peer].answered(frame.fields, now)
+        else:
+            raise Refused("malformed")
+
+    def _take_ack(self, sender: Sender, frame: Frame, now: int) -> None:
+        installed = frame.fields.get("i", {})
+        if not isinstance(installed, dict):
+            raise Refused("malformed")
+        sender.acknowledge(frame, now)
+        for shard, series in installed.items():
+            self._publisher.installed(sender, shard, series)
+
+    def _hear(self, heard: Heard) -> None:
+        if len(self._heard) >= HEARD_AT_MOST:
+            self.refused["deaf"] += 1
+        else:
+            self._heard.append(heard)
+
+    # --- comparing --------------------------------------------------------------------------------------------------------
+
+    def _verify(self, now: int) -> None:
+        """Ask one question, if all changes of the shard have just been sent."""
+        for (shard, peer), verification in self._verifications.items():
+            if verification.done:
+                continue
+            stream = self._publisher.get(shard, peer)
+            if stream is None or stream.life != verification.life or stream.sender.life != verification.life:
+                verification.give_up("the link to the peer began anew meanwhile; ask again")
+            elif self._publisher.flushed(shard, peer) and stream.sender.ready:
+                self._publisher.ask(stream, verification.question(now), now)
+
+    # --- what is told -----------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """What people and metrics want to know; plain values."""
+        return {
+            "endpoint": self.endpoint,
+            "refused": dict(self.refused),
+            "refused_records": self._subscriber.refused_records,
+            "records_applied": self._subscriber.records,
+            "eagain": self._link.again,
+            "lapped": self._publisher.lapped,
+            "turns": self.turns,
+            "longest_turn_us": self.longest_turn_ns // 1000,
+            "links": {peer: self._link_status(peer) for peer in self._senders},
+            "streams": [self._stream_status(shard, peer) for shard, peer in self._publisher.names()],
+        }
+
+    def _link_status(self, peer: str) -> dict[str, Any]:
+        sender, receiver = self._senders[peer], self._receivers[peer]
+        return {
+            "evidence": self.evidence(peer, self._now),
+            "open": bool(sender.life),
+            "lives": sender.lives,
+            "stale": sender.stale,
+            "broken": sender.broken,
+            "frames_sent": sender.frames,
+            "records_sent": sender.records,
+            "bytes_sent": sender.bytes,
+            "lag_ms": {f"p{part}": sender.percentile(part / 100) for part in (50, 99, 100)},
+            "gaps": receiver.gaps,
+            "frames_received": receiver.frames,
+            "bytes_received": receiver.bytes,
+        }
+
+    def _stream_status(self, shard: int, peer: str) -> dict[str, Any]:
+        stream = self._publisher.get(shard, peer)
+        assert stream is not None
+        return {
+            "shard": shard,
+            "peer": peer,
+            "phase": PHASES[stream.phase],
+            "in_sync": self.synced(shard, peer),
+            "resyncs": stream.resyncs,
+            "lag": self.lag(shard, peer)._asdict(),
+        }
+
+
+def _told(peer: str, fields: Fields) -> Heard:
+    kind, told = fields.get("t"), fields.get("f")
+    if not isinstance(kind, str) or not isinstance(told, dict) or not all(isinstance(key, str) for key in told):
+        raise Refused("malformed")
+    return Heard(peer, kind, told)

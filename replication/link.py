@@ -1,0 +1,248 @@
+"""Sockets: one ROUTER that peers connect to, one DEALER for each peer. Nothing here ever waits.
+
+What a core has to tell a peer goes from its DEALER to the peer's ROUTER; acknowledgements and requests come back the same way.
+Whose a connection is, its key says (CURVE; ZeroMQ asks us by ZAP which keys may come in), never a name in a message: two
+connections with one key are two, and neither can take the other's place.
+
+ZeroMQ encrypts, sends and receives in a thread of its own, which is kept off the worker's CPU. Its queues are short and end
+with the connection: that `send` took a message says nothing about its arrival.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import zmq
+from zmq.utils import z85
+
+from replication.frames import BODY_AT_MOST, HEADER_AT_MOST, Body, Counts
+from replication.keys import Key
+from replication.protocol import Peer
+from shards.state import Array
+
+HIGH_WATER = 64  # messages in each queue of ZeroMQ's, at most BODY_AT_MOST each
+_HEARTBEAT, _HEARTBEAT_TIMEOUT, _HANDSHAKE_AT_MOST = 100, 300, 2000  # ms
+_RECONNECT, _RECONNECT_AT_MOST = 20, 200  # ms
+_PARTS_AT_MOST = 64  # of a message nobody asked for that are thrown away at one go
+_ASKED_AT_MOST = 16  # ZAP questions and monitor events at one go
+
+_ZAP_ADDRESS, _ZAP_DOMAIN = "inproc://zeromq.zap.01", b"krononat"
+_REFUSED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+_ENDED = int(zmq.Event.DISCONNECTED)
+_BEGUN = int(zmq.Event.HANDSHAKE_SUCCEEDED)
+
+
+class Message(NamedTuple):
+    """A message as it came. Its body is a view of the link's one buffer: valid until the next one is fetched."""
+
+    peer: str
+    way: bytes  # of the connection it came by, for the answer; empty: it is an answer itself
+    header: bytes
+    body: Array
+
+
+class Changes(NamedTuple):
+    """Connections of ours, by peer."""
+
+    begun: list[str]
+    ended: list[str]
+
+
+class Link:
+    """All sockets of a core."""
+
+    def __init__(self, me: Peer, key: Key, cpus: tuple[int, ...], refused: Counts) -> None:
+        self.refused = refused
+        self.again = 0  # messages that ZeroMQ did not take at once
+        self._key = key
+        self._names: dict[bytes, str] = {}  # by public key, 32 bytes: who may come in
+        self._whose: dict[bytes, str] = {}  # by way
+        self._dealers: dict[str, zmq.Socket[bytes]] = {}
+        self._monitors: dict[str, zmq.Socket[bytes]] = {}
+        self._skipping: zmq.Socket[bytes] | None = None
+        self._body = np.zeros(BODY_AT_MOST + 8, np.uint8)
+        self._header = bytearray(HEADER_AT_MOST + 1)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        for cpu in cpus:
+            self._context.set(zmq.THREAD_AFFINITY_CPU_ADD, cpu)
+        self._zap = self._context.socket(zmq.ROUTER)
+        self._zap.bind(_ZAP_ADDRESS)
+        self._router = self._listen(me.endpoint)
+        self._knocks = self._router.get_monitor_socket(_REFUSED)
+
+    # --- making -----------------------------------------------------------------------------------------------------------
+
+    def _listen(self, endpoint: str) -> zmq.Socket[bytes]:
+        router = self._context.socket(zmq.ROUTER)
+        _set(router)
+        router.set(zmq.ROUTER_MANDATORY, 1)  # an answer to nobody is an error that is seen
+        router.set(zmq.CURVE_SERVER, 1)
+        router.set(zmq.CURVE_SECRETKEY, self._key.secret)
+        router.set(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
+        try:
+            router.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._context.destroy(0)
+            raise OSError(error.errno, f"cannot listen for replication at {endpoint}: {error.strerror}") from None
+        return router
+
+    @property
+    def endpoint(self) -> str:
+        """Where peers connect to."""
+        return bytes(self._router.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+
+    def meet(self, peer: Peer) -> None:
+        """Let a peer in, and connect to it, now and whenever the connection has ended."""
+        self._names[z85.decode(peer.public_key)] = peer.name
+        dealer = self._context.socket(zmq.DEALER)
+        _set(dealer)
+        dealer.set(zmq.CURVE_SERVERKEY, peer.public_key)
+        dealer.set(zmq.CURVE_PUBLICKEY, self._key.public)
+        dealer.set(zmq.CURVE_SECRETKEY, self._key.secret)
+        self._monitors[peer.name] = dealer.get_monitor_socket(_BEGUN | _ENDED)
+        dealer.connect(peer.endpoint)
+        self._dealers[peer.name] = dealer
+
+    def part(self, peer: str) -> None:
+        """Forget a peer: the map has it no longer."""
+        self._names = {key: name for key, name in self._names.items() if name != peer}
+        self._whose = {way: name for way, name in self._whose.items() if name != peer}
+        if peer in self._dealers:
+            self._dealers[peer].disable_monitor()
+            del self._monitors[peer]
+            self._dealers.pop(peer).close(0)
+
+    def descriptors(self) -> list[int]:
+        """To wait for while idle. They tell of news only; after each wake all messages must be fetched."""
+        sockets = [self._router, self._zap, *self._dealers.values(), *self._monitors.values()]
+        return [int(socket.get(zmq.FD)) for socket in sockets]
+
+    def close(self) -> None:
+        """Let go of everything at once; what was not sent is lost."""
+        self._context.destroy(0)
+
+    # --- sending ----------------------------------------------------------------------------------------------------------
+
+    def send(self, peer: str, header: bytes, body: Body = b"") -> bool:
+        """Hand a message for the peer to ZeroMQ. False: not taken, since it is not connected or the queue is full."""
+        return self._send(self._dealers[peer], b"", header, body)
+
+    def answer(self, way: bytes, header: bytes) -> bool:
+        """The same, back to where a message came from."""
+        return self._send(self._router, way, header, b"")
+
+    def _send(self, socket: zmq.Socket[bytes], way: bytes, header: bytes, body: Body) -> bool:
+        try:
+            if way:
+                socket.send(way, zmq.DONTWAIT | zmq.SNDMORE)
+            socket.send(header, zmq.DONTWAIT | zmq.SNDMORE)
+            socket.send(body, zmq.DONTWAIT)
+        except zmq.ZMQError:  # full, or gone; either way it is not sent
+            self.again += 1
+            return False
+        return True
+
+    # --- receiving --------------------------------------------------------------------------------------------------------
+
+    def fetch(self) -> Message | None:
+        """The next message of any peer, in the order of each."""
+        if self._skipping is not None or not _readable(self._router):
+            self._skip()
+            return None
+        first = self._router.recv(zmq.DONTWAIT, copy=False)
+        way = first.bytes
+        if way not in self._whose:
+            self._whose[way] = str(first.get("User-Id"))
+            self._forget_ways()
+        return self._rest(self._router, self._whose[way], way)
+
+    def fetch_answer(self, peer: str) -> Message | None:
+        """The next answer of a peer."""
+        dealer = self._dealers[peer]
+        if self._skipping is not None or not _readable(dealer):
+            self._skip()
+            return None
+        return self._rest(dealer, peer, b"")
+
+    def _rest(self, socket: zmq.Socket[bytes], peer: str, way: bytes) -> Message:
+        """Header and body; what consists of anything else is thrown away."""
+        length = socket.recv_into(self._header, flags=zmq.DONTWAIT)
+        size, parts = 0, 1
+        if socket.get(zmq.RCVMORE):
+            size, parts = socket.recv_into(self._body.data, flags=zmq.DONTWAIT), 2
+            if socket.get(zmq.RCVMORE):
+                self._skipping, parts = socket, 3
+                self._skip()
+        if parts != 2 or length > HEADER_AT_MOST or size > BODY_AT_MOST:
+            return Message(peer, way, b"", self._body[:0])  # which no frame is
+        return Message(peer, way, bytes(memoryview(self._header)[:length]), self._body[:size])
+
+    def _skip(self) -> None:
+        """Throw away more parts of a message than it should have; a bounded number at a time, since it may have any."""
+        for _ in range(_PARTS_AT_MOST):
+            if self._skipping is None:
+                return
+            if not self._skipping.get(zmq.RCVMORE):
+                self._skipping = None
+                return
+            self._skipping.recv_into(bytearray(1), flags=zmq.DONTWAIT)
+
+    def _forget_ways(self) -> None:
+        """A way is one connection; of ended ones only so many are remembered."""
+        while len(self._whose) > 16 * (1 + len(self._dealers)):
+            del self._whose[next(iter(self._whose))]
+
+    # --- watching ---------------------------------------------------------------------------------------------------------
+
+    def look(self) -> Changes:
+        """Let in who may come in; which connections of ours have begun and ended since the last look."""
+        for _ in range(_ASKED_AT_MOST):
+            if not _readable(self._zap):
+                break
+            self._admit(self._zap.recv_multipart(zmq.DONTWAIT))
+        for _, _ in _events(self._knocks):
+            self.refused["key"] += 1
+        changes = Changes([], [])
+        for peer, monitor in self._monitors.items():
+            for event, _ in _events(monitor):
+                (changes.begun if event == _BEGUN else changes.ended).append(peer)
+        return changes
+
+    def _admit(self, question: list[bytes]) -> None:
+        """Answer ZeroMQ's question (ZAP, RFC 27) whether a key may come in."""
+        route, empty, version, number, _, _, _, mechanism, *credentials = question
+        name = self._names.get(credentials[0]) if mechanism == b"CURVE" and credentials else None
+        verdict = [b"200", b"OK", name.encode()] if name else [b"400", b"not in the map", b""]
+        self._zap.send_multipart([route, empty, version, number, *verdict, b""], zmq.DONTWAIT)
+
+
+def _set(socket: zmq.Socket[bytes]) -> None:
+    """What both kinds have in common."""
+    for option, value in (
+        (zmq.SNDHWM, HIGH_WATER),
+        (zmq.RCVHWM, HIGH_WATER),
+        (zmq.MAXMSGSIZE, BODY_AT_MOST + 1024),
+        (zmq.LINGER, 0),
+        (zmq.IMMEDIATE, 1),  # no queue before there is a connection
+        (zmq.HEARTBEAT_IVL, _HEARTBEAT),
+        (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT),
+        (zmq.HANDSHAKE_IVL, _HANDSHAKE_AT_MOST),
+        (zmq.RECONNECT_IVL, _RECONNECT),
+        (zmq.RECONNECT_IVL_MAX, _RECONNECT_AT_MOST),
+    ):
+        socket.set(option, value)
+
+
+def _readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _events(monitor: zmq.Socket[bytes]) -> list[tuple[int, int]]:
+    """What a monitor has seen: events and their values."""
+    seen: list[tuple[int, int]] = []
+    while len(seen) < _ASKED_AT_MOST and _readable(monitor):
+        event, value = struct.unpack("=hi", monitor.recv_multipart(zmq.DONTWAIT)[0])
+        seen.append((event, value))
+    return seen

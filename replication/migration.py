@@ -1,0 +1,160 @@
+"""Moving a shard to another core while packets flow: what the old owner does, step by step; pure.
+
+    join      name the target as a guest, until it wants our rows
+    sync      send it everything, half-open connections too, until it lags no more
+    release   name it as our backup instead of the one before, until that has let go of its side and the target has it
+    pause     create nothing more (misses are held), until every row is on its way
+    handover  name the next epoch, until the target says that it has it
+    drain     pass misses on to it, until no packet comes here any more
+    done / failed
+
+Up to `pause` everything can be undone by naming the old backup again. From `handover` on the rules of `roles` hold whatever
+dies: the target has the next epoch or has not. Where it does not say so in time we go on, two epochs further: the higher one
+wins.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from replication.roles import Post, Told
+from shards.state import ACTIVE, DRAINING, NO_SIDE
+
+JOIN, SYNC, RELEASE, PAUSE, HANDOVER, DRAIN, DONE, FAILED = PHASES = (
+    "join", "sync", "release", "pause", "handover", "drain", "done", "failed",
+)  # fmt: skip
+
+# Ticks that a phase may take; a shard of ten million sessions takes half a minute to copy.
+PATIENCE = {JOIN: 5_000, SYNC: 300_000, RELEASE: 5_000, PAUSE: 300}
+
+
+class Move(NamedTuple):
+    """A shard on its way."""
+
+    shard: int
+    source: str
+    target: str
+    successor: str  # its backup afterwards
+    before: str  # its backup before
+    began: int  # tick
+    since: int  # tick at which the phase began
+    phase: str = JOIN
+    why: str = ""  # of a failure
+    # What was measured.
+    sessions: int = 0  # when it was handed over
+    paused_at: int = 0
+    taken_at: int = 0
+    ended_at: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.phase in (DONE, FAILED)
+
+
+class Seen(NamedTuple):
+    """What the old owner sees of the world."""
+
+    target: Told
+    before: Told | None  # the old backup
+    synced: bool  # the target lags no more
+    flushed: bool  # nothing is left to be sent to it
+    sessions: int
+
+
+def plan(shard: int, me: str, post: Post, target: Told, now: int, successor: str = "") -> Move:
+    """The move of a shard of ours; one that is refused is born failed, and says why."""
+    move = Move(shard, me, target.name, successor or me, post.backup, now, now)
+    if why := _refuse(me, post, target):
+        return move._replace(phase=FAILED, why=why, ended_at=now)
+    return move._replace(phase=SYNC if target.name == post.backup else JOIN)
+
+
+def _refuse(me: str, post: Post, target: Told) -> str:
+    if post.role != ACTIVE:
+        return f"{me} has not the authority over it" + (f"; {post.authority} has" if post.authority else "")
+    if target.name == me:
+        return "it is there already"
+    if target.evidence != "alive":
+        return f"{target.name} is {target.evidence}"
+    if post.side == NO_SIDE:
+        return "its sides are being swapped; try again"
+    return ""
+
+
+def step(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
+    """The move and our post a moment later."""
+    if move.over:
+        return move, post
+    if move.phase != DRAIN and (why := _interrupted(move, post, seen, now)):
+        return _fail(move, post, why, now)
+    return _STEPS[move.phase](move, post, seen, now)
+
+
+def _interrupted(move: Move, post: Post, seen: Seen, now: int) -> str:
+    if move.phase == HANDOVER:
+        return "" if post.role == DRAINING else f"{move.target} did not say that it has it; {move.source} goes on"
+    if post.role not in (ACTIVE, DRAINING):
+        return f"{move.source} has lost the authority"
+    if seen.target.evidence != "alive":
+        return f"{move.target} is {seen.target.evidence}"
+    if now - move.since > PATIENCE[move.phase]:
+        return f"{_WAITED_FOR[move.phase].format(move)} within {PATIENCE[move.phase] / 1000:g} s"
+    return ""
+
+
+_WAITED_FOR = {
+    JOIN: "{0.target} did not ask for the rows",
+    SYNC: "{0.target} did not have all rows",
+    RELEASE: "{0.before}, its backup, did not let go of its ports",
+    PAUSE: "what was left could not be sent",
+}
+
+
+def _fail(move: Move, post: Post, why: str, now: int) -> tuple[Move, Post]:
+    if post.role == DRAINING and move.phase == PAUSE:  # nothing was said yet
+        post = post._replace(role=ACTIVE, since=now, taker="")
+    if post.role == ACTIVE:
+        post = post._replace(backup=move.before, guest="")
+    return move._replace(phase=FAILED, why=why, since=now, ended_at=now), post
+
+
+def _join(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
+    if seen.target.wants and seen.target.epoch == post.epoch:
+        return move._replace(phase=SYNC, since=now), post
+    return move, post._replace(guest=move.target)
+
+
+def _sync(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
+    if not seen.synced:
+        return move, post
+    return move._replace(phase=RELEASE, since=now), post._replace(backup=move.target, guest="")
+
+
+def _release(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
+    if seen.target.side in (NO_SIDE, post.side):
+        return move, post
+    paused = post._replace(role=DRAINING, taker=move.target, authority="", since=now)
+    return move._replace(phase=PAUSE, since=now, paused_at=now), paused
+
+
+def _pause(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
+    """The handover itself is said by whoever carries this out, in the same stream behind the last row."""
+    if not seen.flushed:
+        return move, post
+    return move._replace(phase=HANDOVER, since=now, sessions=seen.sessions), post._replace(since=now)
+
+
+def _handover(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
+    if post.authority == move.target:
+        return move._replace(phase=DRAIN, since=now, taken_at=now), post
+    return move, post
+
+
+def _drain(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
+    if post.role == DRAINING:
+        return move, post
+    return move._replace(phase=DONE, since=now, ended_at=now), post
+
+
+_STEPS = {JOIN: _join, SYNC: _sync, RELEASE: _release, PAUSE: _pause, HANDOVER: _handover, DRAIN: _drain}

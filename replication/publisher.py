@@ -1,0 +1,321 @@
+"""What is sent to whom: copies, then changes, in one stream for each shard and peer.
+
+    WAITING ── begin ──► ROWS ──► HOLDS ── end ──► SENT ── the peer has it all ──► SYNCED
+       ▲                                                                             │
+       └────────── a new life of the link, too much missed, or the peer asks ────────┘
+
+A copy is walked in pieces while changes flow in the same stream; what changes after its piece was sent follows as a change, so
+the newer always comes later. Within one frame: what ended, mappings, sessions. Rows are drained once for all peers of a shard.
+A peer that takes nothing is not waited for: its rows stay marked, which costs nothing, or its copy begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from replication.frames import BODY_AT_MOST, Frame
+from replication.protocol import Fields, Lag, Settings
+from replication.sender import Sender, age
+from replication.tables import BITMAP_ROWS, ORDER, Source
+from shards.state import SESSION_0, SESSION_1, Array
+
+WAITING, ROWS, HOLDS, SENT, SYNCED = range(5)
+PHASES = ("waiting", "rows", "holds", "sent", "synced")
+
+SWEEP = 10_000  # ticks in which every row's liveness is told once
+SMALL_LAG_S = 0.1
+
+_NOTHING: Array = np.zeros(0, np.uint8)
+
+
+class Stream:
+    """A shard on its way to one peer."""
+
+    def __init__(self, shard: int, sender: Sender, everything: bool) -> None:
+        self.shard, self.sender, self.everything = shard, sender, everything
+        self.phase = WAITING
+        self.series = 0  # names the copy
+        self.life = 0  # of the link, when the copy began
+        self.klass = self.cursor = 0
+        self.resyncs = 0  # copies after the first one
+
+    @property
+    def begun(self) -> bool:
+        """Whether changes go to it."""
+        return self.phase != WAITING
+
+    def restart(self) -> None:
+        """Begin anew with a copy."""
+        if self.begun:
+            self.resyncs += 1
+        self.phase = WAITING
+
+
+class Sweep:
+    """Where the telling of liveness stands in a shard."""
+
+    def __init__(self, now: int) -> None:
+        self.klass, self.row = SESSION_0, 0
+        self.since = self.began = self.at = now
+
+
+class Publisher:
+    """All streams of a core. `spare`: whether the turn has time left."""
+
+    def __init__(self, source: Source, settings: Settings) -> None:
+        self.lapped = 0  # times that tombstones were overwritten unread
+        self._source, self._settings = source, settings
+        self._streams: dict[int, dict[str, Stream]] = {}
+        self._sweeps: dict[int, Sweep] = {}
+        self._drained: dict[int, int] = {}  # by shard: when nothing was left
+        self._whole: set[int] = set()  # shards of which the last turn left nothing
+        self._body = np.zeros(BODY_AT_MOST, np.uint8)
+        self._series = 0
+        self._last_drain = 0
+
+    # --- what is asked for ------------------------------------------------------------------------------------------------
+
+    def stream(self, shard: int, sender: Sender, on: bool, everything: bool, snapshot: bool, now: int) -> None:
+        """See `Exchange.stream`."""
+        peers = self._streams.setdefault(shard, {})
+        if not on:
+            peers.pop(sender.peer, None)
+            if not peers:
+                del self._streams[shard]
+            return
+        known = peers.get(sender.peer)
+        if known is not None and (known.everything or not everything):
+            known.everything = everything
+            return
+        peers[sender.peer] = Stream(shard, sender, everything)
+        if not snapshot and sender.life:
+            self._begin(peers[sender.peer], now, snapshot=False)
+
+    def get(self, shard: int, peer: str) -> Stream | None:
+        """The stream, if there is one."""
+        return self._streams.get(shard, {}).get(peer)
+
+    def all(self) -> Iterator[Stream]:
+        """Every stream."""
+        for peers in self._streams.values():
+            yield from peers.values()
+
+    def names(self) -> list[tuple[int, str]]:
+        """Shard and peer of every stream."""
+        return [(stream.shard, stream.sender.peer) for stream in self.all()]
+
+    def ask(self, stream: Stream, question: tuple[Frame, Array] | None, now: int) -> None:
+        """Send a question of `verify` in the stream, behind what was just sent."""
+        if question is not None:
+            frame, body = question
+            told = self._frame("compare", stream, frame.counts, frame.fields)
+            stream.sender.put(told, body.data, now, now, chunk=True)
+
+    def asked(self, sender: Sender, shard: int, series: int) -> None:
+        """A peer misses the copy of this series."""
+        stream = self.get(shard, sender.peer)
+        if stream is not None and stream.begun and stream.series == series:
+            stream.restart()
+
+    def installed(self, sender: Sender, shard: int, series: int) -> None:
+        """A peer has the copy of this series, to its end."""
+        stream = self.get(shard, sender.peer)
+        if stream is not None and stream.phase == SENT and stream.series == series:
+            stream.phase = SYNCED
+
+    def told_in_pings(self, sender: Sender) -> dict[int, tuple[int, int]]:
+        """Series and epoch of each shard whose copy the peer should have heard of."""
+        mine = (stream for stream in self.all() if stream.sender is sender and stream.begun)
+        return {stream.shard: (stream.series, self._source.epoch(stream.shard)) for stream in mine}
+
+    def synced(self, shard: int, peer: str, now: int) -> bool:
+        """See `Exchange.synced`."""
+        stream = self.get(shard, peer)
+        if stream is None or stream.phase != SYNCED or stream.life != stream.sender.life:
+            return False
+        return self.lag(shard, peer, now).seconds <= SMALL_LAG_S
+
+    def flushed(self, shard: int, peer: str) -> bool:
+        """See `Exchange.flushed`."""
+        stream = self.get(shard, peer)
+        return stream is not None and stream.begun and shard in self._whole and stream.sender.idle
+
+    def lag(self, shard: int, peer: str, now: int) -> Lag:
+        """See `Exchange.lag`; changes that wait to be drained count."""
+        stream = self.get(shard, peer)
+        if stream is None:
+            return Lag(0, 0, 0.0)
+        records, size, seconds = stream.sender.lag(shard, now)
+        late = age(now, self._drained.get(shard, now))
+        if late > 2 * self._settings.batch + 2:
+            records, seconds = records + self._source.unsent(shard), max(seconds, late / 1000)
+        return Lag(records, size, seconds)
+
+    # --- a turn -----------------------------------------------------------------------------------------------------------
+
+    def turn(self, now: int, spare: Callable[[], bool]) -> bool:
+        """Begin, drain, copy, tell of liveness, as far as time and links allow. True: more could be done at once."""
+        self._whole.clear()
+        for stream in self.all():
+            if stream.begun and stream.life != stream.sender.life:
+                stream.restart()
+            if not stream.begun and stream.sender.ready:
+                self._begin(stream, now, snapshot=True)
+        more = False
+        if any(stream.begun for stream in self.all()) and age(now, self._last_drain) >= self._settings.batch:
+            more = self._drain(now, spare)
+        more |= self._copy(now, spare)
+        if spare():
+            self._sweep(now)
+        return more
+
+    def _begin(self, stream: Stream, now: int, snapshot: bool) -> None:
+        """Let the stream have all changes from now on, and a copy of what is there."""
+        shard = stream.shard
+        if not any(other.begun for other in self._streams[shard].values()):
+            self._source.mark(shard)
+            self._drained[shard] = now
+            if snapshot:
+                self._source.clean(shard)
+        self._series += 1
+        stream.series, stream.life = self._series, stream.sender.life
+        stream.klass = stream.cursor = 0
+        stream.phase = ROWS if snapshot else SENT
+        if not stream.sender.put(self._frame("begin", stream, fields={"w": int(snapshot)}), b"", now, now):
+            stream.phase = WAITING
+
+    def _frame(self, kind: str, stream: Stream, counts: tuple[int, ...] = (), fields: Fields | None = None) -> Frame:
+        epoch = self._source.epoch(stream.shard)
+        return Frame(kind, 0, 0, stream.shard, epoch, stream.series, counts, fields or {})
+
+    # --- changes ----------------------------------------------------------------------------------------------------------
+
+    def _drain(self, now: int, spare: Callable[[], bool]) -> bool:
+        """All that changed, as far as it can be sent. True: time ran out before."""
+        self._last_drain = now
+        left = [shard for shard in self._streams if self._can_drain(shard)]
+        if self._settings.threshold:
+            for shard in left:
+                self._source.ripen(shard, now)
+        while left:
+            left = [shard for shard in left if self._drain_once(shard, now) and self._can_drain(shard)]
+            if left and not spare():
+                self._last_drain = age(now, self._settings.batch)  # go on in the next turn
+                return True
+        return False
+
+    def _can_drain(self, shard: int) -> bool:
+        """Whether any peer can take it. One that cannot, while another can, begins anew if it misses too much."""
+        return any(stream.begun and stream.sender.ready for stream in self._streams[shard].values())
+
+    def _drain_once(self, shard: int, now: int) -> bool:
+        """One frame. True: there is more."""
+        ended = self._source.ended(shard)
+        if ended.lapped:
+            self.lapped += 1
+            for stream in self._streams[shard].values():
+                stream.restart()
+            return False
+        if ended.more:
+            self._send(shard, ended.rows, _NOTHING, _NOTHING, now)
+            return True
+        everything = any(stream.everything for stream in self._streams[shard].values() if stream.begun)
+        changed = self._source.changed(shard, everything, now)
+        self._send(shard, ended.rows, changed.mappings, changed.sessions, now)
+        if not changed.more:
+            self._drained[shard] = now
+            self._whole.add(shard)
+        return changed.more
+
+    def _send(self, shard: int, ended: Array, mappings: Array, sessions: Array, now: int) -> None:
+        """One frame to each peer that has a copy, or is getting one."""
+        size = self._join(ended, mappings, sessions)
+        if size == 0:
+            return
+        counts = (len(ended) // 8, len(mappings) // 32, len(sessions) // 64)
+        birth = self._drained.get(shard, now)
+        for stream in self._streams[shard].values():
+            if stream.begun and stream.life == stream.sender.life:
+                sent = stream.sender.put(self._frame("update", stream, counts), self._body[:size].data, now, birth)
+                if not sent:
+                    stream.restart()
+
+    def _join(self, *parts: Array) -> int:
+        at = 0
+        for part in parts:
+            self._body[at : at + len(part)] = part
+            at += len(part)
+        return at
+
+    # --- copies -----------------------------------------------------------------------------------------------------------
+
+    def _copy(self, now: int, spare: Callable[[], bool]) -> bool:
+        """Pieces of copies, in turn for each peer. True: time ran out before."""
+        copying = [stream for stream in self.all() if stream.phase in (ROWS, HOLDS)]
+        while copying:
+            for stream in copying:
+                if not spare():
+                    return True
+                if stream.sender.ready_for_chunk:
+                    self._piece(stream, now)
+            copying = [stream for stream in copying if stream.phase in (ROWS, HOLDS) and stream.sender.ready_for_chunk]
+        return False
+
+    def _piece(self, stream: Stream, now: int) -> None:
+        if stream.phase == HOLDS:
+            piece = self._source.holds(stream.shard, stream.cursor, now)
+            kind, size = "holds", len(piece.rows)
+            counts: tuple[int, ...] = (size // 12,)
+        else:
+            klass = ORDER[stream.klass]
+            piece = self._source.living(stream.shard, klass, stream.cursor, stream.everything, now)
+            kind, size = "update", len(piece.rows)
+            counts = (0, 0, size // 64) if klass in (SESSION_0, SESSION_1) else (0, size // 32, 0)
+        if len(piece.rows) and not stream.sender.put(self._frame(kind, stream, counts), piece.rows.data, now, now, chunk=True):
+            stream.restart()
+            return
+        stream.cursor = piece.row
+        if piece.row < 0:
+            self._next_part(stream, now)
+
+    def _next_part(self, stream: Stream, now: int) -> None:
+        """A class was walked to its end, or the holds were."""
+        stream.cursor = 0
+        if stream.phase == ROWS:
+            stream.klass += 1
+            if stream.klass == len(ORDER):
+                stream.phase = HOLDS
+            return
+        stream.phase = SENT
+        if not stream.sender.put(self._frame("end", stream), b"", now, now, chunk=True):
+            stream.restart()
+
+    # --- liveness ---------------------------------------------------------------------------------------------------------
+
+    def _sweep(self, now: int) -> None:
+        """Tell which sessions were seen alive, a piece at a time, so that no peer thinks them over."""
+        for shard, peers in self._streams.items():
+            synced = [stream for stream in peers.values() if stream.phase == SYNCED and stream.sender.ready]
+            sweep = self._sweeps.setdefault(shard, Sweep(now))
+            if not synced or age(sweep.at, now) - 1 < 1 << 31:
+                continue
+            spans = [self._source.extent(shard, klass) for klass in (SESSION_0, SESSION_1)]
+            self._tell(shard, sweep, spans, synced, now)
+
+    def _tell(self, shard: int, sweep: Sweep, spans: list[int], synced: list[Stream], now: int) -> None:
+        if sweep.row < spans[sweep.klass - SESSION_0]:
+            bits = self._source.refreshed(shard, sweep.klass, sweep.row, sweep.since, now)
+            fields = {"k": sweep.klass, "r": sweep.row}
+            if bits.any():
+                for stream in synced:
+                    stream.sender.put(self._frame("bitmap", stream, (BITMAP_ROWS,), fields), bits.data, now, now, chunk=True)
+            sweep.row += BITMAP_ROWS
+            sweep.at = now + max(1, SWEEP * BITMAP_ROWS // (sum(spans) + BITMAP_ROWS))
+        elif sweep.klass == SESSION_0:
+            sweep.klass, sweep.row = SESSION_1, 0
+        else:
+            sweep.klass, sweep.row = SESSION_0, 0
+            sweep.since, sweep.began = sweep.began, now
+            sweep.at = max(now + 1, sweep.since + SWEEP)

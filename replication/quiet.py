@@ -1,0 +1,41 @@
+"""Since when no packet of a shard has come here: an old owner lets go only then."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shards import census
+from shards.state import EXTENT_LINES, SESSION_0, SESSION_1, State
+
+
+class Quiet:
+    """Goes round and round over the sessions of a shard, a piece at a time."""
+
+    def __init__(self, state: State, shard: int, now: int) -> None:
+        self._state, self._shard = state, shard
+        self._at = (SESSION_0, 0)
+        rows = {klass: int(state.slabs[shard, klass]["extents"]) * EXTENT_LINES for klass in (SESSION_0, SESSION_1)}
+        self._packets = {klass: np.zeros(count, np.uint32) for klass, count in rows.items()}
+        self._lives = {klass: np.zeros(count, np.uint16) for klass, count in rows.items()}
+        self._shunted = int(state.shards[shard]["shunted"])
+        self._rounds, self._began = 0, now
+        self._stirred = now  # tick of the round in which a packet was seen last
+
+    def look(self, now: int, rows: int) -> None:
+        """A piece of the way."""
+        klass, first = self._at
+        moved, following = census.look(self._state, self._shard, klass, first, rows, self._packets[klass], self._lives[klass])
+        shunted = int(self._state.shards[self._shard]["shunted"])
+        if (moved and self._rounds) or shunted != self._shunted:
+            self._stirred, self._shunted = now, shunted
+        if following >= 0:
+            self._at = (klass, int(following))
+        elif klass == SESSION_0:
+            self._at = (SESSION_1, 0)
+        else:
+            self._at, self._began = (SESSION_0, 0), now
+            self._rounds += 1
+
+    def for_long(self, now: int, ticks: int) -> bool:
+        """Whether for so many ticks nothing came, as seen by rounds that were over by then."""
+        return self._rounds >= 2 and self._began - self._stirred >= ticks and now - self._stirred >= ticks

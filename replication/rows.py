@@ -1,0 +1,180 @@
+"""Source and sink over a core's memory: the compiled walks of `shards.gather` and `shards.apply`, with room made beforehand.
+
+Bitmaps with a bit per half-line are looked at by extent, since all rows of an extent are of one shard and class.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from replication.frames import BODY_AT_MOST
+from replication.tables import BITMAP_ROWS, COMPARED_ROWS, ORDER, Changed, Ended, Piece
+from shards import apply, digest, gather, slabs
+from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
+from shards.state import EXTENT_LINES, MAPPING_0, PERMISSION, Array, State
+
+SESSIONS_AT_ONCE, MAPPINGS_AT_ONCE, TOMBSTONES_AT_ONCE, HOLDS_AT_ONCE = 512, 512, 1024, 1024
+_FRAME = SESSIONS_AT_ONCE * 64 + MAPPINGS_AT_ONCE * 32 + TOMBSTONES_AT_ONCE * 8
+assert max(_FRAME, HOLDS_AT_ONCE * HOLD.itemsize) <= BODY_AT_MOST
+
+RIPENED_AT_ONCE = 8192  # sessions looked at
+ENDED_AT_ONCE = 2048  # rows looked at
+
+_DIRTY_EACH, _SUMMARY_EACH = 2 * EXTENT_LINES // 64, 2 * EXTENT_LINES // 64 // 64  # words for an extent
+_NONE: Array = np.zeros(0, np.uint64)
+_ALL: Array = np.zeros(COMPARED_ROWS // 64, np.uint64)
+
+
+class StateSource:
+    """The rows of a core, to be sent."""
+
+    def __init__(self, state: State, threshold: int) -> None:
+        self._state, self._threshold = state, threshold
+        self._dirty, self._summary = state.dirty.reshape(-1, _DIRTY_EACH), state.summary.reshape(-1, _SUMMARY_EACH)
+        self._sessions, self._mappings = np.zeros(SESSIONS_AT_ONCE, SESSION_RECORD), np.zeros(MAPPINGS_AT_ONCE, MAPPING_RECORD)
+        self._tombstones, self._holds = np.zeros(TOMBSTONES_AT_ONCE, TOMBSTONE), np.zeros(HOLDS_AT_ONCE, HOLD)
+        self._bits, self._digests = np.zeros(BITMAP_ROWS // 64, np.uint64), np.zeros(COMPARED_ROWS, np.uint64)
+        self._read: dict[int, int] = {}  # number of the next tombstone, by shard
+        self._ripe: dict[int, tuple[int, int]] = {}  # where the look for old enough sessions stands: class, row
+
+    def epoch(self, shard: int) -> int:
+        """See `Source`."""
+        return int(self._state.shards[shard]["epoch"])
+
+    def mark(self, shard: int) -> None:
+        """See `Source`."""
+        self._read[shard] = int(self._state.core[0]["tombstones"])
+
+    def clean(self, shard: int) -> None:
+        """See `Source`."""
+        self._dirty[extents(self._state, shard)] = 0
+
+    def ended(self, shard: int) -> Ended:
+        """See `Source`."""
+        count, self._read[shard] = gather.tombstones(self._state, shard, self._read[shard], self._tombstones)
+        if count == gather.LAPPED:
+            return Ended(flat(self._tombstones, 0), more=False, lapped=True)
+        return Ended(flat(self._tombstones, count), count == TOMBSTONES_AT_ONCE, lapped=False)
+
+    def changed(self, shard: int, everything: bool, now: int) -> Changed:
+        """See `Source`."""
+        given = self._state, shard, everything, self._threshold, now
+        sessions, mappings = gather.drain(*given, self._sessions, self._mappings)
+        more = bool(self._summary[extents(self._state, shard)].any())
+        return Changed(flat(self._mappings, mappings), flat(self._sessions, sessions), more)
+
+    def unsent(self, shard: int) -> int:
+        """See `Source`."""
+        return int(np.bitwise_count(self._dirty[extents(self._state, shard)]).sum())
+
+    def ripen(self, shard: int, now: int) -> None:
+        """See `Source`."""
+        klass, row = self._ripe.get(shard, (0, 0))
+        row = gather.sweep_young(self._state, shard, klass, row, self._threshold, now, RIPENED_AT_ONCE)
+        self._ripe[shard] = (klass, row) if row != gather.END else (1 - klass, 0)  # the two classes of sessions
+
+    def living(self, shard: int, klass: int, row: int, everything: bool, now: int) -> Piece:
+        """See `Source`."""
+        out = self._mappings if klass >= MAPPING_0 else self._sessions
+        count, row = gather.snapshot(self._state, shard, klass, row, everything, now, out)
+        return Piece(flat(out, count), row)
+
+    def holds(self, shard: int, cursor: int, now: int) -> Piece:
+        """See `Source`."""
+        count, cursor = gather.holds(self._state, shard, cursor, now, self._holds)
+        return Piece(flat(self._holds, count), cursor)
+
+    def extent(self, shard: int, klass: int) -> int:
+        """See `Source`."""
+        return int(gather.rows(self._state, shard, klass))
+
+    def refreshed(self, shard: int, klass: int, first: int, since: int, now: int) -> Array:
+        """See `Source`."""
+        gather.refreshed(self._state, shard, klass, first, since, now, self._bits)
+        return self._bits.view(np.uint8)
+
+    def compared(self, shard: int, klass: int, first: int, key: tuple[int, int]) -> tuple[Array, Array]:
+        """See `Source`. Rows that others are not told of have no digest, on either side; so only changes are left out."""
+        digests = _digests(self._state, shard, klass, first, key, self._digests)
+        return digests, self._changes(shard, klass, first)
+
+    def _changes(self, shard: int, klass: int, first: int) -> Array:
+        """A byte for each of COMPARED_ROWS rows: 1 where it is dirty."""
+        if first >= self.extent(shard, klass):
+            return np.zeros(COMPARED_ROWS, np.uint8)
+        step = 1 if klass >= MAPPING_0 else 2  # half-lines of a row
+        word = int(slabs.local_row(self._state, shard, klass, first)) * step // 64
+        words = self._state.dirty[word : word + COMPARED_ROWS * step // 64]
+        return np.unpackbits(words.view(np.uint8), bitorder="little")[::step]
+
+
+class StateSink:
+    """The replica of a core. Of rows seen there is one bitmap for all shards: their extents are never shared."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._seen = np.zeros(len(state.dirty), np.uint64)
+        self._walks: dict[int, tuple[int, int]] = {}  # of shards that get a snapshot: where `end_unseen` stands, class and row
+        self._digests = np.zeros(COMPARED_ROWS, np.uint64)
+
+    def begin(self, shard: int) -> None:
+        """See `Sink`."""
+        self._seen.reshape(-1, _DIRTY_EACH)[extents(self._state, shard)] = 0
+        self._walks[shard] = 0, 0
+
+    def end_unseen(self, shard: int, now: int) -> bool:
+        """See `Sink`."""
+        klass, row = self._walks[shard]
+        row = apply.end_unseen(self._state, shard, klass, row, self._seen, now, ENDED_AT_ONCE)
+        self._walks[shard] = (klass, row) if row != apply.END else (klass + 1, 0)
+        return self._walks[shard][0] == PERMISSION
+
+    def finish(self, shard: int) -> None:
+        """See `Sink`."""
+        self._walks.pop(shard, None)
+
+    def _seen_of(self, shard: int) -> Array:
+        return self._seen if shard in self._walks else _NONE
+
+    def apply_ended(self, shard: int, rows: Array, now: int) -> int:
+        """See `Sink`."""
+        records = rows.view(TOMBSTONE)
+        return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now))
+
+    def apply_mappings(self, shard: int, rows: Array, now: int) -> int:
+        """See `Sink`."""
+        records = rows.view(MAPPING_RECORD)
+        return int(apply.mappings(self._state, shard, records, len(records), self._seen_of(shard), now))
+
+    def apply_sessions(self, shard: int, rows: Array, now: int) -> int:
+        """See `Sink`."""
+        records = rows.view(SESSION_RECORD)
+        return int(apply.sessions(self._state, shard, records, len(records), self._seen_of(shard), now))
+
+    def apply_holds(self, shard: int, rows: Array, now: int) -> int:
+        """See `Sink`."""
+        records = rows.view(HOLD)
+        return int(apply.holds(self._state, shard, records, len(records), now))
+
+    def refresh(self, shard: int, klass: int, first: int, bits: Array, now: int) -> None:
+        """See `Sink`."""
+        apply.refresh(self._state, shard, klass, first, bits.view(np.uint64), now)
+
+    def digests(self, shard: int, klass: int, first: int, key: tuple[int, int]) -> Array:
+        """See `Sink`."""
+        return _digests(self._state, shard, klass, first, key, self._digests)
+
+
+def extents(state: State, shard: int) -> Array:
+    """The extents of a shard's sessions and mappings."""
+    return np.concatenate([state.extent_of[shard, klass, : state.slabs[shard, klass]["extents"]] for klass in sorted(ORDER)])
+
+
+def flat(records: Array, count: int) -> Array:
+    """The first records, as bytes."""
+    return records[:count].view(np.uint8)
+
+
+def _digests(state: State, shard: int, klass: int, first: int, key: tuple[int, int], rows: Array) -> Array:
+    digest.digest(state, shard, klass, np.uint64(key[0]), np.uint64(key[1]), first, first + COMPARED_ROWS, _ALL, rows)
+    return rows

@@ -1,0 +1,166 @@
+"""What is taken from whom: for each shard one peer at most, from a certain epoch on, one copy after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from replication.frames import Frame, Refused, whole
+from replication.protocol import Fields, Heard
+from replication.receiver import Receiver
+from replication.tables import BITMAP_ROWS, Sink
+from shards.state import CLASSES, Array
+
+_ROW_AT_MOST = 2**32 - BITMAP_ROWS
+
+
+class Copy:
+    """A shard that is taken from a peer."""
+
+    def __init__(self, shard: int, peer: str, epoch: int, union: bool) -> None:
+        self.shard, self.peer, self.epoch, self.union = shard, peer, epoch, union
+        self.series = 0  # of the copy that has begun, 0 none
+        self.ending = False  # its end was read; what was not seen is being ended
+        self.installed = 0  # series of the last one that is here to its end
+        self.ahead = epoch  # highest epoch that the conductor was told of
+
+
+class Subscriber:
+    """All copies of a core."""
+
+    def __init__(self, sink: Sink, heard: Callable[[Heard], None]) -> None:
+        self.refused_records = 0  # that cannot be
+        self.records = 0
+        self._sink, self._heard = sink, heard
+        self._copies: dict[int, Copy] = {}
+
+    def accept(self, shard: int, peer: str | None, epoch: int, union: bool) -> None:
+        """See `Exchange.accept`."""
+        copy = self._copies.get(shard)
+        if copy is not None and copy.peer == peer:
+            copy.epoch, copy.union, copy.ahead = epoch, union, max(copy.ahead, epoch)
+            return
+        if copy is not None:
+            self._sink.finish(shard)
+            del self._copies[shard]
+        if peer is not None:
+            self._copies[shard] = Copy(shard, peer, epoch, union)
+
+    def part(self, peer: str) -> None:
+        """Nothing is taken from this peer any more."""
+        for shard in [copy.shard for copy in self._copies.values() if copy.peer == peer]:
+            self.accept(shard, None, 0, False)
+
+    def get(self, shard: int) -> Copy | None:
+        """Whose rows of a shard are taken."""
+        return self._copies.get(shard)
+
+    def began(self, peer: str) -> None:
+        """A life of the peer's link has begun: its copies, whole or not, begin anew."""
+        for copy in self._copies.values():
+            if copy.peer == peer:
+                self._forget(copy)
+
+    def _forget(self, copy: Copy) -> None:
+        if copy.series and copy.installed != copy.series:
+            self._sink.finish(copy.shard)
+        copy.series = copy.installed = 0
+        copy.ending = False
+
+    def installed(self, peer: str) -> dict[int, int]:
+        """Series, by shard, of the peer's copies that are here to their end."""
+        return {copy.shard: copy.installed for copy in self._copies.values() if copy.peer == peer and copy.installed}
+
+    def missing(self, receiver: Receiver, fields: Fields) -> None:
+        """A ping tells what has begun; ask again for what we want of it and do not have."""
+        told = fields.get("s", {})
+        if not isinstance(told, dict):
+            raise Refused("malformed")
+        for copy in self._copies.values():
+            if copy.peer != receiver.peer or copy.shard not in told:
+                continue
+            series, epoch = _two(told[copy.shard])
+            self._note_epoch(copy, epoch)
+            if series != copy.series and epoch >= copy.epoch:
+                receiver.answer(Frame("resync", shard=copy.shard, series=series))
+
+    # --- frames -----------------------------------------------------------------------------------------------------------
+
+    def copy_for(self, peer: str, frame: Frame) -> Copy:
+        """The copy that a frame belongs to; `Refused` where there is none."""
+        copy = self._copies.get(frame.shard)
+        if copy is None or copy.peer != peer:
+            raise Refused("foreign")
+        if frame.epoch < copy.epoch:
+            raise Refused("old_epoch")
+        self._note_epoch(copy, frame.epoch)
+        if frame.kind != "begin" and frame.series != copy.series:
+            raise Refused("early")
+        return copy
+
+    def _note_epoch(self, copy: Copy, epoch: int) -> None:
+        if epoch > copy.ahead:
+            copy.ahead = epoch
+            self._heard(Heard(copy.peer, "ahead", {"shard": copy.shard, "epoch": epoch}))
+
+    def apply(self, copy: Copy, frame: Frame, body: Array, now: int) -> None:
+        """A frame of rows, or the begin or end of a copy."""
+        if frame.kind == "begin":
+            self._begin(copy, frame)
+        elif frame.kind == "update":
+            self._update(frame, body, now)
+        elif frame.kind == "holds":
+            self._count(frame.counts[0], self._sink.apply_holds(frame.shard, body, now))
+        elif frame.kind == "bitmap":
+            self._refresh(frame, body, now)
+        elif frame.kind == "end":
+            copy.ending = copy.installed != copy.series
+
+    def _begin(self, copy: Copy, frame: Frame) -> None:
+        snapshot = whole(frame.fields, "w", 1)
+        self._forget(copy)
+        copy.series = frame.series
+        if snapshot:
+            self._sink.begin(copy.shard)
+        else:
+            copy.installed = copy.series
+
+    def _update(self, frame: Frame, body: Array, now: int) -> None:
+        ended, mappings, sessions = frame.counts
+        first, second = 8 * ended, 8 * ended + 32 * mappings
+        if ended:
+            self._count(ended, self._sink.apply_ended(frame.shard, body[:first], now))
+        if mappings:
+            self._count(mappings, self._sink.apply_mappings(frame.shard, body[first:second], now))
+        if sessions:
+            self._count(sessions, self._sink.apply_sessions(frame.shard, body[second:], now))
+
+    def _count(self, told: int, taken: int) -> None:
+        self.records += told
+        self.refused_records += told - taken
+
+    def _refresh(self, frame: Frame, body: Array, now: int) -> None:
+        klass, first = whole(frame.fields, "k", CLASSES - 1), whole(frame.fields, "r", _ROW_AT_MOST)
+        if frame.counts[0] != BITMAP_ROWS or first % BITMAP_ROWS:
+            raise Refused("malformed")
+        self._sink.refresh(frame.shard, klass, first, body, now)
+
+    # --- the end of a copy ------------------------------------------------------------------------------------------------
+
+    def turn(self, now: int, spare: Callable[[], bool], receivers: dict[str, Receiver]) -> bool:
+        """End what copies did not have, a piece at a time. True: there is more to do."""
+        for copy in self._copies.values():
+            while copy.ending:
+                if copy.union or self._sink.end_unseen(copy.shard, now):
+                    self._sink.finish(copy.shard)
+                    copy.ending, copy.installed = False, copy.series
+                    receivers[copy.peer].owe()
+                elif not spare():
+                    return True
+        return False
+
+
+def _two(told: object) -> tuple[int, int]:
+    if not isinstance(told, list) or len(told) != 2:
+        raise Refused("malformed")
+    fields = {"series": told[0], "epoch": told[1]}
+    return whole(fields, "series"), whole(fields, "epoch")

@@ -1,0 +1,270 @@
+"""A session that another core tells of becomes ours: its row, both tuples, its timer, our next hops for it (see `apply`)."""
+
+from __future__ import annotations
+
+from shards import cuckoo, journal, nat, ports, sessions, slabs, tcp, timers
+from shards.apply_mappings import (
+    external_of,
+    forgotten,
+    generation,
+    is_authority,
+    is_same_mapping,
+    known,
+    see,
+    settle,
+)
+from shards.jit import hot, whole
+from shards.native import Word, prefetch
+from shards.records import HAIRPIN
+from shards.state import (
+    ACTIVE,
+    DRAINING,
+    EXTERNAL,
+    FREE,
+    ICMP,
+    INTERNAL,
+    MAPPING_0,
+    MAPPING_1,
+    NAT_MAPPING,
+    NAT_SESSION,
+    SESSION_0,
+    SESSION_1,
+    TCP,
+    UDP,
+    Array,
+    Row,
+    State,
+)
+
+SLACK = 2000  # ticks that a copy outlives its original, so that it is never the first to expire
+HORIZON = 1 << 30  # ticks; no lifetime is longer, nor so long that ages turn round
+TOGETHER = 4000  # ticks: of two cores' words about a connection that are no further apart, neither is the newer
+MULTICAST = 0xE0000000  # and what is above: no remote host
+
+
+@hot
+def take_session(state: State, shard: int, record: Row, seen: Array, now: int) -> bool:
+    """Take one SESSION_RECORD; False: refused."""
+    klass = whole(record["klass"])
+    if klass not in (SESSION_0, SESSION_1) or not _can_be(state, record):
+        return False
+    half = _mapping_of(state, shard, record)
+    if half == 0:
+        return False
+    line = slabs.local_row(state, shard, klass, whole(record["row"]))
+    if is_living(state, line) and _is_same_session(state.sessions[line], record):
+        _update_session(state, shard, line, half, record, now)
+    else:
+        line = _admit_session(state, shard, line, half, record, now)
+        if line <= 0:
+            return line == 0
+        if not _make_session(state, shard, line, half, record, now):
+            return False
+    see(seen, line << 1)
+    return True
+
+
+@hot
+def _can_be(state: State, record: Row) -> bool:
+    """Whether a session of such fields exists: what the path would not have made cannot come from another core either."""
+    protocol, told = whole(record["protocol"]), whole(record["state"])
+    if protocol == TCP:
+        fits = tcp.INIT <= told <= tcp.RESET or told in (tcp.INIT_IN, tcp.ANSWERED)
+    elif protocol == UDP:
+        fits = told == tcp.STREAM
+    else:
+        fits = protocol == ICMP and told == tcp.QUERY and whole(record["remote_port"]) == 0
+    settings = state.settings[0]
+    internal_realm = whole(state.ports[whole(settings["internal_port"])]["internal_realm"])
+    external_realm = whole(state.ports[whole(settings["external_port"])]["external_realm"])
+    remote = whole(record["remote_address"])
+    return bool(
+        fits
+        and whole(record["remaining"]) <= HORIZON
+        and whole(record["external_realm"]) == external_realm
+        and 0 < remote < MULTICAST
+        and not nat.is_internal(state, internal_realm, remote)
+        and (whole(record["flags"]) & HAIRPIN != 0) == (sessions.external_ordinal(state, remote) >= 0)
+    )
+
+
+@hot
+def ask_for_session(state: State, shard: int, record: Row) -> None:
+    """Ask for all that `take_session` will touch, but what follows from its mapping."""
+    klass, mapping_klass = whole(record["klass"]), whole(record["mapping_klass"])
+    if klass in (SESSION_0, SESSION_1):
+        prefetch(state.sessions, slabs.local_row(state, shard, klass, whole(record["row"])))
+    if mapping_klass in (MAPPING_0, MAPPING_1):
+        prefetch(state.mappings, slabs.local_row(state, shard, mapping_klass, whole(record["mapping_row"])))
+    out0, out1, in0, in1 = _session_keys(record)
+    cuckoo.ask_for(state, out0, out1)
+    cuckoo.ask_for(state, in0, in1)
+
+
+@hot
+def _session_keys(record: Row) -> tuple[Word, Word, Word, Word]:
+    protocol, remote, remote_port = whole(record["protocol"]), whole(record["remote_address"]), whole(record["remote_port"])
+    return (
+        sessions.key_0(whole(record["internal_address"]), whole(record["internal_realm"]) & 0xFFFFFF, protocol),
+        sessions.key_1(remote, whole(record["internal_port"]), remote_port),
+        sessions.key_0(whole(record["external_address"]), whole(record["external_realm"]) & 0xFFFFFF, protocol),
+        sessions.key_1(remote, whole(record["external_port"]), remote_port),
+    )
+
+
+@hot
+def _mapping_of(state: State, shard: int, record: Row) -> int:
+    """Half-line of a session's mapping: at the row that it names, else whichever owns the port; 0 if there is none."""
+    klass = whole(record["mapping_klass"])
+    if klass in (MAPPING_0, MAPPING_1):
+        half = slabs.local_row(state, shard, klass, whole(record["mapping_row"]))
+        if half and state.mappings[half]["kind"] == NAT_MAPPING and is_same_mapping(state.mappings[half], record):
+            return half
+    external = external_of(state, shard, record)
+    half = ports.owner(state, external, whole(record["protocol"]), whole(record["external_port"])) if external >= 0 else 0
+    return half if half and is_same_mapping(state.mappings[half], record) else 0
+
+
+@hot
+def is_living(state: State, line: int) -> bool:
+    """Whether a session lives at a line (0: none does)."""
+    return bool(line != 0 and state.sessions[line]["kind"] == NAT_SESSION)
+
+
+@hot
+def _is_same_session(row: Row, record: Row) -> bool:
+    return bool(
+        is_same_mapping(row, record)
+        and row["remote_address"] == record["remote_address"]
+        and row["remote_port"] == record["remote_port"]
+        and row["external_realm"] == whole(record["external_realm"]) | whole(record["protocol"]) << 24
+    )
+
+
+@hot
+def _admit_session(state: State, shard: int, line: int, half: int, record: Row, now: int) -> int:
+    """Line for a session that is new here, whose tuples are nobody's; 0: the authority has one for them; -1: refused."""
+    if whole(state.mappings[half]["sessions"]) >= sessions.SESSIONS_EACH:
+        return -1
+    out0, out1, in0, in1 = _session_keys(record)
+    twin = cuckoo.lookup(state, out0, out1) >> 2
+    if is_authority(state, shard):
+        if twin and _is_same_session(state.sessions[twin], record):
+            _update_session(state, shard, twin, half, record, now)
+        if twin or cuckoo.lookup(state, in0, in1):
+            return 0
+        if is_living(state, line):
+            line = slabs.new_line(state, shard)
+            return line if line else -1
+    else:
+        end_session(state, twin)
+        end_session(state, cuckoo.lookup(state, in0, in1) >> 2)
+        end_session(state, line)
+    line = slabs.take(state, shard, whole(record["klass"]), whole(record["row"]))
+    return line if line else -1
+
+
+@hot
+def end_session(state: State, line: int) -> None:
+    """End a session, if one lives there; its mapping stays, and nobody is told."""
+    if not is_living(state, line):
+        return
+    state.sessions[line]["kind"] = FREE
+    timers.disarm(state, line)
+    sessions.take_out_session(state, line)
+    forgotten(state, line << 1)
+    slabs.free_line(state, line)
+
+
+@hot
+def _make_session(state: State, shard: int, line: int, half: int, record: Row, now: int) -> bool:
+    row = state.sessions[line]
+    inward, outward = _next_hops(state, record, now)
+    if inward == 0 or outward == 0:
+        slabs.free_line(state, line)
+        return False
+    remote, remote_port = whole(record["remote_address"]), whole(record["remote_port"])
+    sessions.describe(state, shard, line, half, remote, remote_port, whole(record["external_realm"]))
+    left = whole(record["remaining"]) + SLACK
+    row["created"] = (now - whole(record["age_s"]) * 1000) & 0xFFFFFFFF
+    row["expiry"] = (now + left) & 0xFFFFFFFF
+    row["packets"] = record["packets"]
+    row["state"] = record["state"]
+    row["inward"] = inward
+    row["outward"] = outward
+    row["rules"] = record["rules"]
+    row["generation"] = generation(state, shard, line << 1, record, whole(row["generation"]))
+    if sessions.index_session(state, line):
+        slabs.free_line(state, line)
+        return False
+    row["kind"] = NAT_SESSION
+    state.mappings[half]["sessions"] += 1
+    timers.arm(state, line, now + left)
+    sessions.charge(state, whole(state.mappings[half]["account"]), 1, 0)
+    state.shards[shard]["sessions"] += 1
+    settle(state, shard, line << 1, record)
+    return True
+
+
+@hot
+def _next_hops(state: State, record: Row, now: int) -> tuple[int, int]:
+    """(inward, outward) neighbours of ours, who are asked for if they are new; 0 where no more fit."""
+    inward = nat.next_hop(state, INTERNAL, whole(record["internal_address"]), now)
+    if whole(record["flags"]) & HAIRPIN:
+        return inward, sessions.HAIRPIN_HOP
+    return inward, nat.next_hop(state, EXTERNAL, whole(record["remote_address"]), now)
+
+
+@hot
+def _update_session(state: State, shard: int, line: int, half: int, record: Row, now: int) -> None:
+    """Both have it: take its life's number, state and lifetime from the authority, or merge them."""
+    row = state.sessions[line]
+    _move_to(state, row, half)
+    merging = whole(state.shards[shard]["role"]) in (ACTIVE, DRAINING)
+    ours, theirs = timers.remaining(now, whole(row["expiry"])), whole(record["remaining"]) + SLACK
+    told, left = whole(record["state"]), theirs
+    if merging:
+        told, left = _merged(state, whole(row["state"]), ours, told, theirs)
+    elif row["state"] == told:
+        left = max(ours, theirs)
+    row["state"] = told
+    row["expiry"] = (now + left) & 0xFFFFFFFF
+    if left < ours:
+        timers.disarm(state, line)
+        timers.arm(state, line, now + left)
+    if not is_authority(state, shard):
+        row["generation"] = record["generation"]
+        row["rules"] = record["rules"]
+    if merging and (told != whole(record["state"]) or row["generation"] != record["generation"]):
+        journal.mark(state, line << 1)
+    else:
+        known(state, line << 1)
+
+
+@hot
+def _move_to(state: State, row: Row, half: int) -> None:
+    """Let a session be of the mapping at `half`: the same endpoints, but another row than it was of."""
+    before = whole(row["mapping"])
+    if before == half:
+        return
+    state.mappings[before]["sessions"] -= 1
+    sessions.charge(state, whole(state.mappings[before]["account"]), -1, 0)
+    row["mapping"] = half
+    state.mappings[half]["sessions"] += 1
+    sessions.charge(state, whole(state.mappings[half]["account"]), 1, 0)
+
+
+@hot
+def _merged(state: State, ours: int, our_left: int, theirs: int, their_left: int) -> tuple[int, int]:
+    """(state, remaining ticks) of a connection of which two cores have seen packets: the newer word, of FINs both.
+
+    Where neither is clearly the newer, each may have seen one direction close, or only one of them both.
+    """
+    our_age, their_age = tcp.timeout(state.settings, ours) - our_left, tcp.timeout(state.settings, theirs) - their_left
+    open_or_closing = tcp.ESTABLISHED <= ours <= tcp.CLOSING and tcp.ESTABLISHED <= theirs <= tcp.CLOSING
+    if open_or_closing and abs(our_age - their_age) <= TOGETHER:
+        both = tcp.ESTABLISHED + (ours - tcp.ESTABLISHED | theirs - tcp.ESTABLISHED)  # FIN_OUT is one bit, FIN_IN the other
+        return both, tcp.timeout(state.settings, both) - min(our_age, their_age)
+    if their_age < our_age:
+        return theirs, their_left
+    return ours, our_left

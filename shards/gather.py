@@ -1,0 +1,358 @@
+"""Rows to records: what a backup is told, in pieces that fit into arrays which the caller has made once.
+
+Three streams about a shard. *Changes*: `tombstones` until there are none, then `drain`, in the same pause between two breaths
+so that they are of one instant: the receiver never meets a life before the end of the one before it, nor a session before its
+mapping. *A snapshot*: `snapshot` of each class (MAPPING_0, MAPPING_1, SESSION_0, SESSION_1, in that order) and `holds`, in
+pieces, while changes go on. *Liveness*: `refreshed`, a bit a row.
+
+What does not travel: half-open TCP, unless `everything` is asked for, and sessions younger than a threshold; both count as not
+yet begun. Once a life was sent (`State.shipped`), all that becomes of it is sent as well.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shards import journal, ports, slabs, tcp, timers
+from shards.jit import hot, whole
+from shards.native import Word, first_bit, prefetch
+from shards.records import HAIRPIN, SHADOW, STATIC
+from shards.sessions import HAIRPIN_HOP
+from shards.state import (
+    BLOCKS_AT_MOST,
+    CHUNK_PORTS,
+    EXTENT_LINES,
+    HELD,
+    MAPPING_0,
+    MAPPING_1,
+    NAT_MAPPING,
+    NAT_SESSION,
+    PORT_SPACES,
+    SESSION_0,
+    SESSION_1,
+    TOMBSTONES,
+    Array,
+    Row,
+    State,
+)
+
+LAPPED = -1  # in the place of a count: what was to be read is overwritten
+END = -1  # in the place of where to go on: that was all
+ROWS_AT_ONCE = 16_384  # that a call looks at, at most, whether they live or not
+CHUNKS_AT_ONCE = 4096  # of ports
+AHEAD = 16  # records between asking for an account and reading it
+
+_U = np.uint64
+_SUMMARY_EACH = 2 * EXTENT_LINES // 64 // 64  # words of `summary` for an extent
+_CHUNKS_EACH = 65536 // CHUNK_PORTS
+
+
+@hot
+def rows(state: State, shard: int, klass: int) -> int:
+    """Rows that a class spans on this core, living or not: where walks over it end. Those that are still fresh are none."""
+    slab, each = state.slabs[shard, klass], slabs.rows_each(klass)
+    return whole(slab["extents"]) * each - (whole(slab["fresh_end"]) - whole(slab["fresh"]))
+
+
+# --- changes --------------------------------------------------------------------------------------------------------------
+
+
+@hot
+def drain(
+    state: State, shard: int, everything: bool, threshold: int, now: int, sessions: Array, mappings: Array
+) -> tuple[int, int]:
+    """Take dirty rows of the shard: (session records, mapping records) written.
+
+    `sessions`: SESSION_RECORD, `mappings`: MAPPING_RECORD; `threshold`: seconds that a session must have lived. Where an array
+    is full there may be more: call again. No session is taken before all mappings are.
+    """
+    mapped = 0
+    for klass in range(MAPPING_0, MAPPING_1 + 1):
+        mapped = _collect(state, shard, klass, mappings, mapped)
+    for k in range(mapped):
+        if k + AHEAD < mapped:
+            prefetch(state.accounts, whole(state.mappings[whole(mappings[k + AHEAD]["row"])]["account"]))
+        _write_mapping(state, whole(mappings[k]["row"]), mappings[k])
+    if mapped == len(mappings):
+        return 0, mapped
+    found = 0
+    for klass in range(SESSION_0, SESSION_1 + 1):
+        found = _collect(state, shard, klass, sessions, found)
+    count = 0
+    for k in range(found):
+        line = whole(sessions[k]["row"]) >> 1
+        if _travels(state, line, everything, threshold, now):
+            _write_session(state, line, now, sessions[count])
+            count += 1
+    return count, mapped
+
+
+@hot
+def _collect(state: State, shard: int, klass: int, records: Array, found: int) -> int:
+    """Put half-lines of dirty rows of a class into the records' `row`, from the `found`-th on, clear their bits; how many."""
+    for ordinal in range(whole(state.slabs[shard, klass]["extents"])):
+        extent = whole(state.extent_of[shard, klass, ordinal])
+        for at in range(extent * _SUMMARY_EACH, (extent + 1) * _SUMMARY_EACH):
+            while state.summary[at] != _U(0):
+                word = at * 64 + first_bit(state.summary[at])
+                found = _collect_word(state, word, records, found)
+                if state.dirty[word] != _U(0):
+                    return found
+                state.summary[at] &= ~(_U(1) << _U(word & 63))
+    return found
+
+
+@hot
+def _collect_word(state: State, word: int, records: Array, found: int) -> int:
+    while state.dirty[word] != _U(0) and found < len(records):
+        bit = first_bit(state.dirty[word])
+        half = word * 64 + bit
+        state.dirty[word] &= ~(_U(1) << _U(bit))
+        records[found]["row"] = half
+        prefetch(state.sessions, half >> 1)
+        found += 1
+    return found
+
+
+@hot
+def clean(state: State, shard: int) -> None:
+    """No row of the shard has changed: the snapshot that begins now tells all."""
+    for klass in range(SESSION_0, MAPPING_1 + 1):
+        for ordinal in range(whole(state.slabs[shard, klass]["extents"])):
+            extent = whole(state.extent_of[shard, klass, ordinal])
+            for at in range(extent * _SUMMARY_EACH, (extent + 1) * _SUMMARY_EACH):
+                while state.summary[at] != _U(0):
+                    word = at * 64 + first_bit(state.summary[at])
+                    state.dirty[word] = 0
+                    state.summary[at] &= ~(_U(1) << _U(word & 63))
+
+
+@hot
+def unsent(state: State, shard: int) -> int:
+    """Rows of the shard that have changed and were not drained; half-open connections count."""
+    count = 0
+    for klass in range(SESSION_0, MAPPING_1 + 1):
+        for ordinal in range(whole(state.slabs[shard, klass]["extents"])):
+            extent = whole(state.extent_of[shard, klass, ordinal])
+            for at in range(extent * _SUMMARY_EACH, (extent + 1) * _SUMMARY_EACH):
+                words = state.summary[at]
+                while words != _U(0):
+                    count += _bits(state.dirty[at * 64 + first_bit(words)])
+                    words &= words - _U(1)
+    return count
+
+
+@hot
+def _bits(word: Word) -> int:
+    """How many are set."""
+    count = 0
+    while word != _U(0):
+        word &= word - _U(1)
+        count += 1
+    return count
+
+
+@hot
+def _travels(state: State, line: int, everything: bool, threshold: int, now: int) -> bool:
+    """Whether the backup is to know a session: it does already, or the session is open and old enough."""
+    row = state.sessions[line]
+    if row["kind"] != NAT_SESSION:
+        return False
+    if everything or is_shipped(state, line << 1):
+        return True
+    return not tcp.half_open(whole(row["state"])) and timers.age(now, whole(row["created"])) >= threshold * 1000
+
+
+@hot
+def is_shipped(state: State, half: int) -> bool:
+    """Whether this life of the row at a half-line was sent, or came from another core."""
+    return bool((state.shipped[half >> 6] >> _U(half & 63)) & _U(1) != _U(0))
+
+
+@hot
+def ship(state: State, half: int) -> None:
+    """Remember that this life of a row is known elsewhere: its end must be told."""
+    state.shipped[half >> 6] |= _U(1) << _U(half & 63)
+
+
+@hot
+def _write_session(state: State, line: int, now: int, record: Row) -> None:
+    row = state.sessions[line]
+    _, klass, number = slabs.wire_row(state, line << 1)
+    _, mapping_klass, mapping_row = slabs.wire_row(state, whole(row["mapping"]))
+    record["row"] = number
+    record["mapping_row"] = mapping_row
+    record["internal_address"] = row["internal_address"]
+    record["remote_address"] = row["remote_address"]
+    record["external_address"] = row["external_address"]
+    record["internal_realm"] = whole(row["internal_realm"]) & 0xFFFFFF
+    record["external_realm"] = whole(row["external_realm"]) & 0xFFFFFF
+    record["age_s"] = timers.age(now, whole(row["created"])) // 1000
+    record["remaining"] = max(timers.remaining(now, whole(row["expiry"])), 0)
+    record["packets"] = row["packets"]
+    record["internal_port"] = row["internal_port"]
+    record["remote_port"] = row["remote_port"]
+    record["external_port"] = row["external_port"]
+    record["generation"] = row["generation"]
+    record["rules"] = row["rules"]
+    record["klass"] = klass
+    record["mapping_klass"] = mapping_klass
+    record["protocol"] = whole(row["internal_realm"]) >> 24
+    record["state"] = row["state"]
+    record["flags"] = HAIRPIN if row["outward"] == HAIRPIN_HOP else 0
+    ship(state, line << 1)
+
+
+@hot
+def _write_mapping(state: State, half: int, record: Row) -> None:
+    row = state.mappings[half]
+    _, klass, number = slabs.wire_row(state, half)
+    record["row"] = number
+    record["internal_address"] = row["internal_address"]
+    record["internal_realm"] = whole(row["internal_realm"]) & 0xFFFFFF
+    record["external_address"] = row["external_address"]
+    record["internal_port"] = row["internal_port"]
+    record["external_port"] = row["external_port"]
+    record["generation"] = row["generation"]
+    record["klass"] = klass
+    record["protocol"] = whole(row["internal_realm"]) >> 24
+    record["flags"] = (STATIC if row["static"] != 0 else 0) | (SHADOW if row["remote_port"] != 0 else 0)
+    record["block"] = _block_of(state, row)
+    ship(state, half)
+
+
+@hot
+def _block_of(state: State, mapping: Row) -> int:
+    """Which of its subscriber's blocks a mapping's port lies in, + 1; 0: in none of them."""
+    account = state.accounts[whole(mapping["account"])]
+    if account["parent"]:
+        account = state.accounts[whole(account["parent"])]
+    external = whole(account["external"]) - 1
+    if external < 0 or state.externals[external]["address"] != mapping["external_address"]:
+        return 0
+    block = whole(mapping["external_port"]) // whole(state.pools[whole(account["pool"])]["block_size"])
+    for k in range(BLOCKS_AT_MOST):
+        if account["blocks"][k] == block + 1:
+            return k + 1
+    return 0
+
+
+@hot
+def tombstones(state: State, shard: int, number: int, out: Array) -> tuple[int, int]:
+    """(tombstones of the shard from the ring's `number`-th on, number to go on from). `out`: TOMBSTONE.
+
+    LAPPED instead of how many: the ring has overwritten some, and the receiver needs a snapshot; what is told with it is where
+    the ring stands now. All were read once the number is `core.tombstones`.
+    """
+    last = whole(state.core[0]["tombstones"])
+    if (last - number) & 0xFFFFFFFF > TOMBSTONES:
+        return LAPPED, last
+    count = 0
+    while number != last and count < len(out):
+        told = whole(state.tombstones[number & (TOMBSTONES - 1)])
+        of, klass, row = slabs.wire_row(state, told & 0xFFFFFFFF)
+        if of == shard:
+            out[count]["row"] = row
+            out[count]["generation"] = (told >> 32) & 0xFFFF
+            out[count]["klass"] = klass
+            count += 1
+        number = (number + 1) & 0xFFFFFFFF
+    return count, number
+
+
+@hot
+def sweep_young(state: State, shard: int, klass: int, row: int, threshold: int, now: int, at_most: int) -> int:
+    """Mark sessions that have become `threshold` seconds old and were not sent yet; the row to go on from, or END."""
+    end = rows(state, shard, klass)
+    last = min(row + at_most, end)
+    for number in range(row, last):
+        line = slabs.local_row(state, shard, klass, number)
+        session = state.sessions[line]
+        if session["kind"] == NAT_SESSION and not is_shipped(state, line << 1) and _travels(state, line, False, threshold, now):
+            journal.mark(state, line << 1)
+    return last if last < end else END
+
+
+# --- a snapshot -----------------------------------------------------------------------------------------------------------
+
+
+@hot
+def snapshot(state: State, shard: int, klass: int, row: int, everything: bool, now: int, out: Array) -> tuple[int, int]:
+    """(records of living rows of a class from `row` on, the row to go on from or END).
+
+    `out`: SESSION_RECORD or MAPPING_RECORD, whichever the class is of. No piece looks at more than ROWS_AT_ONCE rows. What is
+    dirty stays so: a snapshot is for one peer, changes may be for several.
+    """
+    end = rows(state, shard, klass)
+    last, count = min(row + ROWS_AT_ONCE, end), 0
+    while row < last and count < len(out):
+        local = slabs.local_row(state, shard, klass, row)
+        if klass >= MAPPING_0:
+            if state.mappings[local]["kind"] == NAT_MAPPING:
+                _write_mapping(state, local, out[count])
+                count += 1
+        elif _travels(state, local, everything, 0, now):
+            _write_session(state, local, now, out[count])
+            count += 1
+        row += 1
+    return count, row if row < end else END
+
+
+@hot
+def holds(state: State, shard: int, cursor: int, now: int, out: Array) -> tuple[int, int]:
+    """(ports of the shard's addresses that are held down, cursor to go on from or END). `out`: HOLD, CHUNK_PORTS at least.
+
+    Chunks that never were anyone's are passed over: to look at their owners would take memory for them.
+    """
+    end = len(state.externals) * PORT_SPACES * _CHUNKS_EACH
+    last, count = min(cursor + CHUNKS_AT_ONCE, end), 0
+    while cursor < last and count + CHUNK_PORTS <= len(out):
+        external, chunk = cursor // (PORT_SPACES * _CHUNKS_EACH), cursor % _CHUNKS_EACH
+        if state.pools[whole(state.externals[external]["pool"])]["shard"] != shard:
+            cursor = (external + 1) * PORT_SPACES * _CHUNKS_EACH
+            continue
+        if state.chunks[external, chunk]["epoch"] != 0:
+            count = _holds_of(state, external, cursor // _CHUNKS_EACH % PORT_SPACES, chunk, now, out, count)
+        cursor += 1
+    return count, cursor if cursor < end else END
+
+
+@hot
+def _holds_of(state: State, external: int, space: int, chunk: int, now: int, out: Array, count: int) -> int:
+    """Add the ports of a chunk that are held down still; how many records there are then."""
+    hold_down_s = whole(state.settings[0]["hold_down_s"])
+    for port in range(chunk * CHUNK_PORTS, (chunk + 1) * CHUNK_PORTS):
+        owner = whole(state.owners[space, external, port])
+        if owner & HELD and not ports.is_free(owner, now, hold_down_s):
+            out[count]["address"] = state.externals[external]["address"]
+            out[count]["port"] = port
+            out[count]["age_s"] = min((now // 1000 - owner) & 0x7FFFFFFF, 0xFFFF)
+            out[count]["space"] = space
+            count += 1
+    return count
+
+
+# --- liveness -------------------------------------------------------------------------------------------------------------
+
+
+@hot
+def refreshed(state: State, shard: int, klass: int, first: int, since: int, now: int, bits: Array) -> int:
+    """Set a bit for each living session whose lifetime began anew at tick `since` or later; how many.
+
+    `bits`: uint64, a bit per row from `first` on, a multiple of 64; cleared first. Nothing is written when a packet refreshes:
+    a row's expiry says when that was.
+    """
+    bits[:] = 0
+    count = 0
+    for row in range(first, min(first + 64 * len(bits), rows(state, shard, klass))):
+        session = state.sessions[slabs.local_row(state, shard, klass, row)]
+        if session["kind"] == NAT_SESSION and _unused_for(state, session, now) <= timers.age(now, since):
+            bits[(row - first) >> 6] |= _U(1) << _U(row & 63)
+            count += 1
+    return count
+
+
+@hot
+def _unused_for(state: State, session: Row, now: int) -> int:
+    """Ticks since the session's lifetime began; negative where a copy was given more than its due."""
+    return tcp.timeout(state.settings, whole(session["state"])) - timers.remaining(now, whole(session["expiry"]))

@@ -1,0 +1,76 @@
+"""What travels between the replicas of a shard: flat little-endian rows, whose layout has a version (N and N-1 are spoken).
+
+A row is addressed by its class and its number within it, which are the same on every core that has a replica, and named with
+the generation of its life. A record carries what is true everywhere: addresses and ports, ages and remaining lifetimes. It
+carries nothing that a core counts for itself: ticks, accounts, next hops, checksum differences. Those the receiver makes anew.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+VERSION = 1
+
+HAIRPIN = 1  # flag of a session: its packets turn round inside
+
+SESSION_RECORD = np.dtype(
+    [
+        ("row", "<u4"),
+        ("mapping_row", "<u4"),
+        ("internal_address", "<u4"),
+        ("remote_address", "<u4"),
+        ("external_address", "<u4"),
+        ("internal_realm", "<u4"),
+        ("external_realm", "<u4"),
+        ("age_s", "<u4"),  # since it was created
+        ("remaining", "<u4"),  # ms it would live on without a packet
+        ("packets", "<u4"),
+        ("internal_port", "<u2"),
+        ("remote_port", "<u2"),
+        ("external_port", "<u2"),
+        ("generation", "<u2"),
+        ("rules", "<u2"),
+        ("klass", "u1"),
+        ("mapping_klass", "u1"),
+        ("protocol", "u1"),
+        ("state", "u1"),
+        ("flags", "u1"),
+        ("spare", "u1", (9,)),
+    ]
+)
+assert SESSION_RECORD.itemsize == 64
+
+STATIC, SHADOW = 1, 2  # flags of a mapping; a shadow is not found by its internal endpoint (see `apply`)
+
+MAPPING_RECORD = np.dtype(
+    [
+        ("row", "<u4"),
+        ("internal_address", "<u4"),
+        ("internal_realm", "<u4"),
+        ("external_address", "<u4"),
+        ("internal_port", "<u2"),
+        ("external_port", "<u2"),
+        ("generation", "<u2"),
+        ("klass", "u1"),
+        ("protocol", "u1"),
+        ("flags", "u1"),
+        ("block", "u1"),  # which of its subscriber's blocks the port lies in, + 1; 0: in none of them
+        ("spare", "u1", (6,)),
+    ]
+)
+assert MAPPING_RECORD.itemsize == 32
+
+TOMBSTONE = np.dtype([("row", "<u4"), ("generation", "<u2"), ("klass", "u1"), ("spare", "u1")])
+assert TOMBSTONE.itemsize == 8
+
+# A port that is held down: nobody's, and not to be handed out until it is old enough.
+HOLD = np.dtype(
+    [
+        ("address", "<u4"),
+        ("port", "<u2"),
+        ("age_s", "<u2"),  # since it was freed
+        ("space", "u1"),  # ports.port_space
+        ("spare", "u1", (3,)),
+    ]
+)
+assert HOLD.itemsize == 12

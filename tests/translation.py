@@ -1,0 +1,100 @@
+"""What a NAT does to packets that needs no memory: endpoints replaced, connections led on; for the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.admission import ACK, FIN, RST, SYN
+from tests.frames import ICMP, REPLIES, REQUESTS, TCP, UDP, Packet, build
+
+Endpoint = tuple[int, int]
+
+
+class Refused(Exception):
+    """The packet is not forwarded; `reply` is the ICMP error (type << 8 | code, rest) that its sender is owed."""
+
+    def __init__(self, verdict: str, reply: tuple[int, int] | None = None) -> None:
+        super().__init__(verdict)
+        self.verdict, self.reply = verdict, reply
+
+
+# What a segment does to a connection (RFC 6146 3.5.2, RFC 7857 2): state, then next state by FIN, RST, SYN, other.
+# `-` stays and leaves the lifetime alone, `.` stays and renews it.
+_TCP = {
+    "out": """
+        init         -            reset  .            -
+        init_in      -            reset  established  -
+        established  fin_out      reset  .            .
+        fin_out      .            reset  .            .
+        fin_in       closing      reset  .            .
+        answered     -            reset  -            -
+        closing      -            -      init         -
+        reset        established  -      established  established
+    """,
+    "in": """
+        init         -            -      established  -
+        init_in      -            -      .            -
+        established  fin_in       reset  .            .
+        fin_out      closing      reset  .            .
+        fin_in       .            reset  .            .
+        answered     fin_in       -      -            established
+        closing      -            -      init_in      -
+        reset        established  -      established  established
+    """,
+}
+TCP_TABLE = {
+    (way, row.split()[0]): dict(zip(("fin", "rst", "syn", "other"), row.split()[1:], strict=True))
+    for way, picture in _TCP.items()
+    for row in picture.strip().splitlines()
+}
+
+
+def embedded(packet: Packet) -> Packet:
+    about = packet.about
+    if about is None or about.fragment & 0x1FFF or len(build(about)) - 20 - len(about.ip_options) < 8:
+        raise Refused("icmp_embedded_bad")
+    return about
+
+
+def can_have_passed(about: Packet) -> bool:
+    """Whether a packet like this is one that a NAT forwards at all."""
+    return about.protocol in (TCP, UDP) or (about.protocol == ICMP and about.kind >> 8 in (*REQUESTS, *REPLIES))
+
+
+def with_source(packet: Packet, source: Endpoint) -> Packet:
+    """With another source endpoint."""
+    return _identified(replace(packet, source=source[0], source_port=source[1]), packet, source[1])
+
+
+def with_destination(packet: Packet, destination: Endpoint) -> Packet:
+    """With another destination endpoint."""
+    return _identified(replace(packet, destination=destination[0], destination_port=destination[1]), packet, destination[1])
+
+
+def _identified(changed: Packet, packet: Packet, identifier: int) -> Packet:
+    """An ICMP query has one identifier and no ports, whichever end is translated."""
+    if packet.protocol != ICMP:
+        return changed
+    asks = packet.kind >> 8 in REQUESTS
+    return replace(changed, source_port=identifier if asks else 0, destination_port=0 if asks else identifier)
+
+
+def identifier(packet: Packet) -> int:
+    return packet.source_port or packet.destination_port if packet.protocol == ICMP else 0
+
+
+def remote_port_of(packet: Packet, port: int) -> int:
+    return 0 if packet.protocol == ICMP else port
+
+
+def may_open(flags: int, mapped: bool) -> bool:
+    if flags & (RST | FIN):
+        return False
+    return mapped or flags & (SYN | ACK) == SYN
+
+
+def first_state(packet: Packet) -> str:
+    """A SYN-ACK answers a SYN that came in by the mapping alone; without SYN a connection goes on whose session was lost."""
+    if packet.protocol != TCP:
+        return "udp" if packet.protocol == UDP else "query"
+    return {SYN: "init", SYN | ACK: "answered"}.get(packet.flags & (SYN | ACK), "established")
