@@ -34,7 +34,7 @@ class Replica:
         self._state, self._me = state, told["me"]
         settings = Settings(told["dead_after"], told["threshold"], cpus=tuple(told["cpus"]))
         public, secret = (text.encode() for text in told["key"])
-        source, sink = StateSource(state, settings.threshold), StateSink(state)
+        source, sink = StateSource(state, settings.threshold // 1000), StateSink(state)
         self._endpoints = {self._me: told["endpoint"]}
         self.exchange = Exchange(source, sink, Peer(self._me, told["endpoint"], public), Key(public, secret), settings)
         peers: dict[str, int] = {}

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numba.core import event
 
-from shards import apply, cuckoo, pipeline, recovery, resume, rings, sessions, shard
+from shards import apply, cuckoo, pipeline, recovery, resume, rings, sessions, shard, slabs
 from shards.burst import Burst, new_burst
 from shards.frames import LOCAL, QUEUE, RING, Rings, owner
 from shards.memif_rings import LINE
@@ -84,7 +84,9 @@ def _replication() -> None:
     source.ended(0)
     source.changed(0, False, 0)
     source.ripen(0, 0)
-    source.living(0, SESSION_0, 0, False, 0)
+    for klass in (SESSION_0, MAPPING_0):
+        source.living(0, klass, 0, False, 0)
+    slabs.local_row(state, 0, SESSION_0, 0)
     source.holds(0, 0, 0)
     source.refreshed(0, SESSION_0, 0, 0, 0)
     source.compared(0, SESSION_0, 0, (0, 0))

@@ -276,22 +276,40 @@ def sweep_young(state: State, shard: int, klass: int, row: int, threshold: int, 
 # --- a snapshot -----------------------------------------------------------------------------------------------------------
 
 
-@hot
 def snapshot(state: State, shard: int, klass: int, row: int, everything: bool, now: int, out: Array) -> tuple[int, int]:
     """(records of living rows of a class from `row` on, the row to go on from or END).
 
     `out`: SESSION_RECORD or MAPPING_RECORD, whichever the class is of. No piece looks at more than ROWS_AT_ONCE rows. What is
-    dirty stays so: a snapshot is for one peer, changes may be for several.
+    dirty stays so: a snapshot is for one peer, changes may be for several. A session whose mapping is still to be drained is
+    left to the drain, too.
     """
+    if klass >= MAPPING_0:
+        return living_mappings(state, shard, klass, row, out)
+    return living_sessions(state, shard, klass, row, everything, now, out)
+
+
+@hot
+def living_mappings(state: State, shard: int, klass: int, row: int, out: Array) -> tuple[int, int]:
+    """`snapshot` of a class of mappings."""
     end = rows(state, shard, klass)
     last, count = min(row + ROWS_AT_ONCE, end), 0
     while row < last and count < len(out):
         local = slabs.local_row(state, shard, klass, row)
-        if klass >= MAPPING_0:
-            if state.mappings[local]["kind"] == NAT_MAPPING:
-                _write_mapping(state, local, out[count])
-                count += 1
-        elif _travels(state, local, everything, 0, now):
+        if state.mappings[local]["kind"] == NAT_MAPPING:
+            _write_mapping(state, local, out[count])
+            count += 1
+        row += 1
+    return count, row if row < end else END
+
+
+@hot
+def living_sessions(state: State, shard: int, klass: int, row: int, everything: bool, now: int, out: Array) -> tuple[int, int]:
+    """`snapshot` of a class of sessions."""
+    end = rows(state, shard, klass)
+    last, count = min(row + ROWS_AT_ONCE, end), 0
+    while row < last and count < len(out):
+        local = slabs.local_row(state, shard, klass, row)
+        if _travels(state, local, everything, 0, now) and is_shipped(state, whole(state.sessions[local]["mapping"])):
             _write_session(state, local, now, out[count])
             count += 1
         row += 1
