@@ -12,8 +12,7 @@ import numpy as np
 
 from bench.cluster.ends import End
 from bench.cluster.generator import Generator
-from bench.cluster.ledger import Sizes
-from bench.cluster.ledger import OPEN, RESIDENTS
+from bench.cluster.ledger import OPEN, RESIDENTS, Sizes
 from bench.report import Told
 from krononat import client
 from krononat.client import Trouble
