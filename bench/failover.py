@@ -1,8 +1,9 @@
 """`krononat bench failover`: the primary of a shard dies, its backup dies or sleeps, the link between them is cut.
 
-**Takeover.** 20,000 new TCP connections a second, until the pool is four fifths full; every subscriber uses the same internal
-ports. Then `kill -9` of the primary's worker, and the router steers the shard to the backup. Afterwards every connection
-that had been answered before the kill is asked, up to four times, and must answer at the same external endpoint:
+**Takeover.** 20,000 new TCP connections a second, until four fifths of the ports that the primary may hand out are in use (its
+side of the pool: 7 of 8 blocks, and of each 448 ports of 512); every subscriber uses the same internal ports. Then `kill -9` of the
+primary's worker, and the router steers the shard to the backup. Afterwards every connection that had been answered before the
+kill is asked, up to four times, and must answer at the same external endpoint:
 
     failover/older           % of those established more than 10 ms before the kill; failover/older/connections is how many
     failover/last10ms        % of those established in the last 10 ms; most of them the backup was never told of
@@ -50,8 +51,8 @@ KIND = "veth"
 NAME = "kfo"
 RATE = 20_000  # new connections a second
 STREAM = 10_000
-BLOCKS, QUICK_BLOCKS = 25, 6  # of 512 ports, of each of the shard's 16 addresses
-PORTS_EACH, FULL = 500, 0.8
+BLOCKS, QUICK_BLOCKS = 24, 8  # of 512 ports, of each of the shard's 16 addresses; one in eight is of the other side
+PORTS_EACH, FULL = 440, 0.8  # of the 448 of a block, and its share that is in use when it happens
 TAKEOVERS, QUICK_TAKEOVERS = 5, 1
 LAST_NS = 10_000_000
 FROZEN_S = 5.0
@@ -82,22 +83,27 @@ def _wanted(blocks: int, same_key: bool) -> Wanted:
     return Wanted(2, 1, sessions, f"1024-{1023 + 512 * blocks}", same_port_key=same_key)
 
 
+def _full(blocks: int) -> int:
+    """Connections that take so much of the primary's side of the pool as it is to be full."""
+    return int(FULL * 448 * _people(blocks).subscribers)
+
+
 def _people(blocks: int) -> People:
-    return People((0,), 16 * blocks, PORTS_EACH)
+    return People((0,), 16 * blocks * 7 // 8, PORTS_EACH)
 
 
 # --- takeover ---------------------------------------------------------------------------------------------------------------
 
 
 def _takeover(blocks: int, same_key: bool, told: Told) -> Takeover:
-    connections = 16 * blocks * PORTS_EACH
+    connections = _people(blocks).subscribers * PORTS_EACH
     sizes = Sizes(connections, datagrams=STREAM * (connections // RATE + 20))
     told(f"takeover: a pool of {16 * 512 * blocks:,} ports is filled" + ("" if same_key else ", ports derived with other keys"))
     with scene(NAME, _wanted(blocks, same_key), sizes, _people(blocks), told) as here:
         here.until_synced()
         here.generator.stream(STREAM)
         here.generator.open(connections, RATE)
-        here.until_opened(int(FULL * 16 * 512 * blocks))
+        here.until_opened(_full(blocks))
         killed = _kill_and_steer(here)
         time.sleep(_AFTER_S)
         for kind in (OPEN, STREAM_OUT, STREAM_IN):
@@ -217,11 +223,11 @@ def _way(here: Scene, seconds: float) -> tuple[float, int]:
 
 def _partition(quick: bool, told: Told) -> list[Result]:
     blocks, seconds = QUICK_BLOCKS, 4 if quick else 10
-    ports = 16 * 512 * blocks
-    rate = int((16 * blocks * PORTS_EACH - FULL * ports) / seconds)
-    with scene(NAME, _wanted(blocks, True), Sizes(16 * blocks * PORTS_EACH), _people(blocks), told) as here:
+    connections = _people(blocks).subscribers * PORTS_EACH
+    rate = (connections - _full(blocks)) // seconds
+    with scene(NAME, _wanted(blocks, True), Sizes(connections), _people(blocks), told) as here:
         here.until_synced()
-        here.generator.open(int(FULL * ports), RATE)
+        here.generator.open(_full(blocks), RATE)
         here.generator.wait(OPEN)
         here.until_synced()
         told(f"a partition for {seconds} s")

@@ -43,7 +43,7 @@ RATE, MORE_RATE = 10_000, 50_000
 BEFORE_S, QUICK_BEFORE_S = 10.0, 3.0
 GAP_MS = 5.0
 _A_MOVE_S = 15  # at most, for the room of the ledger
-_PEOPLE = People((0,), 1900, 500)
+_PEOPLE = People((0,), 1700, 440)  # an owner's side of the pool: 7 of 8 blocks, of each 448 ports of 512
 _LASTING = "[timeouts]\nudp = 7000\n"  # a hundred moves take longer than the 300 s of an unused UDP session
 
 
