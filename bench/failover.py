@@ -1,9 +1,9 @@
 """`krononat bench failover`: the primary of a shard dies, its backup dies or sleeps, the link between them is cut.
 
 **Takeover.** 20,000 new TCP connections a second, until four fifths of the ports that the primary may hand out are in use (its
-side of the pool: 7 of 8 blocks, and of each 448 ports of 512); every subscriber uses the same internal ports. Then `kill -9` of the
-primary's worker, and the router steers the shard to the backup. Afterwards every connection that had been answered before the
-kill is asked, up to four times, and must answer at the same external endpoint:
+side of the pool: 7 of 8 blocks, and of each 448 ports of 512); every subscriber uses the same internal ports. Then `kill -9`
+of the primary's worker, and the router steers the shard to the backup. Afterwards every connection that had been answered
+before the kill is asked, up to four times, and must answer at the same external endpoint:
 
     failover/older           % of those established more than 10 ms before the kill; failover/older/connections is how many
     failover/last10ms        % of those established in the last 10 ms; most of them the backup was never told of
