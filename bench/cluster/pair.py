@@ -76,9 +76,15 @@ def breathe(state: State, known: Array, fresh: Array, burst: Burst, count: int, 
     sessions.expire(state, now, EXPIRE_AT_MOST + count)
 
 
-def ticks() -> int:
-    """Milliseconds, the same in all processes of this machine; far from 0, as after a while of being up."""
-    return traffic.NOW + time.monotonic_ns() // 1_000_000
+class Ticks:
+    """Milliseconds from the instant on at which the first sessions were opened (`traffic.NOW`)."""
+
+    def __init__(self) -> None:
+        self._base = time.monotonic_ns()
+
+    def now(self) -> int:
+        """The present one."""
+        return traffic.NOW + (time.monotonic_ns() - self._base) // 1_000_000
 
 
 class Forwarding:
@@ -92,9 +98,10 @@ class Forwarding:
         self._known = traffic.packets_of(scene.frames).copy()
         self._coming = traffic.packets_of(traffic.outbound(flows + np.arange(universe))).copy()
         self._frames, self._fresh = (np.zeros(rows * FRAME_BYTES, np.uint8) for rows in (KNOWN, FRESH_AT_MOST))
+        self._ticks = Ticks()
         self._at = self._next = 0
         self._owed = 0.0
-        self.exchange = _exchange(self.state, who)
+        self.exchange = _exchange(self.state, who, self._ticks.now())
         self._peer = who.peer
 
     def slot(self, seconds: float, rate: int) -> Slot:
@@ -106,7 +113,7 @@ class Forwarding:
         while busy < seconds:
             count = self._lay()
             begun = time.perf_counter()
-            now = ticks()
+            now = self._ticks.now()
             breathe(self.state, self._frames, self._fresh, self._burst, count, now)
             if self.exchange:
                 self.exchange.turn(now)
@@ -152,15 +159,15 @@ class Forwarding:
     def idle(self) -> None:
         """No slot: only the link is kept."""
         if self.exchange:
-            self.exchange.turn(ticks())
+            self.exchange.turn(self._ticks.now())
 
 
-def _exchange(state: State, who: Who) -> Exchange | None:
+def _exchange(state: State, who: Who, now: int) -> Exchange | None:
     if who.peer is None:
         return None
     settings = Settings(cpus=(OTHER_CPU,))
     exchange = Exchange(StateSource(state, 0), StateSink(state), who.me, who.key, settings)
-    exchange.meet(who.peer, ticks())
+    exchange.meet(who.peer, now)
     return exchange
 
 
@@ -196,14 +203,15 @@ def apply(channel: Connection, who: Who, room: int) -> None:
     state = traffic.empty(room)
     state.settings["udp"] = LIFETIME
     state.shards["role"], state.shards["creates"] = PASSIVE, 0
-    exchange = _exchange(state, who)
+    ticks = Ticks()
+    exchange = _exchange(state, who, ticks.now())
     assert exchange and who.peer
     for shard in SHARDS:
         exchange.accept(shard, who.peer.name, int(state.shards[shard]["epoch"]))
     channel.send("ready")
     with contextlib.suppress(EOFError):
         while True:
-            if not exchange.turn(ticks()):
+            if not exchange.turn(ticks.now()):
                 time.sleep(0.001)
             if channel.poll():
                 channel.recv()
