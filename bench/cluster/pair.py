@@ -30,13 +30,13 @@ from shards import sessions
 from shards.burst import Burst
 from shards.jit import hot
 from shards.shard import EXPIRE_AT_MOST
-from shards.state import PASSIVE, Array, State
+from shards.state import PASSIVE, TCP, Array, State
 from shards.verdict import FORWARDED_IN, FORWARDED_OUT
 
 KNOWN = 1 << 14  # packets of established flows in a breath
 FRESH_AT_MOST = 1 << 12
 ROWS = 1 << 18  # frames that are used in turn
-LIFETIME = 8000  # ticks: sessions that come also go, within the run
+LIFETIME = 8000  # ticks of UDP: what comes also goes, within the run; what is established is TCP and stays
 SHARDS = (0, 1)
 PACKET_CPU, OTHER_CPU = 0, 1
 _IDLE_S = 0.02  # a replicating core that has no slot speaks to its peer so often
@@ -92,7 +92,7 @@ class Forwarding:
 
     def __init__(self, who: Who, flows: int, universe: int) -> None:
         os.sched_setaffinity(0, {PACKET_CPU})
-        scene = traffic.build(flows, ROWS, room=flows + universe)
+        scene = traffic.build(flows, ROWS, protocol=TCP, room=flows + universe)
         self.state, self._burst = scene.state, scene.burst
         self.state.settings["udp"] = LIFETIME
         self._known = traffic.packets_of(scene.frames).copy()
