@@ -16,6 +16,7 @@ For a copy the worker is stopped for some ms at a moment when nothing is in doub
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -23,6 +24,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,7 +125,21 @@ class Scene:
         self.until_ready(False)
         self.flow(0.2)
         rebuilt = "index rebuilt" in self._log.read_text()[said:]
-        return Kill(outage_ms, self._traffic.lost(), invariants.complaints(self.copy()), rebuilt)
+        lost = self._traffic.lost()
+        return Kill(outage_ms, lost, self.complaints(), rebuilt)
+
+    def complaints(self) -> list[str]:
+        """About the memory as it is now; traffic goes on meanwhile, for sessions must not end for want of it."""
+        context = multiprocessing.get_context("fork")  # which has the copy already
+        ours, theirs = context.Pipe(duplex=False)
+        checker = context.Process(target=_check, args=(self.copy(), theirs))
+        checker.start()
+        theirs.close()
+        while not ours.poll():
+            self.flow(0.01)
+        told: list[str] = ours.recv()
+        checker.join()
+        return told
 
     def _first_after(self, killed: int) -> float:
         """Milliseconds until a packet arrives that was sent after the kill."""
@@ -164,6 +180,11 @@ class Scene:
     def close(self) -> None:
         """The ends of the traffic."""
         self._traffic.close()
+
+
+def _check(state: State, answer: Connection) -> None:
+    os.nice(10)
+    answer.send(invariants.complaints(state))
 
 
 def _until_stopped(pid: int) -> None:

@@ -25,7 +25,7 @@ from bench.report import Result, Told
 from krononat.client import Trouble
 
 KIND = "memory"
-FLOWS, QUICK_FLOWS = 1_000_000, 1_000_000
+FLOWS = 1_000_000
 RATES = {"20k": 20_000, "200k": 200_000}
 UNIVERSE = 2_000_000  # new flows before the first comes again, more than are alive at once
 SLOT_S = 0.5
@@ -113,9 +113,10 @@ def _frozen(made: Cores, turns: int, told: Told) -> list[Result]:
             meanwhile.append(made.replicating.ask("slot", SLOT_S, rate))
         resync.append(_until_synced(made, rate)[0])
     rates = [slot.rate for slot in meanwhile], [slot.rate for slot in before]
+    loss = sum(slot.lost for slot in meanwhile) / sum(slot.packets for slot in meanwhile)
     turn_ms = statistics.median(slot.longest_turn_ms for slot in meanwhile)
     return [
-        report.ratio("replication/frozen/ratio", *rates, FROZEN_GOAL, sum(slot.lost for slot in meanwhile)),
+        report.ratio("replication/frozen/ratio", *rates, FROZEN_GOAL, loss),
         report.measured("replication/frozen/longest_turn_ms", "ms", [turn_ms], 10.0),
         report.measured("replication/frozen/resync_s", "s", resync),
     ]

@@ -1,9 +1,9 @@
 """Traffic that must outlive a worker: a thousand established connections, both ways, and beside them flows that come and go.
 
-Frames are laid down once and sent by packet sockets, many with one system call (sendmmsg(2)); a filter lets in only what belongs
-to the established ones (`PORT`). Half of these are TCP, opened by a real handshake, half UDP. Each carries its number and the time
-of its sending, and is checked when it arrives: the same external endpoint as ever outbound, the right subscriber inbound.
-The churn never comes back to a flow before that has ended, so all of its packets make sessions.
+Frames are laid down once and sent by packet sockets, many with one system call (sendmmsg(2)); a filter lets in only what
+belongs to the established ones (`PORT`). Half of these are TCP, opened by a real handshake, half UDP. Each carries its number
+and the time of its sending, and is checked when it arrives: the same external endpoint as ever outbound, the right subscriber
+inbound. The churn never comes back to a flow before that has ended, so all of its packets make sessions.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ _SETTLED_S = 0.5
 _SO_ATTACH_FILTER, _ETH_P_ALL = 26, 3
 
 # struct mmsghdr and struct iovec of 64-bit Linux
-_MESSAGE = np.dtype(
-    [("name", "u8"), ("namelen", "u8"), ("iov", "u8"), ("iovlen", "u8"), ("control", "u8"), ("controllen", "u8"), ("flags", "u8"),
-     ("sent", "u8")]
-)  # fmt: skip
+_MESSAGE = np.dtype([(name, "u8") for name in ("name", "namelen", "iov", "iovlen", "control", "controllen", "flags", "sent")])
 _IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -192,7 +189,7 @@ def _stations(place: Place) -> dict[str, tuple[str, str]]:
 
 def _end(namespace: str, device: str) -> socket.socket:
     """A packet socket that takes in frames from or to `PORT` only."""
-    # classic BPF: half-words of the ports behind an IPv4 header without options
+    # Classic BPF: half-words of the ports behind an IPv4 header without options.
     program = [
         (0x28, 0, 0, _L4),
         (0x15, 2, 0, PORT),
@@ -225,7 +222,7 @@ def _frame(stations: bytes, protocol: int, source: bytes, destination: bytes, fl
 
 
 def _checksum(header: bytes) -> int:
-    total = sum(struct.unpack("!10H", header))
+    total: int = sum(struct.unpack("!10H", header))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
 

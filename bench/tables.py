@@ -19,7 +19,7 @@ from bench import environment, report, rte_hash
 from bench.report import Result, Told
 from shards import cuckoo, digest
 from shards.jit import hot
-from shards.state import EXTENT_LINES, NAT_SESSION, Array, Sizes, State, new_state
+from shards.state import EXTENT_LINES, NAT_SESSION, SESSION_0, Array, Sizes, State, new_state
 
 KIND = "memory"
 SIZES = {"512Ki": 1 << 19, "2Mi": 1 << 21, "16Mi": 1 << 24}  # slots
@@ -210,13 +210,14 @@ def _beside(name: str, ours: Sequence[float], theirs: Sequence[float], goal: flo
 def measure_digest(pair: Pair, repetitions: int) -> Result:
     """M rows/s of a walk over all rows of the arena, as sessions, in pieces of an extent."""
     state, count = pair.ours, len(pair.present)
-    state.extents["kind"], state.sessions["kind"][1 : count + 1] = NAT_SESSION, NAT_SESSION
-    nothing = np.zeros(2 * EXTENT_LINES // 64, np.uint64)
+    state.sessions["kind"][1 : count + 1], state.shipped[:] = NAT_SESSION, 2**64 - 1
+    state.slabs[0, SESSION_0]["extents"], state.extent_of[0, SESSION_0] = len(state.extents), np.arange(len(state.extents))
+    nothing = np.zeros(EXTENT_LINES // digest.ROWS_OF_A_WORD, np.uint64)
     key0, key1 = keys(pair.random, 1)[0]
 
     def walk() -> None:
         for first in range(0, count, EXTENT_LINES):
-            digest.digest(state, key0, key1, first, min(first + EXTENT_LINES, count), nothing, nothing[:0])
+            digest.digest(state, 0, SESSION_0, key0, key1, first, min(first + EXTENT_LINES, count), nothing, nothing[:0])
 
     walk()
     return report.measured("table/digest/rate", "M/s", [_rate(count, walk) for _ in range(repetitions)])

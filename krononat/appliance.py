@@ -19,6 +19,7 @@ from krononat.checks import blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Cluster
 from krononat.models import LOG_LEVELS, Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
+from shards import sides
 from shards.state import (
     ABSENT,
     ACCEPT,
@@ -26,7 +27,6 @@ from shards.state import (
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
     BOTH,
-    CHUNK_PORTS,
     DROP,
     ENDPOINT_INDEPENDENT,
     EXTENT_LINES,
@@ -46,7 +46,6 @@ from shards.state import (
 )
 
 INTERNET, INSIDE = 0, 1  # realms
-BACKUP_SHARE = 8  # of the blocks, and of the ports of each block, one in so many is for the replica without the authority
 
 # Index entries for each session, when every session has a mapping of its own: both tuples and the internal endpoint; pools that
 # filter by address have a permission, too.
@@ -214,6 +213,7 @@ def _fill_shards(state: State, config: Config) -> None:
 
 def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
     """What the map says; a core that should have a shard first asks the others whether one of them has it meanwhile."""
+    state.peers[0]["address"] = int(cluster.core.shunt)
     for number, core in enumerate(cluster.map.others(cluster.me), 1):
         state.peers[number]["address"] = int(core.shunt)
     for told in cluster.map.shard:
@@ -223,22 +223,8 @@ def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
         shard["side"] = {told.primary: 0, told.backup: 1}.get(cluster.me, NO_SIDE)
         shard["authority"] = cluster.map.row(cluster.me, told.primary)
         if told.backup:
-            _fill_sides(state, config, told.id)
-
-
-def _fill_sides(state: State, config: Config, shard: int) -> None:
-    """Which replica may hand out which chunks: every eighth block is the backup's, and of each block the last eighth is for
-    the replica that the block is not of, so that either can give every subscriber ports of a block it has.
-    """
-    for row, pool in zip(state.pools, config.pool, strict=True):
-        if pool.shard != shard:
-            continue
-        each = pool.block_size // CHUNK_PORTS
-        block, chunk = np.divmod(np.arange(65536 // CHUNK_PORTS), each)
-        lent = (each > 1) & (chunk >= each - max(each // BACKUP_SHARE, 1))
-        sides = (block % BACKUP_SHARE == BACKUP_SHARE - 1) ^ lent
-        first = int(row["first_external"])
-        state.chunks["side"][first : first + int(row["externals"])] = sides
+            for number in (number for number, pool in enumerate(config.pool) if pool.shard == told.id):
+                sides.lay(state, number)
 
 
 def _fill_pools(state: State, pools: Sequence[Pool]) -> None:

@@ -16,12 +16,14 @@ from replication.keys import Key
 from replication.migration import Move
 from replication.protocol import ALIVE, Peer, Settings
 from replication.rows import StateSink, StateSource
+from shards import shunt
 from shards.state import ABSENT, ACTIVE, PASSIVE, ROLES, SYNCING, State
 from shards.verdict import HOLD_OVERFLOW, NO_AUTHORITY, SHUNT_FOREIGN, SHUNT_MALFORMED, SHUNT_REFUSED, SHUNT_TOO_BIG
 
 ROWS_AT_ONCE = 200  # of an answer: a message has an end
 LOST = (NO_AUTHORITY, HOLD_OVERFLOW, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN, SHUNT_MALFORMED)
 SHUNT_MTU = 1544  # of a link that carries 1,500 bytes and the header of a shunt
+PREPARE_EACH = 1000  # ticks between two looks for the way to the other cores
 SIDES_LATE = 5000  # ticks after which a swap of sides should be over
 
 Answer = dict[str, Any]
@@ -34,7 +36,7 @@ class Replica:
         self._state, self._me = state, told["me"]
         settings = Settings(told["dead_after"], told["threshold"], cpus=tuple(told["cpus"]))
         public, secret = (text.encode() for text in told["key"])
-        source, sink = StateSource(state, settings.threshold // 1000), StateSink(state)
+        source, sink = StateSource(state, settings.threshold), StateSink(state)
         self._endpoints = {self._me: told["endpoint"]}
         self.exchange = Exchange(source, sink, Peer(self._me, told["endpoint"], public), Key(public, secret), settings)
         peers: dict[str, int] = {}
@@ -49,14 +51,22 @@ class Replica:
         self._lost: dict[int, tuple[int, int]] = {}  # shard: packets lost and shunted, before its last move
         self._verified: dict[int, str] = {}  # shard: the peer that its copy is compared with
         self._now = now
+        self._prepared = now - PREPARE_EACH
 
     def descriptors(self) -> list[int]:
         """To wait for while idle."""
         return self.exchange.descriptors()
 
+    def due(self, now: int) -> int:
+        """Ticks that may pass before the next turn, if nothing comes."""
+        return self.exchange.due(now)
+
     def turn(self, now: int) -> bool:
         """One turn; whether there is more to do at once."""
         self._now = now
+        if now - self._prepared >= PREPARE_EACH:
+            self._prepared = now
+            shunt.prepare(self._state, now)
         more = self.exchange.turn(now)
         return self.conductor.turn(now) or more
 
@@ -130,6 +140,9 @@ class Replica:
                 found.append(f"shard {shard} has its backup on the same server")
         elif post.role != ABSENT and not active:
             found.append(f"nobody has the authority over shard {shard}")
+        mtu = int(self._state.peers[self._peers[post.backup]]["mtu"]) if post.role == ACTIVE and post.backup else 0
+        if 0 < mtu < SHUNT_MTU:
+            found.append(f"shard {shard} would lose long packets in a move: only {mtu} bytes reach {post.backup}")
         if self.conductor.gave_up(shard, self._now):
             found.append(f"shard {shard} killed one owner after another: nobody is promoted now")
         return found

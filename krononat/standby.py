@@ -25,10 +25,13 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from krononat.worker import Worker
+
+Result = TypeVar("Result")
 
 MESSAGE_AT_MOST = 1 << 18
 DESCRIPTORS_AT_MOST = 64  # of all memif lines: four each
@@ -51,10 +54,11 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     told = json.loads(channel.recv(MESSAGE_AT_MOST))
     die_with(told["supervisor"])
-    in_a_thread(lambda: _load(channel, told["state"]), told["nice"])
+    about = in_a_thread(lambda: _load(channel, told["state"]), told["nice"])
     drop_privileges()
     die_with(told["supervisor"])  # changing the user has cleared it
-    worker = _stand_by(channel, told, begun)
+    worker = _stand_by(channel, told)
+    worker.say({**about, "seconds": round(time.monotonic() - begun, 3)})
     orders, descriptors = _wait(channel)
     if orders:
         _take(worker, renumbered(orders, descriptors), told["cpu"])
@@ -62,22 +66,29 @@ def main() -> None:
         os._exit(0)  # the next one waits for our end; taking an interpreter to pieces takes a while
 
 
-def in_a_thread(work: Any, nice: int) -> None:
+def in_a_thread(work: Callable[[], Result], nice: int) -> Result:
     """Do it at this niceness: that is a thread's own in Linux, and who may lower it may not raise it again."""
+    done: list[Result] = []
 
     def low() -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
-        work()
+        done.append(work())
 
     thread = threading.Thread(target=low)
     thread.start()
     thread.join()
+    if not done:  # it has told its exception
+        sys.exit(1)
+    return done[0]
 
 
-def _load(channel: socket.socket, state: int) -> None:
-    """Import the compiler and everything else, and load, or compile, what packets need; or say why that would be in vain."""
-    from shards.state import HEADER_BYTES, read_header
+def _load(channel: socket.socket, state: int) -> dict[str, Any]:
+    """Import the compiler and everything else, and load, or compile, what packets need; or say why that would be in vain.
+
+    All of it: later nobody may read the files. What has been loaded.
+    """
+    from shards.state import HEADER_BYTES, LAYOUT, layout_digest, read_header
 
     try:
         read_header(os.pread(state, HEADER_BYTES, 0))
@@ -85,21 +96,19 @@ def _load(channel: socket.socket, state: int) -> None:
         channel.send(json.dumps({"refused": str(other)}).encode())
         os._exit(0)
     from krononat import warm, worker
+    from shards import jit
 
     warm.load()
     assert worker
+    return {"loaded": f"{LAYOUT}/{layout_digest()}", "code": jit.digest()}
 
 
-def _stand_by(channel: socket.socket, told: dict[str, Any], begun: float) -> Worker:
-    """Map everything, and say that nothing is missing but the orders."""
+def _stand_by(channel: socket.socket, told: dict[str, Any]) -> Worker:
+    """Map everything: nothing is missing but the orders."""
     from krononat.worker import Worker
-    from shards import jit
-    from shards.state import LAYOUT, layout_digest
 
     worker = Worker(channel, told)
     in_a_thread(lambda: worker.stand_by(bool(told["nice"])), told["nice"])
-    seconds = round(time.monotonic() - begun, 3)
-    channel.send(json.dumps({"loaded": f"{LAYOUT}/{layout_digest()}", "code": jit.digest(), "seconds": seconds}).encode())
     return worker
 
 

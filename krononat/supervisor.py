@@ -30,6 +30,7 @@ from krononat.memif import Wanted
 from krononat.models import Config
 from krononat.neighbours import Neighbours
 from krononat.quarantine import Quarantine
+from krononat.reach import Reach
 from krononat.tap import open_tap
 from krononat.view import ticks
 from shards import selftest, xsk
@@ -93,6 +94,7 @@ class Supervisor:
         self._lines: list[Line] = []
         self._control: Control | None = None
         self._answers: Answers | None = None
+        self._reach: Reach | None = None
 
     # --- the way up ---------------------------------------------------------------------------------------------------
 
@@ -179,8 +181,7 @@ class Supervisor:
         self._memory = made
         write_header(made.map, sizes)
         self._state: State = open_state(made.map, sizes)
-        path = self._config.cluster.port_key_file if self._config.cluster else None
-        key = appliance.read_key(Path(path)) if path else appliance.read_key()
+        key = self._port_key()
         appliance.fill(
             self._state,
             self._config,
@@ -192,6 +193,16 @@ class Supervisor:
         _say(f"state: room for {self._config.memory.sessions:,} sessions, {made.pages} pages")
         if key is None:
             _say(f"no {appliance.KEY_FILE}: ports are derived with a key of this run (a cluster needs the same one everywhere)")
+
+    def _port_key(self) -> bytes | None:
+        """The key of port derivation. A cluster must have one: by it a backup makes the same ports, and seals are made."""
+        told = self._config.cluster
+        path = Path(told.port_key_file) if told and told.port_key_file else appliance.KEY_FILE
+        key = appliance.read_key(path)
+        if told and key is None:
+            remedy = f"head -c 32 /dev/urandom > {path}; chmod 600 {path}; the same file on every core"
+            raise Trouble("this cluster has no key of its ports", f"{path} is missing", remedy, BAD_CONFIG)
+        return key
 
     def _open_sockets(self) -> None:
         """Everything about packets but the attaching, which waits for a worker."""
@@ -323,6 +334,9 @@ class Supervisor:
             self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
             self._neighbours, self._crew, self._cpu, self._began, self._quarantine,
         )  # fmt: skip
+        if self._cluster:
+            self._reach = Reach(self._state, self._cluster.core.shunt, self._selector)
+            self._undoing.callback(self._reach.close)
         self._answers = Answers(parts)
         self._control = Control(self._config.socket, self._selector, self._answers.handlers())
         self._undoing.callback(self._control.close)
@@ -356,6 +370,8 @@ class Supervisor:
         if self._crew.ready_at:
             for line in self._lines:
                 line.watch(now)
+        if self._reach:
+            self._reach.turn(now)
         if self._control and self._answers:
             self._control.tire(now)
             self._answers.tire(now)

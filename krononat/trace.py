@@ -26,6 +26,7 @@ from shards.state import (
     OUTBOUND,
     PROTOCOLS,
     REACHABLE,
+    ROLES,
     SIDES,
     WANTED,
     WHEEL_SHIFT,
@@ -113,7 +114,7 @@ def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: in
             break
     if missed:
         stages += _rule_stage(state, burst, hits, rules)
-    stages += [*_service_stages(state, burst, missed), *_hop_stage(state, burst, assumed)]
+    stages += [*_service_stages(state, burst, missed), *_shard_stage(state, burst), *_hop_stage(state, burst, assumed)]
     verdict = VERDICTS[int(burst.verdict[0])]
     sent = _sent(frames, burst)
     stages.append(Stage("send", f"{sent}, at the {_side(state, int(burst.out_port[0]))} port" if sent else "nothing"))
@@ -202,6 +203,22 @@ def _service_stages(state: State, burst: Burst, missed: bool) -> Iterator[Stage]
         external = _endpoint(int(row["external_address"]), int(row["external_port"]))
         kind = "static mapping" if row["static"] else "mapping"
         yield Stage("mapping", f"{kind} {external} = {internal} lets it in; a session appears with the answer")
+
+
+def _shard_stage(state: State, burst: Burst) -> Iterator[Stage]:
+    """Whose a packet is that only the core with the authority over its shard may serve."""
+    if not burst.shard[0]:
+        return
+    row = state.shards[int(burst.shard[0]) - 1]
+    peer = state.peers[int(row["authority"])]
+    told = (
+        f"{IPv4Address(int(peer['address']))} has the authority"
+        if row["authority"]
+        else "nobody is known to have the authority"
+    )
+    if row["authority"] and not peer["alive"]:
+        told += ", and is not heard from"
+    yield Stage("shard", f"{row['id']}, of which this core is {ROLES[int(row['role'])]}: {told}")
 
 
 def _hop_stage(state: State, burst: Burst, assumed: Sequence[str]) -> Iterator[Stage]:

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numba.core import event
 
-from shards import apply, cuckoo, pipeline, recovery, resume, rings, sessions, shard, slabs
+from shards import apply, cuckoo, doubt, pipeline, recovery, resume, rings, sessions, shard, shunt, slabs
 from shards.burst import Burst, new_burst
 from shards.frames import LOCAL, QUEUE, RING, Rings, owner
 from shards.memif_rings import LINE
@@ -49,7 +49,10 @@ def _table() -> None:
 
 
 def _recovery() -> None:
-    resume.resume(_stage()[0], True, 0)
+    state = _stage()[0]
+    resume.resume(state, True, 0)
+    doubt.begin(state)
+    doubt.end(state)
 
 
 def _pipeline() -> None:
@@ -81,6 +84,8 @@ def _replication() -> None:
     state = _stage()[0]
     source, sink, nothing = rows.StateSource(state, 0), rows.StateSink(state), np.zeros(0, np.uint8)
     source.mark(0)
+    source.clean(0)
+    source.unsent(0)
     source.ended(0)
     source.changed(0, False, 0)
     source.ripen(0, 0)
@@ -98,6 +103,7 @@ def _replication() -> None:
     apply.end_idle(state, 0, MAPPING_0, 0, 0, 0)
     recovery.install_statics(state, 0)
     Quiet(state, 0, 0).look(0, 1)
+    shunt.prepare(state, 0)
 
 
 STEPS: list[tuple[str, Callable[[], None]]] = [

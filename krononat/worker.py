@@ -28,7 +28,7 @@ import numpy as np
 
 from krononat import memory, replica, warm
 from krononat.view import ticks
-from shards import memif, memif_rings, resume, rings, sessions, shard, xsk
+from shards import doubt, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -36,6 +36,7 @@ from shards.state import open_state, read_header
 BURSTS = 16  # of a breath: some milliseconds over a veth, a third of one in memory
 LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which takes as long as 900: about 3 and 35 us
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
+CLUSTER_NAP = 20  # as often as other cores are told that this one lives
 
 _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST = 1 << 18, 3
 
@@ -59,6 +60,7 @@ class Worker:
         self._cluster: dict[str, Any] | None = told["cluster"]
         self._replica: replica.Replica | None = None
         self._more = False  # to be replicated at once
+        self._nap = CLUSTER_NAP if self._cluster else NAP
 
     def stand_by(self, spare: bool) -> None:
         """Leave the garbage collector nothing to do; and have all pages of the memory at hand if there is time for that now."""
@@ -102,7 +104,12 @@ class Worker:
                 self._chores(now)
                 last = now
             if idle and not self._stopping and not self._more:
-                rings.wait(self._rings, SHORT_NAP if self._state.core[0]["held"] or self._replica else NAP)
+                rings.wait(self._rings, self._rest(now))
+
+    def _rest(self, now: int) -> int:
+        """How long to sleep if nothing comes, in ms."""
+        nap = SHORT_NAP if self._state.core[0]["held"] else self._nap
+        return min(nap, self._replica.due(now)) if self._replica else nap
 
     def _breathe(self, now: int, bursts: int) -> int:
         begun = time.monotonic_ns()
@@ -124,7 +131,9 @@ class Worker:
         if self._lines:
             rings.listen(self._rings)
         if self._replica:
+            doubt.begin(self._state)  # rows come, and what is derived from them follows
             self._more = self._replica.turn(now)
+            doubt.end(self._state)
         try:
             message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST)
         except BlockingIOError:

@@ -17,14 +17,16 @@ from replication.migration import Move, Seen
 from replication.protocol import ALIVE, Exchange, Heard
 from replication.quiet import Quiet
 from replication.roles import Facts, Post, Told
+from replication.rows import in_doubt
 from shards import apply, recovery
 from shards.state import ABSENT, ACTIVE, CLASSES, DRAINING, JOINING, MAPPING_0, MAPPING_1, NO_SIDE, PASSIVE, SYNCING, State
 
 TELL_EACH = 50  # ticks
-LOOK_EACH = 10  # ticks between two decisions where nothing happens
+LOOK_EACH = 25  # ticks between two decisions where nothing happens
 ROWS_AT_ONCE = 1 << 14  # of those that are forgotten, or looked at, in one turn
 
-_SHORT = ("s", "r", "e", "d", "c", "w", "win", "b", "g", "y", "h", "i")  # keys of a post on the wire, in the order of `_told`
+# Keys of a post on the wire, in the order of `_post_for`.
+_SHORT = ("s", "r", "e", "d", "c", "w", "win", "b", "g", "y", "h", "i", "t")
 
 
 class Place(NamedTuple):
@@ -64,7 +66,8 @@ class Conductor:
         self._counts: dict[int, dict[str, tuple[int, int]]] = {shard: {} for shard in places}
         self._heard: set[str] = set()
         self._handed: dict[int, tuple[int, str]] = {}
-        self._given: set[int] = set()
+        self._sent_all: set[int] = set()  # shards of which, since we have our side, all rows were sent to the backup
+        self._giving: dict[int, str] = {}  # by shard: the winner that is given what we have made
         self._streams: dict[int, dict[str, bool]] = {shard: {} for shard in places}
         self._accepting: dict[int, tuple[str | None, int, bool]] = {}
         self._wanted = {shard: int(state.shards[shard]["wanted"]) for shard in places}
@@ -98,14 +101,12 @@ class Conductor:
 
     def turn(self, now: int) -> bool:
         """Hear, decide, act, tell; whether there is more to do at once. Short where nothing has happened."""
-        heard = self._exchange.heard()
-        for message in heard:
-            self._hear(message)
+        news = [self._hear(message) for message in self._exchange.heard()]
         evidence = self._look_at_peers(now)
         busy = self._work(now)
         wanted = any(int(self._state.shards[shard]["wanted"]) != count for shard, count in self._wanted.items())
         moving = any(not move.over for move in self.moves.values())
-        if heard or wanted or moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
+        if any(news) or wanted or moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
             self._evidence, self._last = evidence, now
             changed = [shard for shard in self.posts if self._decide(shard, now)]
             if changed or now - self._last_told >= TELL_EACH:
@@ -121,31 +122,44 @@ class Conductor:
             told.append(evidence)
         return " ".join(told)
 
-    def _hear(self, message: Heard) -> None:
+    def _hear(self, message: Heard) -> bool:
+        """Whether it is news."""
         peer, kind, fields = message
         if kind == "posts":
-            self._heard.add(peer)
-            named = set()
-            for post in fields.get("posts", []):
-                told = _read(peer, post)
-                if told and told[0] in self.posts:
-                    self._told[told[0]][peer] = told[1]
-                    self._counts[told[0]][peer] = _counted(post)
-                    named.add(told[0])
-            for shard in self.posts.keys() - named:  # of which it says nothing: it has nothing to do with it
-                self._told[shard][peer] = Told(peer)
-        elif kind == "handover":
-            self._take_handover(peer, fields)
+            return self._take_posts(peer, fields.get("posts"))
+        return kind == "handover" and self._take_handover(peer, fields)
 
-    def _take_handover(self, peer: str, fields: Mapping[str, Any]) -> None:
+    def _take_posts(self, peer: str, posts: Any) -> bool:
+        """What a peer is to each shard; of which it says nothing, it has nothing to do with."""
+        told = {shard: Told(peer) for shard in self.posts}
+        for post in posts if isinstance(posts, list) else []:
+            found = _read(peer, post)
+            if found and found[0] in told:
+                told[found[0]] = found[1]
+                self._counts[found[0]][peer] = _counted(post)
+        news = peer not in self._heard or any(self._told[shard].get(peer) != each for shard, each in told.items())
+        self._heard.add(peer)
+        for shard, each in told.items():
+            self._told[shard][peer] = each
+        return news
+
+    def _take_handover(self, peer: str, fields: Mapping[str, Any]) -> bool:
         match fields:
             case {"s": int(shard), "e": int(epoch), "b": str(successor)} if shard in self.posts:
                 if self.posts[shard].authority == peer:
                     self._handed[shard] = (epoch, successor)
+                    return True
+        return False
 
     def _others(self, shard: int, now: int) -> list[Told]:
         told = self._told[shard]
-        return [told.get(name, Told(name))._replace(evidence=self._exchange.evidence(name, now)) for name in self._peers]
+        found = [told.get(name) or self._by_map(shard, name) for name in self._peers]
+        return [each._replace(evidence=self._exchange.evidence(each.name, now)) for each in found]
+
+    def _by_map(self, shard: int, name: str) -> Told:
+        """Who has said nothing yet may have begun, where we cannot hear it, with the side that the map gives it."""
+        place = self._places[shard]
+        return Told(name, side={place.primary: 0, place.backup: 1}.get(name, NO_SIDE))
 
     def _decide(self, shard: int, now: int) -> bool:
         before, others = self.posts[shard], self._others(shard, now)
@@ -161,7 +175,16 @@ class Conductor:
         if post != before:
             self._act(shard, before, now)
         self._arrange(shard, post, self._others(shard, now) if post != before else others)
+        self._note_sent(shard, before)
         return post != before
+
+    def _note_sent(self, shard: int, before: Post) -> None:
+        """Nothing of this turn's changes is sent yet: what is now on its way is what was made before."""
+        post = self.posts[shard]
+        if (post.role, post.side, post.backup) != (before.role, before.side, before.backup):
+            self._sent_all.discard(shard)
+        elif post.role == ACTIVE and self._exchange.synced(shard, post.backup) and self._exchange.flushed(shard, post.backup):
+            self._sent_all.add(shard)
 
     def _facts(self, shard: int, post: Post, now: int) -> Facts:
         place = self._places[shard]
@@ -263,7 +286,8 @@ class Conductor:
         row["pickup"] = post.pickup
         row["grace_until"] = (now + self._times.grace) & 0xFFFFFFFF
         row["creates"] = 1
-        recovery.install_statics(self._state, now)
+        with in_doubt(self._state):
+            recovery.install_statics(self._state, now)
         self._idle_at[shard] = (now + self._times.grace, MAPPING_0, 0)
 
     def _arrange(self, shard: int, post: Post, others: list[Told]) -> None:
@@ -274,7 +298,9 @@ class Conductor:
             self._exchange.accept(shard, *accepting)
         wanted = self._receivers(shard, post, others)
         streams = self._streams[shard]
-        for name in [name for name in streams if name not in wanted]:
+        anew = post.winner != self._giving.get(shard, "")  # what it was sent before it won it may have refused
+        self._giving[shard] = post.winner
+        for name in [name for name in streams if name not in wanted or anew]:
             self._exchange.stream(shard, name, False)
             del streams[name]
         for name, (everything, snapshot) in wanted.items():
@@ -301,7 +327,8 @@ class Conductor:
     def _work(self, now: int) -> bool:
         """What takes more than a moment, in pieces: forgetting a shard that is another's, mappings that nobody uses."""
         for shard, (klass, at) in list(self._forgetting.items()):
-            following = apply.end_unseen(self._state, shard, klass, at, self._nothing, now, ROWS_AT_ONCE)
+            with in_doubt(self._state):
+                following = apply.end_unseen(self._state, shard, klass, at, self._nothing, now, ROWS_AT_ONCE)
             if following >= 0:
                 self._forgetting[shard] = (klass, int(following))
             elif klass + 1 < CLASSES:
@@ -320,7 +347,8 @@ class Conductor:
     def _end_idle(self, shard: int, due: int, klass: int, at: int, now: int) -> None:
         following = -1
         if self.posts[shard].role == ACTIVE:
-            following = int(apply.end_idle(self._state, shard, klass, at, now, ROWS_AT_ONCE))
+            with in_doubt(self._state):
+                following = int(apply.end_idle(self._state, shard, klass, at, now, ROWS_AT_ONCE))
         if following >= 0:
             self._idle_at[shard] = (due, klass, following)
         elif klass == MAPPING_0:
@@ -346,7 +374,8 @@ class Conductor:
         synced = post.role == ACTIVE and name in self._streams[shard] and self._exchange.synced(shard, name)
         values = (
             shard, post.role, post.epoch, post.side, post.cold, roles.wants(post), post.winner,
-            post.backup if post.role == ACTIVE else "", post.guest, roles.yours(post, to, others), roles.heir(post, to), synced,
+            post.backup if post.role == ACTIVE else "", post.guest,
+            roles.yours(post, to, others, shard in self._sent_all), roles.heir(post, to), synced, post.taken,
         )  # fmt: skip
         return dict(zip(_SHORT, values, strict=True), n=self.counts(shard))
 
@@ -355,14 +384,14 @@ def _read(peer: str, post: Any) -> tuple[int, Told] | None:
     """What a peer says of a shard; None where it says nonsense."""
     if not isinstance(post, dict) or not all(key in post for key in _SHORT):
         return None
-    shard, role, epoch, side, cold, wants, winner, backup, guest, yours, heir, synced = (post[key] for key in _SHORT)
+    shard, role, epoch, side, cold, wants, winner, backup, guest, yours, heir, synced, taken = (post[key] for key in _SHORT)
     numbers, words = (shard, role, epoch, side, yours), (winner, backup, guest)
     if not all(type(number) is int for number in numbers) or not all(isinstance(word, str) for word in words):
         return None
     if not (ABSENT <= role <= DRAINING and 0 <= side <= NO_SIDE and 0 <= yours <= NO_SIDE and 0 <= epoch < 1 << 32):
         return None
-    told = Told(peer, role, epoch, side, bool(cold), bool(wants), winner, backup, guest, yours, bool(heir), bool(synced))
-    return shard, told
+    cold, wants, heir, synced, taken = map(bool, (cold, wants, heir, synced, taken))
+    return shard, Told(peer, role, epoch, side, cold, wants, winner, backup, guest, yours, heir, synced, taken)
 
 
 def _counted(post: Mapping[str, Any]) -> tuple[int, int]:

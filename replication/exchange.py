@@ -17,10 +17,10 @@ from replication import verify
 from replication.frames import Frame, Refused, decode, none_refused
 from replication.keys import Key
 from replication.link import Link, Message
-from replication.protocol import ALIVE, CLOSED, SILENT, Comparison, Evidence, Fields, Heard, Lag, Peer, Settings
+from replication.protocol import ALIVE, CLOSED, SILENT, Comparison, Evidence, Fields, Heard, Lag, Peer, Settings, age
 from replication.publisher import PHASES, Publisher
 from replication.receiver import Receiver
-from replication.sender import Sender, age
+from replication.sender import PING_EVERY, Sender
 from replication.subscriber import Subscriber
 from replication.tables import Sink, Source
 from replication.verify import Verification
@@ -69,7 +69,7 @@ class Exchange:
 
     def meet(self, peer: Peer, now: int) -> None:
         """Let a peer in and connect to it."""
-        self._link.meet(peer)
+        self._link.meet(peer, now)
         self._senders[peer.name] = Sender(peer.name, self._link, now)
         self._receivers[peer.name] = Receiver(peer.name, self._link, self.refused)
 
@@ -88,8 +88,11 @@ class Exchange:
         return self._link.descriptors()
 
     def due(self, now: int) -> int:
-        """Ticks that may pass before the next turn, if nothing comes."""
-        return self._settings.batch
+        """Ticks that may pass before the next turn, if nothing comes: until changes are sent, or the next ping is."""
+        left = [PING_EVERY - age(now, sender.pinged) for sender in self._senders.values()]
+        if not self._publisher.quiet():
+            left.append(self._settings.batch - age(now, self._publisher.drained))
+        return max(1, min(left, default=PING_EVERY))
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -173,12 +176,13 @@ class Exchange:
             self._look(now)
         self._until = begun + TURN_NS
         more |= self._subscriber.turn(now, self._spare, self._receivers)
-        for peer, receiver in self._receivers.items():
-            receiver.acknowledge(now, self._subscriber.installed(peer))
+        for receiver in self._receivers.values():
+            receiver.acknowledge(now, self._subscriber.installed)
         for sender in self._senders.values():
-            sender.turn(now, self._publisher.told_in_pings(sender))
+            sender.turn(now, self._publisher.told_in_pings)
         more |= self._publisher.turn(now, self._spare)
-        self._verify(now)
+        if self._verifications:
+            self._verify(now)
         self.turns += 1
         self.longest_turn_ns = max(self.longest_turn_ns, self._clock() - begun)
         return more
@@ -202,7 +206,7 @@ class Exchange:
                 if message is None:
                     break
                 self._try(self._take_answer, message, now)
-        changes = self._link.look()
+        changes = self._link.look(now)
         for peer in changes.begun:
             self._senders[peer].connected(now)
         for peer in changes.ended:

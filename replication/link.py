@@ -19,13 +19,15 @@ from zmq.utils import z85
 
 from replication.frames import BODY_AT_MOST, HEADER_AT_MOST, Body, Counts
 from replication.keys import Key
-from replication.protocol import Peer
+from replication.protocol import Peer, age
 from shards.state import Array
 
 HIGH_WATER = 64  # messages in each queue of ZeroMQ's, at most BODY_AT_MOST each
 _HEARTBEAT, _HEARTBEAT_TIMEOUT, _HANDSHAKE_AT_MOST = 100, 300, 2000  # ms
 _RECONNECT, _RECONNECT_AT_MOST = 20, 200  # ms
+_REMAKE_AFTER = 1000  # ticks: ZeroMQ gives up for good where a handshake failed, which a newer map may set right
 _PARTS_AT_MOST = 64  # of a message nobody asked for that are thrown away at one go
+_DOOR_EVERY = 12  # ticks between looks at who knocks
 _ASKED_AT_MOST = 16  # ZAP questions and monitor events at one go
 
 _ZAP_ADDRESS, _ZAP_DOMAIN = "inproc://zeromq.zap.01", b"krononat"
@@ -61,6 +63,10 @@ class Link:
         self._whose: dict[bytes, str] = {}  # by way
         self._dealers: dict[str, zmq.Socket[bytes]] = {}
         self._monitors: dict[str, zmq.Socket[bytes]] = {}
+        self._peers: dict[str, Peer] = {}
+        self._tried: dict[str, int] = {}  # by peer: tick at which its socket was made
+        self._connected: set[str] = set()
+        self._opened = 0
         self._skipping: zmq.Socket[bytes] | None = None
         self._body = np.zeros(BODY_AT_MOST + 8, np.uint8)
         self._header = bytearray(HEADER_AT_MOST + 1)
@@ -93,9 +99,13 @@ class Link:
         """Where peers connect to."""
         return bytes(self._router.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
 
-    def meet(self, peer: Peer) -> None:
+    def meet(self, peer: Peer, now: int) -> None:
         """Let a peer in, and connect to it, now and whenever the connection has ended."""
         self._names[z85.decode(peer.public_key)] = peer.name
+        self._peers[peer.name] = peer
+        self._connect(peer, now)
+
+    def _connect(self, peer: Peer, now: int) -> None:
         dealer = self._context.socket(zmq.DEALER)
         _set(dealer)
         dealer.set(zmq.CURVE_SERVERKEY, peer.public_key)
@@ -104,15 +114,23 @@ class Link:
         self._monitors[peer.name] = dealer.get_monitor_socket(_BEGUN | _ENDED)
         dealer.connect(peer.endpoint)
         self._dealers[peer.name] = dealer
+        self._tried[peer.name] = now
+
+    def _disconnect(self, peer: str) -> None:
+        dealer = self._dealers.pop(peer)
+        if self._skipping is dealer:
+            self._skipping = None
+        dealer.disable_monitor()
+        self._monitors.pop(peer).close(0)
+        dealer.close(0)
 
     def part(self, peer: str) -> None:
         """Forget a peer: the map has it no longer."""
         self._names = {key: name for key, name in self._names.items() if name != peer}
         self._whose = {way: name for way, name in self._whose.items() if name != peer}
-        if peer in self._dealers:
-            self._dealers[peer].disable_monitor()
-            del self._monitors[peer]
-            self._dealers.pop(peer).close(0)
+        if self._peers.pop(peer, None):
+            self._disconnect(peer)
+        self._connected.discard(peer)
 
     def descriptors(self) -> list[int]:
         """To wait for while idle. They tell of news only; after each wake all messages must be fetched."""
@@ -196,19 +214,34 @@ class Link:
 
     # --- watching ---------------------------------------------------------------------------------------------------------
 
-    def look(self) -> Changes:
+    def look(self, now: int) -> Changes:
         """Let in who may come in; which connections of ours have begun and ended since the last look."""
+        if age(now, self._opened) >= _DOOR_EVERY:
+            self._opened = now
+            self._open_door()
+            self._remake(now)
+        changes = Changes([], [])
+        for peer, monitor in self._monitors.items():
+            for event in _events(monitor):
+                (changes.begun if event == _BEGUN else changes.ended).append(peer)
+                (self._connected.add if event == _BEGUN else self._connected.discard)(peer)
+        return changes
+
+    def _open_door(self) -> None:
+        """Who knocks? Let in those who may come in."""
         for _ in range(_ASKED_AT_MOST):
             if not _readable(self._zap):
                 break
             self._admit(self._zap.recv_multipart(zmq.DONTWAIT))
-        for _, _ in _events(self._knocks):
+        for _ in _events(self._knocks):
             self.refused["key"] += 1
-        changes = Changes([], [])
-        for peer, monitor in self._monitors.items():
-            for event, _ in _events(monitor):
-                (changes.begun if event == _BEGUN else changes.ended).append(peer)
-        return changes
+
+    def _remake(self, now: int) -> None:
+        """Make sockets anew that are without a connection for long."""
+        for peer in self._peers.keys() - self._connected:
+            if age(now, self._tried[peer]) > _REMAKE_AFTER:
+                self._disconnect(peer)
+                self._connect(self._peers[peer], now)
 
     def _admit(self, question: list[bytes]) -> None:
         """Answer ZeroMQ's question (ZAP, RFC 27) whether a key may come in."""
@@ -239,10 +272,9 @@ def _readable(socket: zmq.Socket[bytes]) -> bool:
     return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
 
-def _events(monitor: zmq.Socket[bytes]) -> list[tuple[int, int]]:
-    """What a monitor has seen: events and their values."""
-    seen: list[tuple[int, int]] = []
+def _events(monitor: zmq.Socket[bytes]) -> list[int]:
+    """What a monitor has seen."""
+    seen: list[int] = []
     while len(seen) < _ASKED_AT_MOST and _readable(monitor):
-        event, value = struct.unpack("=hi", monitor.recv_multipart(zmq.DONTWAIT)[0])
-        seen.append((event, value))
+        seen.append(struct.unpack("=hi", monitor.recv_multipart(zmq.DONTWAIT)[0])[0])
     return seen

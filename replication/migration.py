@@ -96,6 +96,8 @@ def _interrupted(move: Move, post: Post, seen: Seen, now: int) -> str:
         return "" if post.role == DRAINING else f"{move.target} did not say that it has it; {move.source} goes on"
     if post.role not in (ACTIVE, DRAINING):
         return f"{move.source} has lost the authority"
+    if move.phase == PAUSE and post.role == ACTIVE:  # it has lapsed
+        return f"{_WAITED_FOR[PAUSE]} within {PATIENCE[PAUSE] / 1000:g} s"
     if seen.target.evidence != "alive":
         return f"{move.target} is {seen.target.evidence}"
     if now - move.since > PATIENCE[move.phase]:

@@ -17,6 +17,11 @@ CLOSED: Evidence = "closed"  # its kernel closed the connection while it was sti
 Fields = dict[str, Any]  # of a message; what msgpack has: whole numbers, text, bytes, lists, maps
 
 
+def age(now: int, then: int) -> int:
+    """Ticks from `then` to `now`; they wrap."""
+    return (now - then) & 0xFFFFFFFF
+
+
 class Peer(NamedTuple):
     """A core as the map has it."""
 
@@ -91,7 +96,7 @@ class Exchange(Protocol):
         """Whether the peer holds what we have but for a small lag: it acknowledged the end of the snapshot."""
 
     def flushed(self, shard: int, peer: str) -> bool:
-        """Whether the last turn left nothing to be sent: no row changed, all was handed to the link."""
+        """Whether nothing is left to be sent: no row changed since the last turn, all was handed to the link."""
 
     def lag(self, shard: int, peer: str) -> Lag:
         """How far the peer is behind with the shard."""

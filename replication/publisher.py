@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from replication.frames import BODY_AT_MOST, Frame
-from replication.protocol import Fields, Lag, Settings
-from replication.sender import Sender, age
+from replication.protocol import Fields, Lag, Settings, age
+from replication.sender import Sender
 from replication.tables import BITMAP_ROWS, ORDER, Source
 from shards.state import SESSION_0, SESSION_1, Array
 
@@ -25,6 +25,7 @@ WAITING, ROWS, HOLDS, SENT, SYNCED = range(5)
 PHASES = ("waiting", "rows", "holds", "sent", "synced")
 
 SWEEP = 10_000  # ticks in which every row's liveness is told once
+SWEEP_EVERY = 8  # ticks between two pieces of that
 SMALL_LAG_S = 0.1
 
 _NOTHING: Array = np.zeros(0, np.uint8)
@@ -73,7 +74,7 @@ class Publisher:
         self._whole: set[int] = set()  # shards of which the last turn left nothing
         self._body = np.zeros(BODY_AT_MOST, np.uint8)
         self._series = 0
-        self._last_drain = 0
+        self.drained = self._swept = 0  # ticks of the last time
 
     # --- what is asked for ------------------------------------------------------------------------------------------------
 
@@ -101,6 +102,10 @@ class Publisher:
         """Every stream."""
         for peers in self._streams.values():
             yield from peers.values()
+
+    def quiet(self) -> bool:
+        """Whether there is nothing to be sent, or nobody that it could be sent to."""
+        return not any(self._can_drain(shard) and not self._source.quiet(shard) for shard in self._streams)
 
     def names(self) -> list[tuple[int, str]]:
         """Shard and peer of every stream."""
@@ -138,9 +143,11 @@ class Publisher:
         return self.lag(shard, peer, now).seconds <= SMALL_LAG_S
 
     def flushed(self, shard: int, peer: str) -> bool:
-        """See `Exchange.flushed`."""
+        """See `Exchange.flushed`. A change since the last turn counts."""
         stream = self.get(shard, peer)
-        return stream is not None and stream.begun and shard in self._whole and stream.sender.idle
+        if stream is None or not stream.begun or shard not in self._whole or not stream.sender.idle:
+            return False
+        return self._source.unsent(shard) == 0
 
     def lag(self, shard: int, peer: str, now: int) -> Lag:
         """See `Exchange.lag`; changes that wait to be drained count."""
@@ -158,16 +165,20 @@ class Publisher:
     def turn(self, now: int, spare: Callable[[], bool]) -> bool:
         """Begin, drain, copy, tell of liveness, as far as time and links allow. True: more could be done at once."""
         self._whole.clear()
+        copying = False
         for stream in self.all():
-            if stream.begun and stream.life != stream.sender.life:
+            if stream.life != stream.sender.life and stream.begun:
                 stream.restart()
             if not stream.begun and stream.sender.ready:
                 self._begin(stream, now, snapshot=True)
+            copying |= stream.phase in (ROWS, HOLDS)
         more = False
-        if any(stream.begun for stream in self.all()) and age(now, self._last_drain) >= self._settings.batch:
+        if self._streams and age(now, self.drained) >= self._settings.batch:
             more = self._drain(now, spare)
-        more |= self._copy(now, spare)
-        if spare():
+        if copying:
+            more |= self._copy(now, spare)
+        if age(now, self._swept) >= SWEEP_EVERY and spare():
+            self._swept = now
             self._sweep(now)
         return more
 
@@ -194,7 +205,7 @@ class Publisher:
 
     def _drain(self, now: int, spare: Callable[[], bool]) -> bool:
         """All that changed, as far as it can be sent. True: time ran out before."""
-        self._last_drain = now
+        self.drained = now
         left = [shard for shard in self._streams if self._can_drain(shard)]
         if self._settings.threshold:
             for shard in left:
@@ -202,7 +213,7 @@ class Publisher:
         while left:
             left = [shard for shard in left if self._drain_once(shard, now) and self._can_drain(shard)]
             if left and not spare():
-                self._last_drain = age(now, self._settings.batch)  # go on in the next turn
+                self.drained = age(now, self._settings.batch)  # go on in the next turn
                 return True
         return False
 
@@ -212,6 +223,8 @@ class Publisher:
 
     def _drain_once(self, shard: int, now: int) -> bool:
         """One frame. True: there is more."""
+        if self._source.quiet(shard):
+            return self._note_whole(shard, now)
         ended = self._source.ended(shard)
         if ended.lapped:
             self.lapped += 1
@@ -224,10 +237,13 @@ class Publisher:
         everything = any(stream.everything for stream in self._streams[shard].values() if stream.begun)
         changed = self._source.changed(shard, everything, now)
         self._send(shard, ended.rows, changed.mappings, changed.sessions, now)
-        if not changed.more:
-            self._drained[shard] = now
-            self._whole.add(shard)
-        return changed.more
+        return changed.more or self._note_whole(shard, now)
+
+    def _note_whole(self, shard: int, now: int) -> bool:
+        """Nothing is left of this shard. False, as `_drain_once` says it."""
+        self._drained[shard] = now
+        self._whole.add(shard)
+        return False
 
     def _send(self, shard: int, ended: Array, mappings: Array, sessions: Array, now: int) -> None:
         """One frame to each peer that has a copy, or is getting one."""

@@ -8,11 +8,11 @@ comes breaks the life: nothing of it is applied any more, and the peer is told u
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 from replication.frames import UNDERSTOOD, Counts, Frame, Refused, encode
 from replication.link import Link
-from replication.protocol import Fields
-from replication.sender import age
+from replication.protocol import Fields, age
 
 ACK_EVERY = 2  # ticks
 COMPLAIN_EVERY = 50
@@ -128,11 +128,11 @@ class Receiver:
         """What the next acknowledgement tells has changed."""
         self._owed = True
 
-    def acknowledge(self, now: int, installed: dict[int, int]) -> None:
+    def acknowledge(self, now: int, installed: Callable[[str], dict[int, int]]) -> None:
         """Tell up to which number all was applied, and the copies that are here to their end: series by shard."""
         if not self._owed or not self.life or self.broken or age(now, self._acked) < ACK_EVERY:
             return
-        fields: Fields = {"w": age(now, self._got), "i": installed}
+        fields: Fields = {"w": age(now, self._got), "i": installed(self.peer)}
         if self.answer(Frame("ack", self.life, self._next - 1, fields=fields)):
             self._owed, self._acked = False, now
 

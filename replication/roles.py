@@ -46,7 +46,7 @@ joining     syncing  syncing  absent   .       .       .       active  .        
 syncing     syncing  .        absent   active  active  active  .       passive  .        .       .
 passive     syncing  .        absent   active  active  active  .       .        syncing  .       .
 active      syncing  .        .        .       .       .       .       .        .        .       .
-draining    syncing  .        .        .       .       .       .       .        .        active  passive
+draining    syncing  .        .        .       active  active  .       .        .        active  passive
 """
 
 
@@ -80,6 +80,7 @@ class Told(NamedTuple):
     yours: int = NO_SIDE  # ACTIVE: the side that this core shall have
     heir: bool = False  # ACTIVE: this core may take over
     synced: bool = False  # ACTIVE: this core has a complete copy
+    taken: bool = False  # ACTIVE: its authority was handed over to it
     evidence: Evidence = ALIVE
 
 
@@ -98,6 +99,7 @@ class Post(NamedTuple):
     winner: str = ""  # the core to which we give what we have made, before we copy it
     pickup: bool = False  # connections may be picked up in their middle: the last owner is known to be dead
     taker: str = ""  # draining: who takes over
+    taken: bool = False  # active: the authority was handed over to us, in this epoch
 
 
 class Facts(NamedTuple):
@@ -146,8 +148,8 @@ def decide(post: Post, others: Sequence[Told], facts: Facts) -> Post:
 
 
 def _is_higher(post: Post, others: Sequence[Told], facts: Facts) -> bool:
-    top = active_among(others)
-    if top is None or (post.role == DRAINING and top.name == post.taker):
+    top = active_among([told for told in others if told.evidence != CLOSED])  # what the dead said last may come late
+    if top is None or (post.role == DRAINING and top.name == post.taker and (top.taken or post.authority)):
         return False
     if post.role in (ACTIVE, DRAINING):
         return (top.epoch, facts.me) > (post.epoch, top.name)
@@ -184,7 +186,7 @@ def _is_dead(post: Post, others: Sequence[Told], facts: Facts) -> bool:
     owner = _owner(post, others)
     if not (facts.wanted and post.heir) or facts.promotions >= RISES_AT_MOST:
         return False
-    if owner is None:  # nobody has said that he has the authority since we began
+    if owner is None or not owner.epoch:  # nobody has said that he has the authority since we began
         return post.side != NO_SIDE and facts.now - post.since >= facts.join_after
     return owner.evidence == CLOSED or (owner.evidence == SILENT and post.side != NO_SIDE)
 
@@ -239,14 +241,15 @@ def _follow(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     made = made and top.side != old.side  # who took our side, knowing us dead, has used our rows and ports meanwhile
     return new._replace(
         epoch=top.epoch, authority=top.name, since=facts.now, cold=False, heir=False, backup="", guest="", taker="",
-        pickup=False, winner=top.name if made else "",
+        pickup=False, winner=top.name if made else "", side=NO_SIDE if old.cold else old.side,
     )  # fmt: skip
 
 
 def _accept(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     top = active_among(others)
     assert top
-    return new._replace(epoch=top.epoch, authority=top.name, since=facts.now, cold=False)
+    side = NO_SIDE if old.cold else old.side  # what was made of it in an earlier life, others know
+    return new._replace(epoch=top.epoch, authority=top.name, since=facts.now, cold=False, side=side)
 
 
 def _leave(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -258,7 +261,9 @@ def _leave(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
 def _take_over(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     """The epoch that was handed over; our own side, until the one who handed over lets go of the other."""
     backup = facts.successor or old.authority
-    return new._replace(epoch=facts.handed, since=facts.now, heir=False, backup=backup, authority="", winner="", pickup=False)
+    return new._replace(
+        epoch=facts.handed, since=facts.now, heir=False, backup=backup, authority="", winner="", pickup=False, taken=True
+    )
 
 
 def _promote(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -268,13 +273,14 @@ def _promote(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post
     return new._replace(
         epoch=max(old.epoch, owner.epoch if owner else 0) + 1,
         side=0 if known else old.side,
-        since=facts.now, heir=False, backup=old.authority or facts.partner, authority="", pickup=known, winner="",
+        since=facts.now, heir=False, backup=old.authority or facts.partner, authority="", pickup=known, winner="", taker="",
+        taken=False,
     )  # fmt: skip
 
 
 def _begin(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     """Go on where it stopped, or begin as the map says."""
-    return new._replace(since=facts.now, cold=False, authority="", backup=old.backup or facts.partner)
+    return new._replace(since=facts.now, cold=False, authority="", backup=old.backup or facts.partner, taken=False)
 
 
 def _mark(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -283,7 +289,7 @@ def _mark(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
 
 def _resume(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     """Two epochs on: above that of a taker who took it and could not say so."""
-    return new._replace(epoch=old.epoch + 2, since=facts.now, authority="", taker="")
+    return new._replace(epoch=old.epoch + 2, since=facts.now, authority="", taker="", taken=False)
 
 
 def _retire(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -301,10 +307,10 @@ def _settle(post: Post, others: Sequence[Told], facts: Facts) -> Post:
     if post.winner and facts.given:
         post = post._replace(winner="")
     if post.role == ACTIVE:
-        return _take_side(post, others)
+        return _outdo(_take_side(post, others, facts.me), others)
     if post.role == DRAINING and post.taker and not post.authority:
         taken = next((told for told in others if told.name == post.taker and told.role == ACTIVE), None)
-        if taken is None or taken.epoch <= post.epoch:
+        if taken is None or taken.epoch <= post.epoch or not taken.taken:
             return post
     top = active_among(others)
     if top is None or top.epoch < post.epoch or post.role == JOINING:
@@ -314,7 +320,7 @@ def _settle(post: Post, others: Sequence[Told], facts: Facts) -> Post:
     post = post._replace(authority=top.name, epoch=top.epoch)
     if top.evidence != ALIVE:
         return post
-    heir = top.heir and post.role in (SYNCING, PASSIVE)
+    heir = top.heir and post.role in (SYNCING, PASSIVE, DRAINING)
     return post._replace(side=_ordered(post.side, top), heir=heir)
 
 
@@ -325,24 +331,33 @@ def _ordered(side: int, top: Told) -> int:
     return side if top.yours == top.side else top.yours
 
 
-def _take_side(post: Post, others: Sequence[Told]) -> Post:
-    """The ACTIVE core takes side 0 as soon as every other one that may have it has let go."""
-    if post.side == 0 or any(told.side == 0 for told in others):
+def _take_side(post: Post, others: Sequence[Told], me: str) -> Post:
+    """The ACTIVE core takes side 0 as soon as every other one that may have it has let go, and given what it made with it."""
+    if post.side == 0 or any(told.side == 0 or told.winner == me for told in others):
         return post
     return post._replace(side=0)
+
+
+def _outdo(post: Post, others: Sequence[Told]) -> Post:
+    """A core had a higher epoch when it died, and nobody knew: when it is back it follows only one that is higher still."""
+    back = max((told.epoch for told in others if told.role == JOINING or told.evidence == CLOSED), default=0)
+    return post._replace(epoch=back + 1) if back > post.epoch else post
 
 
 # --- what the ACTIVE core says to another one ------------------------------------------------------------------------------
 
 
-def yours(post: Post, to: Told, others: Sequence[Told]) -> int:
-    """The side that `to` shall have: the one that is free, if it is our backup and nobody else holds on to it."""
+def yours(post: Post, to: Told, others: Sequence[Told], whole: bool) -> int:
+    """The side that `to` shall have: the one that is free, if it is our backup and nobody else holds on to it.
+
+    `whole`: since we have our side all rows were sent to our backup, so that it knows what was made of the other one.
+    """
     if post.role != ACTIVE or to.name != post.backup or post.side == NO_SIDE:
         return NO_SIDE
     if post.side != 0:
         return NO_SIDE if to.side == 0 else to.side  # first it lets go of side 0, for us
     held = any(told.side == 1 and told.name != to.name for told in others)
-    return NO_SIDE if held else 1
+    return 1 if not held and (whole or to.side == 1) else NO_SIDE
 
 
 def heir(post: Post, to: Told) -> bool:

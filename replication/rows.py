@@ -5,11 +5,14 @@ Bitmaps with a bit per half-line are looked at by extent, since all rows of an e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from replication.frames import BODY_AT_MOST
 from replication.tables import BITMAP_ROWS, COMPARED_ROWS, ORDER, Changed, Ended, Piece
-from shards import apply, digest, gather, slabs
+from shards import apply, digest, doubt, gather, slabs
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import EXTENT_LINES, MAPPING_0, PERMISSION, Array, State
 
@@ -26,14 +29,15 @@ _ALL: Array = np.zeros(COMPARED_ROWS // 64, np.uint64)
 
 
 class StateSource:
-    """The rows of a core, to be sent."""
+    """The rows of a core, to be sent. `threshold`: ticks, whole seconds of them."""
 
     def __init__(self, state: State, threshold: int) -> None:
-        self._state, self._threshold = state, threshold
-        self._dirty, self._summary = state.dirty.reshape(-1, _DIRTY_EACH), state.summary.reshape(-1, _SUMMARY_EACH)
+        self._state, self._threshold = state, threshold // 1000  # seconds, as `gather` has it
+        self._summary = state.summary.reshape(-1, _SUMMARY_EACH)
         self._sessions, self._mappings = np.zeros(SESSIONS_AT_ONCE, SESSION_RECORD), np.zeros(MAPPINGS_AT_ONCE, MAPPING_RECORD)
         self._tombstones, self._holds = np.zeros(TOMBSTONES_AT_ONCE, TOMBSTONE), np.zeros(HOLDS_AT_ONCE, HOLD)
         self._bits, self._digests = np.zeros(BITMAP_ROWS // 64, np.uint64), np.zeros(COMPARED_ROWS, np.uint64)
+        self._extents: dict[int, tuple[int, Array]] = {}  # by shard: extents taken by all when it was looked, its own then
         self._read: dict[int, int] = {}  # number of the next tombstone, by shard
         self._ripe: dict[int, tuple[int, int]] = {}  # where the look for old enough sessions stands: class, row
 
@@ -47,7 +51,7 @@ class StateSource:
 
     def clean(self, shard: int) -> None:
         """See `Source`."""
-        self._dirty[extents(self._state, shard)] = 0
+        gather.clean(self._state, shard)
 
     def ended(self, shard: int) -> Ended:
         """See `Source`."""
@@ -60,12 +64,24 @@ class StateSource:
         """See `Source`."""
         given = self._state, shard, everything, self._threshold, now
         sessions, mappings = gather.drain(*given, self._sessions, self._mappings)
-        more = bool(self._summary[extents(self._state, shard)].any())
-        return Changed(flat(self._mappings, mappings), flat(self._sessions, sessions), more)
+        return Changed(flat(self._mappings, mappings), flat(self._sessions, sessions), self._is_dirty(shard))
+
+    def quiet(self, shard: int) -> bool:
+        """See `Source`."""
+        return int(self._state.core[0]["tombstones"]) == self._read[shard] and not self._is_dirty(shard)
+
+    def _is_dirty(self, shard: int) -> bool:
+        """Whether a row of the shard may have changed. What is found once is kept: this is asked all the time."""
+        taken = int(self._state.core[0]["next_extent"])
+        known = self._extents.get(shard)
+        if known is None or known[0] != taken:
+            known = self._extents[shard] = taken, extents(self._state, shard)
+        return bool(self._summary[known[1]].any())
 
     def unsent(self, shard: int) -> int:
         """See `Source`."""
-        return int(np.bitwise_count(self._dirty[extents(self._state, shard)]).sum())
+        ended = (int(self._state.core[0]["tombstones"]) - self._read.get(shard, 0)) & 0xFFFFFFFF  # of any shard
+        return ended + int(gather.unsent(self._state, shard))
 
     def ripen(self, shard: int, now: int) -> None:
         """See `Source`."""
@@ -125,7 +141,8 @@ class StateSink:
     def end_unseen(self, shard: int, now: int) -> bool:
         """See `Sink`."""
         klass, row = self._walks[shard]
-        row = apply.end_unseen(self._state, shard, klass, row, self._seen, now, ENDED_AT_ONCE)
+        with in_doubt(self._state):
+            row = apply.end_unseen(self._state, shard, klass, row, self._seen, now, ENDED_AT_ONCE)
         self._walks[shard] = (klass, row) if row != apply.END else (klass + 1, 0)
         return self._walks[shard][0] == PERMISSION
 
@@ -139,30 +156,43 @@ class StateSink:
     def apply_ended(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(TOMBSTONE)
-        return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now))
+        with in_doubt(self._state):
+            return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now))
 
     def apply_mappings(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(MAPPING_RECORD)
-        return int(apply.mappings(self._state, shard, records, len(records), self._seen_of(shard), now))
+        with in_doubt(self._state):
+            return int(apply.mappings(self._state, shard, records, len(records), self._seen_of(shard), now))
 
     def apply_sessions(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(SESSION_RECORD)
-        return int(apply.sessions(self._state, shard, records, len(records), self._seen_of(shard), now))
+        with in_doubt(self._state):
+            return int(apply.sessions(self._state, shard, records, len(records), self._seen_of(shard), now))
 
     def apply_holds(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(HOLD)
-        return int(apply.holds(self._state, shard, records, len(records), now))
+        with in_doubt(self._state):
+            return int(apply.holds(self._state, shard, records, len(records), now))
 
     def refresh(self, shard: int, klass: int, first: int, bits: Array, now: int) -> None:
         """See `Sink`."""
-        apply.refresh(self._state, shard, klass, first, bits.view(np.uint64), now)
+        with in_doubt(self._state):
+            apply.refresh(self._state, shard, klass, first, bits.view(np.uint64), now)
 
     def digests(self, shard: int, klass: int, first: int, key: tuple[int, int]) -> Array:
         """See `Sink`."""
         return _digests(self._state, shard, klass, first, key, self._digests)
+
+
+@contextmanager
+def in_doubt(state: State) -> Iterator[None]:
+    """A worker that is killed meanwhile leaves something half done: its successor must rebuild (see `shards.doubt`)."""
+    doubt.begin(state)
+    yield
+    doubt.end(state)
 
 
 def extents(state: State, shard: int) -> Array:

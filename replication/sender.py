@@ -12,13 +12,14 @@ What is in flight is bounded here, not only by ZeroMQ's queues and the kernel's:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from replication.frames import UNDERSTOOD, VERSION, Body, Frame, Refused, encode, whole
 from replication.link import Link
-from replication.protocol import Fields, Lag
+from replication.protocol import Fields, Lag, age
 
 FRAMES_AT_MOST, BYTES_AT_MOST = 256, 4 << 20  # in flight
 CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than that
@@ -27,11 +28,6 @@ STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
 PING_EVERY = 20
 LAGS = 1024  # ticks; the histogram's last bin has all above
-
-
-def age(now: int, then: int) -> int:
-    """Ticks from `then` to `now`; they wrap."""
-    return (now - then) & 0xFFFFFFFF
 
 
 class Flight(NamedTuple):
@@ -62,7 +58,7 @@ class Sender:
         self._flight: deque[Flight] = deque()
         self._flight_bytes = self._chunks = 0
         self._waiting: deque[tuple[bytes, bytes]] = deque()
-        self._progress = self._pinged = now
+        self._progress = self.pinged = now
         self._asked = age(now, OPEN_EVERY)
 
     # --- life -------------------------------------------------------------------------------------------------------------
@@ -93,17 +89,18 @@ class Sender:
             self.broken += 1
             self.over()
 
-    def turn(self, now: int, streams: dict[int, tuple[int, int]]) -> None:
+    def turn(self, now: int, streams: Callable[[Sender], dict[int, tuple[int, int]]]) -> None:
         """Hand over what waits, ask for a life where there is none, show that we live. `streams`: series and epoch by shard."""
-        self._flush()
+        if self._waiting:
+            self._flush()
         if self.life and self._is_stale(now):
             self.stale += 1
             self.over()
         if not self.life and age(now, self._asked) >= OPEN_EVERY:
             self._asked = now
             self._link.send(self.peer, encode(Frame("open", fields={"v": list(UNDERSTOOD)}, version=UNDERSTOOD[-1])))
-        if age(now, self._pinged) >= PING_EVERY:
-            self._ping(now, streams)
+        if age(now, self.pinged) >= PING_EVERY:
+            self._ping(now, streams(self))
 
     def _is_stale(self, now: int) -> bool:
         return bool(self._flight) and age(now, self._progress) > STALE_AFTER
@@ -114,8 +111,8 @@ class Sender:
             return
         fields: Fields = {"s": {shard: list(told) for shard, told in streams.items()}} if self.life else {}
         told = Frame("ping", self.life, self._number, fields=fields, version=self.version)
-        if self._link.send(self.peer, encode(told)):
-            self._pinged = now
+        self._link.send(self.peer, encode(told))
+        self.pinged = now
 
     # --- sending ----------------------------------------------------------------------------------------------------------
 

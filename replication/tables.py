@@ -48,14 +48,17 @@ class Source(Protocol):
     def clean(self, shard: int) -> None:
         """No row of the shard has changed: the snapshot that begins now tells all."""
 
+    def quiet(self, shard: int) -> bool:
+        """Whether `ended` and `changed` would give nothing; never true where they would give something, and quick."""
+
     def ended(self, shard: int) -> Ended:
         """What ended since the last call."""
 
     def changed(self, shard: int, everything: bool, now: int) -> Changed:
-        """What changed since the last call, which only follows one of `ended` that left none; unchanged from now on."""
+        """What changed since the last call, asked after all that ended was; unchanged from now on."""
 
     def unsent(self, shard: int) -> int:
-        """How many rows have changed and were not taken yet."""
+        """How many rows have changed or ended, at most, and were not taken yet."""
 
     def ripen(self, shard: int, now: int) -> None:
         """Look at a piece of the sessions: those that have become old enough to travel have changed."""

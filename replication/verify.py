@@ -16,8 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from replication.frames import Frame, Refused, whole
-from replication.protocol import Comparison, Fields
-from replication.sender import age
+from replication.protocol import Comparison, Fields, age
 from replication.tables import COMPARED_ROWS, ORDER, Sink, Source
 from shards.state import CLASSES, Array
 

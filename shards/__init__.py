@@ -9,9 +9,9 @@ Read in this order:
       cuckoo     the index (native: its machine instructions)      firewall  rules and limits
       serve      a hit                                             tcp       the table of connection states
       rewrite    addresses, checksums, Ethernet                    icmp      errors that pass, errors of our own
-      lookahead  asks for what misses will touch
+      lookahead  asks for what misses will touch                   shunt     what another core must serve
     sessions   mappings and sessions: made, found, ended
-      ports      blocks, derived ports, hold-down                  slabs     rows from extents
+      ports      blocks, derived ports, hold-down (sides)          slabs     rows from extents
       timers     the wheel                                         journal   what a backup must be told
       neighbours next hops                                         events    the log, for whoever reads it
       digest     ranges of rows: compared, and copied

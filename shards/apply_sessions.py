@@ -36,9 +36,9 @@ from shards.state import (
     State,
 )
 
-SLACK = 2000  # ticks that a copy outlives its original, so that it is never the first to expire
+SLACK = 12_000  # ticks that a copy outlives its original: more than pass between two words about liveness, and on the way
 HORIZON = 1 << 30  # ticks; no lifetime is longer, nor so long that ages turn round
-TOGETHER = 4000  # ticks: of two cores' words about a connection that are no further apart, neither is the newer
+TOGETHER = 15_000  # ticks: of two cores' words about a connection that are no further apart, neither is the newer
 MULTICAST = 0xE0000000  # and what is above: no remote host
 
 
@@ -50,7 +50,7 @@ def take_session(state: State, shard: int, record: Row, seen: Array, now: int) -
         return False
     half = _mapping_of(state, shard, record)
     if half == 0:
-        return False
+        return len(seen) > 0  # a change that was faster than the snapshot's mappings; its sessions come after them
     line = slabs.local_row(state, shard, klass, whole(record["row"]))
     if is_living(state, line) and _is_same_session(state.sessions[line], record):
         _update_session(state, shard, line, half, record, now)
@@ -221,12 +221,12 @@ def _update_session(state: State, shard: int, line: int, half: int, record: Row,
     row = state.sessions[line]
     _move_to(state, row, half)
     merging = whole(state.shards[shard]["role"]) in (ACTIVE, DRAINING)
-    ours, theirs = timers.remaining(now, whole(row["expiry"])), whole(record["remaining"]) + SLACK
-    told, left = whole(record["state"]), theirs
+    ours, theirs = timers.remaining(now, whole(row["expiry"])), whole(record["remaining"])
+    told, left = whole(record["state"]), theirs + SLACK
     if merging:
         told, left = _merged(state, whole(row["state"]), ours, told, theirs)
     elif row["state"] == told:
-        left = max(ours, theirs)
+        left = max(ours, left)
     row["state"] = told
     row["expiry"] = (now + left) & 0xFFFFFFFF
     if left < ours:

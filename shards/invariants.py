@@ -28,10 +28,12 @@ def complaints(state: State) -> list[str]:
 
 
 def lines(state: State) -> Array:
+    """Lines of all sessions that are alive."""
     return _rows(state, NAT_SESSION, state.sessions["kind"], 1)
 
 
 def halves(state: State) -> Array:
+    """Half-lines of all mappings that are alive."""
     return _rows(state, NAT_MAPPING, state.mappings["kind"], 2)
 
 

@@ -5,9 +5,8 @@ guess, and a backup that never received the mapping makes the same one, nearly a
 says in which second it was freed, which needs neither list nor timer. Blocks are made of 64-port chunks; each carries the
 replica side that may hand it out and the epoch in which it was.
 
-Sides: of a shard with two replicas each hands out new ports from chunks of its own side only. So two that cannot hear each
-other never give one endpoint to two, and what they have given is united without a clash. The most of each block is of one side,
-its end of the other, and so are a few blocks: a subscriber has some room on either side, wherever his blocks are (`lay_sides`).
+Of a shard with two replicas each hands out new ports from chunks of its own side only (see `sides`), so what two have given
+that could not hear each other is united without a clash.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy as np
 from shards import events
 from shards.jit import hot, whole
 from shards.native import Word
+from shards.sides import OTHER_EACH
 from shards.state import (
     BLOCKS_AT_MOST,
     CHUNK_PORTS,
@@ -36,8 +36,6 @@ from shards.verdict import (
     PORTS_EXHAUSTED,
     PORTS_MOVED,
 )
-
-OTHER_SIDE_EACH = 8  # of a block's chunks, and of an address's blocks, the last of so many are of the other side
 
 _FOR_PORT, _FOR_ADDRESS, _FOR_BLOCK = 1, 2, 3  # what a derived number is for: they must not repeat each other
 
@@ -195,21 +193,7 @@ def _span(state: State, external: int, block: int, size: int, side: int) -> tupl
 @hot
 def _chunks_at_end(each: int) -> int:
     """How many of the `each` chunks of a block are its end, which is of the other side where there are two."""
-    return max(each // OTHER_SIDE_EACH, 1) if each > 1 else 0
-
-
-@hot
-def lay_sides(state: State, p: int, two: bool) -> None:
-    """Say whose each chunk of pool `p` is: all of side 0, or of `two` sides. Alike on all cores, before there are mappings."""
-    pool = state.pools[p]
-    each = whole(pool["block_size"]) // CHUNK_PORTS
-    for external in range(whole(pool["first_external"]), whole(pool["first_external"]) + whole(pool["externals"])):
-        for block in range(whole(pool["first_block"]), whole(pool["end_block"])):
-            for k in range(each):
-                other, end = block % OTHER_SIDE_EACH == OTHER_SIDE_EACH - 1, k >= each - _chunks_at_end(each)
-                side = 1 if two and other != end else 0
-                if state.chunks[external, block * each + k]["side"] != side:  # untouched chunks take no memory
-                    state.chunks[external, block * each + k]["side"] = side
+    return max(each // OTHER_EACH, 1) if each > 1 else 0
 
 
 @hot

@@ -78,6 +78,13 @@ def send(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
 
 
 @hot
+def _side(state: State) -> int:
+    """Where the other cores are: on the side of our own address among them."""
+    internal = state.ports[whole(state.settings[0]["internal_port"])]
+    return INTERNAL if whole(internal["address"]) == whole(state.peers[0]["address"]) else EXTERNAL
+
+
+@hot
 def _wait(burst: Burst, i: int, now: int) -> int:
     """Somebody may take the authority, or answer for its address, in a moment."""
     if burst.deadline[i] == 0:
@@ -90,7 +97,7 @@ def _find_way(state: State, frames: Array, burst: Burst, i: int, peer: Row, now:
     """Verdict, or UNDECIDED with the next hop to the peer in the row."""
     if burst.turned[i] and read8(frames, burst.l3[i] + 8) <= 1:
         return TTL_EXCEEDED  # whoever gets it does not know whom to tell
-    hop = nat.next_hop(state, EXTERNAL, whole(peer["address"]), now)
+    hop = nat.next_hop(state, _side(state), whole(peer["address"]), now)
     if hop == 0:
         return NEIGHBOURS_EXHAUSTED
     neighbour = state.neighbours[hop]
@@ -108,8 +115,8 @@ def _wrap(state: State, frames: Array, burst: Burst, i: int, shard: Row, peer: R
     """Write all headers before the packet; it leaves at once, or never."""
     inner, hop = burst.l3[i], burst.next_hop[i]
     l3, out = inner - BYTES, whole(state.neighbours[hop]["port"])
-    here = whole(state.ports[whole(state.settings[0]["external_port"])]["address"])
-    _write_outer(frames, l3, here, whole(peer["address"]), BYTES + burst.ip_length[i], read8(frames, inner + 1))
+    here, there = whole(state.peers[0]["address"]), whole(peer["address"])
+    _write_outer(frames, l3, here, there, BYTES + burst.ip_length[i], read8(frames, inner + 1))
     side = INTERNAL if burst.direction[i] == OUTBOUND else EXTERNAL
     _write_header(state, frames, inner - _HEADER_BYTES, side | (TURNED if burst.turned[i] else 0), shard)
     burst.out_at[i] = rewrite.link_header(state, frames, l3, out, mac_of(state, hop))
@@ -169,8 +176,9 @@ def _word(frames: Array, at: int) -> Word:
 @hot
 def is_for_us(state: State, burst: Burst, i: int) -> bool:
     """Whether an undecided row is addressed to this core as a shunted packet."""
-    here = whole(state.ports[whole(state.settings[0]["external_port"])]["address"])
-    return bool(burst.protocol[i] == UDP and burst.destination_port[i] == SHUNT_PORT and burst.destination[i] == here)
+    if burst.protocol[i] != UDP or burst.destination_port[i] != SHUNT_PORT:
+        return False
+    return bool(burst.destination[i] == whole(state.peers[0]["address"]))
 
 
 @hot
@@ -252,4 +260,4 @@ def prepare(state: State, now: int) -> None:
     """Ask for the next hop to every core that is known, before the first packet has to wait for it."""
     for p in range(1, len(state.peers)):
         if state.peers[p]["address"] != 0:
-            nat.next_hop(state, EXTERNAL, whole(state.peers[p]["address"]), now)
+            nat.next_hop(state, _side(state), whole(state.peers[p]["address"]), now)

@@ -139,7 +139,7 @@ SHARD = np.dtype(
 )
 assert SHARD.itemsize == 64
 
-# Another core, as packets know it. Row 0 is none.
+# Another core, as packets know it. Row 0 is this core itself, where there are others: its own address among them.
 PEER = np.dtype(
     [
         ("address", "u4"),  # where shunted packets go

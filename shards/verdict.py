@@ -28,7 +28,7 @@ forward   forwarded_in           translated and sent towards the subscriber
 forward   hairpinned             between two subscribers of ours, by their external endpoints (RFC 4787 REQ-9)
 punt      punted                 not ours to forward: given to the kernel by the steering program
 shunt     shunted                passed to the core that has the authority over its shard
-hold      held                   waits for the neighbour's MAC address
+hold      held                   waits for the neighbour's MAC address, or for a core to take the authority over its shard
 drop      runt                   shorter than its Ethernet or IPv4 header
           > look at the sender's link and driver
 drop      foreign_mac            addressed to another station's MAC

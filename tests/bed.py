@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards import neighbours, pipeline, ports, recovery, sessions
+from shards import neighbours, pipeline, recovery, sessions, sides
 from shards.burst import BURST, new_burst
 from shards.state import (
     ACCEPT,
@@ -153,6 +153,7 @@ class Bed:
     shards: dict[int, Shard] = field(default_factory=dict)
     peers: dict[int, Peer] = field(default_factory=dict)  # by address
     two_sides: bool = False  # shards have a backup
+    shunts: str = "outside"  # where the other cores are
     log: str = "sessions"  # events that are written
     extents: int = 4  # of rows
     buckets: int = 1 << 15  # of the index
@@ -220,6 +221,9 @@ class Bed:
         told = _pairs([word for word in words[1:] if word != "dead"])
         self.peers[address(words[0])] = Peer(address(words[0]), "dead" not in words, int(told.get("mtu", 0)))
 
+    def _say_shunts(self, words: list[str]) -> None:
+        self.shunts = words[0]
+
     def _say_sides(self, words: list[str]) -> None:
         self.two_sides = words == ["two"]
 
@@ -264,6 +268,11 @@ class Bed:
     def shard(self, number: int) -> Shard:
         """What is given about a shard."""
         return self.shards.get(number, Shard())
+
+    @property
+    def shunt_port(self) -> Port:
+        """The port where the other cores are."""
+        return self.inside if self.shunts == "inside" else self.outside
 
     @property
     def private(self) -> list[tuple[int, int]]:
@@ -348,6 +357,7 @@ def _fill_settings(state: State, bed: Bed) -> None:
 def fill_shards(state: State, bed: Bed, now: int) -> None:
     """What is given about shards and other cores; `now` is when their grace begins."""
     peers = list(bed.peers)
+    state.peers[0]["address"] = bed.shunt_port.address if peers else 0
     for number, peer in enumerate(bed.peers.values()):
         row = state.peers[1 + number]
         row["address"], row["alive"], row["mtu"] = peer.address, peer.alive, peer.mtu
@@ -385,7 +395,8 @@ def _fill_pools(state: State, bed: Bed) -> None:
         row["blocks_each"], row["filtering"] = pool.blocks, FILTERINGS.index(pool.filtering)
         state.externals["address"][first : first + hosts] = int(pool.network.network_address) + np.arange(hosts)
         state.externals["pool"][first : first + hosts] = number
-        ports.lay_sides(state, number, bed.two_sides)
+        if bed.two_sides:
+            sides.lay(state, number)
         first += hosts
 
 

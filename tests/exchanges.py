@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 from replication import keys
 from replication.exchange import Exchange
+from replication.keys import Key
 from replication.protocol import Peer, Settings
+from replication.tables import Sink, Source
 from tests.tables import Tables
 
 ANYWHERE = "tcp://127.0.0.1:*"
@@ -22,11 +24,19 @@ def ticks() -> int:
 class Node:
     """A core: its rows and its exchange."""
 
-    def __init__(self, name: str, settings: Settings = Settings()) -> None:  # noqa: B008 - a tuple
+    def __init__(
+        self,
+        name: str,
+        settings: Settings = Settings(),  # noqa: B008 - a tuple
+        endpoint: str = ANYWHERE,
+        key: Key | None = None,
+        rows: tuple[Source, Sink] | None = None,
+    ) -> None:
         self.name = name
-        self.key = keys.generate()
+        self.key = key or keys.generate()
         self.tables = Tables()
-        self.exchange = Exchange(self.tables, self.tables, Peer(name, ANYWHERE, self.key.public), self.key, settings)
+        source, sink = rows or (self.tables, self.tables)
+        self.exchange = Exchange(source, sink, Peer(name, endpoint, self.key.public), self.key, settings)
 
     @property
     def peer(self) -> Peer:
@@ -42,11 +52,16 @@ class Room:
     """Nodes that take turns."""
 
     def __init__(self, *names: str, settings: Settings = Settings()) -> None:  # noqa: B008 - a tuple
-        self.nodes = {name: Node(name, settings) for name in names}
-        for node in self.nodes.values():
-            for other in self.nodes.values():
-                if other is not node:
-                    node.exchange.meet(other.peer, ticks())
+        self.nodes: dict[str, Node] = {}
+        for name in names:
+            self.add(Node(name, settings))
+
+    def add(self, node: Node) -> None:
+        """One more node, which all others meet."""
+        for other in self.nodes.values():
+            node.exchange.meet(other.peer, ticks())
+            other.exchange.meet(node.peer, ticks())
+        self.nodes[node.name] = node
 
     def __getitem__(self, name: str) -> Node:
         return self.nodes[name]

@@ -143,8 +143,8 @@ class Model:
     # --- from core to core ------------------------------------------------------------------------------------------------
 
     def _is_shunted(self, packet: Packet) -> bool:
-        ours = (self.bed.outside.address, shunts.PORT)
-        return packet.protocol == UDP and (packet.destination, packet.destination_port) == ours
+        ours = (self.bed.shunt_port.address, shunts.PORT)
+        return bool(self.bed.peers) and packet.protocol == UDP and (packet.destination, packet.destination_port) == ours
 
     def _unwrap(self, packet: Packet) -> tuple[shunts.Wrapping, Packet]:
         """The packet inside, as if it had come by our own port of that side (no local sender's)."""
@@ -169,16 +169,17 @@ class Model:
             raise Shunted(waits)
         if turned and packet.ttl <= 1:
             raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
-        hop = self.hop("outside", peer.address)
+        way, port = self.bed.shunts, self.bed.shunt_port
+        hop = self.hop(way, peer.address)
         if hop in self.bed.failed:
             raise Refused("no_authority")
         if hop in self.bed.silent:
             raise Shunted(waits)
-        if len(build(packet)) + shunts.BYTES > min(self.bed.outside.mtu, peer.mtu or 65535):
+        if len(build(packet)) + shunts.BYTES > min(port.mtu, peer.mtu or 65535):
             raise Refused("shunt_too_big")
         packet = replace(packet, residue=0 if packet.residue == -1 else packet.residue)
-        told = shunts.Wrapping(self.bed.outside.address, peer.address, side, number, shard.epoch, turned)
-        raise Shunted(Outcome("shunted", packet, "outside", hop, shunt=told))
+        told = shunts.Wrapping(port.address, peer.address, side, number, shard.epoch, turned)
+        raise Shunted(Outcome("shunted", packet, way, hop, shunt=told))
 
     # --- a packet ---------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from shards import invariants, sessions, tcp
 from tests import frames, shunts
-from tests.bed import INTERNAL_REALM, NEIGHBOUR_WAIT, Bed, Core, Result
+from tests.bed import INTERNAL_REALM, Bed, Core, Result
 from tests.frames import mac_of, spell
 from tests.model import Model, Outcome
 
@@ -127,7 +127,7 @@ class Pair:
         """It goes to the other core with all that this has to know, and the packet inside is what came."""
         assert result.sent and outcome.packet
         to, source, vlan, ethertype, data = frames.split_frame(result.sent)
-        port = self.bed.outside
+        port = self.bed.shunt_port
         assert (to, source, vlan, ethertype) == (mac_of(outcome.hop), mac_of(port.address), port.vlan, 0x0800)
         outer = frames.dissect(data)
         wrapping, inner = shunts.unwrap(outer)

@@ -138,10 +138,10 @@ class Runner(Pair):
         core, side = frames.address(words[0]), words[at]
         inner = frames.split_frame(self._frame(" ".join(words[at + 1 :]), side))[4]
         wrapping = shunts.Wrapping(
-            core, self.bed.outside.address, side, int(said.get("shard", 0)), int(said.get("epoch", 1)), bool(said["turned"])
+            core, self.bed.shunt_port.address, side, int(said.get("shard", 0)), int(said.get("epoch", 1)), bool(said["turned"])
         )
-        frame = self._frame_of(shunts.wrap(wrapping, inner), "outside")
-        return self._spoken(self.receive([("outside", frame)])[0])
+        frame = self._frame_of(shunts.wrap(wrapping, inner), self.bed.shunts)
+        return self._spoken(self.receive([(self.bed.shunts, frame)])[0])
 
     def _do_now(self, told: str, *_: object) -> str:
         self.bed.say(told)

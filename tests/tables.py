@@ -76,6 +76,9 @@ class Tables:
     def clean(self, shard: int) -> None:  # noqa: D102
         self.changes = {name for name in self.changes if name[0] != shard}
 
+    def quiet(self, shard: int) -> bool:  # noqa: D102
+        return not self.lap and self.unsent(shard) == 0
+
     def ended(self, shard: int) -> Ended:  # noqa: D102
         if self.lap:
             self.lap = False
@@ -98,7 +101,7 @@ class Tables:
         return Changed(_bytes([self.rows[name] for name in mappings]), _bytes([self.rows[name] for name in sessions]), more)
 
     def unsent(self, shard: int) -> int:  # noqa: D102
-        return sum(name[0] == shard for name in self.changes)
+        return sum(name[0] == shard for name in self.changes) + sum(name[0] == shard for name, _ in self.ends)
 
     def ripen(self, shard: int, now: int) -> None:  # noqa: D102
         return

@@ -155,7 +155,7 @@ def test_what_a_core_remembers_of_its_map(state: State) -> None:
     assert state.shards["role"].tolist() == [JOINING, JOINING] and state.shards["creates"].tolist() == [0, 0]
     assert state.shards["side"].tolist() == [0, 1] and state.shards["epoch"].tolist() == [1, 4]
     assert state.shards["authority"].tolist() == [0, 2]
-    assert [int(address) & 0xFF for address in state.peers["address"]] == [0, 2, 3]
+    assert [int(address) & 0xFF for address in state.peers["address"]] == [1, 2, 3]  # itself, and the others
     assert state.prefixes["shard"].tolist() == [0, 1] and state.pools["shard"].tolist() == [0, 1]
 
 

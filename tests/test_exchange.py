@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 
-from replication.protocol import ALIVE, CLOSED, SILENT
+import pytest
+
+from replication import publisher
+from replication.frames import Body
+from replication.protocol import ALIVE, CLOSED, SILENT, Heard
 from shards.state import MAPPING_0, MAPPING_1, SESSION_0, SESSION_1
-from tests.exchanges import Room, ticks
+from tests.exchanges import Node, Room, ticks
 
 KLASSES = MAPPING_0, MAPPING_1, SESSION_0, SESSION_1
 
@@ -71,3 +75,190 @@ def test_evidence() -> None:
         room.until(lambda: one.evidence("s2/0", ticks()) == CLOSED, "s1/0", patience_s=0.1)
         room.run(0.5, "s1/0")
         assert one.evidence("s2/0", ticks()) == CLOSED
+
+
+class Chaos:
+    """Stands in the way of what one node sends: loses, repeats, delays and changes messages."""
+
+    def __init__(self, room: Room, name: str, chance: random.Random) -> None:
+        self.link = room[name].exchange._link
+        self.chance, self.send = chance, self.link.send
+        self.late: list[tuple[str, bytes, bytes]] = []
+        self.link.send = self.harm  # type: ignore[method-assign]
+
+    def harm(self, peer: str, header: bytes, body: Body = b"") -> bool:
+        """What becomes of a message."""
+        what, sent = self.chance.random(), (peer, header, bytes(body))
+        if what < 0.02:
+            return True  # lost
+        if what < 0.04:
+            self.late.append(sent)
+            return True
+        if what < 0.06:
+            self.send(*sent)
+        if what < 0.08:
+            flipped = bytearray(header)
+            flipped[self.chance.randrange(len(flipped))] ^= 1 << self.chance.randrange(8)
+            return self.send(peer, bytes(flipped), body)
+        while self.late and self.chance.random() < 0.5:
+            self.send(*self.late.pop())
+        return self.send(*sent)
+
+    def end(self) -> None:
+        """Stand in the way no longer."""
+        self.link.send = self.send  # type: ignore[method-assign]
+
+
+def test_whatever_the_way_does_the_copy_is_right_in_the_end_and_each_harm_is_seen() -> None:
+    chance = random.Random(5)
+    with Room("s1/0", "s2/0") as room:
+        change(room, "s1/0", 3, chance, 2000)
+        room.pair_up(3, "s1/0", "s2/0")
+        chaos = Chaos(room, "s1/0", chance)
+        harms = {"lost", "reordered", "duplicated", "corrupted", "after_gap"}
+
+        def harmed() -> bool:
+            change(room, "s1/0", 3, chance, 3)
+            return harms <= set(room["s2/0"].refused()) and room["s2/0"].exchange.status()["links"]["s1/0"]["gaps"] > 3
+
+        room.until(harmed)
+        chaos.end()
+        room.until(lambda: room["s1/0"].exchange.synced(3, "s2/0") and same(room, 3))
+        status = room["s1/0"].exchange.status()
+        assert status["streams"][0]["resyncs"] > 3 and status["links"]["s2/0"]["broken"] > 3
+
+
+def test_overwritten_tombstones_make_the_copy_begin_anew() -> None:
+    with Room("s1/0", "s2/0") as room:
+        room["s1/0"].tables.put(3, SESSION_0, 1, 1)
+        room.pair_up(3, "s1/0", "s2/0")
+        room["s1/0"].tables.rows.clear()
+        room["s1/0"].tables.lap = True
+        room.until(lambda: same(room, 3) and room["s1/0"].exchange.synced(3, "s2/0"))
+        assert room["s1/0"].exchange.status()["lapped"] == 1
+
+
+def test_two_peers_get_one_shard_and_the_slow_one_does_not_hold_the_other_back() -> None:
+    chance = random.Random(6)
+    with Room("s1/0", "s2/0", "s3/0") as room:
+        change(room, "s1/0", 3, chance, 500)
+        room.pair_up(3, "s1/0", "s2/0")
+        room.pair_up(3, "s1/0", "s3/0")
+        for _ in range(300):
+            change(room, "s1/0", 3, chance, 3)
+            room.run(0.001, "s1/0", "s2/0")  # s3 takes no turns
+        room.until(lambda: same(room, 3), "s1/0", "s2/0")
+        assert not same(room, 3, "s1/0", "s3/0")
+        room.until(lambda: same(room, 3, "s1/0", "s3/0") and room["s1/0"].exchange.synced(3, "s3/0"))
+
+
+def test_messages_keep_their_place_among_the_rows() -> None:
+    """What was changed before a message is there when it is heard."""
+    with Room("s1/0", "s2/0") as room:
+        room.pair_up(3, "s1/0", "s2/0")
+        one, two = room["s1/0"], room["s2/0"]
+        for n in range(50):
+            one.tables.put(3, SESSION_0, n, n)
+            room.until(lambda: one.exchange.flushed(3, "s2/0"), "s1/0")
+            assert one.exchange.tell("s2/0", "handover", {"shard": 3, "epoch": n})
+            heard: list[Heard] = []
+            while not heard:
+                room.turn()
+                heard = two.exchange.heard()
+            assert heard == [("s1/0", "handover", {"shard": 3, "epoch": n})]
+            assert (3, SESSION_0, n) in two.tables.rows
+
+
+def test_who_has_all_rows_already_gets_no_snapshot() -> None:
+    with Room("s1/0", "s2/0") as room:
+        for row in range(500):
+            room["s1/0"].tables.put(3, SESSION_0, row, row)
+        room.pair_up(3, "s1/0", "s2/0")
+        one, two = room["s1/0"], room["s2/0"]
+        one.exchange.accept(3, "s2/0", 1, union=True)
+        two.tables.changes.clear()
+        two.exchange.stream(3, "s1/0", True, snapshot=False)
+        two.tables.put(3, SESSION_0, 1000, 1)
+        two.tables.end(3, SESSION_0, 7)
+        room.until(lambda: two.exchange.synced(3, "s1/0") and same(room, 3))
+        assert two.exchange.status()["links"]["s1/0"]["records_sent"] == 2
+        assert one.exchange.complete(3, "s2/0")
+
+
+def test_a_union_ends_nothing() -> None:
+    with Room("s1/0", "s2/0") as room:
+        room["s1/0"].tables.put(3, SESSION_0, 1, 1)
+        room["s2/0"].tables.put(3, SESSION_1, 2, 2)
+        room.pair_up(3, "s1/0", "s2/0", union=True)
+        assert set(room["s2/0"].tables.of(3)) == {(3, SESSION_0, 1), (3, SESSION_1, 2)}
+
+
+def test_who_accepts_late_gets_its_copy_all_the_same() -> None:
+    with Room("s1/0", "s2/0") as room:
+        room["s1/0"].tables.put(3, SESSION_0, 1, 1)
+        room["s1/0"].exchange.stream(3, "s2/0", True)
+        room.until(lambda: room["s2/0"].refused().get("foreign"))
+        assert not room["s2/0"].tables.rows
+        room["s2/0"].exchange.accept(3, "s1/0", 1)
+        room.until(lambda: room["s1/0"].exchange.synced(3, "s2/0") and same(room, 3))
+
+
+def test_a_peer_that_the_other_learns_of_later_comes_in_then() -> None:
+    one, two = Node("s1/0"), Node("s2/0")
+    one.exchange.meet(two.peer, ticks())
+    with Room() as room:
+        room.nodes.update({"s1/0": one, "s2/0": two})
+        room.until(lambda: two.exchange.refused["key"])
+        two.exchange.meet(one.peer, ticks())
+        room.until(lambda: one.exchange.evidence("s2/0", ticks()) == two.exchange.evidence("s1/0", ticks()) == ALIVE)
+        one.tables.put(3, SESSION_0, 1, 1)
+        room.pair_up(3, "s1/0", "s2/0")
+
+
+def test_liveness_is_told_without_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "SWEEP", 50)
+    with Room("s1/0", "s2/0") as room:
+        for row in (1, 9000, 20_000):
+            room["s1/0"].tables.put(3, SESSION_0, row, row)
+        room.pair_up(3, "s1/0", "s2/0")
+        sent = room["s1/0"].exchange.status()["links"]["s2/0"]["records_sent"]
+        room.until(lambda: {row for _, _, row in room["s2/0"].tables.refreshed_rows} == {1, 9000, 20_000})
+        assert room["s1/0"].exchange.status()["links"]["s2/0"]["records_sent"] == sent
+
+
+def test_verify_finds_what_differs_while_rows_change() -> None:
+    chance = random.Random(7)
+    with Room("s1/0", "s2/0") as room:
+        for row in range(0, 9000, 3):
+            room["s1/0"].tables.put(3, SESSION_0, row, row)
+        room.pair_up(3, "s1/0", "s2/0")
+        assert compare(room, chance) == []
+        two = room["s2/0"].tables.rows
+        del two[3, SESSION_0, 6000]
+        two[3, SESSION_0, 3] = two[3, SESSION_0, 9]
+        two[3, SESSION_1, 77] = two[3, SESSION_0, 9]  # a row that the original does not have, nor others near it
+        assert compare(room, chance) == [(SESSION_0, 3), (SESSION_0, 6000), (SESSION_1, 77)]
+
+
+def compare(room: Room, chance: random.Random) -> list[tuple[int, int]]:
+    """What `verify` finds, while rows of one class change."""
+    exchange, tables = room["s1/0"].exchange, room["s1/0"].tables
+    exchange.verify(3, "s2/0")
+    while True:
+        tables.put(3, MAPPING_0, chance.randrange(500), chance.randrange(1 << 32))
+        room.run(0.001)
+        found = exchange.compared(3, "s2/0")
+        assert found is not None and not found.error
+        if found.done:
+            assert found.rows >= 3 * 4096
+            return found.differing
+
+
+def test_verify_says_why_it_cannot_and_why_it_ended() -> None:
+    with Room("s1/0", "s2/0") as room:
+        with pytest.raises(ValueError, match="shard 3 has no copy in sync at s2/0"):
+            room["s1/0"].exchange.verify(3, "s2/0")
+        room.pair_up(3, "s1/0", "s2/0")
+        room["s1/0"].exchange.verify(3, "s2/0")
+        room["s2/0"].exchange.close()
+        room.until(lambda: (found := room["s1/0"].exchange.compared(3, "s2/0")) and found.error, "s1/0")

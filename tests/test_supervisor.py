@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,11 +17,12 @@ from typing import Any
 
 import pytest
 
+import shards
 from krononat import client, view
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE
 from krononat.config import read
 from shards import jit
-from shards.state import NAT_SESSION
+from shards.state import LAYOUT, NAT_SESSION
 from tests.netns import Namespace, namespace
 
 pytestmark = pytest.mark.lab
@@ -100,6 +102,10 @@ class Place:
         """Answers that the client gets from the server."""
         told = self.inside.run("ping", "-c", str(count), "-i", "0.05", "-W", str(timeout_s), "192.0.2.1", check=False).stdout
         return told.count("bytes from")
+
+    def until_spare(self, other_than: int = 0) -> None:
+        """Until a spare worker stands by."""
+        until(lambda: self.status()["spare"]["state"] == "ready" and self.status()["spare"]["pid"] != other_than, PATIENCE_S)
 
     def breaths(self) -> int:
         """Breaths of the worker until now."""
@@ -245,6 +251,16 @@ def test_the_worker_is_nobody(running: Place) -> None:
     assert fields["Cpus_allowed_list"].strip() == str(running.status()["worker"]["cpu"])
 
 
+def test_the_spare_is_nobody_and_sleeps(running: Place) -> None:
+    running.until_spare()
+    spare = Path(f"/proc/{running.status()['spare']['pid']}")
+    fields = dict(line.split(":", 1) for line in (spare / "status").read_text().splitlines())
+    assert {int(fields[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")} == {0} and set(fields["Uid"].split()) == {"65534"}
+    used = (spare / "stat").read_text().split()[13:15]
+    time.sleep(0.5)
+    assert (spare / "stat").read_text().split()[13:15] == used
+
+
 def test_an_idle_worker_sleeps(running: Place) -> None:
     pid = running.status()["worker"]["pid"]
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -273,14 +289,17 @@ def test_a_stalling_client_harms_nobody(running: Place) -> None:
 # --- hit ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_replaced_and_its_sessions_live_on(running: Place) -> None:
+def test_the_spare_takes_over_from_a_killed_worker_and_its_sessions_live_on(running: Place) -> None:
     running.inside.run("ping", "-c1", "-e", "777", "192.0.2.1", check=False)
+    running.until_spare()
     before = running.status()
+    assert before["spare"]["pid"] != before["worker"]["pid"]
     os.kill(before["worker"]["pid"], signal.SIGKILL)
     until(lambda: running.status()["worker"]["ready"] and running.status()["worker"]["pid"] != before["worker"]["pid"], 60)
     after = running.status()
-    assert after["worker"]["restarts"] == 1
-    assert after["sessions"] >= 1
+    assert after["worker"]["restarts"] == 1 and after["worker"]["pid"] == before["spare"]["pid"]
+    assert after["sessions"] >= 1 and after["worker"]["late_compilations"] == 0
+    assert 0 < after["worker"]["takeover_ms"] < 1000 * PATIENCE_S
     assert running.ping() == 3
     assert sum(port["steering"]["no_socket"] for port in after["ports"]) == 0
 
@@ -291,6 +310,78 @@ def test_a_worker_that_hangs_is_ended(running: Place) -> None:
     until(lambda: running.status()["worker"]["restarts"] > before["restarts"], 30)
     until(lambda: running.status()["worker"]["ready"], 60)
     assert running.ping() == 3
+
+
+def test_a_spare_that_dies_is_replaced_and_no_packet_notices(running: Place) -> None:
+    running.until_spare()
+    before = running.status()
+    os.kill(before["spare"]["pid"], signal.SIGKILL)
+    assert running.ping() == 3
+    running.until_spare(before["spare"]["pid"])
+    after = running.status()
+    assert after["worker"]["pid"] == before["worker"]["pid"] and after["worker"]["restarts"] == before["worker"]["restarts"]
+    assert "cannot stand by: it ended with SIGKILL" in running.log.read_text()
+
+
+def test_a_worker_that_dies_while_its_spare_loads_has_that_one_as_successor(running: Place) -> None:
+    running.until_spare()
+    before = running.status()
+    for _ in range(2):  # the first one's successor has no spare yet that could follow it
+        pid = running.status()["worker"]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: running.status()["worker"]["ready"] and running.status()["worker"]["pid"] != pid, 60)  # type: ignore[misc]
+    assert running.status()["worker"]["restarts"] == before["worker"]["restarts"] + 2
+    assert running.ping() == 3
+
+
+def test_without_a_spare_a_killed_worker_is_replaced_a_little_later(place: Place) -> None:
+    place.config.write_text(place.config.read_text() + "[io]\nspare = false\n")
+    with place.appliance():
+        before = place.status()
+        assert before["spare"] == {"state": "off", "pid": None}
+        os.kill(before["worker"]["pid"], signal.SIGKILL)
+        until(lambda: place.status()["worker"]["ready"] and place.status()["worker"]["pid"] != before["worker"]["pid"], 60)
+        assert place.ping() == 3 and place.status()["spare"]["pid"] is None
+
+
+# --- replaced -------------------------------------------------------------------------------------------------------------
+
+
+def replace(place: Place) -> tuple[int, str]:
+    """`krononat worker replace`: exit status and output."""
+    done = place.core.run(
+        sys.executable, "-m", "krononat", "worker", "replace", "--socket", place.socket, "-o", "json", check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_worker_is_replaced_under_traffic_and_nothing_is_lost(running: Place) -> None:
+    before = running.status()["worker"]
+    pings = running.inside.start("ping", "-c", "150", "-i", "0.01", "-W", "2", "192.0.2.1", stdout=subprocess.PIPE)
+    status, told = replace(running)
+    assert status == 0 and '"state": "done"' in told
+    assert pings.communicate(timeout=30)[0].count("bytes from") == 150
+    after = running.status()["worker"]
+    assert after["pid"] != before["pid"] and after["replacement"]["takeover_ms"] == after["takeover_ms"]
+    assert "has retired" in running.log.read_text()
+
+
+def test_a_program_of_another_layout_refuses_and_the_old_worker_goes_on(place: Place, tmp_path: Path) -> None:
+    ours, theirs = Path(shards.__file__).parent.parent, tmp_path / "program"
+    for package in ("krononat", "replication", "routing", "shards"):
+        shutil.copytree(ours / package, theirs / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(theirs))
+        patched.setenv("NUMBA_DISABLE_JIT", "1")  # a copy would be compiled from cold, for numba's cache goes by path
+        patched.chdir(tmp_path)
+        with place.appliance():
+            before = place.status()["worker"]["pid"]
+            state = theirs / "shards" / "state.py"
+            state.write_text(state.read_text().replace(f"\nLAYOUT = {LAYOUT} ", "\nLAYOUT = 99 "))
+            status, told = replace(place)
+            assert status == 1 and f"memory has layout {LAYOUT}/" in told and "this program 99/" in told
+            assert place.status()["worker"]["pid"] == before and place.ping() == 3
+            until(lambda: place.status()["spare"]["state"].startswith("refused: this memory has layout"), 20)
 
 
 # --- gone -----------------------------------------------------------------------------------------------------------------

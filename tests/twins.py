@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards import apply, digest, gather, slabs
+from shards import apply, digest, gather, invariants, slabs
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import (
     ACTIVE,
@@ -26,7 +26,6 @@ from shards.state import (
     Array,
     State,
 )
-from tests import invariants
 from tests.bed import Bed, Core, Shard
 
 KEYS = np.uint64(0x0123456789ABCDEF), np.uint64(0xFEDCBA9876543210)
@@ -129,7 +128,8 @@ class Receiver:
         elif frame.kind == "end":
             self._end(now)
         elif frame.kind == "refresh":
-            apply.refresh(self.state, 0, *frame.told, frame.records, now)
+            klass, first = frame.told
+            apply.refresh(self.state, 0, klass, first, frame.records, now)
         else:
             self._apply(frame.kind, frame.records, now)
 

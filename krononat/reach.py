@@ -1,0 +1,102 @@
+"""How long a packet may be that one core shunts to another: asked again and again by pings of certain sizes.
+
+A shunted packet is not cut into pieces and nobody tells its sender that it was too long, so what fits must be known beforehand.
+Echo requests (RFC 792) with "don't fragment" go from our address of shunts to the other core's; both kernels see to the rest,
+and what comes back has been as long on the way back. The largest size answered is written into PEER.mtu: 1,544 or more, and
+every packet of 1,500 bytes can be shunted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import struct
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+import numpy as np
+
+from shards import wire
+from shards.state import State
+
+SIZES = (1600, 1544, 1500, 1400, 1280, 576)  # bytes of the IPv4 packet
+EACH = 1000  # ticks between two questions to one core
+PATIENCE = 3000  # ticks after which an answer is too old
+_IPV4_BYTES = 20
+_IP_MTU_DISCOVER, _PROBE = 10, 3  # ip(7): set "don't fragment", believe no size but the link's
+_ECHO_REPLY, _ECHO_REQUEST = 0, 8
+
+
+class _Peer(NamedTuple):
+    row: int
+    address: str
+
+
+class Reach:
+    """Asks every core of PEER from `source`. Registers itself in a selector whose keys' data are functions to call."""
+
+    def __init__(self, state: State, source: IPv4Address, selector: selectors.BaseSelector) -> None:
+        self._state, self._selector = state, selector
+        self._peers = [
+            _Peer(row, str(IPv4Address(int(address)))) for row, address in enumerate(state.peers["address"]) if row and address
+        ]
+        self._rows = {peer.address: peer.row for peer in self._peers}
+        self._answered: dict[tuple[int, int], int] = {}  # (row, size): tick of the last answer
+        self._asked_at = -EACH
+        self._now = 0
+        self._identifier = os.getpid() & 0xFFFF
+        self._questions = [_question(self._identifier, size) for size in SIZES]
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
+        self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PROBE)
+        self._socket.bind((str(source), 0))
+        selector.register(self._socket, selectors.EVENT_READ, self._listen)
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._selector.unregister(self._socket)
+        self._socket.close()
+
+    def turn(self, now: int) -> None:
+        """Ask, once a second; call it now and then."""
+        self._now = now
+        if now - self._asked_at >= EACH:
+            self._asked_at = now
+            for peer in self._peers:
+                self._ask(peer)
+                self._conclude(peer)
+
+    def _ask(self, peer: _Peer) -> None:
+        for question in self._questions:
+            with contextlib.suppress(OSError):  # longer than the link, or no way there: no answer will come
+                self._socket.sendto(question, (peer.address, 0))
+
+    def _listen(self) -> None:
+        """An answer counts for the size that it has itself."""
+        while True:
+            try:
+                packet, (address, _) = self._socket.recvfrom(65535)
+            except OSError:
+                return
+            at = 4 * (packet[0] & 0xF)
+            if len(packet) < at + 8 or packet[at] != _ECHO_REPLY or address not in self._rows:
+                continue
+            identifier, size = struct.unpack_from("!HH", packet, at + 4)
+            if identifier == self._identifier and size == len(packet):
+                self._answered[self._rows[address], size] = self._now
+
+    def _conclude(self, peer: _Peer) -> None:
+        """The largest that was answered lately; 0, unknown, where nothing was."""
+        sizes = [size for size in SIZES if self._now - self._answered.get((peer.row, size), -PATIENCE) < PATIENCE]
+        mtu = max(sizes, default=0)
+        if self._state.peers[peer.row]["mtu"] != mtu:
+            self._state.peers[peer.row]["mtu"] = mtu
+
+
+def _question(identifier: int, size: int) -> bytes:
+    """An echo request that is so long as an IPv4 packet."""
+    message = np.zeros(size - _IPV4_BYTES, np.uint8)
+    message[:8] = np.frombuffer(struct.pack("!BBHHH", _ECHO_REQUEST, 0, 0, identifier, size), np.uint8)
+    message[2:4] = np.frombuffer(struct.pack("!H", wire.checksum(message, 0, len(message))), np.uint8)
+    return message.tobytes()
