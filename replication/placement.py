@@ -1,8 +1,7 @@
 """Which shard should be where: from where the shards are now and what each costs, a list of moves. Nothing here moves anything.
 
-A move takes the authority of a shard to another core; its effect is `after`. Two rules hold always: the two copies of a shard
-are never on one server, and a copy that exists is never given up: moved to its backup a shard is swapped, moved to a third core
-it keeps its backup. Both make the same list of allowed targets, see `targets`.
+A move takes the authority of a shard to another core, and who had it becomes its backup: it has all rows already (see `after`,
+and `migration`). The two copies of a shard are never on one server, so a shard moves to another server or not at all.
 
 Greedy: what costs most is placed first, on the core that has least. That is within a few percent of the best for shards of
 about equal size, and explains itself: each move says why.
@@ -49,15 +48,13 @@ def after(places: Sequence[Place], moves: Iterable[Move]) -> list[Place]:
     """Places once the moves are done, in the order of `places`."""
     now = {place.shard: place for place in places}
     for move in moves:
-        shard, active, passive = now[move.shard]
-        now[shard] = Place(shard, move.target, active if move.target == passive else passive)
+        now[move.shard] = Place(move.shard, move.target, move.source)
     return list(now.values())
 
 
 def targets(place: Place, cores: Iterable[str]) -> list[str]:
-    """Cores that the authority of a shard may go to: its backup, or whatever is not of its backup's server."""
-    kept = server_of(place.passive) if place.passive else None
-    return [core for core in cores if core != place.active and (core == place.passive or server_of(core) != kept)]
+    """Cores that the authority of a shard may go to: not those of the server that will keep the copy."""
+    return [core for core in cores if server_of(core) != server_of(place.active)]
 
 
 def swap(place: Place) -> Move:
@@ -67,32 +64,29 @@ def swap(place: Place) -> Move:
     return Move(place.shard, place.active, place.passive, "changes places with its backup")
 
 
-def drain(places: Sequence[Place], cores: Sequence[str], server: str, loads: Loads, keep_copies: bool = False) -> list[Move]:
+def drain(places: Sequence[Place], cores: Sequence[str], server: str, loads: Loads) -> list[Move]:
     """Moves that take every authority off a server.
 
-    A shard goes to its backup, which has all of it already; without one, to the core that has least. `keep_copies`: to a third
-    core wherever there is one, so that each shard still has two copies when the server is gone; that copies every row.
+    A shard goes to its backup, which has all of it already; without one, to the core that has least.
     """
     open_cores = [core for core in cores if server_of(core) != server]
     loaded = _loaded(places, open_cores, loads)
     moves = []
     for place in _costly_first([each for each in places if server_of(each.active) == server], loads):
-        move = _away(place, open_cores, loaded, keep_copies)
+        move = _away(place, open_cores, loaded)
         loaded[move.target] += loads.get(place.shard, 0)
         moves.append(move)
     return moves
 
 
-def _away(place: Place, cores: Sequence[str], loaded: Mapping[str, float], keep_copies: bool) -> Move:
+def _away(place: Place, cores: Sequence[str], loaded: Mapping[str, float]) -> Move:
     allowed = targets(place, cores)
-    third = [core for core in allowed if core != place.passive]
-    if place.passive in allowed and not (keep_copies and third):
+    if place.passive in allowed:
         return swap(place)
-    if not third:
+    if not allowed:
         server = server_of(place.active)
         raise Impossible(f"shard {place.shard} has nowhere to go: no core outside of {server} may take it")
-    why = "keeps its backup" if place.passive else "has no backup; this core has least to do"
-    return Move(place.shard, place.active, _idlest(third, loaded), why)
+    return Move(place.shard, place.active, _idlest(allowed, loaded), "has no backup there; this core has least to do")
 
 
 def undrain(places: Sequence[Place], meant: Mapping[int, str], cores: Iterable[str], server: str) -> list[Move]:
@@ -103,7 +97,7 @@ def undrain(places: Sequence[Place], meant: Mapping[int, str], cores: Iterable[s
         if server_of(home) != server or home == place.active:
             continue
         if home not in targets(place, known):
-            told = f"its copy is on {place.passive}" if home in known else "that core is not there"
+            told = f"{place.active} is of the same server" if home in known else "that core is not there"
             raise Impossible(f"shard {place.shard} cannot go home to {home}: {told}")
         moves.append(Move(place.shard, place.active, home, "is at home there by the map"))
     return moves

@@ -152,8 +152,7 @@ class Cluster:
 
     def _arrive(self, shard: Shard, target: str) -> None:
         if shard.active != target:
-            shard.passive = shard.active if shard.passive == target else shard.passive
-            shard.active, shard.epoch = target, shard.epoch + 1
+            shard.active, shard.passive, shard.epoch = target, shard.active, shard.epoch + 1
 
     def _verify(self, me: str, request: dict[str, Any]) -> dict[str, Any]:
         shard = self.shards[request["shard"]]

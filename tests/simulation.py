@@ -491,6 +491,14 @@ class Simulation:
         nodes, ways = tuple(each.node for each in results), tuple(each.ways for each in results)
         return World(nodes, ways, empty, 0, budget, 0, frozenset(), frozenset())
 
+    def settle(self, world: World, budget: Budget) -> World:
+        """The same cores when nothing is left to happen, in an order that is usual."""
+        calm = world._replace(budget=Budget(flows=0))
+        while left := [then for _, then in self.steps(calm) if then.budget == calm.budget]:
+            calm = left[0]
+        self.check_rest(calm)
+        return calm._replace(budget=budget)
+
     # --- reading ----------------------------------------------------------------------------------------------------------
 
     def node(self, world: World, me: int) -> Node:
@@ -742,7 +750,7 @@ class Simulation:
 
     def _is_whole(self, world: World) -> bool:
         """Whether what was broken before is mended: nobody is on his way back."""
-        return all(node.post.role != JOINING for node in self.nodes(world) if node.post.epoch > 1 or node.rows)
+        return all(node.post.role != JOINING or node.post.cold for node in self.nodes(world))
 
     def _crash(self, world: World, me: int) -> World:
         """What it sent may still arrive; what was sent to it does not."""

@@ -171,12 +171,6 @@ def test_drain_undrain(run: Run, cluster: Cluster) -> None:
     assert [shard.active for shard in cluster.shards] == [shard.primary for shard in cluster.shards]
 
 
-def test_drain_with_copies_kept(run: Run, cluster: Cluster) -> None:
-    _, _, err = run("server", "drain", "s1", "--yes", "--keep-copies")
-    assert [(shard.active, shard.passive) for shard in cluster.shards[:2]] == [("s3/0", "s2/0"), ("s2/0", "s3/0")]
-    assert "2 shards have their copy there" in err  # those that were copies before
-
-
 def test_a_dead_core_is_given_nothing(run: Run, cluster: Cluster) -> None:
     cluster.dead |= {"s2/0", "s3/0"}
     status, _, err = run("server", "drain", "s1", "--yes", "--socket", str(client.FOLDER / "s1-0.sock"))

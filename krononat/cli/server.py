@@ -50,20 +50,19 @@ def show(name: str, form: str, socket: str | None) -> None:
 
 @server.command(epilog="Example: krononat server drain s1 --dry-run")
 @click.argument("name", metavar="SERVER")
-@click.option("--keep-copies", is_flag=True, help="To third servers, so that each shard has a backup while this one is away.")
 @yes_option
 @dry_run_option
 @timeout_option
 @output_option()
 @socket_option
-def drain(name: str, keep_copies: bool, yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None) -> None:
+def drain(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None) -> None:
     """Move every shard off a server, so that stopping it costs no packet.
 
     A shard goes to its backup, which has all of it already; where it has none, to the core with the fewest sessions.
     """
     view = look(socket)
     _cores(view, name)
-    found = _planned(lambda: placement.drain(view.places(), view.alive(), name, view.loads(), keep_copies))
+    found = _planned(lambda: placement.drain(view.places(), view.alive(), name, view.loads()))
     carry_out_all(view, found, yes, dry_run, timeout_s, form)
     if not dry_run:
         _conclude(look(socket), name)
