@@ -5,7 +5,8 @@ side of the pool: 7 of 8 blocks, and of each 448 ports of 512); every subscriber
 of the primary's worker, and the router steers the shard to the backup. Afterwards every connection that had been answered
 before the kill is asked, up to four times, and must answer at the same external endpoint:
 
-    failover/older           % of those established more than 10 ms before the kill; failover/older/connections is how many
+    failover/older           % of those established more than 10 ms before the kill; failover/older/connections is how many;
+                             its loss: connections begun before, but not established in time (much: the machine is too busy)
     failover/last10ms        % of those established in the last 10 ms; most of them the backup was never told of
     failover/outage_ms       longest silence of a numbered stream around the kill
     failover/without_derived/last10ms   the same where each server derives ports with another key: what derived ports bring
@@ -61,12 +62,13 @@ _AROUND_NS = 50_000_000
 
 
 class Takeover(NamedTuple):
-    """What became of a takeover."""
+    """What became of a takeover. `unopened`: share of the connections begun before it that were not established in time."""
 
     older: Survival
     last: Survival
     outage_ms: float
     two_owners: int
+    unopened: float
 
 
 def run(quick: bool, told: Told) -> list[Result]:
@@ -104,8 +106,9 @@ def _takeover(blocks: int, same_key: bool, told: Told) -> Takeover:
         here.until_synced()
         here.generator.stream(STREAM)
         here.generator.open(connections, RATE)
+        doomed = _doomed(here)
         here.until_opened(_full(blocks))
-        killed = _kill_and_steer(here)
+        killed = _kill_and_steer(here, doomed)
         time.sleep(_AFTER_S)
         for kind in (OPEN, STREAM_OUT, STREAM_IN):
             here.generator.halt(kind)
@@ -113,15 +116,24 @@ def _takeover(blocks: int, same_key: bool, told: Told) -> Takeover:
         return _outcome(here, killed)
 
 
-def _kill_and_steer(here: Scene) -> int:
-    """Kill the owner's worker and send the shard to the backup; when, ns."""
+class Doomed(NamedTuple):
+    """The owner's worker, and who takes over from it."""
+
+    worker: int
+    backup: str
+
+
+def _doomed(here: Scene) -> Doomed:
     owner = here.owner()
-    backup = here.shard(owner)["passive"]
-    victim = here.lab.worker(owner.partition("/")[0])
+    return Doomed(here.lab.worker(owner.partition("/")[0]), here.shard(owner)["passive"])
+
+
+def _kill_and_steer(here: Scene, doomed: Doomed) -> int:
+    """Kill it and send the shard to the backup; when, ns. Nobody is asked anything just before: that would keep them busy."""
     with Hand(here.tor) as hand:
         killed = time.monotonic_ns()
-        os.kill(victim, signal.SIGKILL)
-        hand.steer([0], backup)
+        os.kill(doomed.worker, signal.SIGKILL)
+        hand.steer([0], doomed.backup)
     return killed
 
 
@@ -132,12 +144,14 @@ def _outcome(here: Scene, killed: int) -> Takeover:
     older = survival(ledger.connections, turned, 0, killed - LAST_NS)
     last = survival(ledger.connections, turned, killed - LAST_NS, killed)
     outage = max(each.longest_gap_ms for each in watched(here, killed - _AROUND_NS, ended))
-    return Takeover(older, last, outage, owners(ledger))
+    begun = int(np.sum((ledger.connections["opened"] > 0) & (ledger.connections["opened"] < killed - LAST_NS)))
+    return Takeover(older, last, outage, owners(ledger), 1 - older.established / max(begun, 1))
 
 
 def _figures(name: str, made: list[Takeover], older: float | None, last: float | None) -> list[Result]:
+    unopened = statistics.fmean(each.unopened for each in made)
     return [
-        report.measured(f"{name}/older", "%", [100 * each.older.share for each in made], older),
+        report.measured(f"{name}/older", "%", [100 * each.older.share for each in made], older, unopened),
         report.measured(f"{name}/older/connections", "connections", [each.older.established for each in made]),
         report.measured(f"{name}/last10ms", "%", [_share([each.last for each in made])], last),
         report.measured(f"{name}/last10ms/connections", "connections", [sum(each.last.established for each in made)]),

@@ -105,6 +105,7 @@ def test_only_who_answers_from_the_same_endpoint_has_survived() -> None:
     rows["moved"][3], rows["refused"][4] = 1, 1
     assert stream.survival(rows, 1, 0, 20) == stream.Survival(4, 1)
     assert stream.survival(rows, 1, 20, 21).share == 1.0
+    assert stream.survival(rows, 1, 30, 31).share == 0.0
 
 
 # --- the generator, without a kernel -----------------------------------------------------------------------------------------

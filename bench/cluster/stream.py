@@ -44,8 +44,8 @@ class Survival(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Share of those alive; 1 where there were none."""
-        return self.alive / self.established if self.established else 1.0
+        """Share of those alive; 0 where there were none: then nothing was shown."""
+        return self.alive / self.established if self.established else 0.0
 
 
 def survival(connections: Array, turned: int, since_ns: int, until_ns: int) -> Survival:
