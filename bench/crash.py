@@ -1,7 +1,7 @@
 """`krononat bench crash`: the worker is killed again and again, at random moments under churn, with no backup to take over.
 
-A thousand connections send 2,000 packets/s, and 20,000 new flows begin (and end) a second; then SIGKILL, at a moment of chance
-once a spare stands by. What the figures are:
+A thousand TCP connections send 2,000 packets/s, and 20,000 new flows begin (and end) a second; then SIGKILL at a moment of
+chance, once a spare stands by. What the figures are:
 
     crash/spare/outage_ms       from the kill to the arrival of the first packet that was sent after it; a spare stands by
     crash/spare/longest_ms      the longest of them
@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench import devices, report
+from bench import devices, report, testpmd
 from bench.report import Result, Told
 from bench.survivors import Survivors
 from bench.veths import Place
@@ -47,6 +47,7 @@ KILLS, QUICK_KILLS, NO_SPARE_KILLS = 200, 8, 20
 ESTABLISHED_A_SECOND, CHURN_A_SECOND = 2000, 20_000
 RANDOM_S = 0.5  # a kill comes within so long after all is ready
 PATIENCE_S = 30.0
+PAUSE_S = 0.0002  # where nothing is to be done; this is how exact an outage is known
 _AT_ONCE_S = 0.05  # what was not sent in time is made up for, but not more
 _CPU = 1  # the worker's, where there is one more
 
@@ -101,7 +102,8 @@ class Scene:
         if due:
             self._owed += due / ESTABLISHED_A_SECOND
             self._traffic.send(due, due * CHURN_A_SECOND // ESTABLISHED_A_SECOND)
-        self._traffic.listen()
+        if not self._traffic.listen() and not due:
+            time.sleep(PAUSE_S)
 
     def until_ready(self, spare: bool) -> int:
         """Traffic until a worker forwards, and a spare stands by if there is to be one; the worker's process."""
@@ -183,7 +185,6 @@ class Scene:
 
 
 def _check(state: State, answer: Connection) -> None:
-    os.nice(10)
     answer.send(invariants.complaints(state))
 
 
@@ -223,8 +224,9 @@ def kills(count: int, spare: bool, told: Told) -> list[Kill]:
 def run(quick: bool, told: Told) -> list[Result]:
     """All of it; Trouble where root or programs are missing, or where it does not come back."""
     namespaces.need("ip")
-    with_spare = kills(QUICK_KILLS if quick else KILLS, True, told)
-    without = kills(2 if quick else NO_SPARE_KILLS, False, told)
+    with testpmd.cleaning_up():
+        with_spare = kills(QUICK_KILLS if quick else KILLS, True, told)
+        without = kills(2 if quick else NO_SPARE_KILLS, False, told)
     return figures(with_spare, without)
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import click
@@ -25,7 +26,7 @@ from bench import environment
 from krononat.client import Trouble
 
 Told = Callable[[str], None]
-Run = Callable[[bool, Told], "list[Result]"]
+Run = Callable[..., "list[Result]"]  # quick, told, and by keyword what `more` options say
 
 COLUMNS = ("name", "value", "low", "high", "unit", "goal", "ok", "loss")
 LESS_IS_BETTER = ("B", "us", "ms", "s", "share", "count")  # units; of all others more is better
@@ -59,16 +60,16 @@ def ratio(
     return measured(name, "x", [our / their for our, their in zip(ours, theirs, strict=True)], goal, loss)
 
 
-def command(name: str, kind: str, run: Run, told: str) -> click.Command:
-    """The command of a bench: `-o json|table`, `--quick`, `--strict`, a progress bar on stderr."""
+def command(name: str, kind: str, run: Run, told: str, more: Sequence[click.Option] = ()) -> click.Command:
+    """The command of a bench: `-o json|table`, `--quick`, `--strict`, a progress bar on stderr; and options of its own."""
 
     @click.command(name, help=f"{told}\n\nExample: krononat bench {name} --quick -o json")
     @click.option("-o", "--output", "form", type=click.Choice(["json", "table"]), default="table", help="How to print.")
     @click.option("--quick", is_flag=True, help="Fewer or smaller repetitions; under 50 s.")
     @click.option("--strict", is_flag=True, help="Exit with 1 where a goal is missed.")
-    def bench(form: str, quick: bool, strict: bool) -> None:
+    def bench(form: str, quick: bool, strict: bool, **own: Any) -> None:
         try:
-            results, env = perform(name, kind, run, quick)
+            results, env = perform(name, kind, partial(run, **own), quick)
         except Trouble as trouble:  # `python -m bench.NAME` has nobody else to tell it
             click.echo(trouble.told(), err=True)
             sys.exit(trouble.status)
@@ -78,6 +79,7 @@ def command(name: str, kind: str, run: Run, told: str) -> click.Command:
             show(results, env)
         sys.exit(1 if strict and any(result.ok is False for result in results) else 0)
 
+    bench.params[:0] = more
     return bench
 
 

@@ -1,9 +1,9 @@
-"""Traffic that must outlive a worker: a thousand established connections, both ways, and beside them flows that come and go.
+"""Traffic that must outlive a worker: a thousand TCP connections, both ways, and beside them UDP flows that come and go.
 
 Frames are laid down once and sent by packet sockets, many with one system call (sendmmsg(2)); a filter lets in only what
-belongs to the established ones (`PORT`). Half of these are TCP, opened by a real handshake, half UDP. Each carries its number
-and the time of its sending, and is checked when it arrives: the same external endpoint as ever outbound, the right subscriber
-inbound. The churn never comes back to a flow before that has ended, so all of its packets make sessions.
+belongs to the connections (`PORT`), which are opened by a real handshake. Each packet carries its connection's number and the
+time of its sending, and is checked when it arrives: the same external endpoint as ever outbound, the right subscriber inbound.
+The churn never comes back to a flow before that has ended, so all of its packets make sessions.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ SLOT = 128  # bytes of a frame's place
 _SYN, _SYN_ACK, _ACK = 2, 18, 16
 _PAYLOAD = struct.Struct("<IQ")  # number, time of sending in ns
 _L4 = 34
-_AT = {UDP: _L4 + 8, TCP: _L4 + 20}  # of the payload
+_PAYLOAD_AT = _L4 + 20
 _SETTLED_S = 0.5
+_TRIES, _TRY_S = 5, 0.1  # a connection is lost that is heard of in none of them
 _SO_ATTACH_FILTER, _ETH_P_ALL = 26, 3
 
 # struct mmsghdr and struct iovec of 64-bit Linux
@@ -68,10 +69,9 @@ class Survivors:
     def __init__(self, place: Place) -> None:
         self._macs = {name: bytes.fromhex(veths.mac(*where).replace(":", "")) for name, where in _stations(place).items()}
         self._inside, self._outside = _end(place.client, "gen0"), _end(place.server, "sink0")
-        self._protocols = [TCP if number % 2 else UDP for number in range(CONNECTIONS)]
         self._external: dict[int, bytes] = {}  # by number: address and port
         self._turn = 0
-        self.sent = self.wrong = 0
+        self._heard: set[int] = set()  # numbers of those that have come through, by the endpoint of theirs
         self.arrived: list[tuple[int, int]] = []  # of outbound ones: sent at and arrived at, ns of the monotonic clock
         churn = np.zeros((CHURN_FLOWS, SLOT), np.uint8)
         churn[:, :60] = self._churn_frames()
@@ -95,13 +95,13 @@ class Survivors:
     def _outbound(self, number: int, flags: int = _ACK) -> bytes:
         internal = struct.pack("!IH", *self._endpoint(number))
         return _frame(
-            self._macs["device_in"] + self._macs["client"], self._protocols[number], internal, struct.pack("!IH", REMOTE, PORT),
+            self._macs["device_in"] + self._macs["client"], internal, struct.pack("!IH", REMOTE, PORT),
             flags, number,
         )  # fmt: skip
 
     def _answer(self, number: int, flags: int = _ACK) -> bytes:
         return _frame(
-            self._macs["device_out"] + self._macs["server"], self._protocols[number], struct.pack("!IH", REMOTE, PORT),
+            self._macs["device_out"] + self._macs["server"], struct.pack("!IH", REMOTE, PORT),
             self._external[number], flags, number,
         )  # fmt: skip
 
@@ -139,37 +139,45 @@ class Survivors:
         for _ in range(established):
             self._inside.send(self._outbound(self._turn))
             self._turn = (self._turn + 1) % CONNECTIONS
-            self.sent += 1
         self._churn.send(churn)
 
-    def listen(self) -> None:
-        """Take in what has arrived outside."""
+    def listen(self) -> int:
+        """Take in what has arrived outside; how many packets of established connections."""
+        before = len(self.arrived)
         while (frame := _receive(self._outside)) is not None:
             if frame[36:38] != struct.pack("!H", PORT):
                 continue  # our own answers: a packet socket sees what is sent, too
             number, sent = _read(frame)
             self.arrived.append((sent, time.monotonic_ns()))
             external = frame[26:30] + frame[34:36]
-            self.wrong += self._external.setdefault(number, external) != external
+            if self._external.setdefault(number, external) == external:
+                self._heard.add(number)
+        return len(self.arrived) - before
 
     def lost(self) -> int:
         """Connections that do not work any more, as they did, in both directions; every one is tried."""
-        self.arrived.clear()
-        wrong = self.wrong
-        for number in range(CONNECTIONS):
-            self._send_one(number, _ACK, False)
-            self._send_one(number, _ACK, True)
-            self.listen()
-        self._listen_for(_SETTLED_S / 5)
-        return max(2 * CONNECTIONS - len(self.arrived) - self._answered(), 0) + self.wrong - wrong
+        out, back = set(range(CONNECTIONS)), set(range(CONNECTIONS))
+        for _ in range(_TRIES):
+            self._heard.clear()
+            for number in out | back:
+                self._send_one(number, _ACK, False)
+                self._send_one(number, _ACK, True)
+                self.listen()
+            self._listen_for(_TRY_S)
+            out -= self._heard
+            back -= self._answered()
+            if not out | back:
+                break
+        return len(out | back)
 
-    def _answered(self) -> int:
-        """Answers that have reached the subscriber that they were for."""
-        found = 0
+    def _answered(self) -> set[int]:
+        """Connections whose answers have reached the subscriber that they were for."""
+        found = set()
         while (frame := _receive(self._inside)) is not None:
             if frame[34:36] == struct.pack("!H", PORT):
                 number, _ = _read(frame)
-                found += frame[30:34] + frame[36:38] == struct.pack("!IH", *self._endpoint(number))
+                if frame[30:34] + frame[36:38] == struct.pack("!IH", *self._endpoint(number)):
+                    found.add(number)
         return found
 
     def close(self) -> None:
@@ -208,15 +216,12 @@ def _end(namespace: str, device: str) -> socket.socket:
     return made
 
 
-def _frame(stations: bytes, protocol: int, source: bytes, destination: bytes, flags: int, number: int) -> bytes:
-    """Without a transport checksum: UDP need not have one, and nobody verifies TCP's on this way."""
+def _frame(stations: bytes, source: bytes, destination: bytes, flags: int, number: int) -> bytes:
+    """Without TCP's checksum, which nobody verifies on this way."""
     payload = _PAYLOAD.pack(number, time.monotonic_ns())
-    ports = source[4:] + destination[4:]
-    segment = ports + (
-        struct.pack("!HH", 8 + len(payload), 0) if protocol == UDP else struct.pack("!IIBBHHH", 1, 1, 80, flags, 512, 0, 0)
-    )
+    segment = source[4:] + destination[4:] + struct.pack("!IIBBHHH", 1, 1, 5 << 4, flags, 512, 0, 0)
     total = 20 + len(segment) + len(payload)
-    header = struct.pack("!BBHHHBBH", 0x45, 0, total, 0, 0x4000, traffic.TTL, protocol, 0) + source[:4] + destination[:4]
+    header = struct.pack("!BBHHHBBH", 0x45, 0, total, 0, 0x4000, traffic.TTL, TCP, 0) + source[:4] + destination[:4]
     header = header[:10] + struct.pack("!H", _checksum(header)) + header[12:]
     return stations + b"\x08\x00" + header + segment + payload
 
@@ -236,5 +241,5 @@ def _receive(end: socket.socket) -> bytes | None:
 
 
 def _read(frame: bytes) -> tuple[int, int]:
-    number, sent = _PAYLOAD.unpack_from(frame, _AT[frame[23]])
+    number, sent = _PAYLOAD.unpack_from(frame, _PAYLOAD_AT)
     return int(number), int(sent)

@@ -45,10 +45,21 @@ class Scene(NamedTuple):
     protocol: int
 
 
-def build(flows: int, rows: int, seed: int = 1, protocol: int = UDP) -> Scene:
-    """A scene of established flows, and `rows` frames of theirs."""
-    state, burst = _state(flows), new_burst()
+def empty(room: int) -> State:
+    """A core with room for so many flows, and none yet."""
+    state = _state(room)
     recovery.attach(state, NOW)
+    return state
+
+
+def outbound(flows: Array, protocol: int = UDP) -> Array:
+    """The first packet of each flow, as its subscriber sends it: FRAME_BYTES apart, flat uint8."""
+    return _frames(flows, protocol, _SYN)
+
+
+def build(flows: int, rows: int, seed: int = 1, protocol: int = UDP, room: int = 0) -> Scene:
+    """A scene of established flows, and `rows` frames of theirs; `room`: for how many flows, if for more."""
+    state, burst = empty(max(flows, room)), new_burst()
     external = np.concatenate(
         [_open(state, burst, np.arange(at, min(at + _AT_ONCE, flows)), protocol) for at in range(0, flows, _AT_ONCE)]
     )

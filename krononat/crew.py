@@ -163,7 +163,7 @@ class Crew:
         else:
             self._next = None
             self._note_quick(True, status, member.refused)
-            self._hooks.say(f"worker {member.pid} died ({cause(status)}) before it was ready")
+            self._hooks.say(f"worker {member.pid} came to nothing: {member.refused or cause(status)}")
             self._due = ticks() + PAUSES[self._quick]
         self._let_go(member)
         if self._worker is None and self._next is None and ticks() >= self._due:

@@ -6,7 +6,8 @@ It runs in the worker between two breaths, so nothing here may take long. What i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from replication import migration
@@ -23,6 +24,7 @@ from shards.verdict import HOLD_OVERFLOW, NO_AUTHORITY, SHUNT_FOREIGN, SHUNT_MAL
 ROWS_AT_ONCE = 200  # of an answer: a message has an end
 LOST = (NO_AUTHORITY, HOLD_OVERFLOW, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN, SHUNT_MALFORMED)
 SHUNT_MTU = 1544  # of a link that carries 1,500 bytes and the header of a shunt
+FAULTS_SHOWN = 10  # with where they happened
 PREPARE_EACH = 1000  # ticks between two looks for the way to the other cores
 SIDES_LATE = 5000  # ticks after which a swap of sides should be over
 
@@ -52,6 +54,7 @@ class Replica:
         self._verified: dict[int, str] = {}  # shard: the peer that its copy is compared with
         self._now = now
         self._prepared = now - PREPARE_EACH
+        self.faults, self._fault = 0, ""
 
     def descriptors(self) -> list[int]:
         """To wait for while idle."""
@@ -67,8 +70,19 @@ class Replica:
         if now - self._prepared >= PREPARE_EACH:
             self._prepared = now
             shunt.prepare(self._state, now)
-        more = self.exchange.turn(now)
-        return self.conductor.turn(now) or more
+        more = [self._guarded(turn, now) for turn in (self.exchange.turn, self.conductor.turn)]
+        return any(more)
+
+    def _guarded(self, turn: Callable[[int], bool], now: int) -> bool:
+        """A fault of ours here must not end the forwarding: it is told, counted, an alarm, and the next turn goes on."""
+        try:
+            return turn(now)
+        except Exception as error:
+            self.faults += 1
+            self._fault = f"{type(error).__name__}: {error}"
+            if self.faults <= FAULTS_SHOWN:
+                traceback.print_exc()
+            return False
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -143,6 +157,8 @@ class Replica:
         mtu = int(self._state.peers[self._peers[post.backup]]["mtu"]) if post.role == ACTIVE and post.backup else 0
         if 0 < mtu < SHUNT_MTU:
             found.append(f"shard {shard} would lose long packets in a move: only {mtu} bytes reach {post.backup}")
+        if self.faults:
+            found.append(f"replication has failed {self.faults} times, this is a fault of Krononat's: {self._fault}")
         if self.conductor.gave_up(shard, self._now):
             found.append(f"shard {shard} killed one owner after another: nobody is promoted now")
         return found

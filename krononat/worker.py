@@ -28,7 +28,7 @@ import numpy as np
 
 from krononat import memory, replica, warm
 from krononat.view import ticks
-from shards import doubt, memif, memif_rings, resume, rings, sessions, shard, xsk
+from shards import memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -131,9 +131,7 @@ class Worker:
         if self._lines:
             rings.listen(self._rings)
         if self._replica:
-            doubt.begin(self._state)  # rows come, and what is derived from them follows
             self._more = self._replica.turn(now)
-            doubt.end(self._state)
         try:
             message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST)
         except BlockingIOError:

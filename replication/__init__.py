@@ -1,4 +1,18 @@
-"""State on a backup core, sent by the very thread that forwards (comes with its own issue).
+"""A shard's state on a second core, sent by the very thread that forwards, and who has the authority over it.
 
-What it will ship is there already: `shards.journal` writes dirty bits and tombstones, rows carry shard, epoch and generation.
+Read in this order:
+
+    protocol    the words that mechanism and policy share: peer, evidence, lag, what may be asked of the exchange
+    frames      what travels: header and body; every reason to refuse one
+    tables      what is sent and taken, as the exchange sees it: Source, Sink      rows    the same over a core's memory
+    exchange    the mechanism on a page; below it, on the way out and on the way in:
+      publisher   copies and changes, for each shard and peer       subscriber  whose rows of a shard are taken
+      sender      a life of the link, numbers, what is in flight    receiver    the same from the other side
+      link        sockets, keys, connections that begin and end     keys        CURVE keys and their files
+    verify      whether two copies are the same, while packets change them
+    roles       the policy: what a core is to a shard, a drawn table                quiet   no packets for a while?
+    migration   a move from one core to another, step by step
+    conduct     roles and moves, carried out through the exchange
+
+Imports `shards`, never `krononat`.
 """

@@ -146,8 +146,8 @@ class Conductor:
     def _take_handover(self, peer: str, fields: Mapping[str, Any]) -> bool:
         match fields:
             case {"s": int(shard), "e": int(epoch), "b": str(successor)} if shard in self.posts:
-                if self.posts[shard].authority == peer:
-                    self._handed[shard] = (epoch, successor)
+                if self.posts[shard].authority == peer and self._exchange.complete(shard, peer):
+                    self._handed[shard] = (epoch, successor)  # and every row that was said before it is here
                     return True
         return False
 

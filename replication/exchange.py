@@ -26,7 +26,6 @@ from replication.tables import Sink, Source
 from replication.verify import Verification
 
 READ_NS, TURN_NS = 750_000, 1_500_000  # of a turn: until when messages are read, until when anything new is begun
-LOOK_EVERY = 3  # ticks between looks at what is rare: answers, connections, keys
 CRASH_WITHIN = 200  # ticks: a connection that ends so soon after a frame was ended by a kernel, not by a timeout of ours
 LATE_AT_MOST = 100  # ticks in which all is read that was on its way when a connection ended
 HEARD_AT_MOST = 1024
@@ -58,7 +57,7 @@ class Exchange:
         self._closed: dict[str, int] = {}  # by peer: tick at which its kernel ended the connection
         self._heard: list[Heard] = []
         self._verifications: dict[tuple[int, str], Verification] = {}
-        self._until = self._looked = self._now = 0
+        self._until = self._now = 0
 
     # --- peers ------------------------------------------------------------------------------------------------------------
 
@@ -88,7 +87,9 @@ class Exchange:
         return self._link.descriptors()
 
     def due(self, now: int) -> int:
-        """Ticks that may pass before the next turn, if nothing comes: until changes are sent, or the next ping is."""
+        """Ticks that may pass before the next turn, if nothing comes: until changes are sent, or the next ping is; 0: none."""
+        if self._link.has_news():
+            return 0
         left = [PING_EVERY - age(now, sender.pinged) for sender in self._senders.values()]
         if not self._publisher.quiet():
             left.append(self._settings.batch - age(now, self._publisher.drained))
@@ -170,10 +171,9 @@ class Exchange:
         begun = self._clock()
         self._now = now
         self._until = begun + READ_NS
+        self._link.listen()
         more = self._read(now)
-        if age(now, self._looked) >= LOOK_EVERY:
-            self._looked = now
-            self._look(now)
+        self._look(now)
         self._until = begun + TURN_NS
         more |= self._subscriber.turn(now, self._spare, self._receivers)
         for receiver in self._receivers.values():

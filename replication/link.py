@@ -10,6 +10,7 @@ with the connection: that `send` took a message says nothing about its arrival.
 
 from __future__ import annotations
 
+import select
 import struct
 from typing import NamedTuple
 
@@ -27,13 +28,15 @@ _HEARTBEAT, _HEARTBEAT_TIMEOUT, _HANDSHAKE_AT_MOST = 100, 300, 2000  # ms
 _RECONNECT, _RECONNECT_AT_MOST = 20, 200  # ms
 _REMAKE_AFTER = 1000  # ticks: ZeroMQ gives up for good where a handshake failed, which a newer map may set right
 _PARTS_AT_MOST = 64  # of a message nobody asked for that are thrown away at one go
-_DOOR_EVERY = 12  # ticks between looks at who knocks
 _ASKED_AT_MOST = 16  # ZAP questions and monitor events at one go
 
 _ZAP_ADDRESS, _ZAP_DOMAIN = "inproc://zeromq.zap.01", b"krononat"
-_REFUSED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+_REFUSED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH  # not: no answer in time
 _ENDED = int(zmq.Event.DISCONNECTED)
 _BEGUN = int(zmq.Event.HANDSHAKE_SUCCEEDED)
+
+
+_EVENTS, _POLLIN, _FD = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.FD)  # plain: asked all the time
 
 
 class Message(NamedTuple):
@@ -66,7 +69,9 @@ class Link:
         self._peers: dict[str, Peer] = {}
         self._tried: dict[str, int] = {}  # by peer: tick at which its socket was made
         self._connected: set[str] = set()
-        self._opened = 0
+        self._poll = select.poll()
+        self._news: set[int] = set()  # descriptors of sockets that may have something
+        self._descriptors: dict[zmq.Socket[bytes], int] = {}
         self._skipping: zmq.Socket[bytes] | None = None
         self._body = np.zeros(BODY_AT_MOST + 8, np.uint8)
         self._header = bytearray(HEADER_AT_MOST + 1)
@@ -77,6 +82,8 @@ class Link:
         self._zap.bind(_ZAP_ADDRESS)
         self._router = self._listen(me.endpoint)
         self._knocks = self._router.get_monitor_socket(_REFUSED)
+        for socket in (self._zap, self._router, self._knocks):
+            self._watch(socket)
 
     # --- making -----------------------------------------------------------------------------------------------------------
 
@@ -111,7 +118,9 @@ class Link:
         dealer.set(zmq.CURVE_SERVERKEY, peer.public_key)
         dealer.set(zmq.CURVE_PUBLICKEY, self._key.public)
         dealer.set(zmq.CURVE_SECRETKEY, self._key.secret)
-        self._monitors[peer.name] = dealer.get_monitor_socket(_BEGUN | _ENDED)
+        self._monitors[peer.name] = monitor = dealer.get_monitor_socket(_BEGUN | _ENDED)
+        self._watch(dealer)
+        self._watch(monitor)
         dealer.connect(peer.endpoint)
         self._dealers[peer.name] = dealer
         self._tried[peer.name] = now
@@ -121,8 +130,10 @@ class Link:
         if self._skipping is dealer:
             self._skipping = None
         dealer.disable_monitor()
-        self._monitors.pop(peer).close(0)
-        dealer.close(0)
+        for socket in (self._monitors.pop(peer), dealer):
+            self._poll.unregister(self._descriptors[socket])
+            self._news.discard(self._descriptors.pop(socket))
+            socket.close(0)
 
     def part(self, peer: str) -> None:
         """Forget a peer: the map has it no longer."""
@@ -134,8 +145,7 @@ class Link:
 
     def descriptors(self) -> list[int]:
         """To wait for while idle. They tell of news only; after each wake all messages must be fetched."""
-        sockets = [self._router, self._zap, *self._dealers.values(), *self._monitors.values()]
-        return [int(socket.get(zmq.FD)) for socket in sockets]
+        return list(self._descriptors.values())
 
     def close(self) -> None:
         """Let go of everything at once; what was not sent is lost."""
@@ -152,6 +162,7 @@ class Link:
         return self._send(self._router, way, header, b"")
 
     def _send(self, socket: zmq.Socket[bytes], way: bytes, header: bytes, body: Body) -> bool:
+        self._news.add(self._descriptors[socket])  # to send is to look, too: what it finds is told no more
         try:
             if way:
                 socket.send(way, zmq.DONTWAIT | zmq.SNDMORE)
@@ -162,11 +173,37 @@ class Link:
             return False
         return True
 
+    # --- news -------------------------------------------------------------------------------------------------------------
+
+    def _watch(self, socket: zmq.Socket[bytes]) -> None:
+        self._descriptors[socket] = int(socket.get(_FD))
+        self._poll.register(self._descriptors[socket], select.POLLIN)
+        self._news.add(self._descriptors[socket])
+
+    def listen(self) -> None:
+        """Find out, once a turn, which sockets may have something: one system call for all. A descriptor tells only once."""
+        self._news.update(descriptor for descriptor, _ in self._poll.poll(0))
+
+    def has_news(self) -> bool:
+        """Whether a message came that no descriptor will tell of any more, since a send found it."""
+        sockets = [socket for socket, descriptor in self._descriptors.items() if descriptor in self._news]
+        return any(self._readable(socket) for socket in sockets)
+
+    def _readable(self, socket: zmq.Socket[bytes]) -> bool:
+        """Whether a socket has a message; one that has none is not asked again before there are news of it."""
+        descriptor = self._descriptors[socket]
+        if descriptor not in self._news:
+            return False
+        if int(socket.get(_EVENTS)) & _POLLIN:
+            return True
+        self._news.discard(descriptor)
+        return False
+
     # --- receiving --------------------------------------------------------------------------------------------------------
 
     def fetch(self) -> Message | None:
         """The next message of any peer, in the order of each."""
-        if self._skipping is not None or not _readable(self._router):
+        if self._skipping is not None or not self._readable(self._router):
             self._skip()
             return None
         first = self._router.recv(zmq.DONTWAIT, copy=False)
@@ -179,7 +216,7 @@ class Link:
     def fetch_answer(self, peer: str) -> Message | None:
         """The next answer of a peer."""
         dealer = self._dealers[peer]
-        if self._skipping is not None or not _readable(dealer):
+        if self._skipping is not None or not self._readable(dealer):
             self._skip()
             return None
         return self._rest(dealer, peer, b"")
@@ -216,25 +253,31 @@ class Link:
 
     def look(self, now: int) -> Changes:
         """Let in who may come in; which connections of ours have begun and ended since the last look."""
-        if age(now, self._opened) >= _DOOR_EVERY:
-            self._opened = now
-            self._open_door()
-            self._remake(now)
+        self._open_door()
         changes = Changes([], [])
         for peer, monitor in self._monitors.items():
-            for event in _events(monitor):
+            for event in self._events(monitor):
                 (changes.begun if event == _BEGUN else changes.ended).append(peer)
                 (self._connected.add if event == _BEGUN else self._connected.discard)(peer)
+        if len(self._connected) < len(self._peers):
+            self._remake(now)
         return changes
 
     def _open_door(self) -> None:
         """Who knocks? Let in those who may come in."""
         for _ in range(_ASKED_AT_MOST):
-            if not _readable(self._zap):
+            if not self._readable(self._zap):
                 break
             self._admit(self._zap.recv_multipart(zmq.DONTWAIT))
-        for _ in _events(self._knocks):
+        for _ in self._events(self._knocks):
             self.refused["key"] += 1
+
+    def _events(self, monitor: zmq.Socket[bytes]) -> list[int]:
+        """What a monitor has seen."""
+        seen: list[int] = []
+        while len(seen) < _ASKED_AT_MOST and self._readable(monitor):
+            seen.append(struct.unpack("=hi", monitor.recv_multipart(zmq.DONTWAIT)[0])[0])
+        return seen
 
     def _remake(self, now: int) -> None:
         """Make sockets anew that are without a connection for long."""
@@ -266,15 +309,3 @@ def _set(socket: zmq.Socket[bytes]) -> None:
         (zmq.RECONNECT_IVL_MAX, _RECONNECT_AT_MOST),
     ):
         socket.set(option, value)
-
-
-def _readable(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
-
-
-def _events(monitor: zmq.Socket[bytes]) -> list[int]:
-    """What a monitor has seen."""
-    seen: list[int] = []
-    while len(seen) < _ASKED_AT_MOST and _readable(monitor):
-        seen.append(struct.unpack("=hi", monitor.recv_multipart(zmq.DONTWAIT)[0])[0])
-    return seen

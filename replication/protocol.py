@@ -95,6 +95,9 @@ class Exchange(Protocol):
     def synced(self, shard: int, peer: str) -> bool:
         """Whether the peer holds what we have but for a small lag: it acknowledged the end of the snapshot."""
 
+    def complete(self, shard: int, peer: str) -> bool:
+        """Whether our copy of what the peer streams is whole, and its link misses nothing."""
+
     def flushed(self, shard: int, peer: str) -> bool:
         """Whether nothing is left to be sent: no row changed since the last turn, all was handed to the link."""
 

@@ -11,7 +11,7 @@ A peer that takes nothing is not waited for: its rows stay marked, which costs n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -69,6 +69,7 @@ class Publisher:
         self.lapped = 0  # times that tombstones were overwritten unread
         self._source, self._settings = source, settings
         self._streams: dict[int, dict[str, Stream]] = {}
+        self._all: list[Stream] = []
         self._sweeps: dict[int, Sweep] = {}
         self._drained: dict[int, int] = {}  # by shard: when nothing was left
         self._whole: set[int] = set()  # shards of which the last turn left nothing
@@ -80,28 +81,26 @@ class Publisher:
 
     def stream(self, shard: int, sender: Sender, on: bool, everything: bool, snapshot: bool, now: int) -> None:
         """See `Exchange.stream`."""
-        peers = self._streams.setdefault(shard, {})
-        if not on:
-            peers.pop(sender.peer, None)
-            if not peers:
-                del self._streams[shard]
-            return
-        known = peers.get(sender.peer)
-        if known is not None and (known.everything or not everything):
+        known = self.get(shard, sender.peer)
+        if known is not None and on and (known.everything or not everything):
             known.everything = everything
             return
-        peers[sender.peer] = Stream(shard, sender, everything)
-        if not snapshot and sender.life:
-            self._begin(peers[sender.peer], now, snapshot=False)
+        if known is not None:
+            del self._streams[shard][sender.peer]
+        if on:
+            self._streams.setdefault(shard, {})[sender.peer] = Stream(shard, sender, everything)
+        self._streams = {shard: peers for shard, peers in self._streams.items() if peers}
+        self._all = [stream for peers in self._streams.values() for stream in peers.values()]
+        if on and not snapshot and sender.life:
+            self._begin(self._streams[shard][sender.peer], now, snapshot=False)
 
     def get(self, shard: int, peer: str) -> Stream | None:
         """The stream, if there is one."""
         return self._streams.get(shard, {}).get(peer)
 
-    def all(self) -> Iterator[Stream]:
+    def all(self) -> list[Stream]:
         """Every stream."""
-        for peers in self._streams.values():
-            yield from peers.values()
+        return self._all
 
     def quiet(self) -> bool:
         """Whether there is nothing to be sent, or nobody that it could be sent to."""

@@ -76,7 +76,7 @@ class StateSource:
         known = self._extents.get(shard)
         if known is None or known[0] != taken:
             known = self._extents[shard] = taken, extents(self._state, shard)
-        return bool(self._summary[known[1]].any())
+        return bool(np.count_nonzero(self._summary[known[1]]))
 
     def unsent(self, shard: int) -> int:
         """See `Source`."""

@@ -8,7 +8,7 @@ from replication.frames import Frame, Refused, whole
 from replication.protocol import Fields, Heard
 from replication.receiver import Receiver
 from replication.tables import BITMAP_ROWS, Sink
-from shards.state import CLASSES, Array
+from shards.state import SESSION_1, Array
 
 _ROW_AT_MOST = 2**32 - BITMAP_ROWS
 
@@ -139,7 +139,7 @@ class Subscriber:
         self.refused_records += told - taken
 
     def _refresh(self, frame: Frame, body: Array, now: int) -> None:
-        klass, first = whole(frame.fields, "k", CLASSES - 1), whole(frame.fields, "r", _ROW_AT_MOST)
+        klass, first = whole(frame.fields, "k", SESSION_1), whole(frame.fields, "r", _ROW_AT_MOST)  # of sessions only
         if frame.counts[0] != BITMAP_ROWS or first % BITMAP_ROWS:
             raise Refused("malformed")
         self._sink.refresh(frame.shard, klass, first, body, now)

@@ -14,7 +14,9 @@ Read in this order:
       ports      blocks, derived ports, hold-down (sides)          slabs     rows from extents
       timers     the wheel                                         journal   what a backup must be told
       neighbours next hops                                         events    the log, for whoever reads it
-      digest     ranges of rows: compared, and copied
+    records    what replicas tell each other of rows:
+      gather     rows to records, in pieces                        apply     records to rows (apply_mappings, apply_sessions)
+      digest     ranges of rows, compared
     recovery   attach to memory that another worker left: rebuild what is derived
       doubt      whether it can be believed                          resume    if so, go on at once
       invariants what must hold at any quiet moment                  signatures of frames that are met again

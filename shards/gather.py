@@ -63,8 +63,9 @@ def drain(
 ) -> tuple[int, int]:
     """Take dirty rows of the shard: (session records, mapping records) written.
 
-    `sessions`: SESSION_RECORD, `mappings`: MAPPING_RECORD; `threshold`: seconds that a session must have lived. Where an array
-    is full there may be more: call again. No session is taken before all mappings are.
+    `sessions`: SESSION_RECORD, `mappings`: MAPPING_RECORD; `threshold`: seconds that a session must have lived. As many rows
+    are taken as there is room for, and no session before all mappings are. Of those some may not travel, so what was written
+    does not say whether that was all: `unsent` does.
     """
     mapped = 0
     for klass in range(MAPPING_0, MAPPING_1 + 1):

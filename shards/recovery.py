@@ -159,7 +159,7 @@ def _mappings_of(state: State, extent: int, now: int) -> None:
         external = sessions.external_ordinal(state, whole(row["external_address"]))
         _take_port_back(state, half, external, now)
         key0, key1 = state.words[half * 4], state.words[half * 4 + 1]
-        if row["kind"] != NAT_MAPPING or external < 0 or not cuckoo.insert(state, key0, key1, half << 1):
+        if row["kind"] != NAT_MAPPING or _cannot_own(state, external, row) or not cuckoo.insert(state, key0, key1, half << 1):
             row["kind"] = FREE
             journal.bury(state, half, whole(row["generation"]))  # whoever was told of this life
             slabs.free_half(state, half)
@@ -168,6 +168,15 @@ def _mappings_of(state: State, extent: int, now: int) -> None:
         ports.own(state, external, ports.port_space(whole(row["internal_realm"]) >> 24), whole(row["external_port"]), half)
         sessions.charge(state, whole(row["account"]), 0, 1)
         state.shards[shard]["mappings"] += 1
+
+
+@hot
+def _cannot_own(state: State, external: int, mapping: Row) -> bool:
+    """Whether a mapping's port is in no pool, or another's: where a copy was being made, a stale one may say it still."""
+    if external < 0:
+        return True
+    protocol, port = whole(mapping["internal_realm"]) >> 24, whole(mapping["external_port"])
+    return ports.owner(state, external, protocol, port) != 0
 
 
 @hot

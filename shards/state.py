@@ -79,7 +79,7 @@ MAPPING = np.dtype(
         ("internal_realm", "u4"),  # realm | protocol << 24
         ("remote_address", "u4"),  # mapping: 0
         ("internal_port", "u2"),
-        ("remote_port", "u2"),  # 0
+        ("remote_port", "u2"),  # 0; not 0: a shadow, which its internal endpoint does not find (see `apply`)
         ("external_address", "u4"),
         ("account", "u4"),  # whose it is: a device's account or a subscriber's
         ("external_port", "u2"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shards import apply, gather, invariants, journal, ports, sessions, slabs, tcp, timers
+from shards import apply, gather, invariants, journal, ports, recovery, sessions, slabs, tcp, timers
 from shards.apply_sessions import SLACK
 from shards.jit import PURE
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
@@ -644,3 +644,19 @@ def test_mappings_whose_sessions_never_came_end_some_time_after_a_takeover() -> 
 def test_kinds_are_what_the_records_say_they_are() -> None:
     assert (NAT_SESSION, NAT_MAPPING) == (1, 2) and (SESSION_0, SESSION_1, MAPPING_0, MAPPING_1) == (0, 1, 2, 3)
     assert ports.port_space(ICMP) == 0
+
+
+def test_a_restart_finds_shadows_and_of_two_that_have_one_port_only_one() -> None:
+    cut = Partition(PLAIN, 1)
+    for core, remote in ((cut.one, 1), (cut.other, 2)):
+        say(core, f"udp 100.64.0.99:7000 > 198.51.100.{remote}:53", cut.now)
+    cut.heal()
+    before = truth(cut.one.state)[:2]
+    recovery.attach(cut.one.state, cut.now)
+    assert truth(cut.one.state)[:2] == before and invariants.complaints(cut.one.state) == []
+    some, other = invariants.halves(cut.one.state)[:2].tolist()
+    cut.one.state.owners[cut.one.state.owners == some] = 0
+    for field in ("external_address", "external_port"):
+        cut.one.state.mappings[some][field] = cut.one.state.mappings[other][field]
+    recovery.attach(cut.one.state, cut.now)
+    assert invariants.complaints(cut.one.state) == []

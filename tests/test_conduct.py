@@ -121,6 +121,9 @@ class _Wire:
         began = self.streams.get((shard, peer))
         return began is not None and self.network.now - began >= SYNC and self.network.connected(self.me, peer)
 
+    def complete(self, shard: int, peer: str) -> bool:
+        return True
+
     def flushed(self, shard: int, peer: str) -> bool:
         return self.synced(shard, peer)
 

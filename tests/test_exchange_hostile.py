@@ -18,6 +18,7 @@ from replication import keys
 from replication.frames import BODY_AT_MOST, KINDS, REASONS, VERSION, Frame, decode, encode
 from replication.keys import Key
 from replication.protocol import ALIVE, Fields, Peer
+from replication.tables import BITMAP_ROWS, COMPARED_ROWS
 from shards.records import MAPPING_RECORD, SESSION_RECORD
 from shards.state import MAPPING_0, SESSION_0
 from tests.exchanges import Node, Room, ticks
@@ -308,6 +309,24 @@ def signed(header: bytes, body: bytes) -> list[bytes]:
     return [header + zlib.crc32(body, zlib.crc32(header)).to_bytes(4, "big"), body]
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"k": 2, "r": 0}, {"k": 0, "r": 1}, {"k": 0, "r": 2**32}, {"k": -1, "r": 0}, {"k": "0", "r": 0}]
+)
+def test_a_bitmap_of_rows_that_cannot_be(stranger: Stranger, fields: Fields) -> None:
+    stranger.begin()
+    stranger.tell("bitmap", b"\xff" * (BITMAP_ROWS // 8), (BITMAP_ROWS,), fields=fields)
+    expect(stranger, "malformed")
+    assert not stranger.node.tables.refreshed_rows
+
+
+@pytest.mark.parametrize("told", [{"k": 4}, {"k": 0, "r": 1}, {"a": -1}, {"a": 2**64 - 1, "b": ""}, {"n": None}, {"d": "x"}])
+def test_a_question_about_rows_that_cannot_be(stranger: Stranger, told: Fields) -> None:
+    stranger.begin()
+    fields: Fields = {"n": 1, "k": 0, "r": 0, "a": 1, "b": 2, "d": 0, **told}
+    stranger.tell("compare", bytes(COMPARED_ROWS // 8), (0, COMPARED_ROWS), fields=fields)
+    expect(stranger, "malformed")
+
+
 def test_messages_of_any_number_of_parts_and_any_size(stranger: Stranger) -> None:
     stranger.begin()
     stranger.socket.send(b"alone")
@@ -391,3 +410,15 @@ def test_an_endpoint_that_is_taken_says_so() -> None:
     with pytest.raises(OSError, match="cannot listen for replication at tcp://127"):
         Node("s2/0", endpoint=node.exchange.endpoint)
     node.exchange.close()
+
+
+def test_a_handshake_that_was_too_slow_is_no_wrong_key() -> None:
+    """Nobody answers for longer than a handshake may take: the other side tries again, and comes in."""
+    one, two = Node("s1/0"), Node("s2/0")
+    one.exchange.meet(two.peer, ticks())
+    two.exchange.meet(one.peer, ticks())
+    time.sleep(2.3)
+    with Room() as room:
+        room.nodes.update({"s1/0": one, "s2/0": two})
+        room.until(lambda: one.exchange.evidence("s2/0", ticks()) == two.exchange.evidence("s1/0", ticks()) == ALIVE)
+        assert one.refused() == two.refused() == {}

@@ -99,6 +99,20 @@ def test_half_open_connections_are_told_of_when_they_open_or_when_everything_is(
     assert tcp.STATES[drained(core.state, everything=True)[0][0]["state"]] == "init"
 
 
+def test_a_drain_full_of_what_does_not_travel_is_not_the_last(core: Core) -> None:
+    drained(core.state)
+    for port in range(5000, 5006):
+        say(core, f"tcp 100.64.0.2:{port} > 198.51.100.1:80 syn", EPOCH)
+    say(core, "udp 100.64.0.2:6000 > 198.51.100.1:80", EPOCH)
+    assert [[len(records) for records in drained(core.state, 7)] for _ in range(2)] == [[0, 7], [1, 0]]
+    for line in invariants.lines(core.state)[-7:].tolist():
+        journal.mark(core.state, 2 * line)
+    counts = []
+    while gather.unsent(core.state, 0):
+        counts.append(len(drained(core.state, 2)[0]))
+    assert counts == [0, 0, 0, 1]
+
+
 def test_young_sessions_travel_when_they_are_old_enough(core: Core) -> None:
     told, mapped = drained(core.state, threshold=5)
     assert len(told) == 0 and len(mapped) == HOSTS

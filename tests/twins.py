@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards import apply, digest, gather, invariants, slabs
+from shards import apply, digest, gather, invariants, slabs, tcp
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import (
     ACTIVE,
@@ -61,8 +61,7 @@ class Sender:
             if count == gather.LAPPED:
                 return self.snapshot(now)
             self._put("tombstones", out[:count])
-        mapped = said = PIECE
-        while PIECE in (mapped, said):
+        while gather.unsent(self.state, 0):
             sessions, mappings = np.zeros(PIECE, SESSION_RECORD), np.zeros(PIECE, MAPPING_RECORD)
             said, mapped = gather.drain(self.state, 0, self.everything, self.threshold, now, sessions, mappings)
             self._put("mappings", mappings[:mapped])
@@ -107,6 +106,12 @@ class Sender:
                 if gather.refreshed(self.state, 0, klass, first, self.since, now, bits):
                     self.way.append(Frame("refresh", bits, (klass, first)))
         self.since = now
+
+    def forgotten(self) -> list[int]:
+        """Lines of sessions, open and old enough long since, that were never sent."""
+        rows: Any = self.state.sessions
+        sent = (line for line in invariants.lines(self.state).tolist() if not gather.is_shipped(self.state, 2 * line))
+        return [line for line in sent if not self.threshold and not tcp.half_open(int(rows[line]["state"]))]
 
     def _put(self, kind: str, records: Array) -> None:
         if len(records):
@@ -187,7 +192,7 @@ class Twins:
         for core in (self.one, self.other):
             assert invariants.complaints(core.state) == []
         assert differences(self.one.state, self.other.state) == []
-        assert self.receiver.refused == 0
+        assert self.receiver.refused == 0 and self.sender.forgotten() == []
 
 
 def differences(one: State, other: State) -> list[tuple[int, int]]:

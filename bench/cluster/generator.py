@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import cast
 
@@ -242,6 +242,12 @@ class Generator:
     def populate(self, turned: int, rate: int) -> None:
         """Ask every resident that has not answered in this round; the first one opens the sessions."""
         self._give(RESIDENTS, 0, len(self.ledger.residents), rate, turned)
+
+    def pace(self, kinds: Sequence[int], rate: int) -> None:
+        """Go on with these where they were halted, at this rate."""
+        ends = {STREAM_OUT: len(self.ledger.out), STREAM_IN: len(self.ledger.into), OPEN: len(self.ledger.connections)}
+        for kind in kinds:
+            self._give(kind, int(self.ledger.orders["next"][kind]), ends[kind], rate)
 
     def stream(self, rate: int) -> None:
         """Send numbered datagrams both ways, `rate` a second each, until `halt` or until the ledger is full."""

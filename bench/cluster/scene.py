@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bench.cluster.ends import End
 from bench.cluster.generator import Generator
-from bench.cluster.ledger import Sizes
+from bench.cluster.ledger import OPEN, RESIDENTS, Sizes
 from bench.report import Told
+from krononat import client
 from krononat.client import Trouble
 from krononat.lab import cluster
 from krononat.lab.cluster import Wanted
@@ -47,6 +49,57 @@ class Scene(NamedTuple):
     def lost_at_our_ends(self) -> int:
         """Frames that came to us and found no room, ever."""
         return self.client.lost() + self.server.lost()
+
+    def path(self, core: str) -> str:
+        """Control socket of a core."""
+        return str(self.lab.socket_of(cluster.node_of(core)))
+
+    def shard(self, core: str, number: int = 0) -> dict[str, Any]:
+        """What a core says of a shard; Trouble where it does not answer."""
+        return dict(client.rows(self.path(core), "shards")[1][number])
+
+    def owner(self, number: int = 0) -> str:
+        """The core that says it is the authority over a shard; "" where none does."""
+        for core in cluster.cores(self.lab.wanted or Wanted()):
+            try:
+                if self.shard(core, number)["role"] == "active":
+                    return core
+            except Trouble:  # it is dead, or frozen
+                continue
+        return ""
+
+    def is_synced(self, number: int = 0) -> bool:
+        """Whether a shard has an authority, and that one a backup in sync."""
+        owner = self.owner(number)
+        return bool(owner) and bool(self.shard(owner, number)["in_sync"])
+
+    def until_synced(self, number: int = 0, patience_s: float = 60.0) -> float:
+        """Wait until a shard has a backup in sync; how long that took, s."""
+        return until(lambda: self.is_synced(number), f"shard {number} has no backup in sync", patience_s)
+
+    def populate(self, rate: int = 60_000) -> None:
+        """Have every resident open its session; RuntimeError where some cannot."""
+        for _ in range(6):
+            self.generator.populate(0, rate)
+            self.generator.wait(RESIDENTS)
+            missing = int(np.sum(self.generator.ledger.residents["round"] == 0))
+            if not missing:
+                return
+        raise RuntimeError(f"{missing} of {len(self.generator.ledger.residents)} sessions could not be opened")
+
+    def until_opened(self, connections: int) -> None:
+        """Wait until the generator has sent the SYNs of so many connections."""
+        until(lambda: self.generator.ledger.orders["next"][OPEN] >= connections, "the generator does not get on", 120.0, 0.0005)
+
+
+def until(holds: Callable[[], bool], otherwise: str, patience_s: float, every_s: float = 0.01) -> float:
+    """Wait until something holds; seconds it took. Trouble that says what does not, if it takes too long."""
+    began = time.monotonic()
+    while not holds():
+        if time.monotonic() - began > patience_s:
+            raise Trouble(otherwise, f"after {patience_s:g} s")
+        time.sleep(every_s)
+    return time.monotonic() - began
 
 
 @contextmanager

@@ -44,8 +44,8 @@ class Survival(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Share of those alive; 1 where there were none."""
-        return self.alive / self.established if self.established else 1.0
+        """Share of those alive; 0 where there were none: then nothing was shown."""
+        return self.alive / self.established if self.established else 0.0
 
 
 def survival(connections: Array, turned: int, since_ns: int, until_ns: int) -> Survival:
@@ -58,9 +58,12 @@ def survival(connections: Array, turned: int, since_ns: int, until_ns: int) -> S
 
 
 def owners(ledger: Ledger) -> int:
-    """External TCP endpoints that two internal ones have: connections of one endpoint share theirs, others must not."""
+    """External TCP endpoints that two internal ones have: connections of one endpoint share theirs, others must not.
+
+    Only of connections that were established: what a core had handed out and nobody was told of dies with it.
+    """
     from bench.cluster.tcp import internal_of
 
-    some = np.flatnonzero(ledger.connections["external"])
+    some = np.flatnonzero((ledger.connections["external"] != 0) & (ledger.connections["established"] != 0))
     pairs = {(int(ledger.connections["external"][row]), internal_of(ledger, int(row))) for row in some}
     return len(pairs) - len({external for external, _ in pairs})

@@ -93,7 +93,7 @@ _CLUSTER = """
 [cluster]
 map = "{folder}/map.toml"
 key-file = "{folder}/s{n}.key"
-port-key-file = "{folder}/ports.key"
+port-key-file = "{folder}/{ports}.key"
 """
 
 _CORE = """
@@ -121,7 +121,8 @@ class Wanted(NamedTuple):
     block_size: int = 512
     more: str = ""  # TOML at the end of every core's configuration
     clustered: bool = True  # the cores know of each other; else each is alone, and steering is all there is
-    backups: bool = True  # every shard has one, on the next server
+    backups: bool = True  # every shard has one, on another server
+    same_port_key: bool = True  # all derive the same ports; else each server others, to see what that is worth
 
 
 class Leg(NamedTuple):
@@ -204,8 +205,13 @@ def furnish(wanted: Wanted, folder: Path) -> None:
         return
     keys = {core: new_key(folder / f"{node_of(core)}.key") for core in cores(wanted)}
     (folder / "map.toml").write_text(map_of(wanted, keys))
-    with os.fdopen(os.open(folder / "ports.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(os.urandom(32))
+    for name in {_port_key(wanted, n) for n in range(1, wanted.servers + 1)}:
+        with os.fdopen(os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(os.urandom(32))
+
+
+def _port_key(wanted: Wanted, n: int) -> str:
+    return "ports" if wanted.same_port_key else f"ports{n}"
 
 
 def new_key(path: Path) -> str:
@@ -252,5 +258,5 @@ def _config(wanted: Wanted, n: int, folder: Path) -> str:
         )
         for shard in range(wanted.shards)
     )
-    tail = _CLUSTER.format(folder=folder, n=n) if wanted.clustered else ""
+    tail = _CLUSTER.format(folder=folder, n=n, ports=_port_key(wanted, n)) if wanted.clustered else ""
     return head + "".join(shards) + tail + (f"\n{wanted.more}\n" if wanted.more else "")

@@ -41,6 +41,8 @@ class Place(NamedTuple):
 def prepare(namespace: Mapping[str, str], wanted: Wanted) -> None:
     """Rules, neighbours, and a first place for every shard: they go round the cores."""
     tor = namespace["tor"]
+    # It stands on both sides of the cores: its own ICMP errors from outside come back translated, with its own address.
+    command(*namespaces.inside(tor, ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/accept_local"]))
     lines = [f"rule add pref {_FLOOR} iif {device} from {INSIDE} blackhole" for device in _ACCESS]
     for shard in range(wanted.shards):
         table = f"from {cluster.subscribers_of(shard)} lookup {_TABLE + shard}"

@@ -1,0 +1,142 @@
+"""Everyday programs that go on while a shard moves: iperf3 at 50 Mbit/s, downloads with curl, copies with scp.
+
+Each is started again as soon as it has ended, so at every moment one of each kind has connections open. A run counts as broken
+where the program says so, or where what arrived has another sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from krononat.client import Trouble
+from krononat.lab import servers
+from krononat.lab.laboratory import Lab
+
+BYTES, RATE = 20_000_000, 4_000_000  # of a transfer; bytes a second
+RUN_S = 5
+_PORT = 2222
+_PATIENCE_S = 60.0
+_CLIENT, _HOST = "c1", "h1"
+
+_SSHD = """\
+Port {port}
+ListenAddress {address}
+HostKey {folder}/host
+AuthorizedKeysFile {folder}/user.pub
+PermitRootLogin prohibit-password
+StrictModes no
+UsePAM no
+PidFile none
+Subsystem sftp internal-sftp
+"""
+
+
+class Ended(NamedTuple):
+    """A run of a program: what it was, and what was wrong with it."""
+
+    kind: str
+    wrong: str
+
+
+class Programs:
+    """All three, from `with` to its end, which waits for the runs under way."""
+
+    def __init__(self, lab: Lab) -> None:
+        need()
+        self._lab, self._address = lab, lab.topology.address(_HOST)
+        self._folder = lab.folder / "ssh"
+        self._file = lab.folder / "h1" / "www" / "part.bin"
+        self._stopping = threading.Event()
+        self.ended: list[Ended] = []
+        kinds: dict[str, Callable[[], str]] = {"iperf3": self._iperf3, "curl": self._curl, "scp": self._scp}
+        self._threads = [threading.Thread(target=self._again, args=each, name=each[0], daemon=True) for each in kinds.items()]
+
+    def __enter__(self) -> Programs:
+        with servers.payload(self._lab.folder).open("rb") as whole:
+            part = whole.read(BYTES)
+        self._file.write_bytes(part)
+        self._wanted = hashlib.sha256(part).hexdigest()
+        self._serve()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(2 * _PATIENCE_S)
+
+    def broken(self) -> list[Ended]:
+        """Runs that went wrong so far."""
+        return [each for each in self.ended if each.wrong]
+
+    def _again(self, kind: str, run: Callable[[], str]) -> None:
+        while not self._stopping.is_set():
+            self.ended.append(Ended(kind, run()))
+            if self.ended[-1].wrong:
+                time.sleep(0.2)  # one outage is not a thousand broken runs
+
+    # --- one run each: what was wrong, "" for nothing ---------------------------------------------------------------
+
+    def _iperf3(self) -> str:
+        words = ("iperf3", "-c", self._address, "-b", "50M", "-t", str(RUN_S), "--connect-timeout", "5000")
+        done = self._lab.run(_CLIENT, *words, timeout_s=_PATIENCE_S)
+        return "" if done.returncode == 0 else (done.stderr or done.stdout).strip()[-200:] or f"status {done.returncode}"
+
+    def _curl(self) -> str:
+        arrived = self._lab.folder / "curl.bin"
+        limits = ("--limit-rate", str(RATE), "--max-time", str(_PATIENCE_S))
+        return self._transfer(arrived, "curl", "-sS", "--fail", *limits, "-o", str(arrived), f"http://{self._address}/part.bin")
+
+    def _scp(self) -> str:
+        arrived = self._lab.folder / "scp.bin"
+        options = ("-F", "/dev/null", "-i", str(self._folder / "user"), "-P", str(_PORT), "-l", str(8 * RATE // 1000))
+        alone = [word for option in _ALONE for word in ("-o", option)]
+        source = f"root@{self._address}:{self._file}"
+        return self._transfer(arrived, "scp", "-q", *options, *alone, source, str(arrived))
+
+    def _transfer(self, arrived: Path, *words: str) -> str:
+        done = self._lab.run(_CLIENT, *words, timeout_s=_PATIENCE_S)
+        if done.returncode:
+            return done.stderr.strip()[-200:] or f"status {done.returncode}"
+        found = hashlib.sha256(arrived.read_bytes()).hexdigest()
+        arrived.unlink()
+        return "" if found == self._wanted else f"sha256 differs: {found}"
+
+    # --- the server of scp ------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for name in ("host", "user"):
+            self._lab.run(_HOST, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self._folder / name))
+        config = self._folder / "sshd_config"
+        config.write_text(_SSHD.format(port=_PORT, address=self._address, folder=self._folder))
+        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # sshd demands it
+        self._lab.start(_HOST, "sshd", (_sshd(), "-D", "-e", "-f", str(config)))
+        deadline = time.monotonic() + 10
+        while not self._lab.run(_HOST, "ss", "-Hltn", f"sport = :{_PORT}").stdout.strip():
+            if time.monotonic() > deadline:
+                raise Trouble("sshd does not listen", self._lab.log("sshd").read_text()[-500:])
+            time.sleep(0.05)
+
+
+_ALONE = ("BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+
+
+def _sshd() -> str:
+    return shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or ""
+
+
+def need() -> None:
+    """Trouble where a program is missing."""
+    missing = [name for name, path in (("sshd", _sshd()), ("scp", shutil.which("scp"))) if not path]
+    if missing:
+        raise Trouble(f"not installed: {', '.join(missing)}", "", "./setup.sh tests, or apt-get install openssh-server")

@@ -1,0 +1,68 @@
+"""The benches of several servers: what they count is told with its denominator, and what they run is what they say."""
+
+from __future__ import annotations
+
+import click
+from click.testing import CliRunner
+
+from bench import failover, migrate, report
+from bench.cluster.moving import Moved
+from bench.cluster.stream import Became, Survival
+from bench.report import Result, Told
+from shards.jit import PURE
+
+
+def _value(results: list[Result], name: str) -> Result:
+    return next(result for result in results if result.name == name)
+
+
+def test_a_takeover_is_told_with_what_it_is_a_share_of() -> None:
+    made = [
+        failover.Takeover(Survival(1000, 1000), Survival(200, 199), 12.0, 0, 0.0),
+        failover.Takeover(Survival(1000, 999), Survival(0, 0), 14.0, 1, 0.2),
+    ]
+    told = failover._figures("failover", made, 100.0, 99.0)
+    assert _value(told, "failover/last10ms").value == 99.5
+    assert _value(told, "failover/last10ms/connections").value == 200
+    assert (_value(told, "failover/older").low, _value(told, "failover/older").loss) == (99.9, 0.1)
+    assert _value(told, "failover/two_owners").ok is False
+
+
+def test_a_move_that_loses_a_packet_misses_its_goal() -> None:
+    fine, lossy = Became(1000, 0, 0, 0, 3.0, 1.0), Became(1000, 1, 0, 2, 9.0, 1.0)
+    told = {"pause_ms": 1, "duration_ms": 1000, "sessions": 5, "shunted": 7}
+    results = migrate._figures("migrate", [Moved(told, fine, fine), Moved(told, fine, lossy)], 2, 8.0)
+    assert (_value(results, "migrate/lost").value, _value(results, "migrate/lost").loss) == (1, 1 / 4000)
+    assert _value(results, "migrate/lost").ok is False
+    assert _value(results, "migrate/moves").ok is True
+    assert (_value(results, "migrate/gap_ms").value, _value(results, "migrate/gap_ms").ok) == (6.0, True)
+    assert _value(results, "migrate/longest_gap_ms").ok is False
+
+
+def test_a_bench_has_options_of_its_own() -> None:
+    def run(quick: bool, told: Told, count: int | None = None) -> list[Result]:
+        return [report.measured("some/count", "moves", [count or 0])]
+
+    made = report.command("some", "memory", run, "Something.", (click.Option(["--count"], type=int),))
+    done = CliRunner().invoke(made, ["--count", "7", "-o", "json"])
+    assert done.exit_code == 0
+    assert '"value": 7.0' in done.stdout
+
+
+if not PURE:
+    from bench.cluster import pair
+    from bench.replication import _free_ports
+
+    def test_what_one_core_forwards_another_comes_to_know() -> None:
+        with pair.cores(4_000, 20_000, _free_ports()) as made:
+            made.replicating.ask("stream")
+            slots = [made.replicating.ask("slot", 0.05, 20_000) for _ in range(4)]
+            for _ in range(200):
+                if made.replicating.ask("synced"):
+                    break
+                made.replicating.ask("slot", 0.01, 0)
+            assert sum(slot.lost for slot in slots) == 0
+            assert made.applying.ask("sessions") >= 4_000
+            first, then = (made.alone.ask("slot", 0.05, 20_000) for _ in range(2))
+            assert (then.lost, then.lag_p99_s, then.io_share) == (0, 0.0, 0.0)
+            assert 0 < first.made + then.made <= 20_000 * (first.seconds + then.seconds)
