@@ -137,6 +137,10 @@ class _Wire:
         way = self.ways.get(peer, Way())
         return way.open and way.stream is not None and way.stream.phase != WAITING and not self.dirty
 
+    def complete(self, shard: int, peer: str) -> bool:
+        copy = self.copy
+        return copy is not None and copy.peer == peer and bool(copy.installed) and copy.installed == copy.series
+
     def lag(self, shard: int, peer: str) -> Lag:
         return Lag(0, 0, 0.0)
 

@@ -12,7 +12,7 @@ from replication import conduct, migration, roles
 from replication.migration import Move, Seen
 from replication.roles import Post, Told
 from shards.jit import PURE
-from shards.state import ACTIVE, NO_SIDE, SYNCING
+from shards.state import ACTIVE, NO_SIDE, PASSIVE, SYNCING
 from tests import simulated_core
 from tests.search import Search, wander
 from tests.simulated_core import PORTS
@@ -28,11 +28,12 @@ CASES = [
     (2, True, Budget(flows=2, crashes=1)),
     (2, True, Budget(flows=1, freezes=1, moves=1, timers=1)),
     (2, True, Budget(flows=1, crashes=1, moves=1)),
-    (2, True, Budget(flows=1, cold=1, moves=1)),
+    (2, True, Budget(flows=1, cold=1)),
     (3, True, Budget(flows=0, moves=1)),
-    (3, True, Budget(flows=1, crashes=1)),
+    (3, True, Budget(flows=0, crashes=1)),
 ]
 LARGE = [
+    (2, True, Budget(flows=2, cold=1, moves=1)),
     (2, False, Budget(flows=2, cuts=1, crashes=1)),
     (2, True, Budget(flows=2, cuts=1, moves=1, timers=1)),
     (2, True, Budget(flows=2, cuts=2)),
@@ -69,15 +70,15 @@ if PURE:  # nothing here is compiled: once is enough
     @pytest.mark.parametrize(("count", "at_rest", "budget"), LARGE, ids=[told(case[2]) for case in LARGE])
     def test_all_orders_of_more(count: int, at_rest: bool, budget: Budget, request: pytest.FixtureRequest) -> None:
         """With `--worlds` only as far as that; without it not far, so that the case itself stays right."""
-        found = search(count, at_rest, budget, request.config.getoption("--worlds") or 3000)
+        found = search(count, at_rest, budget, request.config.getoption("--worlds") or 2000)
         print(f"{count} cores, {told(budget)}: {len(found.before):,} worlds, {found.depth} deep, complete: {found.complete}")
-        assert len(found.before) >= 3000 or found.complete
+        assert len(found.before) >= 2000 or found.complete
 
     @pytest.mark.parametrize("count", [2, 3])
     def test_long_ways_by_chance(count: int, request: pytest.FixtureRequest) -> None:
         budget = EVERYTHING if count == 2 else EVERYTHING._replace(cold=0)
         simulation = Simulation(count)
-        ways = max(100, (request.config.getoption("--worlds") or 0) // 100)
+        ways = max(60, (request.config.getoption("--worlds") or 0) // 100)
         steps = [wander(simulation, seed, budget, 200) for seed in range(ways)]
         print(f"{count} cores: {len(steps)} ways, {sum(steps):,} steps")
         assert max(steps) > 50
@@ -139,7 +140,7 @@ if PURE:  # nothing here is compiled: once is enough
 
     def test_a_shard_that_nobody_may_inherit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(roles.FOLLOWING, (SYNCING, "bereft"))
-        monkeypatch.delitem(roles.FOLLOWING, (roles.PASSIVE, "bereft"))
+        monkeypatch.delitem(roles.FOLLOWING, (PASSIVE, "bereft"))
         with pytest.raises(Violation, match=r"0 cores have the authority in the end|are lost"):
             search(2, True, Budget(flows=0, cold=1))
 
