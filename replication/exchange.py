@@ -269,6 +269,8 @@ class Exchange:
         sender = self._senders[message.peer]
         if frame.kind == "opened":
             sender.opened(frame, now)
+            if sender.life == frame.life:
+                self._closed.pop(message.peer, None)  # whoever begins a life lives; what we tell him next he may act on
         elif frame.kind == "broken":
             sender.missed(frame)
         elif not sender.life or frame.life != sender.life:

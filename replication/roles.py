@@ -202,6 +202,8 @@ def _is_alone(post: Post, others: Sequence[Told], facts: Facts) -> bool:
     if active_among([told for told in others if told.evidence == ALIVE]):
         return False
     waited = facts.now - post.since
+    if any(told.epoch > post.epoch and not told.cold and told.evidence == ALIVE for told in others):
+        return False  # somebody has had the authority since
     if not post.cold:  # it had the authority when it died, and nobody has taken it
         partner = next((told for told in others if told.name == post.backup and told.evidence == ALIVE), None)
         return not post.backup or (partner is not None and partner.epoch > 0) or waited >= facts.resume_after
