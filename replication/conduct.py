@@ -19,7 +19,21 @@ from replication.quiet import Quiet
 from replication.roles import Facts, Post, Told
 from replication.rows import in_doubt
 from shards import apply, recovery
-from shards.state import ABSENT, ACTIVE, CLASSES, DRAINING, JOINING, MAPPING_0, MAPPING_1, NO_SIDE, PASSIVE, SYNCING, State
+from shards.state import (
+    ABSENT,
+    ACTIVE,
+    CLASSES,
+    DRAINING,
+    JOINING,
+    MAPPING_0,
+    MAPPING_1,
+    NO_SIDE,
+    PASSIVE,
+    PICKUP,
+    PICKUP_ASIDE,
+    SYNCING,
+    State,
+)
 
 TELL_EACH = 50  # ticks
 LOOK_EACH = 25  # ticks between two decisions where nothing happens
@@ -191,7 +205,11 @@ class Conductor:
         if (post.role, post.side, post.backup) != (before.role, before.side, before.backup):
             self._sent_all.discard(shard)
         elif post.role == ACTIVE and self._exchange.synced(shard, post.backup) and self._exchange.flushed(shard, post.backup):
-            self._sent_all.add(shard)
+            row = self._state.shards[shard]
+            if row["pickup"] == PICKUP_ASIDE:  # nothing more is made of the side that the backup is to have; then all is sent
+                row["pickup"] = PICKUP
+            else:
+                self._sent_all.add(shard)
 
     def _facts(self, shard: int, post: Post, now: int) -> Facts:
         place = self._places[shard]
@@ -289,7 +307,8 @@ class Conductor:
 
     def _begin(self, shard: int, post: Post, now: int) -> None:
         row = self._state.shards[shard]
-        row["pickup"] = post.pickup
+        others = self._others(shard, now)
+        row["pickup"] = PICKUP_ASIDE if post.pickup and all(told.side != 1 - post.side for told in others) else post.pickup
         row["grace_until"] = (now + self._times.grace) & 0xFFFFFFFF
         row["creates"] = 1
         with in_doubt(self._state):

@@ -19,7 +19,7 @@ from replication.conduct import Conductor, Times
 from replication.migration import Move
 from replication.protocol import ALIVE, SILENT, Evidence, Heard, Lag
 from replication.roles import Post, Told
-from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, NO_SIDE, PASSIVE, SYNCING
+from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, NO_SIDE, PASSIVE, PICKUP_ASIDE, SYNCING
 
 NAMES = ("a", "b", "c")
 PLACE = conduct.Place("a", "b")
@@ -77,6 +77,7 @@ class Node(NamedTuple):
     dirty: frozenset[Row] = frozenset()
     sent_all: bool = False
     backup: int = 0  # as memory has it: row of PEER
+    pickup: int = 0
     pending: bool = False  # it heard something, and has not decided yet
 
 
@@ -251,9 +252,6 @@ class _Wire:
 class _Core(Conductor):
     """The real one, but for the memory that the packet path reads."""
 
-    def _begin(self, shard: int, post: Post, now: int) -> None:
-        self._state.shards[shard]["creates"] = 1
-
     def _act(self, shard: int, before: Post, now: int) -> None:
         if self.posts[shard].role == DRAINING and self.posts[shard].authority:
             self._quiet.setdefault(shard, cast(Any, _Quiet(False)))
@@ -297,13 +295,16 @@ class Machine:
         """The rows of SHARD and PEER that a conductor reads and writes."""
         peers = [name for name in self.names if name != me]
         row = {"role": JOINING if me in PLACE else ABSENT, "side": {"a": 0, "b": 1}.get(me, NO_SIDE), "epoch": 1, "creates": 0}
-        row |= {"authority": 0, "backup": 0, "wanted": 0, "sessions": 0, "mappings": 0, "shunted": 0}
+        row |= {"authority": 0, "backup": 0, "wanted": 0, "sessions": 0, "mappings": 0, "shunted": 0, "pickup": 0}
         if node is not None:
             number = {name: index for index, name in enumerate(peers, 1)}
             post = node.post
             row |= {"role": post.role, "side": post.side, "epoch": post.epoch, "sessions": len(node.rows) if anew else 0}
             row |= {"authority": number.get(post.authority, 0), "backup": node.backup}
-        return SimpleNamespace(shards=[row], peers=[{"alive": 0} for _ in self.names], dirty=np.zeros(1, np.uint64))
+        if node is not None and not anew:
+            row["pickup"] = node.pickup
+        rest = {"settings": [{"statics": 0}], "core": [{"in_doubt": 0}], "peers": [{"alive": 0} for _ in self.names]}
+        return SimpleNamespace(shards=[row], dirty=np.zeros(1, np.uint64), **rest)
 
     def _wake(self, me: str, node: Node | None, ways: dict[str, Way], anew: bool) -> tuple[_Core, _Wire]:
         wire = _Wire(self.names, me)
@@ -365,6 +366,7 @@ class Machine:
             wire.dirty & rows,
             0 in core._sent_all,
             cast(Any, core._state.shards[0])["backup"],
+            int(cast(Any, core._state.shards[0])["pickup"]),
             pending,
         )
 
@@ -423,8 +425,8 @@ class Machine:
 
     def _create(self, core: _Core, wire: _Wire, internal: int) -> None:
         """As the packet path does: the lowest free port of our own side."""
-        post = core.posts[0]
-        free = [port for port in ports_of(post.side) if port not in dict(wire.rows)]
+        post, aside = core.posts[0], cast(Any, core._state.shards[0])["pickup"] == PICKUP_ASIDE
+        free = [port for port in ports_of(1 - post.side if aside else post.side) if port not in dict(wire.rows)]
         if free:
             wire.rows |= {(free[0], internal)}
             wire.dirty |= {(free[0], internal)}
