@@ -106,7 +106,7 @@ class Conductor:
             return Post(JOINING, epoch, side, now, backup=backup)
         if role in (SYNCING, PASSIVE):
             authority = self._names.get(int(row["authority"]), "")
-            return Post(SYNCING, epoch, side, now, heir=role == PASSIVE, authority=authority)
+            return Post(SYNCING, epoch, side, now, heir=role == PASSIVE, whole=role == PASSIVE, authority=authority)
         if role == JOINING and row["sessions"] == 0 and row["mappings"] == 0:
             return Post(JOINING, epoch, side, now, cold=True, heir=self._me == place.backup)
         return Post(role, epoch, side, now)

@@ -93,6 +93,7 @@ class Post(NamedTuple):
     since: int  # tick at which the role began
     cold: bool = False  # joining with empty memory
     heir: bool = False  # may take over
+    whole: bool = False  # our copy was complete once since we began to follow: no row of ours is another's by now
     backup: str = ""  # the core that is our backup, or is to be
     guest: str = ""  # another core that shall have a copy: it is about to become the backup
     authority: str = ""  # the core that has the authority, as far as is known; empty: none, or this one
@@ -195,7 +196,8 @@ def _is_dead(post: Post, others: Sequence[Told], facts: Facts) -> bool:
         return False
     if owner is None or not owner.epoch:  # nobody has said that he has the authority since we began
         return post.side != NO_SIDE and facts.now - post.since >= facts.join_after
-    return owner.evidence == CLOSED or (owner.evidence == SILENT and post.side != NO_SIDE)
+    silent = owner.evidence == SILENT and post.side != NO_SIDE and (post.whole or post.role == DRAINING)
+    return owner.evidence == CLOSED or silent
 
 
 def _is_alone(post: Post, others: Sequence[Told], facts: Facts) -> bool:
@@ -250,7 +252,7 @@ def _follow(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     made = made and top.side != old.side  # who took our side, knowing us dead, has used our rows and ports meanwhile
     return new._replace(
         epoch=top.epoch, authority=top.name, since=facts.now, cold=False, heir=False, backup="", guest="", taker="",
-        pickup=False, winner=top.name if made else "", side=NO_SIDE if old.cold else old.side,
+        whole=False, pickup=False, winner=top.name if made else "", side=NO_SIDE if old.cold else old.side,
     )  # fmt: skip
 
 
@@ -258,7 +260,7 @@ def _accept(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     top = active_among(others)
     assert top
     side = NO_SIDE if old.cold else old.side  # what was made of it in an earlier life, others know
-    return new._replace(epoch=top.epoch, authority=top.name, since=facts.now, cold=False, side=side)
+    return new._replace(epoch=top.epoch, authority=top.name, since=facts.now, cold=False, side=side, whole=False)
 
 
 def _leave(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -293,7 +295,7 @@ def _begin(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
 
 
 def _mark(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
-    return new if new.role == old.role else new._replace(since=facts.now)
+    return new if new.role == old.role else new._replace(since=facts.now, whole=old.whole or new.role == PASSIVE)
 
 
 def _resume(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -302,7 +304,7 @@ def _resume(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
 
 
 def _retire(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
-    return new._replace(since=facts.now, taker="")
+    return new._replace(since=facts.now, taker="", whole=True)
 
 
 _CHANGES = {
