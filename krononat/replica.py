@@ -276,6 +276,9 @@ class Replica:
     def _resync(self, request: Mapping[str, Any]) -> Answer:
         shard = self._known(request["shard"])
         post = self.conductor.posts[shard]
+        if post.role == ACTIVE and post.backup:
+            self.exchange.resync(shard, post.backup)
+            return {"resync": {"shard": shard, "source": self._me, "target": post.backup}}
         if post.role not in (SYNCING, PASSIVE) or not post.authority:
             raise Refusal(f"{self._me} has no copy of shard {shard}", f"it is {ROLES[post.role]}", "krononat shard list")
         self.exchange.resync(shard, post.authority)

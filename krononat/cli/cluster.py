@@ -20,7 +20,8 @@ def cluster() -> None:
 
 @cluster.command(epilog="Example: krononat cluster key /etc/krononat/s1-0.key   (prints what stands behind `key =` in the map)")
 @click.argument("file", type=FILE)
-def key(file: Path) -> None:
+@output_option()
+def key(file: Path, form: str) -> None:
     """Make the secret key of a core in FILE (mode 0600), and print the public one, for the map.
 
     An existing FILE is left as it is: its public key is printed again.
@@ -30,9 +31,14 @@ def key(file: Path) -> None:
     try:
         if not file.exists():
             keys.write(file, keys.generate())
-        click.echo(keys.read(file).public.decode())
+        public = keys.read(file).public.decode()
     except (OSError, ValueError) as error:
-        raise client.Trouble("no key", str(error), "name another file", client.BAD_CONFIG) from None
+        raise client.Trouble(f"{file} is no key of a core", _why(error), "name another file", client.BAD_CONFIG) from None
+    print_json({"file": str(file), "key": public}) if form == "json" else click.echo(public)
+
+
+def _why(error: OSError | ValueError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 @cluster.command(epilog="Example: krononat cluster check /etc/krononat/map.toml -c /etc/krononat/s1-0.toml")
