@@ -43,7 +43,7 @@ def _why(error: OSError | ValueError) -> str:
 
 @cluster.command(epilog="Example: krononat cluster check /etc/krononat/map.toml -c /etc/krononat/s1-0.toml")
 @click.argument("file", type=FILE)
-@click.option("-c", "--config", "path", type=FILE, help="Configuration of a core: does it agree with the map?")
+@click.option("-c", "--config", "path", type=FILE, help="Configuration of a core: do it and its key agree with the map?")
 @output_option()
 def check(file: Path, path: Path | None, form: str) -> None:
     """Print who has which shard by the map in FILE; or what is wrong with it, and exit with 78."""
@@ -52,9 +52,14 @@ def check(file: Path, path: Path | None, form: str) -> None:
 
     told = clusters.load(file)
     if path:
-        found = list(clusters.strangers(configuration.load(path), told))
+        config = configuration.load(path)
+        found = list(clusters.strangers(config, told))
         if found:
             raise configuration.ConfigError(str(file), file.read_text(), found)
+        if config.cluster is None:
+            why = f"{path} has no [cluster]"
+            raise client.Trouble("this core would be alone", why, "krononat config explain cluster", client.BAD_CONFIG)
+        clusters.own_key(config, told)
     if form == "json":
         print_json(told.model_dump(mode="json"))
         return

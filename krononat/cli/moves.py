@@ -88,7 +88,7 @@ def look(socket: str | None) -> View:
 
 
 def asked(socket: str | None, *what: str) -> list[tuple[str, str, list[list[dict[str, Any]]]]]:
-    """(name, control socket, rows of each question) of each core here; who does not answer is told of, Trouble if nobody does."""
+    """(name, control socket, rows of each question) of each core here; who is silent is told of, Trouble where all are."""
     answers: list[tuple[str, str, list[list[dict[str, Any]]]]] = []
     troubles: list[client.Trouble] = []
     for path in sockets(socket):
