@@ -2,8 +2,9 @@
 
 **Takeover.** 20,000 new TCP connections a second, until four fifths of the ports that the primary may hand out are in use (its
 side of the pool: 7 of 8 blocks, and of each 448 ports of 512); every subscriber uses the same internal ports. Then `kill -9`
-of the primary's worker, and the router steers the shard to the backup. Afterwards every connection that had been answered
-before the kill is asked, up to four times, and must answer at the same external endpoint:
+of the primary's worker, and the router steers the shard to the backup. Who has just been connected has something under way, and
+sends it again: the connections of the last 50 ms are asked at once, while new ones go on being opened. Later on every
+connection that had been answered before the kill is asked, up to four times, and must answer at the same external endpoint:
 
     failover/older           % of those established more than 10 ms before the kill; failover/older/connections is how many;
                              its loss: connections begun before, but not established in time (much: the machine is too busy)
@@ -58,7 +59,7 @@ TAKEOVERS, QUICK_TAKEOVERS = 5, 1
 LAST_NS = 10_000_000
 FROZEN_S = 5.0
 _AFTER_S = 1.5
-_AROUND_NS = 50_000_000
+_AROUND_NS = _YOUNG_NS = 50_000_000
 
 
 class Takeover(NamedTuple):
@@ -109,6 +110,7 @@ def _takeover(blocks: int, same_key: bool, told: Told) -> Takeover:
         doomed = _doomed(here)
         here.until_opened(_full(blocks))
         killed = _kill_and_steer(here, doomed)
+        _send_again(here, killed)
         time.sleep(_AFTER_S)
         for kind in (OPEN, STREAM_OUT, STREAM_IN):
             here.generator.halt(kind)
@@ -135,6 +137,15 @@ def _kill_and_steer(here: Scene, doomed: Doomed) -> int:
         os.kill(doomed.worker, signal.SIGKILL)
         hand.steer([0], doomed.backup)
     return killed
+
+
+def _send_again(here: Scene, killed: int) -> None:
+    """What a client does that has no answer: twice, a fifth of a second apart (RFC 6298 would wait longer)."""
+    young = np.flatnonzero(here.generator.ledger.connections["opened"] >= killed - _YOUNG_NS)
+    turned = here.generator.rounds
+    for _ in range(2):
+        here.generator.ask(turned, 2 * RATE, int(young[0]))
+        time.sleep(0.2)
 
 
 def _outcome(here: Scene, killed: int) -> Takeover:

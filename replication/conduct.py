@@ -19,7 +19,21 @@ from replication.quiet import Quiet
 from replication.roles import Facts, Post, Told
 from replication.rows import in_doubt
 from shards import apply, recovery
-from shards.state import ABSENT, ACTIVE, CLASSES, DRAINING, JOINING, MAPPING_0, MAPPING_1, NO_SIDE, PASSIVE, SYNCING, State
+from shards.state import (
+    ABSENT,
+    ACTIVE,
+    CLASSES,
+    DRAINING,
+    JOINING,
+    MAPPING_0,
+    MAPPING_1,
+    NO_SIDE,
+    PASSIVE,
+    PICKUP,
+    PICKUP_ASIDE,
+    SYNCING,
+    State,
+)
 
 TELL_EACH = 50  # ticks
 LOOK_EACH = 25  # ticks between two decisions where nothing happens
@@ -282,7 +296,8 @@ class Conductor:
 
     def _begin(self, shard: int, post: Post, now: int) -> None:
         row = self._state.shards[shard]
-        row["pickup"] = post.pickup
+        others = self._others(shard, now)
+        row["pickup"] = PICKUP_ASIDE if post.pickup and all(told.side != 1 - post.side for told in others) else post.pickup
         row["grace_until"] = (now + self._times.grace) & 0xFFFFFFFF
         row["creates"] = 1
         with in_doubt(self._state):
@@ -370,11 +385,14 @@ class Conductor:
             return None
         others = self._others(shard, now)
         to = next(told for told in others if told.name == name)
+        yours = roles.yours(post, to, others, shard in self._sent_all)
+        if yours != NO_SIDE and self._state.shards[shard]["pickup"] == PICKUP_ASIDE:
+            self._state.shards[shard]["pickup"] = PICKUP  # it is another core's from now on
         synced = post.role == ACTIVE and name in self._streams[shard] and self._exchange.synced(shard, name)
         values = (
             shard, post.role, post.epoch, post.side, post.cold, roles.wants(post), post.winner,
             post.backup if post.role == ACTIVE else "", post.guest,
-            roles.yours(post, to, others, shard in self._sent_all), roles.heir(post, to), synced, post.taken,
+            yours, roles.heir(post, to), synced, post.taken,
         )  # fmt: skip
         return dict(zip(_SHORT, values, strict=True), n=self.counts(shard))
 

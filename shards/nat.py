@@ -28,6 +28,7 @@ from shards.state import (
     INBOUND,
     INTERNAL,
     OUTBOUND,
+    PICKUP_ASIDE,
     REACHABLE,
     Array,
     Row,
@@ -197,7 +198,8 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
     if verdict == UNDECIDED:
         verdict = firewall.admit(state, account, half == 0, now)
     if verdict == UNDECIDED and half == 0:
-        verdict, half = _map(state, account, subscriber, realm, protocol, source, source_port, now)
+        aside = _steps_aside(state, shard, burst.tcp_flags[i], now)
+        verdict, half = _map(state, account, subscriber, realm, protocol, source, source_port, aside, now)
     if verdict == UNDECIDED:
         verdict = _open(state, burst, i, half, inward, now)
         if verdict != UNDECIDED:
@@ -223,6 +225,13 @@ def _picks_up(state: State, shard: int, tcp_flags: int, now: int) -> bool:
     if row["pickup"] != 0 and remaining(now, whole(row["grace_until"])) <= 0:
         row["pickup"] = 0
     return row["pickup"] != 0 and tcp_flags & SYN == 0
+
+
+@hot
+def _steps_aside(state: State, shard: int, tcp_flags: int, now: int) -> bool:
+    """Whether a new connection leaves our side's ports to those that may be picked up."""
+    row = state.shards[shard]
+    return bool(row["pickup"] == PICKUP_ASIDE and tcp_flags & SYN != 0 and remaining(now, whole(row["grace_until"])) > 0)
 
 
 @hot
@@ -258,10 +267,10 @@ def _obey_rules(
 
 @hot
 def _map(
-    state: State, account: int, subscriber: int, realm: int, protocol: int, address: int, port: int, now: int
+    state: State, account: int, subscriber: int, realm: int, protocol: int, address: int, port: int, aside: bool, now: int
 ) -> tuple[int, int]:
     """(verdict or UNDECIDED, half-line) of a new mapping. Ports are the subscriber's; a device of his has none of its own."""
-    verdict, external, external_port = ports.claim(state, subscriber, protocol, address, realm, port, now)
+    verdict, external, external_port = ports.claim(state, subscriber, protocol, address, realm, port, aside, now)
     if verdict:
         return verdict, 0
     shard = whole(state.accounts[subscriber]["shard"])

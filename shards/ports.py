@@ -109,17 +109,45 @@ def is_free(owner: int, now: int, hold_down_s: int) -> bool:
 
 
 @hot
-def claim(state: State, holder: int, protocol: int, address: int, realm: int, port: int, now: int) -> tuple[int, int, int]:
+def claim(
+    state: State, holder: int, protocol: int, address: int, realm: int, port: int, aside: bool, now: int
+) -> tuple[int, int, int]:
     """(verdict or 0, external ordinal, external port) for a new mapping of the subscriber account `holder`.
 
     Nothing is marked as owned yet, but a block may have been taken: only if none of the subscriber's own has a free port of our
     side. They are searched once a second at most (4,096 ports each time would be 4 us for every packet of a scanning host).
+
+    `aside`: rather a port of the other side, as long as its blocks have one. After a takeover what seems free on ours may be a
+    connection's that nobody had told us of; it shall find its port when it speaks up, and nobody else shall have got it.
     """
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
-    size, space, vacant = whole(pool["block_size"]), port_space(protocol), -1
+    size, space = whole(pool["block_size"]), port_space(protocol)
     side = whole(state.shards[whole(pool["shard"])]["side"])
     number = derive(state.settings, _FOR_PORT, address, realm, protocol, port, 1 << 31)
+    if aside:
+        found, _, _ = _search_blocks(state, account, space, 1 - side, number, now)
+        if found >= 0:
+            return _claimed(state, whole(account["external"]) - 1, found, False)
+    found, derived, vacant = _search_blocks(state, account, space, side, number, now)
+    if found >= 0:
+        return _claimed(state, whole(account["external"]) - 1, found, derived)
+    if vacant < 0:
+        return PORTS_EXHAUSTED, 0, 0
+    verdict = _take_block(state, holder, vacant, realm, space, now)
+    if verdict:
+        return verdict, 0, 0
+    external, block = whole(account["external"]) - 1, whole(account["blocks"][vacant]) - 1
+    base, length = _span(state, external, block, size, side)
+    found = _free_port(state, external, space, base, length, number % length, now)
+    return _claimed(state, external, found, vacant == 0 and found == base + number % length)
+
+
+@hot
+def _search_blocks(state: State, account: Row, space: int, side: int, number: int, now: int) -> tuple[int, bool, int]:
+    """(free port of a side in the account's blocks or -1, whether it is the first choice, row for a further block or -1)."""
+    pool = state.pools[whole(account["pool"])]
+    size, vacant = whole(pool["block_size"]), -1
     full = _is_full(account, _search(space, side), now)
     for k in range(min(whole(pool["blocks_each"]), BLOCKS_AT_MOST)):
         block = whole(account["blocks"][k]) - 1
@@ -131,17 +159,9 @@ def claim(state: State, holder: int, protocol: int, address: int, realm: int, po
         base, length = _span(state, whole(account["external"]) - 1, block, size, side)
         found = _free_port(state, whole(account["external"]) - 1, space, base, length, number % max(length, 1), now)
         if found >= 0:
-            return _claimed(state, whole(account["external"]) - 1, found, k == 0 and found == base + number % length)
+            return found, k == 0 and found == base + number % length, vacant
     _remember_full(account, _search(space, side), now)
-    if vacant < 0:
-        return PORTS_EXHAUSTED, 0, 0
-    verdict = _take_block(state, holder, vacant, realm, space, now)
-    if verdict:
-        return verdict, 0, 0
-    external, block = whole(account["external"]) - 1, whole(account["blocks"][vacant]) - 1
-    base, length = _span(state, external, block, size, side)
-    found = _free_port(state, external, space, base, length, number % length, now)
-    return _claimed(state, external, found, vacant == 0 and found == base + number % length)
+    return -1, False, vacant
 
 
 @hot

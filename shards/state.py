@@ -116,6 +116,7 @@ SLAB = np.dtype(
 
 # What a core is to a shard now (see replication.roles). Only ACTIVE creates; each but ABSENT forwards what it knows.
 ABSENT, JOINING, SYNCING, PASSIVE, ACTIVE, DRAINING = range(6)
+PICKUP, PICKUP_ASIDE = 1, 2  # aside: nobody else has the other side, so new connections take its ports meanwhile
 NO_SIDE = 2  # of a replica that may hand out nothing
 ROLES = ("absent", "joining", "syncing", "passive", "active", "draining")
 
@@ -133,7 +134,7 @@ SHARD = np.dtype(
         ("role", "u1"),
         ("side", "u1"),  # replica side: which port chunks and rows it may hand out; 2: none (see replication.roles)
         ("creates", "u1"),  # 1: has the authority. All that the packet path asks
-        ("pickup", "u1"),  # 1: until `grace_until` TCP without SYN may open by its derived port
+        ("pickup", "u1"),  # not 0: until `grace_until` TCP without SYN may open by its derived port
         ("spare", "u1", (28,)),
     ]
 )

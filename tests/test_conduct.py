@@ -9,7 +9,7 @@ import pytest
 from replication import migration
 from replication.conduct import Conductor, Place, Times
 from replication.protocol import ALIVE, CLOSED, SILENT, Evidence, Fields, Heard, Lag
-from shards.state import ABSENT, ACTIVE, JOINING, NO_SIDE, PASSIVE, SYNCING, Sizes, State, new_state
+from shards.state import ABSENT, ACTIVE, JOINING, NO_SIDE, PASSIVE, PICKUP, PICKUP_ASIDE, SYNCING, Sizes, State, new_state
 
 SIZES = Sizes(**{**dict.fromkeys(Sizes._fields, 1), "extents": 3, "buckets": 4, "neighbours": 4, "peers": 3, "shards": 2})
 SYNC = 20  # ticks that a snapshot takes
@@ -165,12 +165,13 @@ def test_a_dead_owner_is_followed_by_its_heir_and_comes_back_as_its_backup(pair:
     pair.dead.add("a/0")
     pair.want("b/0")
     pair.run(20)
-    assert pair.told()["b/0"] == (ACTIVE, 2, 0) and pair.states["b/0"].shards[0]["pickup"] == 1
+    assert pair.told()["b/0"] == (ACTIVE, 2, 0) and pair.states["b/0"].shards[0]["pickup"] == PICKUP_ASIDE
     pair.start("a/0")
     pair.run(5)
     assert pair.states["a/0"].shards[0]["creates"] == 0
     pair.run(600)
     assert pair.told() == {"a/0": (PASSIVE, 2, 1), "b/0": (ACTIVE, 2, 0)}
+    assert pair.states["b/0"].shards[0]["pickup"] == PICKUP, "the other side is its backup's now"
 
 
 def test_who_was_away_for_a_moment_goes_on(pair: _Network) -> None:
