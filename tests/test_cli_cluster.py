@@ -51,11 +51,13 @@ def test_one_socket_gives_the_view_of_one_core(run: Run, cluster: Cluster, tmp_p
     rows = json.loads(run("shard", "list", "-o", "json", "--socket", str(tmp_path / "s3-0.sock")).out)
     assert [row["role"] for row in rows] == ["absent", "passive", "absent", "passive", "active"]
     assert {name for name, _ in cluster.asked} == {"s3/0"}
+    table = lines(run("shard", "list", "--socket", str(tmp_path / "s3-0.sock")).out)
+    assert [line[6] for line in table] == ["IN SYNC", "-", "yes", "-", "yes", "yes"]
 
 
 def test_shard_show(run: Run, cluster: Cluster) -> None:
     assert json.loads(run("shard", "show", "3", "-o", "json").out)["passive"] == "s3/0"
-    assert "alarms    none" in run("shard", "show", "3").out
+    assert "alarms    -" in run("shard", "show", "3").out
     status, out, err = run("shard", "show", "5")
     assert (status, out) == (4, "") and "there is no shard 5" in err and "next: krononat shard list" in err
 

@@ -104,11 +104,11 @@ def asked(socket: str | None, *what: str) -> list[tuple[str, str, list[list[dict
     return answers
 
 
-def _owned(row: Row) -> tuple[bool, int]:
-    return row["role"] == "active", row["epoch"]
+def _owned(row: Row) -> tuple[int, int]:
+    return {"active": 2, "absent": 0}.get(row["role"], 1), row["epoch"]
 
 
-def _own(row: Row) -> tuple[bool, int]:
+def _own(row: Row) -> tuple[int, int]:
     return row["asked"] == row["core"], 0
 
 
@@ -118,7 +118,7 @@ def sockets(given: str | None) -> list[str]:
     return found or [client.find_socket(given)]
 
 
-def _best(rows: Iterable[dict[str, Any]], key: str, goodness: Callable[[Row], tuple[bool, int]]) -> list[dict[str, Any]]:
+def _best(rows: Iterable[dict[str, Any]], key: str, goodness: Callable[[Row], tuple[int, int]]) -> list[dict[str, Any]]:
     """Of the rows about the same thing, the one that knows it best."""
     best: dict[Any, dict[str, Any]] = {}
     for row in rows:

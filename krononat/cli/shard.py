@@ -41,7 +41,7 @@ def list_(form: str, socket: str | None) -> None:
 def show(number: int, form: str, socket: str | None) -> None:
     """One shard."""
     row = look(socket).shard(number)
-    print_json(row) if form == "json" else print_facts({**row, "alarms": row["alarms"] or "none"})
+    print_json(row) if form == "json" else print_facts(_row(row))
 
 
 @shard.command(epilog="Example: krononat shard migrate 3 s2/0 --yes")
@@ -168,7 +168,7 @@ def _verify(view: View, row: dict[str, Any], timeout_s: float) -> dict[str, Any]
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """A shard as a table shows it."""
-    return {**row, "backup": row["backup"] or "-", "active": row["active"] or "-", "passive": row["passive"] or "-"} | {
-        "alarms": "; ".join(row["alarms"]) or "-"
-    }
+    """A shard as a table shows it; "-": nothing, or not known here."""
+    names = {name: row[name] or "-" for name in ("backup", "active", "passive")}
+    in_sync = "-" if row["in_sync"] is None else row["in_sync"]
+    return {**row, **names, "in_sync": in_sync, "alarms": "; ".join(row["alarms"]) or "-"}
