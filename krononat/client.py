@@ -15,7 +15,7 @@ shards that it has no copy of is what it was told last, at the start the map.
     core, evidence (alive, silent, closed; of itself: alive), endpoint, active, passive (how many shards, now), sessions
 {"do": "shards"}                                  {"ok": true, "me": core, "rows": [...]}, a row for each shard of the map
     shard, primary, backup (by the map), active, passive (cores, now), role (of this core), side, epoch, in_sync (of the
-    copy), sessions, mappings, wanted, shunted, alarms (sentences)
+    copy; null: this core has nothing of the shard, and does not know), sessions, mappings, wanted, shunted, alarms (sentences)
 {"do": "replication"}                             {"ok": true, "me": core, "rows": [...]}, a row for each shard and link it uses
     shard, peer, role, epoch, evidence, in_sync, lag_records, lag_bytes, lag_s, gaps, resyncs, refused {reason: frames},
     alarms (sentences). The shard of a row is null where it is about a link that carries none.

@@ -151,12 +151,24 @@ def of(config: Config) -> Cluster | None:
     found = list(strangers(config, told))
     if found:
         raise ConfigError(config.cluster.map, Path(config.cluster.map).read_text(), found)
+    return Cluster(me, told, own_key(config, told))
+
+
+def own_key(config: Config, told: Map) -> Key:
+    """The key pair of a core that the map has; Trouble where its file is not right, or the map has another one."""
+    assert config.cluster
+    path, what = config.cluster.key_file, "the key of this core cannot be used"
     from replication import keys  # late: the CLI has no need of ZeroMQ
 
     try:
-        return Cluster(me, told, keys.read(Path(config.cluster.key_file)))
+        key = keys.read(Path(path))
     except (OSError, ValueError) as error:
-        raise Trouble("the key of this core cannot be used", str(error), "krononat cluster key FILE", BAD_CONFIG) from None
+        raise Trouble(what, str(error), f"krononat cluster key {path}", BAD_CONFIG) from None
+    public, known = key.public.decode(), next(core.key for core in told.core if core.name == config.core_name)
+    if public != known:
+        why = f"the map has {known} for {config.core_name}, {path} is of {public}: nobody would speak to it"
+        raise Trouble(what, why, f"write key = '{public}' into the map of every server", BAD_CONFIG)
+    return key
 
 
 def strangers(config: Config, told: Map) -> Iterator[Complaint]:

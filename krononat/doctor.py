@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import mmap
 import os
 import platform
 import resource
+import selectors
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from krononat.checks import blocks_in, externals_in
+from krononat.client import Trouble
 from krononat.models import Config
+
+if TYPE_CHECKING:
+    from krononat.cluster import Core, Map
 
 OK, WARN, FAIL, SKIP = "OK", "WARN", "FAIL", "SKIP"
 
 KERNEL_LEAST, KERNEL_WANTED = (5, 10), (6, 1)
 STEAL_PERCENT = 1.0
+ANSWER_S = 1.0  # that other cores have, all at once
 
 # capabilities(7), as bits of CapEff
 CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "IPC_LOCK": 14, "BPF": 39}
@@ -67,7 +75,7 @@ def examine(machine: Machine) -> list[Finding]:
     """Every finding, in the order in which problems are best solved."""
     checks: tuple[Callable[[Machine], Findings], ...] = (
         kernel, xdp_sockets, capabilities, bpf_jit, memlock, huge_pages, governor, steal, cache, control_socket, interfaces,
-        memory, room,
+        memory, room, cluster,
     )  # fmt: skip
     return [finding for check in checks for finding in check(machine)]
 
@@ -290,3 +298,124 @@ def room(machine: Machine) -> Findings:
     enough = single.connections >= wanted
     fix = "" if enough else "raise memory.sessions"
     yield Finding("connections", OK if enough else WARN, f"{told}; {ports:,} ports a protocol", f"{wanted:,} sessions", fix)
+
+
+# --- the cluster ----------------------------------------------------------------------------------------------------------
+
+
+def cluster(machine: Machine) -> Findings:
+    """Whether the map, the keys and the way to the other cores are right. Clocks do not matter: ages travel, never times."""
+    config = machine.config
+    if config is None or config.cluster is None:
+        yield Finding("cluster", SKIP, "no [cluster]" if config else "no configuration given", "-c FILE")
+        return
+    from krononat import cluster as clusters
+    from krononat.config import ConfigError
+
+    path = config.cluster.map
+    try:
+        told = clusters.load(path)
+        found = list(clusters.strangers(config, told))
+    except ConfigError as refused:
+        found, told = refused.complaints, None
+    if found or told is None:
+        fix = "krononat cluster check MAP -c FILE"
+        yield Finding("cluster-map", FAIL, f"{path}: {found[0].what}", "a map that agrees with this core", fix)
+    else:
+        measured = f"version {told.version}: {len(told.core)} cores, {len(told.shard)} shards"
+        yield Finding("cluster-map", OK, measured, "the same file on every server")
+    if told and not found:
+        yield _core_key(config, told)
+        yield _listens(next(core for core in told.core if core.name == config.core_name))
+        yield _others(told.others(config.core_name))
+        yield from _shunts(machine, config, told)
+    yield _port_key(config)
+
+
+def _core_key(config: Config, told: Map) -> Finding:
+    from krononat import cluster as clusters
+
+    needed = "a secret file, mode 0600, whose public key the map has"
+    try:
+        clusters.own_key(config, told)
+    except Trouble as trouble:
+        return Finding("cluster-key", FAIL, trouble.why, needed, trouble.remedy)
+    return Finding("cluster-key", OK, "is the one in the map", needed)
+
+
+def _port_key(config: Config) -> Finding:
+    from krononat import appliance
+
+    assert config.cluster
+    path = Path(config.cluster.port_key_file or appliance.KEY_FILE)
+    needed, make = "the same fingerprint on every server", f"head -c 32 /dev/urandom > {path}; chmod 600 {path}; copy it to all"
+    try:
+        key = appliance.read_key(path)
+    except (Trouble, OSError) as error:
+        why, fix = (error.why, error.remedy) if isinstance(error, Trouble) else (f"{path}: {error.strerror}", "run as root")
+        return Finding("port-key", FAIL, why, needed, fix)
+    if key is None:
+        return Finding("port-key", FAIL, f"{path} is missing", needed, make)
+    return Finding("port-key", OK, f"fingerprint {hashlib.sha256(key).hexdigest()[:8]}", needed)
+
+
+def _endpoint(core: Core) -> tuple[str, int]:
+    address, _, port = str(core.replication).rpartition(":")
+    return address, int(port)
+
+
+def _listens(me: Core) -> Finding:
+    """Whether this core may listen where the map says."""
+    needed = f"{me.replication} to listen at"
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(_endpoint(me))
+            tried.listen()  # which is where a second one is noticed
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return Finding("cluster-listen", SKIP, "in use (by a running appliance?)", needed)
+            fix = "give an interface that address, or correct `replication` in the map"
+            return Finding("cluster-listen", FAIL, error.strerror or str(error), needed, fix)
+    return Finding("cluster-listen", OK, "is free", needed)
+
+
+def _others(cores: list[Core]) -> Finding:
+    """Who of the other cores answers a connection where the map says it listens."""
+    silent = {core.name: "no answer" for core in cores}
+    with selectors.DefaultSelector() as waiting:
+        for core in cores:
+            tried = socket.socket()
+            tried.setblocking(False)
+            tried.connect_ex(_endpoint(core))  # how it ends is asked when it has
+            waiting.register(tried, selectors.EVENT_WRITE, core.name)
+        until = time.monotonic() + ANSWER_S
+        while waiting.get_map() and (left := until - time.monotonic()) > 0:
+            for key, _ in waiting.select(left):
+                assert isinstance(key.fileobj, socket.socket)
+                told = key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                silent[key.data] = os.strerror(told) if told else ""
+                waiting.unregister(key.fileobj)
+                key.fileobj.close()
+        for key in waiting.get_map().values():
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+    left_out = [f"{name} ({why})" for name, why in silent.items() if why]
+    measured = f"{len(cores) - len(left_out)} of {len(cores)} answer" + (f"; not {', '.join(left_out[:4])}" if left_out else "")
+    measured += f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""
+    fix = "start them, or find what is between (routes, firewalls: TCP to `replication` in the map)" if left_out else ""
+    return Finding("cluster-reach", WARN if left_out else OK, measured, "every other core of the map", fix)
+
+
+def _shunts(machine: Machine, config: Config, told: Map) -> Findings:
+    """Whether a shunted packet of full size fits the interface that the others send it to."""
+    from krononat.replica import SHUNT_MTU
+
+    own = next(core for core in told.core if core.name == config.core_name)
+    for side, port in config.interfaces.named():
+        mtu = port.mtu or int(machine.read(f"/sys/class/net/{port.name}/mtu") or 0)
+        if port.address.ip != own.shunt or not mtu:
+            continue
+        enough, needed = mtu >= SHUNT_MTU, f"{SHUNT_MTU}, for shunted packets of 1,500 bytes"
+        fix = "" if enough else f"ip link set {port.name} mtu {SHUNT_MTU}, or set interfaces.{side}.mtu; on the switch, too"
+        yield Finding("shunt-mtu", OK if enough else WARN, f"MTU {mtu} of {port.name}", needed, fix)

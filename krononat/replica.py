@@ -130,7 +130,9 @@ class Replica:
         post, row, place = self.conductor.posts[shard], self._state.shards[shard], self._places[shard]
         active, passive = self.conductor.active(shard), self.conductor.passive(shard)
         sessions, mappings = self.conductor.counts(shard)
-        in_sync = post.role == PASSIVE if active != self._me else bool(passive) and self.exchange.synced(shard, passive)
+        in_sync = None if post.role == ABSENT else post.role == PASSIVE  # None: those who have it know
+        if active == self._me:
+            in_sync = bool(passive) and self.exchange.synced(shard, passive)
         return {
             "shard": shard, "primary": place.primary, "backup": place.backup, "active": active, "passive": passive,
             "role": ROLES[post.role], "side": post.side, "epoch": post.epoch, "in_sync": in_sync, "sessions": sessions,
@@ -276,6 +278,9 @@ class Replica:
     def _resync(self, request: Mapping[str, Any]) -> Answer:
         shard = self._known(request["shard"])
         post = self.conductor.posts[shard]
+        if post.role == ACTIVE and post.backup:
+            self.exchange.resync(shard, post.backup)
+            return {"resync": {"shard": shard, "source": self._me, "target": post.backup}}
         if post.role not in (SYNCING, PASSIVE) or not post.authority:
             raise Refusal(f"{self._me} has no copy of shard {shard}", f"it is {ROLES[post.role]}", "krononat shard list")
         self.exchange.resync(shard, post.authority)

@@ -6,6 +6,7 @@ STARTER = """\
 
 [server]
 name = "nat1"
+# core = 0                      # its number among those of the server
 # cpu = 1                       # default: the last one it may run on
 
 [interfaces.internal]           # towards the subscribers
@@ -55,6 +56,7 @@ limits = { sessions = 2000, ports = 1000, rate = 200 }
 [[pool]]
 name = "main"
 prefixes = ["203.0.113.0/26"]
+# shard = 0                     # what moves between cores, with its subscribers
 # ports = "1024-65535"
 # block-size = 512
 # max-blocks-per-subscriber = 8
@@ -85,6 +87,17 @@ protocol = "tcp"
 remote-ports = "25"
 action = "reject"
 
+# One of several cores, on several servers (docs/replication.md); each [[pool]] then says `shard = N`, all cores the same:
+# [cluster]
+# map = "/etc/krononat/map.toml"                # `krononat cluster check` tells whether it and this file agree
+# key-file = "/etc/krononat/nat1.key"           # of this core: `krononat cluster key FILE` makes it
+# port-key-file = "/etc/krononat/cluster.key"   # the same on every server: ports are derived with it
+# dead-after-ms = 150
+# join-after-ms = 3000
+# grace-s = 10
+# quiet-ms = 1000
+# replication-threshold-s = 0   # above 0: flows that end sooner (DNS) are not replicated
+
 # [control]
-# socket = "/run/krononat/nat1.sock"
+# socket = "/run/krononat/nat1.sock"    # in a cluster: nat1-0.sock
 """

@@ -26,7 +26,7 @@ PLANNED_KEYS: Mapping[str, str] = {
     "alg": "application-level gateways are not implemented in this release",
     "bfd": "BFD is not implemented in this release",
     "bgp": "BGP is not implemented in this release",
-    "cores": "several cores are not implemented in this release; run one configuration per core",
+    "cores": "a configuration is of one core: run one for each, and name them in the map of a [cluster] (docs/replication.md)",
     "file": "the log of NAT events stays in memory in this release; `krononat events --follow -o jsonl` writes it out",
     "ipfix": "export of NAT events is not implemented in this release; `krononat events` reads them",
     "ipv6": "IPv6 is not implemented in this release",

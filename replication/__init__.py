@@ -13,6 +13,7 @@ Read in this order:
     roles       the policy: what a core is to a shard, a drawn table                quiet   no packets for a while?
     migration   a move from one core to another, step by step
     conduct     roles and moves, carried out through the exchange
+    placement   which shard should be where: plans for drain, undrain, rebalance
 
 Imports `shards`, never `krononat`.
 """

@@ -90,7 +90,6 @@ class Conductor:
         self._idle_at: dict[int, tuple[int, int, int]] = {}  # shard: tick, class, row
         self._quiet: dict[int, Quiet] = {}
         self.moves: dict[int, Move] = {}
-        self.alarms: dict[str, int] = {}  # sentence: tick since when
         self._last = self._last_told = now - TELL_EACH
         self._evidence = ""
         self._nothing = np.zeros(len(state.dirty), np.uint64)  # no row was seen: all end

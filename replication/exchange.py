@@ -148,6 +148,7 @@ class Exchange:
 
     def resync(self, shard: int, peer: str) -> None:
         """See `protocol.Exchange`."""
+        self._publisher.resync(shard, peer)
         copy = self._subscriber.get(shard)
         if copy is not None and copy.peer == peer and copy.series:
             self._receivers[peer].answer(Frame("resync", shard=shard, series=copy.series))

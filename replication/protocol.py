@@ -105,4 +105,4 @@ class Exchange(Protocol):
         """How far the peer is behind with the shard."""
 
     def resync(self, shard: int, peer: str) -> None:
-        """Ask the peer for a snapshot of what it streams to us."""
+        """Have a copy made anew: of what the peer streams to us, and of what we stream to it."""

@@ -120,7 +120,13 @@ class Publisher:
     def asked(self, sender: Sender, shard: int, series: int) -> None:
         """A peer misses the copy of this series."""
         stream = self.get(shard, sender.peer)
-        if stream is not None and stream.begun and stream.series == series:
+        if stream is not None and stream.series == series:
+            self.resync(shard, sender.peer)
+
+    def resync(self, shard: int, peer: str) -> None:
+        """Begin anew with a copy, where a stream has begun."""
+        stream = self.get(shard, peer)
+        if stream is not None and stream.begun:
             stream.restart()
 
     def installed(self, sender: Sender, shard: int, series: int) -> None:

@@ -1,1 +1,1 @@
-"""Routes for every core: announcements, speaker, BFD, placement (comes with its own issue). Imports nothing of ours."""
+"""Routes for every core: announcements, speaker, BFD. Empty so far: steering is somebody else's. Imports nothing of ours."""

@@ -93,7 +93,8 @@ class Cluster:
         role = {shard.active: "active", shard.passive: "passive"}.get(me, "absent")
         return {
             "shard": shard.number, "primary": shard.primary, "backup": shard.backup, "active": shard.active,
-            "passive": shard.passive, "role": role, "side": 0, "epoch": shard.epoch, "in_sync": shard.in_sync,
+            "passive": shard.passive, "role": role, "side": 0, "epoch": shard.epoch,
+            "in_sync": None if role == "absent" else shard.in_sync,
             "sessions": shard.sessions if role != "absent" else 0, "mappings": shard.sessions // 2, "wanted": 0, "shunted": 0,
             "alarms": shard.alarms,
         }  # fmt: skip

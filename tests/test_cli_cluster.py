@@ -51,11 +51,13 @@ def test_one_socket_gives_the_view_of_one_core(run: Run, cluster: Cluster, tmp_p
     rows = json.loads(run("shard", "list", "-o", "json", "--socket", str(tmp_path / "s3-0.sock")).out)
     assert [row["role"] for row in rows] == ["absent", "passive", "absent", "passive", "active"]
     assert {name for name, _ in cluster.asked} == {"s3/0"}
+    table = lines(run("shard", "list", "--socket", str(tmp_path / "s3-0.sock")).out)
+    assert [line[6] for line in table] == ["IN SYNC", "-", "yes", "-", "yes", "yes"]
 
 
 def test_shard_show(run: Run, cluster: Cluster) -> None:
     assert json.loads(run("shard", "show", "3", "-o", "json").out)["passive"] == "s3/0"
-    assert "alarms    none" in run("shard", "show", "3").out
+    assert "alarms    -" in run("shard", "show", "3").out
     status, out, err = run("shard", "show", "5")
     assert (status, out) == (4, "") and "there is no shard 5" in err and "next: krononat shard list" in err
 
@@ -150,8 +152,23 @@ def test_a_move_that_is_forgotten_is_not_waited_for(run: Run, cluster: Cluster, 
 @pytest.mark.parametrize("target", ["s2", "s2/", "/0", "s2/0/0"])
 def test_what_is_no_core_is_refused(run: Run, cluster: Cluster, target: str) -> None:
     status, _, err = run("shard", "migrate", "0", target, "--yes")
-    assert status == 1 and "'target' is a core" in err
+    assert status == 2 and "is no core: SERVER/NUMBER" in err
     assert cluster.asked_for("migrate") == []
+
+
+def test_a_core_that_the_map_does_not_have_is_not_found(run: Run, cluster: Cluster) -> None:
+    status, _, err = run("shard", "migrate", "0", "s9/0", "--dry-run")
+    assert status == 4 and "there are: s1/0, s2/0, s3/0" in err
+
+
+def test_who_has_not_the_shard_is_not_asked_to_move_it_or_to_compare_it(run: Run, cluster: Cluster) -> None:
+    here = ("--socket", str(client.FOLDER / "s1-0.sock"))
+    for words in (("shard", "migrate", "2", "s1/0", "--yes"), ("shard", "verify", "2"), ("shard", "swap", "2", "--yes")):
+        status, _, err = run(*words, *here)
+        assert status == 1 and "s2/0 has it, whose control socket is not here" in err and "next: run this on s2" in err
+    cluster.shards[2].active = ""
+    assert "nobody has shard 2" in run("shard", "migrate", "2", "s1/0", "--yes", *here).err
+    assert cluster.asked_for("migrate") == cluster.asked_for("verify") == []
 
 
 # --- moving many ----------------------------------------------------------------------------------------------------------
@@ -191,6 +208,13 @@ def test_a_plan_that_fails_midway_says_how_far_it_came(run: Run, cluster: Cluste
     assert "the link is cut; 1 of 2 moves were made" in err
 
 
+def test_what_others_must_move_is_left_to_the_last(run: Run, cluster: Cluster) -> None:
+    cluster.shards[1].active, cluster.shards[1].passive = "s3/0", "s1/0"
+    cluster.shards[0].active, cluster.shards[0].passive = "s2/0", "s1/0"
+    status, out, err = run("server", "undrain", "s1", "--yes", "--socket", str(client.FOLDER / "s3-0.sock"))
+    assert status == 6 and out.startswith("shard 1: ") and "shard 0 is another core's" in err and "run this on s2" in err
+
+
 def test_rebalance(run: Run, cluster: Cluster) -> None:
     for shard in cluster.shards:
         shard.active, shard.passive = "s1/0", "s2/0" if shard.number % 2 else "s3/0"
@@ -214,8 +238,21 @@ def test_verify_finds_what_differs(run: Run, cluster: Cluster) -> None:
     assert status == 1 and "1 of 5 shards have no true copy" in err and "they are: 3" in err
     assert [row["differing"] for row in json.loads(out)] == [[], [], [], [[0, 77]], []]
     assert run("shard", "verify", "2").status == 0
+    status, out, err = run("shard", "verify", "--socket", str(client.FOLDER / "s3-0.sock"))
+    assert status == 0 and [line[0] for line in lines(out)[1:]] == ["4"]  # what differs is of s2
+    assert "not compared: of the shards of s1/0, s2/0 ask there" in err
     cluster.stuck = True
     assert run("shard", "verify", "2", "--timeout", "0.1").status == 5
+
+
+def test_what_has_no_copy_is_not_said_to_be_right(run: Run, cluster: Cluster) -> None:
+    cluster.shards[2].passive = ""
+    assert "not compared: no copy of 2" in run("shard", "verify").err
+    status, out, err = run("shard", "verify", "2")
+    assert (status, out) == (1, "") and "shard 2 has no copy to compare" in err
+    for shard in cluster.shards:
+        shard.passive = ""
+    assert run("shard", "verify").status == 1
 
 
 def test_replication_status_has_a_row_for_each_end_and_alarms_in_words(run: Run, cluster: Cluster) -> None:
@@ -228,11 +265,18 @@ def test_replication_status_has_a_row_for_each_end_and_alarms_in_words(run: Run,
         status, _, err = run("replication", "status", "--check", "-o", form)
         assert status == 1 and "krononat: alarm: s2/0: shard 2 has no synced backup\n" in err
     assert run("replication", "status").status == 0
+    cluster.shards[2].alarms = []
+    cluster.dead.add("s3/0")
+    status, out, err = run("replication", "status", "--check")
+    assert status == 1 and "s1/0" in out and "the worker cannot answer now" in err
 
 
 def test_resync_is_asked_of_the_core_that_has_the_copy(run: Run, cluster: Cluster) -> None:
     assert run("replication", "resync", "4").out == "shard 4: s1/0 copies s3/0 anew\n"
     assert cluster.asked_for("resync") == [("s1/0", {"do": "resync", "shard": 4})]
+    here = ("--socket", str(client.FOLDER / "s3-0.sock"))
+    assert run("replication", "resync", "4", *here).status == 0 and cluster.asked_for("resync")[-1][0] == "s3/0"
+    assert run("replication", "resync", "0", *here).status == 1
     cluster.shards[4].passive = ""
     assert run("replication", "resync", "4").status == 1
     assert run("replication", "resync", "9").status == 4

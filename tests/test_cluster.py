@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from krononat import appliance, cluster, config
+from krononat import appliance, cluster, config, doctor
 from krononat.cli import root
 from krononat.client import Trouble
 from krononat.config import ConfigError
@@ -106,12 +108,13 @@ def test_refused_with_its_place(before: str, after: str, complaint: str) -> None
     assert complaint in str(refused.value)
 
 
-def _files(folder: Path, map_text: str = MAP, config_text: str = CONFIG) -> config.Config:
-    (folder / "map.toml").write_text(map_text)
+def _files(folder: Path, map_text: str = MAP, config_text: str = CONFIG, own_key: bool = True) -> config.Config:
     if not (folder / "key").exists():
         keys.write(folder / "key", keys.generate())
-    text = config_text.format(map=folder / "map.toml", key=folder / "key")
-    return config.read(text)
+    told = config.read(config_text.format(map=folder / "map.toml", key=folder / "key"))
+    public = keys.read(folder / "key").public.decode() if own_key else "d" * 40
+    (folder / "map.toml").write_text(map_text.replace({"s1": "a", "s2": "b"}[told.server.name] * 40, public))
+    return told
 
 
 def test_a_core_and_its_map_must_agree(tmp_path: Path) -> None:
@@ -132,6 +135,13 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Trouble) as refused:
         cluster.of(told)
     assert "chmod 600" in refused.value.why
+
+
+def test_a_key_that_the_map_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Trouble) as refused:
+        cluster.of(_files(tmp_path, own_key=False))
+    assert refused.value.status == 78 and f"the map has {'d' * 40} for s1/0" in refused.value.why
+    assert keys.read(tmp_path / "key").public.decode() in refused.value.remedy
 
 
 def test_shards_without_a_gap() -> None:
@@ -191,3 +201,47 @@ def test_key_and_check_by_hand(tmp_path: Path) -> None:
     (tmp_path / "map").write_text(MAP.replace("epoch = 4", "epoch = 'x'"))
     refused = call(root, ["cluster", "check", str(tmp_path / "map")])
     assert isinstance(refused.exception, ConfigError) and refused.exception.status == 78
+    (tmp_path / "s1.toml").write_text(CONFIG.format(map=tmp_path / "map", key=tmp_path / "key"))
+    words = ["cluster", "check", str(tmp_path / "map"), "-c", str(tmp_path / "s1.toml")]
+    (tmp_path / "map").write_text(MAP)
+    refused = call(root, words)
+    assert isinstance(refused.exception, Trouble) and "nobody would speak to it" in refused.exception.why
+    (tmp_path / "map").write_text(MAP.replace("a" * 40, first.output.strip()))
+    assert call(root, words).exit_code == 0
+
+
+def test_doctor_looks_at_what_a_cluster_needs(tmp_path: Path) -> None:
+    """Map, keys, where it listens, who answers, what fits: each wrong once, then all right."""
+
+    def found(**files: Any) -> dict[str, doctor.Finding]:
+        machine = doctor.Machine(tmp_path, _files(tmp_path, **files))
+        return {finding.id: finding for finding in doctor.cluster(machine)}
+
+    def results(told: dict[str, doctor.Finding]) -> dict[str, str]:
+        return {name: finding.result for name, finding in told.items()}
+
+    lacking = CONFIG.replace("[cluster]\n", f'[cluster]\nport-key-file = "{tmp_path}/ports"\n')
+    assert results(found(map_text="nonsense", config_text=lacking)) == {"cluster-map": "FAIL", "port-key": "FAIL"}
+    (tmp_path / "ports").write_bytes(bytes(32))
+    (tmp_path / "ports").chmod(0o600)
+    (tmp_path / "sys/class/net/out0").mkdir(parents=True)
+    (tmp_path / "sys/class/net/out0/mtu").write_text("1500\n")
+    with socket.socket() as here, socket.socket() as there:
+        here.bind(("127.0.0.1", 0))
+        there.bind(("127.0.0.1", 0))
+        wrong = found(map_text=MAP.replace("192.168.77.", "127.0.0."), config_text=lacking, own_key=False)
+        assert results(wrong) == {
+            "cluster-map": "OK", "cluster-key": "FAIL", "cluster-listen": "OK", "cluster-reach": "WARN", "shunt-mtu": "WARN",
+            "port-key": "OK",
+        }  # fmt: skip
+        assert "0 of 2 answer; not s2/0 (Connection refused)" in wrong["cluster-reach"].measured
+        assert all(finding.fix for finding in wrong.values() if finding.result != "OK")
+        there.listen()
+        ends = (f"127.0.0.1:{end.getsockname()[1]}" for end in (there, here))
+        (tmp_path / "sys/class/net/out0/mtu").write_text("1544\n")
+        told = MAP[: MAP.index('[[core]]\nname = "s2/1"')] + MAP[MAP.index("[[shard]]") :].replace("s2/1", "s2/0")
+        told = told.replace("192.168.77.2:7600", next(ends)).replace("192.168.77.1:7600", next(ends))
+        here.close()
+        right = found(map_text=told, config_text=lacking)
+        assert set(results(right).values()) == {"OK"} and right["cluster-reach"].measured == "1 of 1 answer"
+        assert right["port-key"].measured.startswith("fingerprint ")

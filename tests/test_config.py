@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from krononat import config, models
+from krononat.appliance import KEY_FILE
 from krononat.locate import Path, Places
 from krononat.mend import mend
 from krononat.starter import STARTER
@@ -86,12 +87,19 @@ def test_the_starter_file_is_right_and_its_comments_are_defaults() -> None:
     for key in (
         "xdp-mode", "busy-poll", "frames", "each", "ports", "block-size", "max-blocks-per-subscriber", "filtering", "hairpin",
         "hold-down-s", "mss-clamp", "inbound-refresh", "tcp-established", "tcp-transitory", "udp", "icmp",
-        "errors-per-second", "reject-code", "vlan", "checksums",
+        "errors-per-second", "reject-code", "vlan", "checksums", "core", "shard", "spare",
     ):  # fmt: skip
         before = uncommented
         uncommented = uncommented.replace(f"\n# {key} = ", f"\n{key} = ", 1)
         assert uncommented != before, key
     assert config.read(uncommented) == read
+    at = STARTER.index("# [cluster]\n")
+    table = "".join(line.removeprefix("# ") for line in STARTER[at : STARTER.index("\n\n", at) + 1].splitlines(keepends=True))
+    clustered = config.read(f"{STARTER}\n{table}").cluster
+    folder = KEY_FILE.parent
+    files = str(folder / "map.toml"), str(folder / "nat1.key")
+    assert clustered == models.Cluster(map=files[0], key_file=files[1], port_key_file=str(KEY_FILE))
+    assert all(f"\n# {name.replace('_', '-')} = " in STARTER for name in models.Cluster.model_fields)
 
 
 # --- what is refused: see refused_configs.txt ----------------------------------------------------------------------------

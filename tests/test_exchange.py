@@ -49,6 +49,17 @@ def test_a_copy_is_made_and_follows() -> None:
         assert status["links"]["s2/0"]["lag_ms"]["p50"] < 50
 
 
+def test_either_end_may_have_the_copy_made_anew() -> None:
+    with Room("s1/0", "s2/0") as room:
+        change(room, "s1/0", 3, random.Random(7), 500)
+        room.pair_up(3, "s1/0", "s2/0")
+        for number, (who, whose) in enumerate((("s1/0", "s2/0"), ("s2/0", "s1/0")), 1):
+            room["s2/0"].tables.put(3, SESSION_0, 4711, 1)  # a divergence
+            room[who].exchange.resync(3, whose)
+            room.until(lambda: same(room, 3) and room["s1/0"].exchange.synced(3, "s2/0"))
+            assert room["s1/0"].exchange.status()["streams"][0]["resyncs"] == number
+
+
 def test_changes_flow_while_the_snapshot_is_walked() -> None:
     chance = random.Random(2)
     with Room("s1/0", "s2/0") as room:

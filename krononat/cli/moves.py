@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,7 @@ import click
 
 from krononat import client
 from krononat.cli.output import Row, print_json, print_table
-from replication.placement import Move, Place
+from replication.placement import Move, Place, server_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -25,6 +26,13 @@ timeout_option = click.option(
 )
 
 
+def core_name(_: click.Context, __: click.Parameter, name: str) -> str:
+    """Callback of an argument that names a core."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[0-9]{1,4}", name):
+        raise click.BadParameter(f"{name!r} is no core: SERVER/NUMBER, s2/0 say; `krononat server list` tells which there are")
+    return name
+
+
 class View(NamedTuple):
     """What the cores that can be asked here know of the cluster."""
 
@@ -32,9 +40,21 @@ class View(NamedTuple):
     shards: list[dict[str, Any]]
     cores: list[dict[str, Any]]
 
-    def path(self, core: str) -> str:
-        """Socket of a core, or of any that may pass a request on to it."""
-        return self.paths.get(core) or next(iter(self.paths.values()))
+    def path(self, core: str, what: str) -> str:
+        """Socket of the core that has `what`; Trouble where that core, or its socket, is elsewhere."""
+        if core in self.paths:
+            return self.paths[core]
+        if not core:
+            raise client.Trouble(f"nobody has {what}", "no core has the authority now", "krononat shard list")
+        told, remedy = f"{core} has it, whose control socket is not here", f"run this on {server_of(core)}"
+        raise client.Trouble(f"{what} is another core's", told, f"{remedy}, or name its socket with --socket")
+
+    def known(self, core: str) -> None:
+        """Trouble where the map has no such core."""
+        names = [row["core"] for row in self.cores]
+        if core not in names:
+            told = f"there are: {', '.join(names)}"
+            raise client.Trouble(f"there is no core {core!r}", told, "krononat server list", client.NOT_FOUND)
 
     def shard(self, number: int) -> dict[str, Any]:
         """Row of a shard; Trouble where there is none."""
@@ -60,29 +80,35 @@ class View(NamedTuple):
 
 def look(socket: str | None) -> View:
     """The view of the core with this control socket, or of all cores that run here; Trouble where nobody answers."""
-    answers: list[tuple[str, str, Any, Any]] = []
+    answers = asked(socket, "shards", "cores")
+    paths = {me: path for me, path, _ in answers}
+    shards = _best((row for _, _, told in answers for row in told[0]), "shard", _owned)
+    cores = _best(({**row, "asked": me} for me, _, told in answers for row in told[1]), "core", _own)
+    return View(paths, shards, [{key: row[key] for key in row if key != "asked"} for row in cores])
+
+
+def asked(socket: str | None, *what: str) -> list[tuple[str, str, list[list[dict[str, Any]]]]]:
+    """(name, control socket, rows of each question) of each core here; who is silent is told of, Trouble where all are."""
+    answers: list[tuple[str, str, list[list[dict[str, Any]]]]] = []
     troubles: list[client.Trouble] = []
     for path in sockets(socket):
         try:
-            me, shards = client.rows(path, "shards")
-            answers.append((path, me, shards, client.rows(path, "cores")[1]))
+            told = [client.rows(path, question) for question in what]
+            answers.append((told[0][0], path, [rows for _, rows in told]))
         except client.Trouble as trouble:
             troubles.append(trouble)
     if not answers:
         raise troubles[0]
     for silent in troubles:
         click.echo(silent.told(), err=True)
-    paths = {me: path for path, me, _, _ in answers}
-    shards = _best((row for _, _, rows, _ in answers for row in rows), "shard", _owned)
-    cores = _best(({**row, "asked": me} for _, me, _, rows in answers for row in rows), "core", _own)
-    return View(paths, shards, [{key: row[key] for key in row if key != "asked"} for row in cores])
+    return answers
 
 
-def _owned(row: Row) -> tuple[bool, int]:
-    return row["role"] == "active", row["epoch"]
+def _owned(row: Row) -> tuple[int, int]:
+    return {"active": 2, "absent": 0}.get(row["role"], 1), row["epoch"]
 
 
-def _own(row: Row) -> tuple[bool, int]:
+def _own(row: Row) -> tuple[int, int]:
     return row["asked"] == row["core"], 0
 
 
@@ -92,7 +118,7 @@ def sockets(given: str | None) -> list[str]:
     return found or [client.find_socket(given)]
 
 
-def _best(rows: Iterable[dict[str, Any]], key: str, goodness: Callable[[Row], tuple[bool, int]]) -> list[dict[str, Any]]:
+def _best(rows: Iterable[dict[str, Any]], key: str, goodness: Callable[[Row], tuple[int, int]]) -> list[dict[str, Any]]:
     """Of the rows about the same thing, the one that knows it best."""
     best: dict[Any, dict[str, Any]] = {}
     for row in rows:
@@ -109,13 +135,14 @@ def agree(question: str, yes: bool, show: Callable[[], None]) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise client.Trouble(question.rstrip("?"), "nobody is there to agree", "say --yes, or --dry-run to see the plan")
+        told = f"nobody is there to agree to it: {question}"
+        raise client.Trouble("nothing was moved", told, "say --yes, or --dry-run to see the plan")
     show()
     click.confirm(question, abort=True)
 
 
 def carry_out_all(view: View, moves: Sequence[Move], yes: bool, dry_run: bool, timeout_s: float, form: str) -> None:
-    """A plan of several moves, one after another; the first that fails ends it."""
+    """A plan of several moves, one after another, those first that can be made from here; the first that fails ends it."""
     rows = [move._asdict() for move in moves]
     if dry_run or not moves:
         print_json({"moves": rows}) if dry_run or form == "json" else click.echo("nothing to move")
@@ -123,8 +150,8 @@ def carry_out_all(view: View, moves: Sequence[Move], yes: bool, dry_run: bool, t
     agree(f"Move {len(moves)} shard{'s' * (len(moves) > 1)}?", yes, lambda: print_table(rows, PLAN))
     done: list[dict[str, Any]] = []
     try:
-        for move in moves:
-            path = view.path(move.source)
+        for move in sorted(moves, key=lambda move: move.source not in view.paths):
+            path = view.path(move.source, f"shard {move.shard}")
             done.append(watch(path, begin(path, move.shard, move.target), timeout_s))
             if form != "json":
                 click.echo(told(done[-1]))

@@ -8,7 +8,7 @@ import click
 
 from krononat import client
 from krononat.cli.groups import Group
-from krononat.cli.output import output_option, print_rows, socket_option
+from krononat.cli.output import output_option, print_json, print_rows, socket_option
 
 
 @click.group(cls=Group)
@@ -33,10 +33,14 @@ def list_(form: str, socket: str | None) -> None:
 
 
 @quarantine.command(epilog="Example: krononat quarantine clear")
+@output_option()
 @socket_option
-def clear(socket: str | None) -> None:
+def clear(form: str, socket: str | None) -> None:
     """Drop none of them any more, and forget who was in hand at earlier deaths."""
-    click.echo(f"{_ask(socket, True)['cleared']} signatures are dropped no more", err=True)
+    cleared = _ask(socket, True)["cleared"]
+    if form == "json":
+        print_json({"cleared": cleared})
+    click.echo(f"{cleared} signatures are dropped no more", err=True)
 
 
 def _ask(socket: str | None, clearing: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import click
 
 from krononat import client
 from krononat.cli.groups import Group
-from krononat.cli.moves import look, sockets
+from krononat.cli.moves import asked, look, sockets
 from krononat.cli.output import output_option, print_json, print_rows, socket_option
 from krononat.cli.shard import SHARD
 
@@ -24,20 +24,18 @@ def replication() -> None:
 
 
 @replication.command(epilog="Example: krononat replication status --check   (exits with 1 where an alarm stands)")
-@click.option("--check", is_flag=True, help="Exit with 1 where an alarm stands.")
+@click.option("--check", is_flag=True, help="Exit with 1 where an alarm stands, or a core here does not answer.")
 @output_option("jsonl")
 @socket_option
 def status(check: bool, form: str, socket: str | None) -> None:
     """Every shard on every link: how far its copy is behind, what was lost, refused and sent anew; alarms, in words."""
-    rows = []
-    for path in sockets(socket):
-        me, found = client.rows(path, "replication")
-        rows += [{"core": me, **row} for row in found]
+    answers = asked(socket, "replication")
+    rows = [{"core": me, **row} for me, _, (found,) in answers for row in found]
     print_rows([_row(row) for row in rows] if form == "table" else rows, COLUMNS, form)
     alarms = list(dict.fromkeys(f"{row['core']}: {alarm}" for row in rows for alarm in row["alarms"]))
     for alarm in alarms:
         click.echo(f"krononat: alarm: {alarm}", err=True)
-    if check and alarms:
+    if check and (alarms or len(answers) < len(sockets(socket))):
         raise SystemExit(1)
 
 
@@ -57,5 +55,6 @@ def resync(number: int, form: str, socket: str | None) -> None:
     row = view.shard(number)
     if not row["passive"]:
         raise client.Trouble(f"shard {number} has no copy", "no core is its backup now", "krononat shard list")
-    told = client.ask(view.path(row["passive"]), {"do": "resync", "shard": number})["resync"]
+    end = row["passive"] if row["passive"] in view.paths else row["active"]
+    told = client.ask(view.path(end, f"shard {number}"), {"do": "resync", "shard": number})["resync"]
     print_json(told) if form == "json" else click.echo(f"shard {number}: {told['target']} copies {told['source']} anew")

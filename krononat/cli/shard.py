@@ -41,12 +41,12 @@ def list_(form: str, socket: str | None) -> None:
 def show(number: int, form: str, socket: str | None) -> None:
     """One shard."""
     row = look(socket).shard(number)
-    print_json(row) if form == "json" else print_facts({**row, "alarms": row["alarms"] or "none"})
+    print_json(row) if form == "json" else print_facts(_row(row))
 
 
 @shard.command(epilog="Example: krononat shard migrate 3 s2/0 --yes")
 @click.argument("number", metavar="SHARD", type=SHARD)
-@click.argument("target", metavar="SERVER/CORE")
+@click.argument("target", metavar="SERVER/CORE", callback=moves.core_name)
 @yes_option
 @dry_run_option
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Until it is done, and tell what it cost.")
@@ -82,7 +82,8 @@ def swap(number: int, yes: bool, dry_run: bool, wait: bool, timeout_s: float, fo
 def _move(
     view: View, row: dict[str, Any], target: str, yes: bool, dry_run: bool, wait: bool, timeout_s: float, form: str
 ) -> None:
-    path = view.path(row["active"])
+    view.known(target)
+    path = view.path(row["active"], f"shard {row['shard']}")
     plan = moves.plan(path, row["shard"], target)
     if dry_run:
         print_json({"plan": plan})
@@ -115,7 +116,7 @@ def rebalance(plan: bool, yes: bool, dry_run: bool, timeout_s: float, form: str,
         moves.carry_out_all(view, found, yes, dry_run or plan, timeout_s, form)
 
 
-@shard.command(epilog="Example: krononat shard verify 3   (all shards that have a copy: without SHARD)")
+@shard.command(epilog="Example: krononat shard verify 3   (without SHARD: all that cores of this server have)")
 @click.argument("number", metavar="[SHARD]", type=SHARD, required=False)
 @timeout_option
 @output_option()
@@ -123,7 +124,7 @@ def rebalance(plan: bool, yes: bool, dry_run: bool, timeout_s: float, form: str,
 def verify(number: int | None, timeout_s: float, form: str, socket: str | None) -> None:
     """Compare both copies of a shard, row by row; exits with 1 where they differ, or cannot be compared."""
     view = look(socket)
-    rows = [view.shard(number)] if number is not None else [row for row in view.shards if row["passive"]]
+    rows = [view.shard(number)] if number is not None else _comparable(view)
     found = [_verify(view, row, timeout_s) for row in rows]
     shown = found if form == "json" else [{**row, "differing": len(row["differing"])} for row in found]
     print_rows(shown, VERIFIED, form)
@@ -134,8 +135,25 @@ def verify(number: int | None, timeout_s: float, form: str, socket: str | None) 
         raise client.Trouble(f"{len(wrong)} of {len(found)} shards have no true copy", f"they are: {told}", remedy)
 
 
+def _comparable(view: View) -> list[dict[str, Any]]:
+    """Shards with a copy whose owner can be asked here; the others are told of. Trouble where there are none."""
+    here = [row for row in view.shards if row["passive"] and row["active"] in view.paths]
+    bare = [row["shard"] for row in view.shards if not row["passive"]]
+    there = sorted({row["active"] for row in view.shards if row["passive"] and row["active"] not in view.paths})
+    left = [f"no copy of {', '.join(map(str, bare))}"] * bool(bare)
+    left += [f"of the shards of {', '.join(there)} ask there"] * bool(there)
+    if not here:
+        raise client.Trouble("no shard was compared", "; ".join(left), "krononat shard list")
+    for told in left:
+        click.echo(f"krononat: not compared: {told}", err=True)
+    return here
+
+
 def _verify(view: View, row: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    path, until = view.path(row["active"]), time.monotonic() + timeout_s
+    if not row["passive"]:
+        told = "no other core keeps one"
+        raise client.Trouble(f"shard {row['shard']} has no copy to compare", told, "krononat shard list")
+    path, until = view.path(row["active"], f"shard {row['shard']}"), time.monotonic() + timeout_s
     asked = {"do": "verify", "shard": row["shard"]}
     found = client.ask(path, {**asked, "begin": True})["verification"]
     while not found["done"]:
@@ -150,7 +168,7 @@ def _verify(view: View, row: dict[str, Any], timeout_s: float) -> dict[str, Any]
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """A shard as a table shows it."""
-    return {**row, "backup": row["backup"] or "-", "active": row["active"] or "-", "passive": row["passive"] or "-"} | {
-        "alarms": "; ".join(row["alarms"]) or "-"
-    }
+    """A shard as a table shows it; "-": nothing, or not known here."""
+    names = {name: row[name] or "-" for name in ("backup", "active", "passive")}
+    in_sync = "-" if row["in_sync"] is None else row["in_sync"]
+    return {**row, **names, "in_sync": in_sync, "alarms": "; ".join(row["alarms"]) or "-"}
