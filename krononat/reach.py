@@ -23,6 +23,7 @@ from shards.state import State
 
 SIZES = (1600, 1544, 1500, 1400, 1280, 576)  # bytes of the IPv4 packet
 EACH = 1000  # ticks between two questions to one core
+READ_AT_ONCE = 256  # messages, before others have their turn
 PATIENCE = 3000  # ticks after which an answer is too old
 _IPV4_BYTES = 20
 _IP_MTU_DISCOVER, _PROBE = 10, 3  # ip(7): set "don't fragment", believe no size but the link's
@@ -73,8 +74,8 @@ class Reach:
                 self._socket.sendto(question, (peer.address, 0))
 
     def _listen(self) -> None:
-        """An answer counts for the size that it has itself."""
-        while True:
+        """An answer counts for the size that it has itself. Whatever ICMP comes is read here: a flood must not keep us."""
+        for _ in range(READ_AT_ONCE):
             try:
                 packet, (address, _) = self._socket.recvfrom(65535)
             except OSError:

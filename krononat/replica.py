@@ -156,6 +156,12 @@ class Replica:
                 found.append(f"shard {shard} has its backup on the same server")
         elif post.role != ABSENT and not active:
             found.append(f"nobody has the authority over shard {shard}")
+        elif post.role != ABSENT and (evidence := self.exchange.evidence(active, self._now)) != ALIVE:
+            found.append(f"{active}, which has the authority over shard {shard}, is {evidence}")
+        if refused := self.exchange.refused_of(shard):
+            found.append(
+                f"the copy of shard {shard} here lacks {refused:,} rows that it refused: do the configurations differ?"
+            )
         mtu = int(self._state.peers[self._peers[post.backup]]["mtu"]) if post.role == ACTIVE and post.backup else 0
         if 0 < mtu < SHUNT_MTU:
             found.append(f"shard {shard} would lose long packets in a move: only {mtu} bytes reach {post.backup}")

@@ -54,6 +54,7 @@ class Exchange:
         self._senders: dict[str, Sender] = {}
         self._receivers: dict[str, Receiver] = {}
         self._seen: dict[str, int] = {}  # by peer: tick of the last frame
+        self._talking: dict[str, int] = {}  # by peer: tick since which its frames come without a pause
         self._closed: dict[str, int] = {}  # by peer: tick at which its kernel ended the connection
         self._heard: list[Heard] = []
         self._verifications: dict[tuple[int, str], Verification] = {}
@@ -80,6 +81,7 @@ class Exchange:
         self._link.part(peer)
         del self._senders[peer], self._receivers[peer]
         self._seen.pop(peer, None)
+        self._talking.pop(peer, None)
         self._closed.pop(peer, None)
 
     def descriptors(self) -> list[int]:
@@ -136,7 +138,7 @@ class Exchange:
         copy, receiver = self._subscriber.get(shard), self._receivers.get(peer)
         if copy is None or copy.peer != peer or receiver is None:
             return False
-        return bool(copy.installed) and copy.installed == copy.series and not receiver.broken
+        return copy.is_whole and not receiver.broken
 
     def flushed(self, shard: int, peer: str) -> bool:
         """See `protocol.Exchange`."""
@@ -152,6 +154,10 @@ class Exchange:
         copy = self._subscriber.get(shard)
         if copy is not None and copy.peer == peer and copy.series:
             self._receivers[peer].answer(Frame("resync", shard=shard, series=copy.series))
+
+    def refused_of(self, shard: int) -> int:
+        """Records that our copy of a shard lacks, since they were refused."""
+        return self._subscriber.refused_of(shard)
 
     def verify(self, shard: int, peer: str) -> None:
         """Begin to compare our copy with the peer's; ValueError where we do not stream it there, in sync."""
@@ -212,7 +218,7 @@ class Exchange:
             self._senders[peer].connected(now)
         for peer in changes.ended:
             self._senders[peer].over()
-            if peer in self._seen and age(now, self._seen[peer]) < CRASH_WITHIN:
+            if self._talked(peer, now):
                 self._closed[peer] = now
 
     def _try(self, take: Callable[[Message, Frame, int], None], message: Message, now: int) -> None:
@@ -227,11 +233,22 @@ class Exchange:
     def _note_life(self, message: Message, now: int) -> None:
         """A frame shows that its peer lives; not one that was still on its way when the connection ended."""
         peer = message.peer
+        if peer not in self._seen or age(now, self._seen[peer]) >= CRASH_WITHIN:
+            self._talking[peer] = now
         self._seen[peer] = now
         if peer in self._closed:
             receiver, late = self._receivers.get(peer), age(now, self._closed[peer]) > LATE_AT_MOST
             if late or (message.way and receiver is not None and message.way != receiver.way):
                 del self._closed[peer]
+
+    def _talked(self, peer: str, now: int) -> bool:
+        """Whether a peer was talking all the time until now, as we have heard it.
+
+        Where we were away for long, its own timeout may have ended the connection, and what it said before is read only now.
+        """
+        if peer not in self._seen or age(now, self._seen[peer]) >= CRASH_WITHIN:
+            return False
+        return age(now, self._talking[peer]) >= CRASH_WITHIN
 
     # --- what comes in ----------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ VERSION = 1
 UNDERSTOOD = (VERSION, VERSION - 1)  # newest first
 
 BODY_AT_MOST = 1 << 16
-HEADER_AT_MOST = 1 << 13
+HEADER_AT_MOST = 1 << 16  # a core's posts stand in one: up to 200 bytes for each of its shards
 COUNTS_AT_MOST = 3
 
 # --- reasons --------------------------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def encode(frame: Frame, body: Body = b"") -> bytes:
 
 # --- reading --------------------------------------------------------------------------------------------------------------
 
-_LIMITS = {"max_str_len": 1024, "max_bin_len": 4096, "max_array_len": 1024, "max_map_len": 256, "max_ext_len": 0}
+_LIMITS = {"max_str_len": 1024, "max_bin_len": 4096, "max_array_len": 4096, "max_map_len": 4096, "max_ext_len": 0}
 _DEFAULTS: dict[str, Any] = {"l": 0, "q": 0, "s": 0, "e": 0, "i": 0, "n": [], "f": {}}
 _MOST = {"l": 2**64 - 1, "q": 2**48, "s": 2**16 - 1, "e": 2**32 - 1, "i": 2**32 - 1}
 

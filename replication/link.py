@@ -69,7 +69,7 @@ class Link:
         self._peers: dict[str, Peer] = {}
         self._tried: dict[str, int] = {}  # by peer: tick at which its socket was made
         self._connected: set[str] = set()
-        self._poll = select.poll()
+        self._poll = select.epoll()  # one descriptor, the same for ever: sockets are made anew behind the back of who sleeps
         self._news: set[int] = set()  # descriptors of sockets that may have something
         self._descriptors: dict[zmq.Socket[bytes], int] = {}
         self._skipping: zmq.Socket[bytes] | None = None
@@ -97,7 +97,7 @@ class Link:
         try:
             router.bind(endpoint)
         except zmq.ZMQError as error:
-            self._context.destroy(0)
+            self.close()
             raise OSError(error.errno, f"cannot listen for replication at {endpoint}: {error.strerror}") from None
         return router
 
@@ -145,11 +145,12 @@ class Link:
 
     def descriptors(self) -> list[int]:
         """To wait for while idle. They tell of news only; after each wake all messages must be fetched."""
-        return list(self._descriptors.values())
+        return [self._poll.fileno()]
 
     def close(self) -> None:
         """Let go of everything at once; what was not sent is lost."""
         self._context.destroy(0)
+        self._poll.close()
 
     # --- sending ----------------------------------------------------------------------------------------------------------
 
@@ -177,7 +178,7 @@ class Link:
 
     def _watch(self, socket: zmq.Socket[bytes]) -> None:
         self._descriptors[socket] = int(socket.get(_FD))
-        self._poll.register(self._descriptors[socket], select.POLLIN)
+        self._poll.register(self._descriptors[socket], select.EPOLLIN)
         self._news.add(self._descriptors[socket])
 
     def listen(self) -> None:

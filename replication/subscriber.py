@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from replication.frames import Frame, Refused, whole
-from replication.protocol import Fields, Heard
+from replication.protocol import Fields, Heard, age
 from replication.receiver import Receiver
 from replication.tables import BITMAP_ROWS, Sink
 from shards.state import SESSION_1, Array
 
 _ROW_AT_MOST = 2**32 - BITMAP_ROWS
+ANEW_AFTER, ANEW_AT_MOST = 1000, 600_000  # ticks between two copies that are asked for since rows were refused; ever longer
 
 
 class Copy:
@@ -22,6 +23,14 @@ class Copy:
         self.ending = False  # its end was read; what was not seen is being ended
         self.installed = 0  # series of the last one that is here to its end
         self.ahead = epoch  # highest epoch that the conductor was told of
+        self.refused = 0  # records, since it began
+        self.wrong = False  # one was refused though all that it needs was here: the copy is no true one
+        self.asked = self.patience = 0  # tick at which a new one was asked for, and ticks until the next time
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is here to its end."""
+        return bool(self.series) and self.installed == self.series
 
 
 class Subscriber:
@@ -63,8 +72,8 @@ class Subscriber:
     def _forget(self, copy: Copy) -> None:
         if copy.series and copy.installed != copy.series:
             self._sink.finish(copy.shard)
-        copy.series = copy.installed = 0
-        copy.ending = False
+        copy.series = copy.installed = copy.refused = 0
+        copy.ending = copy.wrong = False
 
     def installed(self, peer: str) -> dict[int, int]:
         """Series, by shard, of the peer's copies that are here to their end."""
@@ -93,7 +102,7 @@ class Subscriber:
         if frame.epoch < copy.epoch:
             raise Refused("old_epoch")
         self._note_epoch(copy, frame.epoch)
-        if frame.kind != "begin" and frame.series != copy.series:
+        if not frame.series or (frame.kind != "begin" and frame.series != copy.series):
             raise Refused("early")
         return copy
 
@@ -107,9 +116,9 @@ class Subscriber:
         if frame.kind == "begin":
             self._begin(copy, frame)
         elif frame.kind == "update":
-            self._update(frame, body, now)
+            self._update(copy, frame, body, now)
         elif frame.kind == "holds":
-            self._count(frame.counts[0], self._sink.apply_holds(frame.shard, body, now))
+            self._count(copy, frame.counts[0], self._sink.apply_holds(frame.shard, body, now))
         elif frame.kind == "bitmap":
             self._refresh(frame, body, now)
         elif frame.kind == "end":
@@ -124,19 +133,27 @@ class Subscriber:
         else:
             copy.installed = copy.series
 
-    def _update(self, frame: Frame, body: Array, now: int) -> None:
+    def _update(self, copy: Copy, frame: Frame, body: Array, now: int) -> None:
         ended, mappings, sessions = frame.counts
         first, second = 8 * ended, 8 * ended + 32 * mappings
+        before = copy.refused
         if ended:
-            self._count(ended, self._sink.apply_ended(frame.shard, body[:first], now))
+            self._count(copy, ended, self._sink.apply_ended(frame.shard, body[:first], now))
         if mappings:
-            self._count(mappings, self._sink.apply_mappings(frame.shard, body[first:second], now))
+            self._count(copy, mappings, self._sink.apply_mappings(frame.shard, body[first:second], now))
         if sessions:
-            self._count(sessions, self._sink.apply_sessions(frame.shard, body[second:], now))
+            self._count(copy, sessions, self._sink.apply_sessions(frame.shard, body[second:], now))
+        copy.wrong |= copy.refused > before and copy.is_whole and not copy.union
 
-    def _count(self, told: int, taken: int) -> None:
+    def _count(self, copy: Copy, told: int, taken: int) -> None:
         self.records += told
         self.refused_records += told - taken
+        copy.refused += told - taken
+
+    def refused_of(self, shard: int) -> int:
+        """Records of a shard's copy that were refused since it began: it lacks them."""
+        copy = self._copies.get(shard)
+        return 0 if copy is None or copy.union else copy.refused
 
     def _refresh(self, frame: Frame, body: Array, now: int) -> None:
         klass, first = whole(frame.fields, "k", SESSION_1), whole(frame.fields, "r", _ROW_AT_MOST)  # of sessions only
@@ -149,6 +166,8 @@ class Subscriber:
     def turn(self, now: int, spare: Callable[[], bool], receivers: dict[str, Receiver]) -> bool:
         """End what copies did not have, a piece at a time. True: there is more to do."""
         for copy in self._copies.values():
+            if copy.wrong:
+                self._ask_anew(copy, receivers[copy.peer], now)
             while copy.ending:
                 if copy.union or self._sink.end_unseen(copy.shard, now):
                     self._sink.finish(copy.shard)
@@ -157,6 +176,13 @@ class Subscriber:
                 elif not spare():
                     return True
         return False
+
+    def _ask_anew(self, copy: Copy, receiver: Receiver, now: int) -> None:
+        """Ask for a new copy. What is refused in that one, too, will be refused for ever, so less and less often."""
+        if age(now, copy.asked) < copy.patience or not receiver.answer(Frame("resync", shard=copy.shard, series=copy.series)):
+            return
+        copy.wrong, copy.asked = False, now
+        copy.patience = min(max(2 * copy.patience, ANEW_AFTER), ANEW_AT_MOST)
 
 
 def _two(told: object) -> tuple[int, int]:

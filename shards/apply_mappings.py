@@ -235,11 +235,12 @@ def _make_way(state: State, shard: int, half: int, holder: int, snapshot: bool, 
 
 @hot
 def _disown(state: State, half: int) -> None:
-    """A stale mapping's port is another's now: free, for it to own."""
+    """A stale mapping's port is another's now: free, for it to own; and so is a block that is empty without it."""
     row = state.mappings[half]
     external, port = sessions.external_ordinal(state, whole(row["external_address"])), whole(row["external_port"])
     state.owners[ports.port_space(whole(row["internal_realm"]) >> 24), external, port] = 0
     state.chunks[external, port // CHUNK_PORTS]["used"] -= 1
+    ports.vacate(state, external, port)
 
 
 @hot

@@ -618,6 +618,25 @@ def test_a_static_mapping_in_no_block_that_is_is_refused(block: int) -> None:
     assert len(accounts) == len(twins.other.state.accounts.tobytes()) and invariants.complaints(twins.other.state) == []
 
 
+def test_a_port_that_changes_hands_in_a_snapshot_does_not_use_up_a_block() -> None:
+    twins = Twins(bed(PLAIN), EPOCH)
+    ready(twins.one, twins.other)
+    say(twins.one, "udp 100.64.0.2:4000 > 198.51.100.1:53", EPOCH)
+    twins.sender.changes(EPOCH)
+    (mapping,), (session,) = ([sent for sent in twins.sender.way if sent.kind == kind] for kind in ("mappings", "sessions"))
+    state, other = twins.other.state, mapping.records.copy()
+    mapping.records["block"] = other["block"] = 0  # in nobody's block
+    other["row"], other["internal_port"] = other["row"] + 1, 4001
+    assert give(state, "mappings", mapping.records, EPOCH) == give(state, "sessions", session.records, EPOCH) == 1
+    free = int(state.pools[0]["blocks_free"])
+    seen = np.zeros(len(state.dirty), np.uint64)
+    assert apply.mappings(state, 0, other, 1, seen, EPOCH) == 1
+    assert int(state.pools[0]["blocks_free"]) == free
+    for klass in (SESSION_0, SESSION_1, MAPPING_0, MAPPING_1):
+        assert apply.end_unseen(state, 0, klass, 0, seen, EPOCH, 1 << 17) == apply.END
+    assert invariants.complaints(state) == [] and len(mapped(state)) == 1
+
+
 def test_a_session_before_its_mapping_is_refused() -> None:
     twins = Twins(bed(PLAIN), EPOCH)
     ready(twins.one, twins.other)

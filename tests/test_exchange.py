@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+import select
+import time
 
+import numpy as np
 import pytest
 
-from replication import publisher
+from replication import keys, publisher, verify
 from replication.frames import Body
-from replication.protocol import ALIVE, CLOSED, SILENT, Heard
+from replication.link import Changes
+from replication.protocol import ALIVE, CLOSED, SILENT, Heard, Peer
+from shards.records import SESSION_RECORD
 from shards.state import MAPPING_0, MAPPING_1, SESSION_0, SESSION_1
 from tests.exchanges import Node, Room, ticks
 
@@ -273,3 +278,70 @@ def test_verify_says_why_it_cannot_and_why_it_ended() -> None:
         room["s1/0"].exchange.verify(3, "s2/0")
         room["s2/0"].exchange.close()
         room.until(lambda: (found := room["s1/0"].exchange.compared(3, "s2/0")) and found.error, "s1/0")
+
+
+def test_who_sleeps_is_woken_though_sockets_were_made_anew() -> None:
+    """Peers that cannot be reached get new sockets every second; what the worker sleeps by was told it once."""
+    with Room("s1/0") as room:
+        link, stranger = room["s1/0"].exchange._link, keys.generate()
+        for number in range(3):
+            link.meet(Peer(f"s{number + 5}/0", f"tcp://127.0.0.1:{number + 1}", stranger.public), ticks())
+        descriptors, sleeper = link.descriptors(), select.poll()
+        for descriptor in descriptors:
+            sleeper.register(descriptor, select.POLLIN)
+        for _ in range(3):
+            link._remake(ticks() + 2000)
+            time.sleep(0.02)
+        assert link.descriptors() == descriptors
+        assert all(event == select.POLLIN for _, event in sleeper.poll(0))
+        room.add(Node("s2/0"))
+        room.until(lambda: sleeper.poll(0), "s2/0")
+
+
+def test_who_was_away_itself_takes_nobody_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers end connections to who is frozen; what they had said before is read together with that."""
+    with Room("s1/0", "s2/0") as room:
+        one = room["s1/0"].exchange
+        room.until(lambda: one.evidence("s2/0", ticks()) == ALIVE)
+        room.run(0.5)
+        room.run(0.5, "s2/0")
+        monkeypatch.setattr(one._link, "look", lambda now: Changes([], ["s2/0"]))
+        room.turn("s1/0")
+        assert one.evidence("s2/0", ticks()) == ALIVE
+        monkeypatch.undo()
+        room.run(0.5)
+        monkeypatch.setattr(one._link, "look", lambda now: Changes([], ["s2/0"]))
+        room.turn("s1/0")
+        assert one.evidence("s2/0", ticks()) == CLOSED
+
+
+def test_answers_to_a_comparison_that_was_given_up_are_refused() -> None:
+    with Room("s1/0", "s2/0") as room:
+        for row in range(0, 40_000, 7):
+            room["s1/0"].tables.put(3, SESSION_0, row, row)
+        room.pair_up(3, "s1/0", "s2/0")
+        one = room["s1/0"].exchange
+        one.verify(3, "s2/0")
+        verification = one._verifications[3, "s2/0"]
+        room.until(lambda: verification._asked, "s1/0")
+        one.stream(3, "s2/0", False)  # the shard gets another backup meanwhile
+        room.until(lambda: verification.done, "s1/0")
+        room.run(0.2)
+        assert one.refused["malformed"] > 0 and one.evidence("s2/0", ticks()) == ALIVE
+
+
+def test_of_a_copy_that_differs_everywhere_a_part_is_told() -> None:
+    with Room("s1/0", "s2/0") as room:
+        room.pair_up(3, "s1/0", "s2/0")
+        for row in range(40_000):
+            room["s1/0"].tables.rows[3, SESSION_0, row] = room["s1/0"].tables.rows.get((3, SESSION_0, 0)) or record()
+        one = room["s1/0"].exchange
+        one.verify(3, "s2/0")
+        room.until(lambda: (found := one.compared(3, "s2/0")) and found.done)
+        found = one.compared(3, "s2/0")
+        assert found and verify.FOUND_AT_MOST <= len(found.differing) < 2 * verify.FOUND_AT_MOST
+
+
+def record() -> bytes:
+    """Any session."""
+    return np.ones(1, SESSION_RECORD).tobytes()

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from replication import keys
-from replication.frames import BODY_AT_MOST, KINDS, REASONS, VERSION, Frame, decode, encode
+from replication.frames import BODY_AT_MOST, HEADER_AT_MOST, KINDS, REASONS, VERSION, Frame, decode, encode
 from replication.keys import Key
 from replication.protocol import ALIVE, Fields, Peer
 from replication.tables import BITMAP_ROWS, COMPARED_ROWS
@@ -332,7 +332,7 @@ def test_messages_of_any_number_of_parts_and_any_size(stranger: Stranger) -> Non
     stranger.socket.send(b"alone")
     stranger.socket.send_multipart([b"x"] * 1000)
     stranger.socket.send_multipart([b"", b""])
-    stranger.socket.send_multipart([b"y" * 20_000, b"z"])
+    stranger.socket.send_multipart([b"y" * (HEADER_AT_MOST + 9), b"z"])
     stranger.tell("update", session(1), (0, 0, 1))
     expect(stranger, "malformed", 4)
     stranger.until(lambda: rows(stranger) == {1})
@@ -422,3 +422,30 @@ def test_a_handshake_that_was_too_slow_is_no_wrong_key() -> None:
         room.nodes.update({"s1/0": one, "s2/0": two})
         room.until(lambda: one.exchange.evidence("s2/0", ticks()) == two.exchange.evidence("s1/0", ticks()) == ALIVE)
         assert one.refused() == two.refused() == {}
+
+
+def test_rows_refused_after_the_copy_lead_to_another_copy_less_and_less_often(stranger: Stranger) -> None:
+    stranger.begin()
+    stranger.tell("end")
+    assert stranger.hear("ack").life == stranger.life
+    copy = stranger.node.exchange._subscriber.get(SHARD)
+    assert copy
+    for patience in (1000, 2000, 4000):
+        copy.asked -= copy.patience
+        stranger.until(lambda: copy.is_whole)
+        stranger.tell("update", session(2**31), (0, 0, 1))
+        assert stranger.hear("resync").series == 1
+        assert copy.patience == patience and stranger.node.exchange.refused_of(SHARD) == 1
+        stranger.tell("begin", fields={"w": 1})
+        stranger.tell("end")
+        stranger.until(lambda: copy.is_whole and not copy.refused)
+    stranger.tell("update", session(2**31), (0, 0, 1))
+    stranger.until(lambda: copy.wrong)
+
+
+def test_a_copy_without_a_number_is_none(stranger: Stranger) -> None:
+    stranger.open()
+    stranger.tell("update", session(1), (0, 0, 1), series=0)
+    stranger.tell("begin", series=0, fields={"w": 1})
+    expect(stranger, "early", 2)
+    assert rows(stranger) == set()
