@@ -151,7 +151,7 @@ class Replica:
                 evidence = self.exchange.evidence(post.backup, self._now)
                 found.append(f"shard {shard} has no backup in sync: {post.backup} is {evidence}")
             if post.side != 0 and self._now - post.since > SIDES_LATE:
-                found.append(f"shard {shard} hands out an eighth of its ports only: {post.backup} holds on to the rest")
+                found.append(f"shard {shard} hands out a fifth of its ports only: {post.backup} holds on to the rest")
             if post.backup.partition("/")[0] == self._me.partition("/")[0]:
                 found.append(f"shard {shard} has its backup on the same server")
         elif post.role != ABSENT and not active:

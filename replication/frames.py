@@ -24,7 +24,6 @@ UNDERSTOOD = (VERSION, VERSION - 1)  # newest first
 
 BODY_AT_MOST = 1 << 16
 HEADER_AT_MOST = 1 << 13
-COUNTS_AT_MOST = 3
 
 # --- reasons --------------------------------------------------------------------------------------------------------------
 
