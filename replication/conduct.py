@@ -105,7 +105,7 @@ class Conductor:
             return Post(JOINING, epoch, side, now, backup=backup)
         if role in (SYNCING, PASSIVE):
             authority = self._names.get(int(row["authority"]), "")
-            return Post(SYNCING, epoch, side, now, heir=role == PASSIVE, authority=authority)
+            return Post(SYNCING, epoch, side, now, heir=role == PASSIVE, whole=role == PASSIVE, authority=authority)
         if role == JOINING and row["sessions"] == 0 and row["mappings"] == 0:
             return Post(JOINING, epoch, side, now, cold=True, heir=self._me == place.backup)
         return Post(role, epoch, side, now)
@@ -189,7 +189,14 @@ class Conductor:
             self._act(shard, before, now)
         self._arrange(shard, post, self._others(shard, now) if post != before else others)
         self._note_sent(shard, before)
+        self._note_heir(shard)
         return post != before
+
+    def _note_heir(self, shard: int) -> None:
+        """Memory names whom we must ask when we come back: our backup, or the one before who thinks that it still is."""
+        post, told = self.posts[shard], self._told[shard].values()
+        before = next((each.name for each in told if each.heir and each.role != ACTIVE), post.backup)
+        self._state.shards[shard]["backup"] = self._peers.get(before if post.role == ACTIVE else post.backup, 0)
 
     def _note_sent(self, shard: int, before: Post) -> None:
         """Nothing of this turn's changes is sent yet: what is now on its way is what was made before."""
@@ -197,7 +204,11 @@ class Conductor:
         if (post.role, post.side, post.backup) != (before.role, before.side, before.backup):
             self._sent_all.discard(shard)
         elif post.role == ACTIVE and self._exchange.synced(shard, post.backup) and self._exchange.flushed(shard, post.backup):
-            self._sent_all.add(shard)
+            row = self._state.shards[shard]
+            if row["pickup"] == PICKUP_ASIDE:  # nothing more is made of the side that the backup is to have; then all is sent
+                row["pickup"] = PICKUP
+            else:
+                self._sent_all.add(shard)
 
     def _facts(self, shard: int, post: Post, now: int) -> Facts:
         place = self._places[shard]
@@ -282,7 +293,6 @@ class Conductor:
             row["creates"] = 0
         row["role"], row["epoch"], row["side"] = post.role, post.epoch, post.side
         row["authority"] = self._peers.get(post.authority, 0)
-        row["backup"] = self._peers.get(post.backup, 0)
         if post.role == ACTIVE and before.role != ACTIVE:
             self._begin(shard, post, now)
         if post.role == DRAINING and post.authority and shard not in self._quiet:
@@ -333,7 +343,8 @@ class Conductor:
         if post.role != ACTIVE:
             return {}
         return {
-            told.name: (told.name == target, told.role != DRAINING)
+            # Who has just handed over has all rows; not if we died since: then what was on its way to it is lost.
+            told.name: (told.name == target, told.role != DRAINING or not post.taken)
             for told in others
             if told.name in (post.backup, post.guest) and told.wants and told.epoch == post.epoch
         }
@@ -385,14 +396,12 @@ class Conductor:
             return None
         others = self._others(shard, now)
         to = next(told for told in others if told.name == name)
-        yours = roles.yours(post, to, others, shard in self._sent_all)
-        if yours != NO_SIDE and self._state.shards[shard]["pickup"] == PICKUP_ASIDE:
-            self._state.shards[shard]["pickup"] = PICKUP  # it is another core's from now on
+        heir = roles.heir(post, to, others) if post.role == ACTIVE else post.heir
         synced = post.role == ACTIVE and name in self._streams[shard] and self._exchange.synced(shard, name)
         values = (
             shard, post.role, post.epoch, post.side, post.cold, roles.wants(post), post.winner,
             post.backup if post.role == ACTIVE else "", post.guest,
-            yours, roles.heir(post, to), synced, post.taken,
+            roles.yours(post, to, others, shard in self._sent_all), heir, synced, post.taken,
         )  # fmt: skip
         return dict(zip(_SHORT, values, strict=True), n=self.counts(shard))
 

@@ -27,7 +27,7 @@ from replication.verify import Verification
 
 READ_NS, TURN_NS = 750_000, 1_500_000  # of a turn: until when messages are read, until when anything new is begun
 CRASH_WITHIN = 200  # ticks: a connection that ends so soon after a frame was ended by a kernel, not by a timeout of ours
-LATE_AT_MOST = 100  # ticks in which all is read that was on its way when a connection ended
+LATE_AT_MOST = 30  # ticks in which all is read that was on its way when a connection ended; the living send a ping each 20
 HEARD_AT_MOST = 1024
 
 _ANSWERS_AT_ONCE = 32  # of a peer
@@ -173,8 +173,8 @@ class Exchange:
         self._now = now
         self._until = begun + READ_NS
         self._link.listen()
+        self._look(now)  # first: who has come back since a long turn ago is not to be called dead by what it says now
         more = self._read(now)
-        self._look(now)
         self._until = begun + TURN_NS
         more |= self._subscriber.turn(now, self._spare, self._receivers)
         for receiver in self._receivers.values():
@@ -270,6 +270,8 @@ class Exchange:
         sender = self._senders[message.peer]
         if frame.kind == "opened":
             sender.opened(frame, now)
+            if sender.life == frame.life:
+                self._closed.pop(message.peer, None)  # whoever begins a life lives; what we tell him next he may act on
         elif frame.kind == "broken":
             sender.missed(frame)
         elif not sender.life or frame.life != sender.life:

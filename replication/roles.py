@@ -78,7 +78,7 @@ class Told(NamedTuple):
     backup: str = ""  # ACTIVE: the core that is meant to be its backup
     guest: str = ""  # ACTIVE: another core that shall have a copy
     yours: int = NO_SIDE  # ACTIVE: the side that this core shall have
-    heir: bool = False  # ACTIVE: this core may take over
+    heir: bool = False  # ACTIVE: this core may take over; anybody else: it thinks that it may itself
     synced: bool = False  # ACTIVE: this core has a complete copy
     taken: bool = False  # ACTIVE: its authority was handed over to it
     evidence: Evidence = ALIVE
@@ -93,6 +93,7 @@ class Post(NamedTuple):
     since: int  # tick at which the role began
     cold: bool = False  # joining with empty memory
     heir: bool = False  # may take over
+    whole: bool = False  # our copy was complete once since we began to follow: no row of ours is another's by now
     backup: str = ""  # the core that is our backup, or is to be
     guest: str = ""  # another core that shall have a copy: it is about to become the backup
     authority: str = ""  # the core that has the authority, as far as is known; empty: none, or this one
@@ -175,7 +176,14 @@ def _is_handed(post: Post, others: Sequence[Told], facts: Facts) -> bool:
 
 def _is_bereft(post: Post, others: Sequence[Told], facts: Facts) -> bool:
     owner = _owner(post, others)
-    return post.heir and owner is not None and owner.role == JOINING and owner.cold and owner.evidence == ALIVE
+    bereft = owner is not None and owner.role == JOINING and owner.cold and owner.evidence == ALIVE
+    return bereft and (post.heir or _is_next(others, facts))
+
+
+def _is_next(others: Sequence[Told], facts: Facts) -> bool:
+    """Whether this core inherits where nobody was named: the heir came back a moment ago, and has not been told again."""
+    holders = [told for told in others if told.role in (SYNCING, PASSIVE, DRAINING)]
+    return not any(told.heir for told in holders) and all(facts.me < told.name for told in holders)
 
 
 def _owner(post: Post, others: Sequence[Told]) -> Told | None:
@@ -188,13 +196,16 @@ def _is_dead(post: Post, others: Sequence[Told], facts: Facts) -> bool:
         return False
     if owner is None or not owner.epoch:  # nobody has said that he has the authority since we began
         return post.side != NO_SIDE and facts.now - post.since >= facts.join_after
-    return owner.evidence == CLOSED or (owner.evidence == SILENT and post.side != NO_SIDE)
+    silent = owner.evidence == SILENT and post.side != NO_SIDE and (post.whole or post.role == DRAINING)
+    return owner.evidence == CLOSED or silent
 
 
 def _is_alone(post: Post, others: Sequence[Told], facts: Facts) -> bool:
     if active_among([told for told in others if told.evidence == ALIVE]):
         return False
     waited = facts.now - post.since
+    if any(told.epoch > post.epoch and not told.cold and told.evidence == ALIVE for told in others):
+        return False  # somebody has had the authority since
     if not post.cold:  # it had the authority when it died, and nobody has taken it
         partner = next((told for told in others if told.name == post.backup and told.evidence == ALIVE), None)
         return not post.backup or (partner is not None and partner.epoch > 0) or waited >= facts.resume_after
@@ -241,7 +252,7 @@ def _follow(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     made = made and top.side != old.side  # who took our side, knowing us dead, has used our rows and ports meanwhile
     return new._replace(
         epoch=top.epoch, authority=top.name, since=facts.now, cold=False, heir=False, backup="", guest="", taker="",
-        pickup=False, winner=top.name if made else "", side=NO_SIDE if old.cold else old.side,
+        whole=False, pickup=False, winner=top.name if made else "", side=NO_SIDE if old.cold else old.side,
     )  # fmt: skip
 
 
@@ -249,7 +260,7 @@ def _accept(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     top = active_among(others)
     assert top
     side = NO_SIDE if old.cold else old.side  # what was made of it in an earlier life, others know
-    return new._replace(epoch=top.epoch, authority=top.name, since=facts.now, cold=False, side=side)
+    return new._replace(epoch=top.epoch, authority=top.name, since=facts.now, cold=False, side=side, whole=False)
 
 
 def _leave(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -284,7 +295,7 @@ def _begin(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
 
 
 def _mark(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
-    return new if new.role == old.role else new._replace(since=facts.now)
+    return new if new.role == old.role else new._replace(since=facts.now, whole=old.whole or new.role == PASSIVE)
 
 
 def _resume(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
@@ -293,7 +304,7 @@ def _resume(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
 
 
 def _retire(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
-    return new._replace(since=facts.now, taker="")
+    return new._replace(since=facts.now, taker="", whole=True)
 
 
 _CHANGES = {
@@ -360,8 +371,10 @@ def yours(post: Post, to: Told, others: Sequence[Told], whole: bool) -> int:
     return 1 if not held and (whole or to.side == 1) else NO_SIDE
 
 
-def heir(post: Post, to: Told) -> bool:
-    """Whether `to` may take over. Complete or not: an incomplete copy is better than none."""
+def heir(post: Post, to: Told, others: Sequence[Told]) -> bool:
+    """Whether `to` may take over: never two at a time. Complete or not: an incomplete copy is better than none."""
+    if any(told.heir and told.role != ACTIVE and told.name != to.name for told in others):
+        return False
     return post.role == ACTIVE and to.name == post.backup and to.side != post.side
 
 
