@@ -262,7 +262,7 @@ class _Core(Conductor):
 HELD = {"posts", "_told", "_heard", "_streams", "_accepting", "moves", "_rises", "_giving", "_sent_all"}
 SAME = {
     "_state", "_exchange", "_me", "_times", "_peers", "_places", "_names", "_nothing", "_last", "_last_told", "_evidence",
-    "_idle_at", "_wanted", "alarms", "_counts",
+    "_idle_at", "_wanted", "_counts",
 }  # fmt: skip
 WITHIN_A_STEP = {"_handed", "_quiet", "_forgetting"}
 

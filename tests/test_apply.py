@@ -1,4 +1,4 @@
-"""A copy is the same as the authority's after whatever happened, and useful when it takes over. Nonsense: `test_apply_nonsense`."""
+"""A backup's copy: the same as the authority's after whatever happened, and useful when it takes over."""
 
 from __future__ import annotations
 
