@@ -21,7 +21,7 @@ from shards import shunt
 from shards.state import ABSENT, ACTIVE, PASSIVE, ROLES, SYNCING, State
 from shards.verdict import HOLD_OVERFLOW, NO_AUTHORITY, SHUNT_FOREIGN, SHUNT_MALFORMED, SHUNT_REFUSED, SHUNT_TOO_BIG
 
-ROWS_AT_ONCE = 200  # of an answer: a message has an end
+ROWS_AT_ONCE = 100  # of an answer: a message ends at 200 KB, a row with alarms takes a kilobyte
 LOST = (NO_AUTHORITY, HOLD_OVERFLOW, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN, SHUNT_MALFORMED)
 SHUNT_MTU = 1544  # of a link that carries 1,500 bytes and the header of a shunt
 FAULTS_SHOWN = 10  # with where they happened

@@ -171,5 +171,5 @@ class Worker:
 
     def say(self, message: dict[str, Any]) -> None:
         """Tell the supervisor; what it cannot take now it sees for itself a little later."""
-        with contextlib.suppress(BlockingIOError, ConnectionError):
+        with contextlib.suppress(OSError):  # full, closed, or too long a message: no reason to stop forwarding
             self._channel.send(json.dumps(message).encode())

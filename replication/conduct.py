@@ -37,7 +37,9 @@ from shards.state import (
 
 TELL_EACH = 50  # ticks
 LOOK_EACH = 25  # ticks between two decisions where nothing happens
-ROWS_AT_ONCE = 1 << 14  # of those that are forgotten, or looked at, in one turn
+ROWS_AT_ONCE = 1 << 14  # of those that are looked at in one turn
+FORGOTTEN_AT_ONCE = 1 << 11  # of those that may end in one turn: an end takes a microsecond, another shard's packets wait
+EPOCHS = 1 << 31  # a map's epochs are below, and so is whatever is believed: one more never leaves 32 bits
 
 # Keys of a post on the wire, in the order of `_post_for`.
 _SHORT = ("s", "r", "e", "d", "c", "w", "win", "b", "g", "y", "h", "i", "t")
@@ -101,13 +103,13 @@ class Conductor:
         row, place = self._state.shards[shard], self._places[shard]
         role, side, epoch = int(row["role"]), int(row["side"]), int(row["epoch"])
         backup = self._names.get(int(row["backup"]), "")
-        if role in (ACTIVE, DRAINING):
+        if role == JOINING and row["sessions"] == 0 and row["mappings"] == 0:
+            return Post(JOINING, epoch, side, now, cold=True, heir=self._me == place.backup)
+        if role in (JOINING, ACTIVE, DRAINING):  # killed again while joining: the backup may have taken over all the same
             return Post(JOINING, epoch, side, now, backup=backup)
         if role in (SYNCING, PASSIVE):
             authority = self._names.get(int(row["authority"]), "")
             return Post(SYNCING, epoch, side, now, heir=role == PASSIVE, whole=role == PASSIVE, authority=authority)
-        if role == JOINING and row["sessions"] == 0 and row["mappings"] == 0:
-            return Post(JOINING, epoch, side, now, cold=True, heir=self._me == place.backup)
         return Post(role, epoch, side, now)
 
     # --- a turn -----------------------------------------------------------------------------------------------------------
@@ -158,9 +160,10 @@ class Conductor:
 
     def _take_handover(self, peer: str, fields: Mapping[str, Any]) -> bool:
         match fields:
-            case {"s": int(shard), "e": int(epoch), "b": str(successor)} if shard in self.posts:
+            case {"s": int(shard), "e": int(epoch), "b": str(successor)} if shard in self.posts and epoch < EPOCHS:
                 if self.posts[shard].authority == peer and self._exchange.complete(shard, peer):
-                    self._handed[shard] = (epoch, successor)  # and every row that was said before it is here
+                    known = successor if successor in self._peers else ""  # its map may have more cores than ours
+                    self._handed[shard] = (epoch, known)  # and every row that was said before it is here
                     return True
         return False
 
@@ -299,7 +302,7 @@ class Conductor:
             self._quiet[shard] = Quiet(self._state, shard, now)
         if post.role != DRAINING:
             self._quiet.pop(shard, None)
-        if post.role == ABSENT and before.role not in (ABSENT, -1):
+        if post.role == ABSENT and before.role != ABSENT:  # at the start, too: we may have been killed before it was all done
             self._forgetting[shard] = (0, 0)
         elif post.role != ABSENT:
             self._forgetting.pop(shard, None)
@@ -328,7 +331,7 @@ class Conductor:
             self._exchange.stream(shard, name, False)
             del streams[name]
         for name, (everything, snapshot) in wanted.items():
-            if name not in streams or (everything and not streams[name]):
+            if name not in streams or everything != streams[name]:
                 self._exchange.stream(shard, name, True, everything, snapshot)
                 streams[name] = everything
 
@@ -353,7 +356,7 @@ class Conductor:
         """What takes more than a moment, in pieces: forgetting a shard that is another's, mappings that nobody uses."""
         for shard, (klass, at) in list(self._forgetting.items()):
             with in_doubt(self._state):
-                following = apply.end_unseen(self._state, shard, klass, at, self._nothing, now, ROWS_AT_ONCE)
+                following = apply.end_unseen(self._state, shard, klass, at, self._nothing, now, FORGOTTEN_AT_ONCE)
             if following >= 0:
                 self._forgetting[shard] = (klass, int(following))
             elif klass + 1 < CLASSES:
@@ -414,7 +417,7 @@ def _read(peer: str, post: Any) -> tuple[int, Told] | None:
     numbers, words = (shard, role, epoch, side, yours), (winner, backup, guest)
     if not all(type(number) is int for number in numbers) or not all(isinstance(word, str) for word in words):
         return None
-    if not (ABSENT <= role <= DRAINING and 0 <= side <= NO_SIDE and 0 <= yours <= NO_SIDE and 0 <= epoch < 1 << 32):
+    if not (ABSENT <= role <= DRAINING and 0 <= side <= NO_SIDE and 0 <= yours <= NO_SIDE and 0 <= epoch < EPOCHS):
         return None
     cold, wants, heir, synced, taken = map(bool, (cold, wants, heir, synced, taken))
     return shard, Told(peer, role, epoch, side, cold, wants, winner, backup, guest, yours, heir, synced, taken)
@@ -430,12 +433,11 @@ def _counted(post: Mapping[str, Any]) -> tuple[int, int]:
 def _accepted(me: str, post: Post, others: Iterable[Told]) -> tuple[str | None, int, bool]:
     """(core whose rows are applied, its least epoch, whether ours stay beside them)."""
     if post.role == ACTIVE:
-        for told in others:
-            if told.winner == me:
-                return told.name, post.epoch, True
-            if told.role == DRAINING:
-                return told.name, post.epoch - 1, True
-        return None, 0, False
+        givers = [told for told in others if told.winner == me or told.role == DRAINING]
+        if not givers:
+            return None, 0, False
+        giver = min(givers, key=lambda told: told.evidence != ALIVE)  # the dead give nothing, and others wait for their turn
+        return giver.name, post.epoch if giver.winner == me else post.epoch - 1, True
     if roles.wants(post) and post.authority:
         return post.authority, post.epoch, post.role == DRAINING
     return None, 0, False

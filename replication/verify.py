@@ -23,6 +23,7 @@ from shards.state import CLASSES, Array
 ASKED_AT_MOST = 4  # questions on their way
 AGAIN_AFTER = 20  # ticks between the two times that rows are asked about
 DIFFERING_AT_MOST = 512  # rows of a range that an answer names
+FOUND_AT_MOST = 4096  # rows of a shard that differ; who has more has no copy, and to name them all takes time and memory
 GIVE_UP_AFTER = 5000  # ticks without an answer
 
 _RANGES, _ROWS, _AGAIN, _DONE = range(4)
@@ -62,6 +63,7 @@ class Verification:
         """End it without a result."""
         if not self.done:
             self._error, self._pass = why, _DONE
+            self._asked.clear()  # answers that come all the same belong to nothing
 
     def question(self, now: int) -> tuple[Frame, Array] | None:
         """What to ask now; the caller has just sent all changes. None: nothing, for now or at all."""
@@ -111,6 +113,8 @@ class Verification:
             self._suspects += [(klass, first)] if offsets else []
         else:
             self._found[self._pass - _ROWS].update((klass, first + offset) for offset in offsets)
+            if len(self._found[self._pass - _ROWS]) >= FOUND_AT_MOST:
+                self._left.clear()
         if not self._asked and not self._more():
             self._next_pass(now)
 

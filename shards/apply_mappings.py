@@ -69,15 +69,17 @@ def external_of(state: State, shard: int, record: Row) -> int:
 @hot
 def _may_have(state: State, shard: int, subscriber: int, external: int, record: Row) -> bool:
     """Whether a subscriber (account, 0 none) can have the mapping: a port of its pool's blocks, or as it is configured."""
-    if subscriber == 0 or whole(state.accounts[subscriber]["shard"]) != shard:
+    if subscriber == 0 or whole(state.accounts[subscriber]["shard"]) != shard or whole(record["block"]) > BLOCKS_AT_MOST:
         return False
-    if whole(record["flags"]) & STATIC:
-        return _is_configured(state, record)
+    static = whole(record["flags"]) & STATIC != 0
+    if static and not _is_configured(state, record):
+        return False
+    if static and record["block"] == 0:
+        return True
     account, number = state.accounts[subscriber], whole(state.externals[external]["pool"])
     pool = state.pools[number]
     block = whole(record["external_port"]) // whole(pool["block_size"])
-    fits = whole(pool["first_block"]) <= block < whole(pool["end_block"])
-    return fits and whole(account["pool"]) == number and whole(record["block"]) <= BLOCKS_AT_MOST
+    return whole(pool["first_block"]) <= block < whole(pool["end_block"]) and whole(account["pool"]) == number
 
 
 @hot

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shards import apply, invariants, slabs
+from shards import apply, invariants, recovery, slabs
 from shards.jit import PURE
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import ACTIVE, MAPPING_0, PASSIVE, SESSION_0, Array, State
@@ -114,6 +114,21 @@ def test_impossible_mappings_are_refused(field: tuple[str, int]) -> None:
     wrong = mapping.records.copy()
     wrong[field[0]] = field[1]
     assert give(twins.other.state, "mappings", wrong, EPOCH) == 0 and truth(twins.other.state) == before
+
+
+@pytest.mark.parametrize("block", [9, 60, 255])
+def test_a_static_mapping_in_no_block_that_is_is_refused(block: int) -> None:
+    twins = Twins(bed(PLAIN + "static tcp 203.0.113.0:8080 to 100.64.0.7:80"), EPOCH)
+    ready(twins.one, twins.other)
+    recovery.install_statics(twins.one.state, EPOCH)
+    twins.sender.changes(EPOCH)
+    (mapping,) = (sent for sent in twins.sender.way if sent.kind == "mappings")
+    wrong = mapping.records.copy()
+    wrong["block"] = block
+    accounts = twins.other.state.accounts.tobytes()
+    assert give(twins.other.state, "mappings", wrong, EPOCH) == 0
+    assert give(twins.other.state, "mappings", mapping.records, EPOCH) == 1
+    assert len(accounts) == len(twins.other.state.accounts.tobytes()) and invariants.complaints(twins.other.state) == []
 
 
 def test_a_session_before_its_mapping_is_refused() -> None:

@@ -7,8 +7,9 @@ from collections import defaultdict
 import pytest
 
 from replication import migration
-from replication.conduct import Conductor, Place, Times
+from replication.conduct import _SHORT, Conductor, Place, Times, _accepted
 from replication.protocol import ALIVE, CLOSED, SILENT, Evidence, Fields, Heard, Lag
+from replication.roles import Post, Told
 from shards.state import ABSENT, ACTIVE, JOINING, NO_SIDE, PASSIVE, PICKUP, PICKUP_ASIDE, SYNCING, Sizes, State, new_state
 
 SIZES = Sizes(**{**dict.fromkeys(Sizes._fields, 1), "extents": 3, "buckets": 4, "neighbours": 4, "peers": 3, "shards": 2})
@@ -301,3 +302,58 @@ def test_nonsense_of_a_peer_changes_nothing(pair: _Network) -> None:
         pair.run(3)
     pair.run(100)
     assert pair.told() == before
+
+
+def test_epochs_and_names_that_cannot_be_are_not_taken(pair: _Network) -> None:
+    """One more than what is believed must fit its row; and an alarm looks the backup up among the cores that are known."""
+    before = pair.told()
+    post = dict(zip(_SHORT, (0, ACTIVE, 2**32 - 1, 1, False, False, "", "", "", 2, False, False, False), strict=True))
+    for kind, fields in (("posts", {"posts": [post]}), ("handover", {"s": 0, "e": 2**40, "b": "a/0"})):
+        for one, other in (("a/0", "b/0"), ("b/0", "a/0")):
+            pair.queues[one, other].append(Heard(one, kind, fields))
+            pair.run(3)
+    pair.run(100)
+    assert pair.told() == before
+    pair.queues["a/0", "b/0"].append(Heard("a/0", "handover", {"s": 0, "e": 2, "b": "z/9"}))
+    pair.cores["b/0"].turn(pair.now)
+    assert pair.cores["b/0"].posts[0].role == ACTIVE and pair.cores["b/0"].posts[0].backup == "a/0"
+
+
+def test_who_is_killed_twice_still_waits_for_its_backup(pair: _Network) -> None:
+    """The first of two lives was too short to hear who has the shard now."""
+    pair.states["a/0"].shards[0]["sessions"] = 5
+    pair.dead.add("a/0")
+    pair.want("b/0")
+    pair.run(5)
+    assert pair.told()["b/0"][::2] == (ACTIVE, 0)
+    for _ in range(3):
+        pair.start("a/0")
+        pair.run(1)
+        assert not pair.states["a/0"].shards[0]["creates"]
+    pair.run(400)
+    assert pair.told()["a/0"][0] == PASSIVE
+
+
+def test_what_was_being_forgotten_is_forgotten_by_the_next_life(pair: _Network) -> None:
+    state = pair.states["b/0"]
+    state.shards[0]["role"] = ABSENT
+    assert Conductor(state, _Wire(pair, "b/0"), "b/0", {"a/0": 1}, pair.places, TIMES, pair.now)._forgetting == {0: (0, 0)}
+
+
+def test_half_open_connections_are_sent_for_a_move_only(pair: _Network) -> None:
+    owner = pair.cores["a/0"]
+    assert owner.migrate(0, "b/0", pair.now).why == ""
+    pair.run(2)
+    assert owner._streams[0] == {"b/0": True}
+    pair.cut.add(frozenset(("a/0", "b/0")))
+    pair.run(200)
+    assert owner.moves[0].phase == migration.FAILED
+    pair.cut.clear()
+    pair.run(400)
+    assert owner._streams[0] == {"b/0": False}
+
+
+def test_a_dead_giver_does_not_keep_others_waiting() -> None:
+    others = [Told("b/0", SYNCING, 3, winner="a/0", evidence=CLOSED), Told("c/0", SYNCING, 3, winner="a/0")]
+    assert _accepted("a/0", Post(ACTIVE, 3, 1, 0), others) == ("c/0", 3, True)
+    assert _accepted("a/0", Post(ACTIVE, 3, 1, 0), others[:1]) == ("b/0", 3, True)
