@@ -17,8 +17,8 @@ shards that it has no copy of is what it was told last, at the start the map.
     shard, primary, backup (by the map), active, passive (cores, now), role (of this core), side, epoch, in_sync (of the
     copy; null: this core has nothing of the shard, and does not know), sessions, mappings, wanted, shunted, alarms (sentences)
 {"do": "replication"}                             {"ok": true, "me": core, "rows": [...]}, a row for each shard and link it uses
-    shard, peer, role, epoch, evidence, in_sync, lag_records, lag_bytes, lag_s, gaps, resyncs, refused {reason: frames},
-    alarms (sentences). The shard of a row is null where it is about a link that carries none.
+    shard, peer, role, epoch, evidence, in_sync, lag_records, lag_bytes, lag_s, gaps, resyncs, refused {reason: frames, of all
+    links}, alarms (sentences). The shard of a row is null where it is about a link that carries none.
   These three come in parts: {"do": ..., "from": n} with the "more" of the answer before; null: that was all.
 {"do": "migrate", "shard": n, "target": core, "dry_run": bool}    {"ok": true, "plan": {...}, "move": id, null after a dry run}
     plan: shard, source, target, kind (swap: the target is the backup; copy: it has nothing yet), sessions, mappings, epoch

@@ -319,7 +319,7 @@ def cluster(machine: Machine) -> Findings:
     except ConfigError as refused:
         found, told = refused.complaints, None
     if found or told is None:
-        fix = "krononat cluster check MAP -c FILE"
+        fix = f"krononat cluster check {path} -c FILE"
         yield Finding("cluster-map", FAIL, f"{path}: {found[0].what}", "a map that agrees with this core", fix)
     else:
         measured = f"version {told.version}: {len(told.core)} cores, {len(told.shard)} shards"

@@ -24,7 +24,6 @@ UNDERSTOOD = (VERSION, VERSION - 1)  # newest first
 
 BODY_AT_MOST = 1 << 16
 HEADER_AT_MOST = 1 << 16  # a core's posts stand in one: up to 200 bytes for each of its shards
-COUNTS_AT_MOST = 3
 
 # --- reasons --------------------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,10 @@ Read in this order:
       rewrite    addresses, checksums, Ethernet                    icmp      errors that pass, errors of our own
       lookahead  asks for what misses will touch                   shunt     what another core must serve
     sessions   mappings and sessions: made, found, ended
-      ports      blocks, derived ports, hold-down (sides)          slabs     rows from extents
+      ports      blocks, derived ports, hold-down                  slabs     rows from extents
       timers     the wheel                                         journal   what a backup must be told
       neighbours next hops                                         events    the log, for whoever reads it
+    sides      whose ports are whose                               census   do packets of a shard still come?
     records    what replicas tell each other of rows:
       gather     rows to records, in pieces                        apply     records to rows (apply_mappings, apply_sessions)
       digest     ranges of rows, compared

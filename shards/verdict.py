@@ -114,13 +114,13 @@ drop      icmp_unrelated         an ICMP error about a packet that no session or
 drop      hairpin_refused        hairpinning is switched off, or would loop
           > `hairpin` of the configuration
 drop      no_authority           no core that can be reached has the authority over its shard
-          > `krononat status` has the alarms of shards and links
+          > `krononat replication status` has the alarms; are its packets steered to a core that has it?
 drop      shunt_too_big          with the header of shunting it is longer than what reaches the core it is for
           > raise the MTU between the cores by 44 bytes
 drop      shunt_refused          came shunted, but this core has no authority over its shard either; never shunted twice
           > normal for moments while an authority moves; else compare the cluster maps of the cores
 drop      shunt_foreign          claims to be shunted, but by no core of this cluster, or its seal is wrong
-          > compare cluster keys and shunt addresses of the cores, or find who sends it
+          > compare `port-key` of `krononat doctor -c FILE` on the cores, and their shunt addresses; or find who sends it
 drop      shunt_malformed        claims to be shunted, but is of another version, or its lengths contradict each other
           > look for damage on the path, or for a core of another release
 drop      tx_full                the transmit ring was full, or nobody is connected to the memif port

@@ -22,6 +22,7 @@ import numpy as np
 
 from bench import traffic
 from bench.traffic import FRAME_BYTES
+from krononat.replica import TURN_EACH
 from replication import keys
 from replication.exchange import Exchange
 from replication.protocol import Peer, Settings
@@ -99,7 +100,7 @@ class Forwarding:
         self._coming = traffic.packets_of(traffic.outbound(flows + np.arange(universe))).copy()
         self._frames, self._fresh = (np.zeros(rows * FRAME_BYTES, np.uint8) for rows in (KNOWN, FRESH_AT_MOST))
         self._ticks = Ticks()
-        self._at = self._next = 0
+        self._at = self._next = self._turned = 0
         self._owed = 0.0
         self.exchange = _exchange(self.state, who, self._ticks.now())
         self._peer = who.peer
@@ -115,7 +116,8 @@ class Forwarding:
             begun = time.perf_counter()
             now = self._ticks.now()
             breathe(self.state, self._frames, self._fresh, self._burst, count, now)
-            if self.exchange:
+            if self.exchange and now - self._turned >= TURN_EACH:  # as `krononat.replica` does
+                self._turned = now
                 self.exchange.turn(now)
             took = time.perf_counter() - begun
             busy, packets, made = busy + took, packets + KNOWN + count, made + count

@@ -37,7 +37,6 @@ from shards.native import read16, read32, write32
 from shards.state import TCP
 from shards.wire import ACK, PSH, RST, SYN, read8
 
-CONNECTIONS_AT_MOST = 1 << 24
 ROUNDS = 30
 _DATA = 8  # bytes of a request and of an answer: number of the connection, round
 _REMOTES = 100

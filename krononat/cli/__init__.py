@@ -41,7 +41,7 @@ EPILOG = "Commands may be shortened as long as they stay unique: `krononat ses l
 root = Lazy(
     "krononat",
     COMMANDS,
-    help="Carrier NAT and stateful firewall on one core: see and steer a running appliance, or run one.",
+    help="Carrier NAT and stateful firewall: see and steer the cores of a running appliance, or run one.",
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )

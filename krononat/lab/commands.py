@@ -181,7 +181,7 @@ def start(name: str, core: str) -> None:
 # --- all of it --------------------------------------------------------------------------------------------------------------
 
 
-@lab.command()
+@lab.command(epilog="Example: krononat lab down")
 @name_option
 def down(name: str) -> None:
     """End every process of the laboratory and remove its namespaces and files."""
