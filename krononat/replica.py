@@ -67,7 +67,7 @@ class Replica:
         return self.exchange.due(now)
 
     def turn(self, now: int) -> bool:
-        """One turn; whether there is more to do at once. A turn in each second tick is enough: each costs the packets 0.1 ms."""
+        """One turn; whether there is more to do at once. One in each second tick is enough: each costs packets 0.1 ms."""
         if age(now, self._now) < TURN_EACH and not self._more:
             return False
         self._now = now

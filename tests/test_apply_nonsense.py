@@ -11,8 +11,8 @@ from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import ACTIVE, MAPPING_0, MAPPING_1, PASSIVE, SESSION_0, SESSION_1, Array, State
 from tests.fuzz import bed
 from tests.pair import EPOCH
-from tests.test_apply import PLAIN, SEEDS, Life, delete_all, mapped, ready, say, truth
-from tests.twins import NOTHING_SEEN, Twins
+from tests.test_apply import PLAIN, SEEDS, Life, delete_all, ready, say, truth
+from tests.twins import NOTHING_SEEN, Twins, mapped
 
 
 def a_life(seed: int) -> Life:
