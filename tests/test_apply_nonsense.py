@@ -8,7 +8,7 @@ import pytest
 from shards import apply, invariants, recovery, slabs
 from shards.jit import PURE
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
-from shards.state import ACTIVE, MAPPING_0, MAPPING_1, PASSIVE, SESSION_0, SESSION_1, Array, State
+from shards.state import ACTIVE, MAPPING_0, PASSIVE, SESSION_0, Array, State
 from tests.fuzz import bed
 from tests.pair import EPOCH
 from tests.test_apply import PLAIN, SEEDS, Life, delete_all, ready, say, truth
@@ -169,6 +169,6 @@ def test_a_port_that_changes_hands_in_a_snapshot_does_not_use_up_a_block() -> No
     seen = np.zeros(len(state.dirty), np.uint64)
     assert apply.mappings(state, 0, other, 1, seen, EPOCH) == 1
     assert int(state.pools[0]["blocks_free"]) == free
-    for klass in (SESSION_0, SESSION_1, MAPPING_0, MAPPING_1):
-        assert apply.end_unseen(state, 0, klass, 0, seen, EPOCH, 1 << 17) == apply.END
+    for klass, row in ((SESSION_0, int(session.records["row"][0])), (MAPPING_0, int(mapping.records["row"][0]))):
+        apply.end_unseen(state, 0, klass, row, seen, EPOCH, 1)
     assert invariants.complaints(state) == [] and len(mapped(state)) == 1
