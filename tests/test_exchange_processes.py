@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from replication import keys
+from replication.exchange import CRASH_WITHIN
 from replication.protocol import ALIVE, CLOSED, SILENT, Peer
 from shards.state import SESSION_0
 from tests.exchanges import ANYWHERE, Room, ticks
@@ -104,6 +105,7 @@ def test_a_frozen_peer_costs_nothing_and_is_in_sync_again_by_itself(far: Far) ->
 
 def test_a_killed_peer_is_known_to_be_dead_at_once_and_its_successor_gets_a_copy(far: Far) -> None:
     exchange = far.room[ME].exchange
+    far.room.run(0.001 * CRASH_WITHIN + 0.1)  # who has only begun to talk might have been away
     far.process.kill()
     killed = time.monotonic()
     far.room.until(lambda: exchange.evidence(PEER, ticks()) == CLOSED)
