@@ -29,6 +29,7 @@ HEADER_AT_MOST = 1 << 16  # a core's posts stand in one: up to 200 bytes for eac
 
 REASONS = {
     "key": "a connection with a key that the map does not have, or with none",
+    "handshake": "a connection that ended before its handshake did: another protocol, or nobody answered in time",
     "malformed": "header or body are not what this kind of frame consists of",
     "version": "of a protocol version that is neither ours nor the one before",
     "corrupted": "its checksum is wrong",

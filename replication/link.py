@@ -31,7 +31,8 @@ _PARTS_AT_MOST = 64  # of a message nobody asked for that are thrown away at one
 _ASKED_AT_MOST = 16  # ZAP questions and monitor events at one go
 
 _ZAP_ADDRESS, _ZAP_DOMAIN = "inproc://zeromq.zap.01", b"krononat"
-_REFUSED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH  # not: no answer in time
+_UNFINISHED = int(zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)  # who hung up, and why, is not said
+_REFUSED = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_AUTH | _UNFINISHED
 _ENDED = int(zmq.Event.DISCONNECTED)
 _BEGUN = int(zmq.Event.HANDSHAKE_SUCCEEDED)
 
@@ -270,8 +271,8 @@ class Link:
             if not self._readable(self._zap):
                 break
             self._admit(self._zap.recv_multipart(zmq.DONTWAIT))
-        for _ in self._events(self._knocks):
-            self.refused["key"] += 1
+        for event in self._events(self._knocks):
+            self.refused["handshake" if event == _UNFINISHED else "key"] += 1
 
     def _events(self, monitor: zmq.Socket[bytes]) -> list[int]:
         """What a monitor has seen."""

@@ -260,13 +260,14 @@ def test_what_was_once_right_is_refused_on_another_connection_and_in_another_lif
 def test_a_key_that_the_map_does_not_have_does_not_come_in(stranger: Stranger, which: str) -> None:
     stranger.begin()
     other = stranger.connect(keys.generate() if which == "another" else None)
-    stranger.until(lambda: stranger.node.exchange.refused["key"] >= 1)
+    refused = stranger.node.exchange.refused
+    stranger.until(lambda: refused["key"] + refused["handshake"] >= 1)  # without a key either side may hang up first
     with contextlib.suppress(zmq.Again):
         other.send_multipart([encode(Frame("open", fields={"v": [VERSION]})), b""], zmq.DONTWAIT)
     stranger.tell("update", session(1), (0, 0, 1))
     stranger.until(lambda: rows(stranger) == {1})
     assert not other.poll(0)
-    assert set(stranger.node.refused()) == {"key"}
+    assert set(stranger.node.refused()) <= ({"key"} if which == "another" else {"key", "handshake"})
 
 
 def test_the_version_before_is_spoken_and_no_other(stranger: Stranger) -> None:
@@ -421,7 +422,7 @@ def test_a_handshake_that_was_too_slow_is_no_wrong_key() -> None:
     with Room() as room:
         room.nodes.update({"s1/0": one, "s2/0": two})
         room.until(lambda: one.exchange.evidence("s2/0", ticks()) == two.exchange.evidence("s1/0", ticks()) == ALIVE)
-        assert one.refused() == two.refused() == {}
+        assert {*one.refused(), *two.refused()} <= {"handshake"}
 
 
 def test_rows_refused_after_the_copy_lead_to_another_copy_less_and_less_often(stranger: Stranger) -> None:
