@@ -221,6 +221,7 @@ class Link:
         if self._skipping is not None or not self._readable(dealer):
             self._skip()
             return None
+        self._connected.add(peer)  # whatever its monitor has said: who answers need not be connected to anew
         return self._rest(dealer, peer, b"")
 
     def _rest(self, socket: zmq.Socket[bytes], peer: str, way: bytes) -> Message:
