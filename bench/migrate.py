@@ -6,7 +6,8 @@ routes follow it, outbound first and inbound first by turns, a tenth of a second
 is asked whether it lives, at the same external endpoint.
 
     migrate/moves          moves that were made; each took migrate/duration_ms
-    migrate/lost           datagrams of the stream that never came; beside it those that came twice or late
+    migrate/lost           datagrams of the stream that never came; beside it those that came twice or late, and how many
+                           frames of any kind found no room at the generator's own ends (lost_at_our_ends)
     migrate/gap_ms         longest silence of the stream in each move; its goal is that of the time before the first, and 5 ms
     migrate/broken         programs, connections and sessions that did not outlive it, by kind in migrate/broken/...
     migrate/50k/...        the same at 50,000 datagrams a second, for a few moves more, as information
@@ -61,7 +62,8 @@ def run(quick: bool, told: Told, count: int | None = None) -> list[Result]:
             results = _moves(here, wanted, BEFORE_S if not quick else QUICK_BEFORE_S, told)
             results += _faster(here, more, told)
         told("every connection and session is asked")
-        return results + _broken(here, programs)
+        ours = report.measured("migrate/lost_at_our_ends", "count", [here.lost_at_our_ends()])
+        return [*results, ours, *_broken(here, programs)]
 
 
 def _fill(here: Scene, told: Told) -> None:

@@ -23,7 +23,7 @@ from shards.verdict import HOLD_OVERFLOW, NO_AUTHORITY, SHUNT_FOREIGN, SHUNT_MAL
 
 ROWS_AT_ONCE = 100  # of an answer: a message ends at 200 KB, a row with alarms takes a kilobyte
 LOST = (NO_AUTHORITY, HOLD_OVERFLOW, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN, SHUNT_MALFORMED)
-SHUNT_MTU = 1544  # of a link that carries 1,500 bytes and the header of a shunt
+SHUNT_MTU = 1500 + shunt.BYTES  # of a link that carries 1,500 bytes and the header of a shunt
 FAULTS_SHOWN = 10  # with where they happened
 TURN_EACH = 2  # ticks
 PREPARE_EACH = 1000  # ticks between two looks for the way to the other cores
@@ -83,15 +83,15 @@ class Replica:
         try:
             return turn(now)
         except Exception as error:
-            self.faults += 1
-            self._fault = f"{type(error).__name__}: {error}"
-            if self.faults <= FAULTS_SHOWN:
-                traceback.print_exc()
+            self._note(error)
             return False
 
-    def close(self) -> None:
-        """Let go of all connections."""
-        self.exchange.close()
+    def _note(self, error: Exception) -> str:
+        self.faults += 1
+        self._fault = f"{type(error).__name__}: {error}"
+        if self.faults <= FAULTS_SHOWN:
+            traceback.print_exc()
+        return self._fault
 
     # --- questions --------------------------------------------------------------------------------------------------------
 
@@ -104,7 +104,9 @@ class Replica:
         try:
             return {"ok": True, **answers[request["do"]](request)}
         except Refusal as refusal:
-            return {"ok": False, "error": {"what": refusal.what, "why": refusal.why, "next": refusal.remedy, "status": 1}}
+            return _refused(refusal)
+        except Exception as error:
+            return _refused(Refusal("this cannot be answered", self._note(error), "a fault of Krononat's: report it"))
 
     def _part(self, request: Mapping[str, Any], rows: list[Answer]) -> Answer:
         first = int(request.get("from") or 0)
@@ -309,3 +311,7 @@ class Refusal(Exception):
     def __init__(self, what: str, why: str, remedy: str) -> None:
         super().__init__(what)
         self.what, self.why, self.remedy = what, why, remedy
+
+
+def _refused(refusal: Refusal) -> Answer:
+    return {"ok": False, "error": {"what": refusal.what, "why": refusal.why, "next": refusal.remedy, "status": 1}}

@@ -277,11 +277,10 @@ class Conductor:
         if move is None or move.over:
             return post
         target = next(told for told in others if told.name == move.target)
-        before = next((told for told in others if told.name == move.before), None)
         synced, flushed = self._exchange.synced(shard, target.name), self._exchange.flushed(shard, target.name)
         everything = self._streams[shard].get(target.name, False)
         sessions = int(self._state.shards[shard]["sessions"])
-        after, post = migration.step(move, post, Seen(target, before, synced and everything, flushed, sessions), now)
+        after, post = migration.step(move, post, Seen(target, synced and everything, flushed, sessions), now)
         if after.phase == migration.HANDOVER and move.phase == migration.PAUSE:
             self._exchange.tell(target.name, "handover", {"s": shard, "e": post.epoch + 1, "b": move.successor})
         self.moves[shard] = after

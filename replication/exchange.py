@@ -3,8 +3,8 @@
     link ── messages ──► receiver (life, number) ──► subscriber (whose, epoch, copy) ──► sink
     source ──► publisher (copies, changes) ──► sender (life, number, in flight) ──► link
 
-A turn takes `TURN_NS` at most, but for the piece that is in hand. It reads first, so that acknowledgements are young, and what
-it sends is always of the instant after the last breath.
+A turn takes `TURN_NS` at most, but for the piece that is in hand. It looks and reads first, so that acknowledgements are
+young, and what it sends is always of the instant after the last breath.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Exchange:
         self._source, self._sink, self._settings, self._clock = source, sink, settings, clock
         self._link = Link(me, key, settings.cpus, self.refused)
         self._publisher = Publisher(source, settings)
-        self._subscriber = Subscriber(sink, self._hear)
+        self._subscriber = Subscriber(sink)
         self._senders: dict[str, Sender] = {}
         self._receivers: dict[str, Receiver] = {}
         self._seen: dict[str, int] = {}  # by peer: tick of the last frame

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from replication.protocol import ALIVE
 from replication.roles import Post, Told
 from shards.state import ACTIVE, DRAINING, NO_SIDE
 
@@ -56,7 +57,6 @@ class Seen(NamedTuple):
     """What the old owner sees of the world."""
 
     target: Told
-    before: Told | None  # the old backup
     synced: bool  # the target lags no more
     flushed: bool  # nothing is left to be sent to it
     sessions: int
@@ -75,7 +75,7 @@ def _refuse(me: str, post: Post, target: Told) -> str:
         return f"{me} has not the authority over it" + (f"; {post.authority} has" if post.authority else "")
     if target.name == me:
         return "it is there already"
-    if target.evidence != "alive":
+    if target.evidence != ALIVE:
         return f"{target.name} is {target.evidence}"
     if post.side == NO_SIDE:
         return "its sides are being swapped; try again"
@@ -98,7 +98,7 @@ def _interrupted(move: Move, post: Post, seen: Seen, now: int) -> str:
         return f"{move.source} has lost the authority"
     if move.phase == PAUSE and post.role == ACTIVE:  # it has lapsed
         return f"{_WAITED_FOR[PAUSE]} within {PATIENCE[PAUSE] / 1000:g} s"
-    if seen.target.evidence != "alive":
+    if seen.target.evidence != ALIVE:
         return f"{move.target} is {seen.target.evidence}"
     if now - move.since > PATIENCE[move.phase]:
         return f"{_WAITED_FOR[move.phase].format(move)} within {PATIENCE[move.phase] / 1000:g} s"

@@ -49,7 +49,7 @@ class Settings(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """A message of a peer's conductor, or what the exchange noticed itself (kind `ahead`: a frame with a higher epoch)."""
+    """A message of a peer's conductor."""
 
     peer: str
     kind: str

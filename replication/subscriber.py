@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from replication.frames import Frame, Refused, whole
-from replication.protocol import Fields, Heard, age
+from replication.protocol import Fields, age
 from replication.receiver import Receiver
 from replication.tables import BITMAP_ROWS, Sink
 from shards.state import SESSION_1, Array
@@ -22,7 +22,6 @@ class Copy:
         self.series = 0  # of the copy that has begun, 0 none
         self.ending = False  # its end was read; what was not seen is being ended
         self.installed = 0  # series of the last one that is here to its end
-        self.ahead = epoch  # highest epoch that the conductor was told of
         self.refused = 0  # records, since it began
         self.wrong = False  # one was refused though all that it needs was here: the copy is no true one
         self.asked = self.patience = 0  # tick at which a new one was asked for, and ticks until the next time
@@ -36,17 +35,17 @@ class Copy:
 class Subscriber:
     """All copies of a core."""
 
-    def __init__(self, sink: Sink, heard: Callable[[Heard], None]) -> None:
+    def __init__(self, sink: Sink) -> None:
         self.refused_records = 0  # that cannot be
         self.records = 0
-        self._sink, self._heard = sink, heard
+        self._sink = sink
         self._copies: dict[int, Copy] = {}
 
     def accept(self, shard: int, peer: str | None, epoch: int, union: bool) -> None:
         """See `Exchange.accept`."""
         copy = self._copies.get(shard)
         if copy is not None and copy.peer == peer:
-            copy.epoch, copy.union, copy.ahead = epoch, union, max(copy.ahead, epoch)
+            copy.epoch, copy.union = epoch, union
             return
         if copy is not None:
             self._sink.finish(shard)
@@ -88,7 +87,6 @@ class Subscriber:
             if copy.peer != receiver.peer or copy.shard not in told:
                 continue
             series, epoch = _two(told[copy.shard])
-            self._note_epoch(copy, epoch)
             if series != copy.series and epoch >= copy.epoch:
                 receiver.answer(Frame("resync", shard=copy.shard, series=series))
 
@@ -101,15 +99,9 @@ class Subscriber:
             raise Refused("foreign")
         if frame.epoch < copy.epoch:
             raise Refused("old_epoch")
-        self._note_epoch(copy, frame.epoch)
         if not frame.series or (frame.kind != "begin" and frame.series != copy.series):
             raise Refused("early")
         return copy
-
-    def _note_epoch(self, copy: Copy, epoch: int) -> None:
-        if epoch > copy.ahead:
-            copy.ahead = epoch
-            self._heard(Heard(copy.peer, "ahead", {"shard": copy.shard, "epoch": epoch}))
 
     def apply(self, copy: Copy, frame: Frame, body: Array, now: int) -> None:
         """A frame of rows, or the begin or end of a copy."""

@@ -58,12 +58,9 @@ def survival(connections: Array, turned: int, since_ns: int, until_ns: int) -> S
 
 
 def owners(ledger: Ledger) -> int:
-    """External TCP endpoints that two internal ones have: connections of one endpoint share theirs, others must not.
-
-    Only of connections that were established: what a core had handed out and nobody was told of dies with it.
-    """
+    """External TCP endpoints that two internal ones have had: connections of one endpoint share theirs, others must not."""
     from bench.cluster.tcp import internal_of
 
-    some = np.flatnonzero((ledger.connections["external"] != 0) & (ledger.connections["established"] != 0))
+    some = np.flatnonzero(ledger.connections["external"])
     pairs = {(int(ledger.connections["external"][row]), internal_of(ledger, int(row))) for row in some}
     return len(pairs) - len({external for external, _ in pairs})
