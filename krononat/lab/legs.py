@@ -60,8 +60,8 @@ def leg(core: str, switch: str, domain: str, domains: int = 2) -> Link:
 
 
 def uplink(switch: str, domain: str, domains: int = 2) -> Link:
-    """Inside to the access router, outside to the Internet's; both have a device of the switch's name."""
-    return _link(switch, domain, domains, 0, "access" if domain == INSIDE else "core", switch)
+    """Inside to the access router, outside to the Internet's; both call their device after the switch."""
+    return _link(switch, domain, domains, 0, "access" if domain == INSIDE else "core", f"switch_{switch}")
 
 
 def between(domain: str) -> Link:

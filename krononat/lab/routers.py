@@ -57,7 +57,7 @@ def render(wanted: Wanted, node: str) -> str:
 
 def _session(wanted: Wanted, link: Link, asn: int) -> str:
     return _SESSION.format(
-        name=f"switch_{link.switch}",
+        name=link.device,
         address=link.address,
         asn=asn,
         switch=link.own.ip,
