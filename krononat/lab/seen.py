@@ -98,31 +98,17 @@ def _announced(told: Mapping[str, str]) -> Announced:
 
 
 def of_frr(node: str, names: Mapping[str, str], summary: Any, bfd: Any, routes: Any) -> View:
-    """From `show bgp summary`, `show bfd peers` and `show bgp ipv4 unicast detail`; `names` of neighbours by address."""
+    """From `show bgp summary`, `show bfd peers` and `show bgp ipv4 unicast`; `names` of neighbours by address."""
     states = {peer["peer"]: str(peer["status"]).capitalize() for peer in bfd} if isinstance(bfd, list) else {}
     peers = summary.get("ipv4Unicast", {}).get("peers", {})
     sessions = tuple(
         Session(node, names.get(address, address), told["state"], states.get(address, "")) for address, told in peers.items()
     )
-    told = routes.get("routes", {})
-    return View(node, sessions, tuple(_frr_route(p, path, names) for p, paths in told.items() for path in _paths(paths)))
-
-
-def _paths(told: Any) -> list[Any]:
-    return list(told["paths"]) if isinstance(told, dict) else list(told)
+    found = [_frr_route(prefix, path, names) for prefix, paths in routes.get("routes", {}).items() for path in paths if path.get("path")]
+    return View(node, sessions, tuple(found))
 
 
 def _frr_route(prefix: str, path: Any, names: Mapping[str, str]) -> Announced:
-    by = str(path.get("peer", {}).get("peerId", ""))
-    best = path.get("bestpath", {})
-    via = (path.get("nexthops") or [{}])[0].get("ip", "")
-    return Announced(
-        prefix,
-        names.get(by, by),
-        bool(best.get("overall", False) if isinstance(best, dict) else best),
-        via,
-        int(path.get("metric", path.get("med", 0)) or 0),
-        int(path.get("locPrf", path.get("localPref", 100)) or 100),
-        str(path.get("aspath", {}).get("string", "") if isinstance(path.get("aspath"), dict) else path.get("path", "")),
-        str(path.get("largeCommunity", {}).get("string", "")),
-    )
+    by, via = path.get("peerId", ""), (path.get("nexthops") or [{}])[0].get("ip", "")
+    med, preference = path.get("metric", 0), path.get("locPrf", 100)
+    return Announced(prefix, names.get(by, by), bool(path.get("bestpath")), via, med, preference, path.get("path", ""), "")

@@ -115,7 +115,7 @@ def _start_frr(lab: Lab, node: str) -> None:
     api.unlink(missing_ok=True)
     for daemon, text in frr.files(fabric.value(wanted), instance_of(wanted, node)).items():
         (folder / f"{daemon}.conf").write_text(text)
-        words = [str(FRR_FOLDER / daemon), "-u", "root", "-g", "root", "-z", str(api), "-f", str(folder / f"{daemon}.conf")]
+        words = [str(FRR_FOLDER / daemon), "-u", "root", "-g", "frrvty", "-z", str(api), "-f", str(folder / f"{daemon}.conf")]
         words += ["-i", str(folder / f"{daemon}.pid"), "--vty_socket", str(folder), "-P", "0", "--log", "stdout"]
         words += ["--bfdctl", str(folder / "bfdd.sock")] if daemon == "bfdd" else []
         (folder / f"{daemon}.vty").unlink(missing_ok=True)
@@ -175,7 +175,7 @@ def view(lab: Lab, node: str) -> View:
     """What a switch or router says of its sessions and of the routes that it was told."""
     if is_frr(_wanted(lab), node):
         names = {str(each.address): each.name for each in instance_of(_wanted(lab), node).neighbours}
-        asked = [ask_frr(lab, node, words) for words in ("show bgp summary", "show bfd peers", "show bgp ipv4 unicast detail")]
+        asked = [ask_frr(lab, node, words) for words in ("show bgp summary", "show bfd peers", "show bgp ipv4 unicast")]
         return seen.of_frr(node, names, *asked)
     words = (("show", "protocols"), ("show", "bfd", "sessions"), ("show", "route", "table", "master4", "all"))
     return seen.of_bird(node, *(ask_bird(lab, node, *each) for each in words))
