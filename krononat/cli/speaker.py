@@ -22,7 +22,7 @@ def speaker() -> None:
     """Tell the network the routes of this server's cores."""
 
 
-@speaker.command()
+@speaker.command(epilog="Example: krononat speaker run /etc/krononat/s1-0.toml /etc/krononat/s1-1.toml")
 @click.argument("configs", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--print", "printed", is_flag=True, help="Print ExaBGP's configuration, and start nothing.")
 def run(configs: tuple[Path, ...], printed: bool) -> None:
