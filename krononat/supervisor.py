@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from krononat import appliance, cluster, interfaces, memory
+from krononat import appliance, cluster, interfaces, memory, speaking
 from krononat.answers import Answers, Parts
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
 from krononat.control import Control, lock
 from krononat.crew import Crew, Given, Hooks
+from krononat.herald import Herald
 from krononat.lines import Line, Place, link_of
 from krononat.member import Message
 from krononat.memif import Wanted
@@ -95,6 +96,7 @@ class Supervisor:
         self._control: Control | None = None
         self._answers: Answers | None = None
         self._reach: Reach | None = None
+        self._herald: Herald | None = None
 
     # --- the way up ---------------------------------------------------------------------------------------------------
 
@@ -316,6 +318,7 @@ class Supervisor:
             "cpu": self._cpu,
             "busy_poll": self._config.io.busy_poll,
             "cluster": None,
+            "bgp": speaking.orders(self._config, self._cluster.map if self._cluster else None),
         }
         if self._cluster:
             told["cluster"] = cluster.orders(self._config, self._cluster, sorted(os.sched_getaffinity(0) - {self._cpu}))
@@ -337,6 +340,8 @@ class Supervisor:
         if self._cluster:
             self._reach = Reach(self._state, self._cluster.core.shunt, self._selector)
             self._undoing.callback(self._reach.close)
+        if self._config.bgp:
+            self._herald = Herald(self._config.speaker_socket, self._config.bgp.linger_ms, self._crew, _say)
         self._answers = Answers(parts)
         self._control = Control(self._config.socket, self._selector, self._answers.handlers())
         self._undoing.callback(self._control.close)
@@ -359,7 +364,8 @@ class Supervisor:
 
     def _turn(self) -> None:
         waiting = bool((self._state.neighbours["state"] == WANTED).any())
-        for key, _ in self._selector.select((SHORT if waiting else CHORES) / 1000):
+        rest = SHORT if waiting else CHORES
+        for key, _ in self._selector.select((self._herald.due(rest) if self._herald else rest) / 1000):
             if key.fd in self._selector.get_map():  # an earlier one of this turn may have closed it
                 key.data()
         now = ticks()
@@ -372,6 +378,8 @@ class Supervisor:
                 line.watch(now)
         if self._reach:
             self._reach.turn(now)
+        if self._herald:
+            self._herald.turn(now)
         if self._control and self._answers:
             self._control.tire(now)
             self._answers.tire(now)
@@ -391,6 +399,11 @@ class Supervisor:
                 line.announce()  # it may have changed since the worker was given its orders
             if self._control is None:
                 self._open()
+            if self._herald:
+                self._herald.hurry()
+                self._herald.turn(ticks())
+        elif "speaker" in message and self._herald:
+            self._herald.lost()
         elif "deleted" in message and self._answers:
             self._answers.deleted(message["deleted"])
         elif "answer" in message and self._answers:
