@@ -1,8 +1,8 @@
 """BIRD 2 as the switch: one configuration a domain. https://bird.network.cz/?get_doc&v=20&f=bird-6.html
 
-A route `recursive SHARD-ADDRESS` of a shard's own table is resolved anew by BIRD whenever the main table changes. The blackholes
-of whole ranges have the lowest preference: without them an address that no core announces would resolve by a default route, and
-its subscribers' packets would leave untranslated.
+A route `recursive SHARD-ADDRESS` of a shard's own table is resolved anew by BIRD whenever the main table changes. The
+blackholes of whole ranges have the lowest preference: without them an address that no core announces would resolve by a default
+route, and its subscribers' packets would leave untranslated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ protocol static floor{v} {{
 _POLICY = """\
 ipv{v} table shard{k}v{v};
 protocol static policy{k}v{v} {{ ipv{v} {{ table shard{k}v{v}; }}; igp table master{v}; route {default} recursive {target}; }}
-protocol kernel kernel{k}v{v} {{ kernel table {table}; scan time 10; ipv{v} {{ table shard{k}v{v}; import none; export all; }}; }}
+protocol kernel kernel{k}v{v} {{
+  kernel table {table};
+  scan time 10;
+  ipv{v} {{ table shard{k}v{v}; import none; export all; }};
+}}
 """
 
 _SESSION = """\
@@ -157,4 +161,3 @@ def _channel(fabric: Fabric, to: Neighbour, version: int) -> str:
     own6 = f" next hop address {to.own6};" if version == 6 and to.own6 else ""
     ways = f"import keep filtered on; import filter from_{name}; export {export};"
     return f"  ipv{version} {{ {ways} gateway {gateway};{own6} import limit 4096 action block; }};"
-

@@ -1,8 +1,8 @@
 """The network's side of the routes: which switches there are, who talks BGP to them, and what they believe of whom.
 
-A switch has one or two *domains* (VRFs): `inside` (subscribers) and `outside` (Internet). In both it learns destinations from the
-cores: shard addresses inside, external prefixes outside. What leaves a subscriber is steered by a policy that never changes:
-source prefix of shard k → shard address of k, looked up anew whenever its route changes (recursive). Beneath it is a floor: a
+A switch has one or two *domains* (VRFs): `inside` (subscribers) and `outside` (Internet). In both it learns destinations from
+the cores: shard addresses inside, external prefixes outside. What leaves a subscriber is steered by a policy that never
+changes: source prefix of shard k → shard address of k, looked up anew whenever its route changes (recursive). Beneath it is a floor: a
 subscriber's packet that no policy takes is dropped, so nothing leaves untranslated while routes come and go.
 
 `bird`, `frr`, `arista`, `cisco`, `sonic` write it down, each for its kind of switch. Everything here is pure.
@@ -201,8 +201,8 @@ def policies(fabric: Fabric, version: int = 4) -> Iterator[tuple[Shard, Network,
 def rules(fabric: Fabric, one: Instance, version: int = 4) -> list[str]:
     """Linux: lines for `ip -batch` (`ip -6 -batch`): the policy, and the floor beneath it; none where no subscribers are.
 
-    Once a lookup of a shard's table finds nothing the next rule is asked, and so at last the floor: mandatory, as FRR leaves the
-    table empty for some 70 ms while it looks for another next hop.
+    Where a lookup in a shard's table finds nothing the next rule is asked, and so at last the floor. It is mandatory: FRR
+    leaves the table empty for some 70 ms while it looks for another next hop.
     """
     if not one.inside:
         return []

@@ -282,6 +282,7 @@ def check(wanted: Wanted) -> None:
 
 
 def wide(end: End) -> End:
+    """With room for another header around a packet."""
     return end._replace(mtu=CORE_MTU)
 
 

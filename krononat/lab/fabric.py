@@ -1,4 +1,4 @@
-"""The laboratory `cluster` with switches that route by themselves: every core talks BGP and BFD to them, and nobody else steers.
+"""The laboratory `cluster` with switches that route by themselves: every core talks BGP and BFD to them, nobody else steers.
 
     c1 ──┐                                                                            ┌── h1
     c2 ──┤ access ──┬── ain ── s1.in0  s1.in1  s2.in0 …   s1.out0  s1.out1 … ── aout ─┬─ core
@@ -7,9 +7,9 @@
                         └ ain — bin                                              └ aout — bout
                           sN.fabric0 ── fabric: bridge 192.168.77.0/24, replication only
 
-Each switch (a, and b in another AS) has two domains with nothing in common, as VRFs have: two namespaces with a daemon each. With
-one domain there is one namespace, `tor`, and only rules keep subscribers' packets from the Internet. Access and Internet routers
-learn from both switches and share their packets among them. Addresses of links: `legs`.
+Each switch (a, and b in another AS) has two domains with nothing in common, as VRFs have: two namespaces with a daemon each.
+With one domain there is one namespace, `tor`, and only rules keep subscribers' packets from the Internet. The routers of access
+and Internet learn from both switches and share their packets among them. Addresses of links: `legs`.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def topology(wanted: Wanted, folder: Path) -> Topology:
 
 def nodes(wanted: Wanted) -> tuple[str, ...]:
     """Namespaces of the switches: of each domain one."""
-    return tuple(dict.fromkeys(legs.node_of(switch, domain, wanted.domains) for switch in switches(wanted) for domain in DOMAINS))
+    return tuple(
+        dict.fromkeys(legs.node_of(switch, domain, wanted.domains) for switch in switches(wanted) for domain in DOMAINS)
+    )
 
 
 def _uplinks(wanted: Wanted) -> Iterator[tuple[End, End]]:

@@ -21,9 +21,10 @@ from typing import Any
 
 from krononat import client
 from krononat.client import NOT_FOUND, Trouble
-from krononat.lab import cluster, fabric, namespaces, routers, servers, steering, switches
+from krononat.lab import cluster, fabric, leaks, legs, namespaces, overview, routers, servers, steering, switches
 from krononat.lab.cluster import Wanted
 from krononat.lab.topology import ROUTER, TOPOLOGIES, Topology, home
+from routing.fabric import OUTSIDE
 
 RUN = Path("/run/krononat-lab")
 STORE = Path("/var/lib/krononat-lab")
@@ -145,8 +146,10 @@ class Lab:
             self._build_cluster(self.wanted, tell)
         self._serve(tell)
         if appliance:
+            self.start_speakers()
             tell(f"krononat run: {', '.join(self.topology.appliances)}")
             self.start_appliances()
+            overview.until_ready(self, tell)
 
     def _build_cluster(self, wanted: Wanted, tell: Tell) -> None:
         cluster.furnish(wanted, self.folder, (fabric if wanted.routed else cluster).shunts(wanted))
@@ -154,6 +157,7 @@ class Lab:
             steering.prepare(self.namespace, wanted)
             return
         tell(f"switches: {', '.join(fabric.nodes(wanted))} ({wanted.tor}), routers: {', '.join(routers.NODES)} (bird)")
+        leaks.start(self, [legs.uplink(switch, OUTSIDE).device for switch in fabric.switches(wanted)])
         switches.start(self)
 
     def _serve(self, tell: Tell) -> None:
@@ -229,6 +233,14 @@ class Lab:
         deadline = time.monotonic() + APPLIANCE_PATIENCE_S
         for label, process in started:
             self._wait_answering(label, process, deadline)
+
+    def start_speakers(self, *servers: str) -> None:
+        """`krononat speaker run` in these servers (all) of a cluster whose switches route."""
+        if self.wanted is None or not self.wanted.routed:
+            return
+        for node in servers or sorted({home(label) for label in self.topology.appliances}):
+            configs = [str(self.config_of(label)) for label in self.topology.appliances if home(label) == node]
+            self.start(node, f"speaker-{node}", (*KRONONAT, "speaker", "run", *configs))
 
     def _wait_answering(self, label: str, process: subprocess.Popen[bytes], deadline: float) -> None:
         while True:

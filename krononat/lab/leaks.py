@@ -1,8 +1,8 @@
 """A count of packets that reach the Internet's side of the switches with a source that only subscribers have. It must stay 0.
 
-A packet socket on each device of the Internet's router that leads to a switch, with a filter in the kernel (bpf classic), sees each
-frame before anything is decided about it. The kernel counts what passes the filter, also what nobody has room for (packet(7),
-PACKET_STATISTICS). ``python -m krononat.lab.leaks FILE DEVICE…`` adds up and writes the file; `counted` reads it.
+A packet socket on each device of the Internet's router that leads to a switch, with a filter in the kernel (classic BPF), sees
+each frame before anything is decided about it. The kernel counts what passes the filter, also what nobody has room for
+(packet(7), PACKET_STATISTICS). ``python -m krononat.lab.leaks FILE DEVICE…`` adds up and writes the file; `counted` reads it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def counted(lab: Lab) -> int | None:
         os.kill(told["process"], 0)
     except (OSError, ValueError):
         return None
-    return sum(told["packets"].values())
+    return int(sum(told["packets"].values()))
 
 
 def _file(lab: Lab) -> Path:

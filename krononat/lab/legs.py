@@ -1,10 +1,14 @@
 """Addresses of every link of a cluster whose switches route: each has four, the switch the first and its neighbour the second.
 
+By switch and domain:
+
     switch  domain    cores' legs: server S, core N     to access or Internet   between the switches
     a       inside    10.1.S.4N/30                      10.1.0.0/30             10.1.0.4/30
     a       outside   198.18.S.4N/30                    198.18.0.0/30           198.18.0.4/30
     b       inside    10.2.S.4N/30                      10.2.0.0/30
     b       outside   198.19.S.4N/30                    198.19.0.0/30
+
+The last column is of both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two routers around the switches, `access` and `core`: BIRD, too. Both use all switches that there are, packet flow by flow.
+"""The two routers around the switches, `access` and `core`: BIRD, too. Both use all switches that there are, flow by flow.
 
 What they say of their own is short: `access`, that subscribers are behind it; `core`, that everything else is. They believe the
 switches whatever is announced to them; `core` counts what comes from there untranslated (`leaks`).

@@ -104,7 +104,12 @@ def of_frr(node: str, names: Mapping[str, str], summary: Any, bfd: Any, routes: 
     sessions = tuple(
         Session(node, names.get(address, address), told["state"], states.get(address, "")) for address, told in peers.items()
     )
-    found = [_frr_route(prefix, path, names) for prefix, paths in routes.get("routes", {}).items() for path in paths if path.get("path")]
+    found = [
+        _frr_route(prefix, path, names)
+        for prefix, paths in routes.get("routes", {}).items()
+        for path in paths
+        if path.get("path")
+    ]
     return View(node, sessions, tuple(found))
 
 

@@ -1,7 +1,7 @@
 """The daemons of switches and routers: written down, started, asked, and ended by number.
 
-BIRD is one process a namespace. FRR is four: zebra has the kernel's tables, the others tell it what they want. Each namespace has a
-folder of its own for sockets and numbers; nothing of the system's FRR or BIRD is read or touched.
+BIRD is one process a namespace. FRR is four: zebra has the kernel's tables, the others tell it what they want. Each namespace
+has a folder of its own for sockets and numbers; nothing of the system's FRR or BIRD is read or touched.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _wait(lab: Lab, label: str, process: subprocess.Popen[bytes], socket: Path) 
 
 def _wanted(lab: Lab) -> Wanted:
     if lab.wanted is None or not lab.wanted.routed:
-        raise Trouble(f'the laboratory "{lab.name}" has no switches', "", "krononat lab up --topology cluster --tor bird")
+        raise Trouble(f'the laboratory "{lab.name}" has no switches', "", "krononat lab up --tor bird")
     return lab.wanted
 
 
