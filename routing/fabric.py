@@ -2,8 +2,8 @@
 
 A switch has one or two *domains* (VRFs): `inside` (subscribers) and `outside` (Internet). In both it learns destinations from
 the cores: shard addresses inside, external prefixes outside. What leaves a subscriber is steered by a policy that never
-changes: source prefix of shard k → shard address of k, looked up anew whenever its route changes (recursive). Beneath it is a floor: a
-subscriber's packet that no policy takes is dropped, so nothing leaves untranslated while routes come and go.
+changes: source prefix of shard k → shard address of k, looked up anew whenever its route changes (recursive). Beneath it is a
+floor: a subscriber's packet that no policy takes is dropped, so nothing leaves untranslated while routes come and go.
 
 `bird`, `frr`, `arista`, `cisco`, `sonic` write it down, each for its kind of switch. Everything here is pure.
 """

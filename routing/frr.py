@@ -1,8 +1,8 @@
 """FRR as the switch: what each of its daemons reads. https://docs.frrouting.org/en/stable-8.4/
 
 The pessimistic profile: bgpd hands routes to zebra, which tells staticd when a next hop has another way. While it looks for
-one, a shard's table is empty (some 70 ms), and no blackhole written here helps: the floor is the kernel's rules (`fabric.rules`).
-Never add a kernel route by hand beside it: zebra takes it as best and removes its own.
+one, a shard's table is empty (some 70 ms), and no blackhole written here helps: the floor is the kernel's rules
+(`fabric.rules`). Never add a kernel route by hand beside it: zebra takes it as best and removes its own.
 """
 
 from __future__ import annotations

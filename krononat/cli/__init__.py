@@ -25,6 +25,7 @@ COMMANDS = {
     "server": ("krononat.cli.server:server", "Show servers, empty one, fill it again."),
     "replication": ("krononat.cli.replication:replication", "Show how the copies of shards are kept, have one made anew."),
     "bgp": ("krononat.cli.bgp:bgp", "Show what the network is told, and whether it listens."),
+    "fabric": ("krononat.cli.fabric:fabric", "Print what the switches around the cores must be told."),
     "speaker": ("krononat.cli.speaker:speaker", "Hold the BGP sessions of this server's cores."),
     "quarantine": ("krononat.cli.quarantine:quarantine", "Show or forget what is dropped because workers died of it."),
     "worker": ("krononat.cli.worker:worker", "Replace the worker by a new process, without a packet lost."),
