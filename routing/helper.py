@@ -188,12 +188,14 @@ class Helper:
                 self._obey(client, message)
         except BlockingIOError:
             pass
-        except (OSError, ValueError, KeyError, TypeError) as error:  # nonsense ends the connection it came by
+        except Exception as error:  # whatever it was, it ends the connection it came by, and nobody else's
             _send(client, {"refused": f"{type(error).__name__}: {error}"})
             self._hung_up(client)
 
     def _obey(self, client: _Client, message: bytes) -> None:
         now, told = _now(), json.loads(message)
+        if not isinstance(told, dict):
+            raise ValueError("a message is an object")
         if "ask" in told:
             return _send(client, self._answer(told, now))
         if "core" in told:

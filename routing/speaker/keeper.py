@@ -25,8 +25,8 @@ class Keeper:
 
     def __init__(self, plan: sessions.Plan, folder: Path, environment: Mapping[str, str], say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
-        user = pwd.getpwuid(os.getuid()).pw_name
-        self._environment = {**environment, **exabgp.environment(user)}
+        (folder / "exabgp.env").write_text("")
+        self._environment = _environment(environment, folder)
         self._told, self._file = folder / "plan.json", folder / "exabgp.conf"
         self._told.write_text(sessions.write(plan))
         helper = (sys.executable, "-m", "routing.helper", str(self._told))
@@ -77,6 +77,18 @@ class Keeper:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _environment(given: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """ExaBGP heeds variables and a file of the machine's own; here it is to heed ours alone.
+
+    It changes into another folder, from where its helper, too, must find this very package.
+    """
+    kept = {name: value for name, value in given.items() if not name.lower().startswith("exabgp")}
+    found = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), given.get("PYTHONPATH", ""))))
+    user = pwd.getpwuid(os.getuid()).pw_name
+    ours = {"EXABGP_ROOT": str(folder), "EXABGP_ENVFILE": str(folder / "exabgp.env"), "PYTHONPATH": found}
+    return {**kept, **exabgp.environment(user), **ours}
 
 
 def _cause(status: int) -> str:
