@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 PASS, DROP, REDIRECT = "pass", "drop", "redirect"
 
+BFD_PORT = 3784  # UDP, single hop (RFC 5881); the kernel's where no session is configured
 SHUNT_PORT = 7655  # UDP; Krononat's own choice. To the core's address and this port is not the kernel's: see `shunt`
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
-LAYOUT = 3  # of rows and sections; a worker refuses memory of another layout
+LAYOUT = 4  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
@@ -291,6 +291,42 @@ NEIGHBOUR = np.dtype(
 NEIGHBOUR_BYTES, NEIGHBOUR_MAC = 32, 8  # of a row; where in it the MAC stands, with state and port one word behind it
 assert NEIGHBOUR.itemsize == NEIGHBOUR_BYTES
 
+# A BFD session with the neighbour of a port (RFC 5880 6.8.1 names these; see `bfd`). Intervals in microseconds, as on the wire.
+BFD = np.dtype(
+    [
+        ("changed_at", "u8"),  # tick, unwrapped: when it came up, or went down
+        ("mac", "u8"),  # the peer's, as a number; 0 until it is known
+        ("address", "u4"),  # the peer's; 0: no session
+        ("discriminator", "u4"),  # ours: random, not 0, of no other session
+        ("remote_discriminator", "u4"),  # 0 until it is known
+        ("interval", "u4"),  # wished for both ways once it is up; also what we say we can receive
+        ("desired", "u4"),  # between packets of ours, now: a second at least while it is not up
+        ("remote_required", "u4"),  # between packets of ours; 0: the peer wants none
+        ("remote_desired", "u4"),  # between packets of the peer's
+        ("transmit_at", "u4"),  # tick
+        ("detect_at", "u4"),  # tick at which the peer has been silent for too long, while `watched`
+        ("received", "u4"),  # counts packets taken
+        ("sent", "u4"),
+        ("refused", "u4"),  # counts packets with this peer's address that were not taken
+        ("flaps", "u4"),  # counts how often it went down
+        ("random", "u4"),  # of the jitter; not 0
+        ("port", "u1"),  # row of PORT
+        ("state", "u1"),  # bfd.STATES
+        ("diagnostic", "u1"),  # bfd.DIAGNOSTICS: why it went down last
+        ("remote_state", "u1"),
+        ("remote_diagnostic", "u1"),
+        ("multiplier", "u1"),
+        ("remote_multiplier", "u1"),
+        ("remote_demand", "u1"),  # 1: the peer wants no packets while all is well
+        ("polling", "u1"),  # 1: asking the peer to confirm `desired`
+        ("final", "u1"),  # 1: the peer asked, and is to be answered
+        ("watched", "u1"),  # 1: the peer was heard since it was last silent for too long
+        ("ever_up", "u1"),  # 1: it was up once, so that down means something
+        ("spare", "u1", (44,)),
+    ]
+)
+assert BFD.itemsize == 128
+
 # What configuration decides; written before the worker starts. Times in ticks (ms), limits in their own unit.
 SETTINGS = np.dtype(
     [
@@ -396,6 +432,7 @@ class Sizes(NamedTuple):
     shards: int
     peers: int  # other cores; row 0 is none
     neighbours: int  # a power of two, at most 65,536
+    bfd: int = 1  # sessions
 
 
 class State(NamedTuple):
@@ -429,6 +466,7 @@ class State(NamedTuple):
     statics: Array  # STATIC
     ports: Array  # PORT
     neighbours: Array  # NEIGHBOUR
+    bfd: Array  # BFD; those with an address are sessions
     port_bytes: Array  # uint8: the same memory as `ports`, flat
     neighbour_bytes: Array  # uint8: the same memory as `neighbours`, flat
     dirty: Array  # uint64 bitmap, a bit per half-line: changed since last shipped
@@ -466,6 +504,7 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("statics", STATIC, (sizes.statics,)),
         ("ports", PORT, (sizes.ports,)),
         ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
+        ("bfd", BFD, (sizes.bfd,)),
         ("dirty", np.uint64, (lines * 2 // 64,)),
         ("summary", np.uint64, (lines * 2 // 64 // 64,)),
         ("shipped", np.uint64, (lines * 2 // 64,)),
