@@ -237,6 +237,7 @@ class Supervisor:
         for queue in self._sockets.description["queues"]:
             if program := programs[queue["port"]]:
                 program.place(queue["queue"], queue["fd"])
+                program.place_control(queue["queue"], queue["control"])
         if any(programs):
             selftest.prove(self._frames, self._sockets, [device.ifindex for device in self._devices], programs)
         self._steerings = [program or self._line(number) for number, program in enumerate(programs)]
@@ -254,7 +255,11 @@ class Supervisor:
 
     def _steering(self, number: int, queues: int) -> Steering:
         own, broadcast = self._kept(number)
-        return self._undoing.enter_context(Steering(map(str, own), map(str, broadcast), queues))
+        steering = Steering(map(str, own), map(str, broadcast), queues, self._speaks_bfd())
+        return self._undoing.enter_context(steering)
+
+    def _speaks_bfd(self) -> bool:
+        return bool((self._state.bfd["address"] != 0).any())
 
     def _line(self, number: int) -> Line:
         _, port = list(self._config.interfaces.named())[number]
@@ -270,7 +275,7 @@ class Supervisor:
             entries.bit_length() - 1,
         )
         row = len(self._lines)
-        place = Place(number, port.name, port.memif.socket, wanted, self._taps[port.name], own, broadcast)
+        place = Place(number, port.name, port.memif.socket, wanted, self._taps[port.name], own, broadcast, self._speaks_bfd())
         line = Line(row, place, link_of(self._notes.links, row), self._selector, self._tell, _say)
         self._lines.append(line)
         self._undoing.callback(line.close)

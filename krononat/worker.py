@@ -28,7 +28,7 @@ import numpy as np
 
 from krononat import memory, replica, warm
 from krononat.view import ticks
-from shards import memif, memif_rings, resume, rings, sessions, shard, xsk
+from shards import bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -55,7 +55,7 @@ class Worker:
         self._notes = map_notes(told["notes"], self._description["frames"])
         self._lines: list[memif.Line] = []
         self._burst, self._waiting = new_burst(), shard.new_waiting()
-        self._stopping = False
+        self._stopping, self._closing = False, False
         self._wanted = 0
         self._cluster: dict[str, Any] | None = told["cluster"]
         self._replica: replica.Replica | None = None
@@ -85,6 +85,7 @@ class Worker:
             for number, line in enumerate(self._lines)
             if (told := line["connection"])
         }
+        bfd.begin(self._state, ticks())
         self._breathe(ticks(), 0)
         rings.wait(self._rings, 0)
         self._state.core[0]["longest_breath_us"] = 0
@@ -105,10 +106,12 @@ class Worker:
                 last = now
             if idle and not self._stopping and not self._more:
                 rings.wait(self._rings, self._rest(now))
+        if self._closing:
+            shard.close(self._state, self._rings, self._rings.frames, ticks())
 
     def _rest(self, now: int) -> int:
         """How long to sleep if nothing comes, in ms."""
-        nap = SHORT_NAP if self._state.core[0]["held"] else self._nap
+        nap = SHORT_NAP if self._state.core[0]["held"] else min(self._nap, bfd.wait(self._state, now))
         return min(nap, self._replica.due(now)) if self._replica else nap
 
     def _breathe(self, now: int, bursts: int) -> int:
@@ -120,7 +123,8 @@ class Worker:
         return int(handled)
 
     def _stop(self, *_: object) -> None:
-        self._stopping = True
+        """SIGTERM, for which BFD is closed in order; who retires, or has lost its supervisor, says nothing."""
+        self._stopping = self._closing = True
 
     def _chores(self, now: int) -> None:
         """What is done between breaths; each of it is short."""

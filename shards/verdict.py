@@ -188,8 +188,10 @@ METER_NAMES = (
     "sent",  # frames put on transmit rings, originated ones included
     "mss_clamped",
     "checksums_completed",  # partial checksums of local senders that were finished
+    "bfd_sent",  # packets of BFD; not among `sent`, which counts what bursts send
 )
 (
     RECEIVED, ORIGINATED, SUPPRESSED, SESSIONS_CREATED, SESSIONS_EXPIRED, SESSIONS_DELETED, MAPPINGS_CREATED, MAPPINGS_ENDED,
     BLOCKS_TAKEN, BLOCKS_RETURNED, PORTS_DERIVED, PORTS_MOVED, SENT, MSS_CLAMPED, CHECKSUMS_COMPLETED,
-) = range(METERS, METERS + 15)  # fmt: skip
+    BFD_SENT,
+) = range(METERS, METERS + 16)  # fmt: skip
