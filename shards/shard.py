@@ -1,7 +1,7 @@
 """The loop of a core: run to completion, a burst at a time.
 
-`breathe` is one crossing into compiled code: first the frames that waited for a neighbour, then burst after burst until the
-rings are quiet or the breath is long enough, then the timers. What is Python (commands, replication, BFD) runs between breaths,
+`breathe` is one crossing into compiled code: first what has changed of ports and neighbours (see `legs`), then the frames that
+waited for a neighbour, then burst after burst until the rings are quiet or the breath is long enough, then the timers. What is Python (commands, replication, BFD) runs between breaths,
 in the same thread.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import pipeline, rings, sessions
+from shards import legs, pipeline, rings, sessions
 from shards.burst import BURST, Burst
 from shards.frames import Rings
 from shards.jit import hot, whole
@@ -31,6 +31,7 @@ def breathe(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Ar
 
     It ends early after `looks` looks in a row at empty rings: what comes next is met here sooner than after a turn in Python.
     """
+    legs.settle(state, now)
     if state.core[0]["held"]:
         _serve_waiting(state, ports, frames, burst, waiting, now)
     handled, empty = 0, 0
