@@ -29,8 +29,8 @@ MINIMA = {"tcp-established": 7440, "tcp-transitory": 240, "udp": 120, "icmp": 60
 def refusals(config: Config) -> list[Complaint]:
     """What makes the configuration unusable."""
     looks = (
-        _interfaces, _addresses, _loopback, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps, _strangers_in_pools,
-        _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _shards,
+        _interfaces, _addresses, _loopback, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps,
+        _strangers_in_pools, _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _shards,
         _control,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]

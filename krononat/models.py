@@ -116,7 +116,7 @@ Sticks = Annotated[
 
 
 class Interfaces(Model):
-    """Either `internal` and `external`, or `both`; several of a side, one to each switch, are written [[interfaces.internal]]."""
+    """Either `internal` and `external`, or `both`; several of a side are written [[interfaces.internal]]."""
 
     internal: Legs = Field(default=None, description="Towards the subscribers; of several, each leads to another switch.")
     external: Legs = Field(default=None, description="Towards the Internet; of several, each leads to another switch.")

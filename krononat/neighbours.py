@@ -5,8 +5,8 @@ and follows its news. Packets pass the kernel by, so nothing there would notice 
 time to time (NTF_USE). Messages are made and read by pyroute2; the socket is our own, in the supervisor's selector, because
 pyroute2's sockets bring an event loop. Reading a message takes some 30 µs, so a call takes in no more than a portion.
 
-A row's own word holds MAC, state and port: written at once, so a worker never sees half a MAC. What packets go by is the worker's
-to write (see shards.legs), as soon as it sees another `neighbours_version`.
+A row's own word holds MAC, state and port: written at once, so a worker never sees half a MAC. What packets go by is written by
+the worker (see shards.legs), as soon as it sees another `neighbours_version`.
 """
 
 from __future__ import annotations

@@ -95,7 +95,10 @@ def side_of(state: State, packet: Packet) -> int:
 
 
 def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: int) -> Trace:
-    """Way of `packet` coming in at `side` (INTERNAL or EXTERNAL, at its first port) through `state`, which it changes; `rules` are for telling."""
+    """Way of `packet` coming in at the first port of `side` (INTERNAL or EXTERNAL) through `state`, which it changes.
+
+    `rules` are for telling.
+    """
     number = int(state.settings[0]["internal_port" if side == INTERNAL else "external_port"])
     frame = build(packet, state.ports[number]["mac"].tobytes(), int(state.ports[number]["vlan"]))
     stages = [Stage("receive", f"{packet}, {len(frame)} bytes, ttl {packet.ttl}, at the {_side(state, number)} port")]

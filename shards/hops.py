@@ -1,6 +1,6 @@
 """Where to: the ports of a side, who is on-link at them, and which of their gateways leads to whom.
 
-Of several gateways each pair of hosts has one, by rendezvous hashing: a gateway that goes, or comes, moves only what is its own.
+Of several gateways each pair of hosts has one, by rendezvous hashing: a gateway that goes, or comes, moves what is its own.
 By hosts and not by their ports, so whatever two hosts have to do with each other goes one way: connections that belong together
 arrive in order and see one path MTU, and so do fragments and ICMP errors, which have no ports. Towards subscribers the remote
 does not count: all of a subscriber goes by one router, which may keep its queue.
@@ -52,10 +52,10 @@ def names_no_host(port: Row, address: int) -> bool:
 def names_no_host_at(state: State, side: int, address: int) -> bool:
     """The same, for any port of a side."""
     first, end = ports_of(state, side)
+    found = False
     for p in range(first, end):
-        if names_no_host(state.ports[p], address):
-            return True
-    return False
+        found |= names_no_host(state.ports[p], address)
+    return found
 
 
 @hot
@@ -93,7 +93,7 @@ def leads_itself(state: State, at: int) -> bool:
 
 @hot
 def _gateway_to(state: State, side: int, first: int, end: int, address: int, whose: int) -> int:
-    """Row of the gateway for a pair of hosts: of those that answer, else of the ports that live, else of all. 0: there is none."""
+    """Row of the gateway for a pair of hosts: of those that answer, else of ports that live, else of all; 0 for none."""
     if end - first == 1:
         return gateway_of(state, first, side)
     best, chosen = -1, 0

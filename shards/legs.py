@@ -31,9 +31,9 @@ from shards.state import (
 
 @hot
 def settle(state: State, now: int) -> int:
-    """Bring all ways up to date with what is known of ports and neighbours at tick `now`; how many changed. Cheap: call it often.
+    """Bring all ways up to date with what is known of ports and neighbours at tick `now`; how many changed.
 
-    It is for who forwards packets, between two bursts.
+    For who forwards packets, between two bursts. Where nothing has happened it costs next to nothing.
     """
     core = state.core[0]
     lost, version = _judge(state, now), whole(core["neighbours_version"])

@@ -1,8 +1,8 @@
 """The loop of a core: run to completion, a burst at a time.
 
 `breathe` is one crossing into compiled code: first what has changed of ports and neighbours (see `legs`), then the frames that
-waited for a neighbour, then burst after burst until the rings are quiet or the breath is long enough, then the timers. What is Python (commands, replication, BFD) runs between breaths,
-in the same thread.
+waited for a neighbour, then burst after burst until the rings are quiet or the breath is long enough, then the timers. What is
+Python (commands, replication, BFD) runs between breaths, in the same thread.
 """
 
 from __future__ import annotations
