@@ -196,6 +196,7 @@ class Answers:
             "mac": bytes(row["mac"]).hex(":"),
             "mtu": int(row["mtu"]),
             "vlan": int(row["vlan"]),
+            "leg": _leg(row),
             "xdp_mode": parts.modes[number],
             "queues": parts.devices[number].queues,
             "steering": {name: packets for name, (packets, _) in steering.count().items()},
@@ -222,6 +223,15 @@ class Answers:
 def _with_punted(fates: dict[str, int], punted: int) -> dict[str, int]:
     """Fates of all packets, those included that the steering program gave to the kernel: received is what they add up to."""
     return fates | {"punt": punted, "received": fates["received"] + punted}
+
+
+def _leg(row: Any) -> str:
+    """How a port is doing, in a word."""
+    if row["carrier_lost"]:
+        return "no carrier"
+    if row["peer_lost"]:
+        return "peer lost" if row["dead"] else "peer lost, used for want of another"
+    return "up"
 
 
 def _is_line(value: Any) -> bool:

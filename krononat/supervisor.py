@@ -21,6 +21,7 @@ from pathlib import Path
 
 from krononat import appliance, cluster, interfaces, memory
 from krononat.answers import Answers, Parts
+from krononat.carrier import Carriers
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
 from krononat.control import Control, lock
 from krononat.crew import Crew, Given, Hooks
@@ -245,11 +246,13 @@ class Supervisor:
     def _kept(self, number: int) -> tuple[list[IPv4Address], list[IPv4Address]]:
         """The core's own addresses as a port sees them, and the port's broadcast addresses.
 
-        The external address is the core's own from inside, too; an internal one only inside.
+        An external address is the core's own from inside, too; an internal one only inside.
         """
         ports = list(self._config.interfaces.named())
         side, port = ports[number]
-        own = [port.address.ip, *(other.address.ip for there, other in ports if side == "internal" != there)]
+        own = [other.address.ip for there, other in ports if side == "internal" or there != "internal"]
+        if (loopback := self._config.interfaces.loopback) and (side == "internal" or loopback.side != "internal"):
+            own.append(loopback.address)
         network = port.address.network
         return own, [network.broadcast_address, network.network_address] if network.prefixlen < 31 else []
 
@@ -289,6 +292,9 @@ class Supervisor:
         self._neighbours = Neighbours(self._state, interfaces.indices(self._config))
         self._undoing.callback(self._neighbours.close)
         self._selector.register(self._neighbours, selectors.EVENT_READ, self._hear_of_neighbours)
+        self._carriers = Carriers(self._state, [device.ifindex for device in self._devices])
+        self._undoing.callback(self._carriers.close)
+        self._selector.register(self._carriers, selectors.EVENT_READ, self._hear_of_carriers)
         cpu = self._config.server.cpu
         self._cpu = max(os.sched_getaffinity(0)) if cpu is None else cpu
         if self._cpu not in os.sched_getaffinity(0):
@@ -363,7 +369,7 @@ class Supervisor:
     # --- round and round ----------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        waiting = bool((self._state.neighbours["state"] == WANTED).any())
+        waiting = bool((self._state.neighbours["own_state"] == WANTED).any())
         for key, _ in self._selector.select((SHORT if waiting else CHORES) / 1000):
             if key.fd in self._selector.get_map():  # an earlier one of this turn may have closed it
                 key.data()
@@ -386,6 +392,28 @@ class Supervisor:
     def _hear_of_neighbours(self) -> None:
         if self._neighbours.listen(ticks()):
             self._crew.send({"do": "wake"})
+
+    def _hear_of_carriers(self) -> None:
+        """What leaves by a port that has lost its carrier takes another way at the worker's next breath."""
+        changed = self._carriers.listen()
+        for number in changed:
+            self._neighbours.doubt(number)
+        if changed:
+            self._crew.send({"do": "wake"})
+            self._neighbours.serve(ticks())
+        for number in changed:
+            self._tell_of_carrier(number)
+
+    def _tell_of_carrier(self, number: int) -> None:
+        """Say it; and what a link has lost of its routes when it was set down it gets again."""
+        _, port = list(self._config.interfaces.named())[number]
+        lost = bool(self._state.ports[number]["carrier_lost"])
+        _say(f"{port.name}: the carrier is {'lost' if lost else 'there'}")
+        for step in [] if lost else interfaces.again(self._config, self._host, number):
+            try:
+                interfaces.act(step)
+            except Trouble as trouble:
+                _say(f"{trouble.what}: {trouble.why}")
 
     def _hear(self, message: Message) -> None:
         """From the worker, or about it."""

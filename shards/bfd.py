@@ -19,7 +19,7 @@ from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, read32, write16, write32
 from shards.outcomes import BFD_PORT
-from shards.state import REACHABLE, UDP, Array, Row, State
+from shards.state import NEIGHBOUR_BYTES, NEIGHBOUR_OWN, REACHABLE, UDP, Array, Row, State
 from shards.timers import remaining
 from shards.verdict import (
     BFD_AUTHENTICATED,
@@ -246,8 +246,8 @@ def _find_mac(state: State, row: Row, now: int) -> bool:
     if remaining(now, whole(row["transmit_at"])) > 0:
         return False
     at = neighbours.want(state, whole(row["port"]), whole(row["address"]), now)
-    if at != 0 and state.neighbours[at]["state"] == REACHABLE:
-        row["mac"] = neighbours.mac_of(state, at)
+    if at != 0 and state.neighbours[at]["own_state"] == REACHABLE:  # itself: the way to it may be another's (see `legs`)
+        row["mac"] = wire.mac_at(state.neighbour_bytes, at * NEIGHBOUR_BYTES + NEIGHBOUR_OWN)
         return True
     row["transmit_at"] = (now + ASK_AGAIN) & _LOW32
     return False
@@ -382,3 +382,10 @@ def port_is_dead(state: State, port: int) -> bool:
                 return False
             dead = dead or is_dead(row)
     return dead
+
+
+@hot
+def publish(state: State) -> None:
+    """Let `legs` know of each port whether its peer is lost."""
+    for p in range(whole(state.settings[0]["ports"])):
+        state.ports[p]["peer_lost"] = 1 if port_is_dead(state, p) else 0

@@ -1,16 +1,16 @@
 """The loop of a core: run to completion, a burst at a time.
 
-`breathe` is one crossing into compiled code: first BFD and the frames that waited for a neighbour, then burst after burst until
-the rings are quiet or the breath is long enough, then the timers. Before each burst of data all control traffic that waits is
-served (BFD, and what other cores shunt), at most a burst of it, so that neither starves the other. What is Python (commands,
-replication) runs between breaths, in the same thread.
+`breathe` is one crossing into compiled code: first BFD and what has changed of ports and neighbours (see `legs`), then the
+frames that waited for a neighbour, then burst after burst until the rings are quiet or the breath is long enough, then the
+timers. Before each burst of data all control traffic that waits is served (BFD, and what other cores shunt), at most a burst of
+it, so that neither starves the other. What is Python (commands, replication) runs between breaths, in the same thread.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from shards import bfd, pipeline, rings, sessions
+from shards import bfd, legs, pipeline, rings, sessions
 from shards.burst import BURST, Burst
 from shards.frames import Rings
 from shards.jit import hot, whole
@@ -36,6 +36,8 @@ def breathe(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Ar
     handled, empty = serve_control(state, ports, frames, burst, waiting, now), 0
     bfd.expire(state, now)  # what came while nobody looked has been heard by now
     speak(state, ports, frames, now)
+    bfd.publish(state)
+    legs.settle(state, now)
     if state.core[0]["held"]:
         _serve_waiting(state, ports, frames, burst, waiting, now)
     while bursts > 0 and empty < looks:

@@ -32,6 +32,7 @@ ICMP, TCP, UDP = 1, 6, 17
 
 OUTBOUND, INBOUND = 0, 1  # direction of a packet: from or towards the subscriber
 INTERNAL, EXTERNAL, BOTH = 1, 2, 3  # side of a port; BOTH is the router on a stick
+PORTS_AT_MOST = 8  # of a core
 
 SIDES = {INTERNAL: "internal", EXTERNAL: "external", BOTH: "both"}
 PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
@@ -270,7 +271,12 @@ PORT = np.dtype(
         ("external_gateway", "u2"),
         ("side", "u1"),
         ("partial", "u1"),  # 1: local (veth) senders may leave TCP/UDP checksums partial
-        ("spare", "u1", (28,)),
+        ("carrier_lost", "u1"),  # 1: nothing can leave or come; written by the supervisor
+        ("peer_lost", "u1"),  # 1: what keeps watch on its peer (BFD) has lost it; written by the worker's chores
+        ("dead", "u1"),  # 1: nothing leaves by it as long as another one of its side can take it; written by `legs.settle`
+        ("spare_byte", "u1"),
+        ("since", "u4"),  # tick at which `dead` became what it is; 0: at the start
+        ("spare", "u1", (20,)),
     ]
 )
 PORT_BYTES = 64
@@ -281,14 +287,20 @@ NEIGHBOUR = np.dtype(
     [
         ("address", "u4"),
         ("used", "u4"),  # tick of the last miss that asked for it, or of the wheel's last look at a session that uses it
-        ("mac", "u1", (6,)),  # written by the supervisor, as is `state` once WANTED
+        # The way packets take, written by the worker alone (see `legs`): its own word below, or that of a gateway instead.
+        ("mac", "u1", (6,)),
         ("state", "u1"),
         ("port", "u1"),
+        # Who it is: MAC and state are written by the supervisor, in one store of the whole word.
+        ("own_mac", "u1", (6,)),
+        ("own_state", "u1"),
+        ("own_port", "u1"),
         ("kept", "u1"),  # 1: a gateway; its row never changes hands
-        ("spare", "u1", (15,)),
+        ("spare", "u1", (7,)),
     ]
 )
-NEIGHBOUR_BYTES, NEIGHBOUR_MAC = 32, 8  # of a row; where in it the MAC stands, with state and port one word behind it
+# Of a row; where in it the MAC stands that packets get, and its own, each the head of a word with state and port behind it.
+NEIGHBOUR_BYTES, NEIGHBOUR_MAC, NEIGHBOUR_OWN = 32, 8, 16
 assert NEIGHBOUR.itemsize == NEIGHBOUR_BYTES
 
 # A BFD session with the neighbour of a port (RFC 5880 6.8.1 names these; see `bfd`). Intervals in microseconds, as on the wire.
@@ -349,13 +361,16 @@ SETTINGS = np.dtype(
         ("ports", "u2"),
         ("statics", "u2"),
         ("shards", "u2"),
-        ("internal_port", "u1"),  # row of PORT
+        ("internal_port", "u1"),  # first row of PORT of the side; its others follow
         ("external_port", "u1"),
         ("hairpin", "u1"),
         ("inbound_refresh", "u1"),
         ("reject_code", "u1"),  # ICMP code for what policy rejects
         ("log", "u1"),  # LOG_*: which events are written
-        ("spare", "u1", (40,)),
+        ("internal_ports", "u1"),  # how many, from `internal_port` on
+        ("external_ports", "u1"),
+        ("shunt_side", "u1"),  # INTERNAL or EXTERNAL: where the other cores are
+        ("spare", "u1", (37,)),
     ]
 )
 assert SETTINGS.itemsize == 128
@@ -377,7 +392,9 @@ CORE = np.dtype(
         ("late_compilations", "u4"),  # since the worker began to take traffic: must stay 0
         ("longest_breath_us", "u4"),  # since then
         ("in_doubt", "u4"),  # not 0: a change of what is derived is under way, see `doubt`
-        ("spare", "u1", (56,)),
+        ("legs_lost", "u4"),  # what `legs.settle` has settled last: a bit for each dead port, and
+        ("legs_version", "u4"),  # the `neighbours_version`
+        ("spare", "u1", (48,)),
     ]
 )
 assert CORE.itemsize == 128

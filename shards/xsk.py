@@ -8,8 +8,8 @@ a frame moves from port to port without being copied. See the kernel's `Document
     region (worker): for each queue its six rings, mapped one behind the other; then those of memif ports
 
 The second socket of a queue is that of control traffic. It has rings of its own, so that it is served first and does not queue
-behind data, in the worker or in the kernel; fill and completion rings are the queue's. These are larger than what data
-can take of them: a fill ring holds more frames than data's receive ring, so that data, however much comes, leaves frames for control.
+behind data, in the worker or in the kernel; fill and completion rings are the queue's. These are larger than what data can
+take of them: a fill ring holds more frames than the receive ring of data, so that some are left for control, whatever comes.
 
 Zero-copy is tried only when asked for, and is untested: there was no card to try it on.
 """

@@ -332,10 +332,10 @@ def test_who_is_not_known_yet_is_asked_for_like_any_neighbour() -> None:
     rows = first.state.neighbours
     assert not bfd.due(first.state, 0, START)
     wanted = rows[(rows["address"] == address(THEIRS)) & (rows["port"] == PORT)]
-    assert len(wanted) == 1 and wanted["state"][0] in (WANTED, REACHABLE)
+    assert len(wanted) == 1 and wanted["own_state"][0] in (WANTED, REACHABLE)
     at = int(np.flatnonzero((rows["address"] == address(THEIRS)) & (rows["port"] == PORT))[0])
-    rows[at]["mac"] = np.frombuffer(mac_of(address(THEIRS)), np.uint8)
-    rows[at]["state"] = REACHABLE
+    rows[at]["own_mac"] = np.frombuffer(mac_of(address(THEIRS)), np.uint8)
+    rows[at]["own_state"] = REACHABLE
     assert not bfd.due(first.state, 0, START + bfd.ASK_AGAIN - 1)
     assert bfd.due(first.state, 0, START + bfd.ASK_AGAIN)
     assert first.row["mac"] == int.from_bytes(mac_of(address(THEIRS)), "big")
