@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from krononat import bfd, checks_bfd
 from krononat.checks import blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Cluster, shunt_side
@@ -110,6 +111,7 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         shards=config.shards,
         peers=len(cluster.map.core) if cluster else 1,
         neighbours=_neighbours(config),
+        bfd=max(len(checks_bfd.sessions(config)), 1),
     )
 
 
@@ -165,6 +167,7 @@ def fill(
     for number, ((side, port), link) in enumerate(zip(config.interfaces.named(), links, strict=True)):
         _fill_port(state, number, SIDES[side], port, link)
         _fill_gateways(state, number, port)
+    bfd.fill(state, config, random)
 
 
 def offline(config: Config, random: bytes = bytes(16), secret: bytes = bytes(16)) -> State:

@@ -456,6 +456,21 @@ class Bgp(Model):
     )
 
 
+class Bfd(Model):
+    """Liveness of the link and of this core's packet loop, as neighbours see it (RFC 5880, RFC 5881)."""
+
+    enabled: bool = Field(default=True, description="Speak BFD with the neighbours named below.")
+    interval_ms: int = Field(
+        default=50, ge=10, le=60_000, description="Time between packets, both ways, in ms; the slower end decides."
+    )
+    multiplier: int = Field(
+        default=3, ge=1, le=255, description="After so many intervals of silence a neighbour is dead, and so are we to it."
+    )
+    peers: list[Address] | None = Field(
+        default=None, description="Neighbours, each on-link at one of the interfaces; default: every [[bgp.peer]]."
+    )
+
+
 class Control(Model):
     """Where the CLI reaches the appliance."""
 
@@ -485,6 +500,7 @@ class Config(Model):
     mapping: list[Mapping] = Field(default=[], description="Static mappings.")
     cluster: Cluster | None = Field(default=None, description="The other cores; without it this one is alone.")
     bgp: Bgp | None = Field(default=None, description="What the network is told of it; without it nothing is.")
+    bfd: Bfd = Field(default=Bfd(), description="Liveness, as the neighbours see it.")
     control: Control = Field(default=Control(), description="Where the CLI reaches it.")
 
     @property
