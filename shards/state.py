@@ -136,7 +136,9 @@ SHARD = np.dtype(
         ("side", "u1"),  # replica side: which port chunks and rows it may hand out; 2: none (see replication.roles)
         ("creates", "u1"),  # 1: has the authority. All that the packet path asks
         ("pickup", "u1"),  # not 0: until `grace_until` TCP without SYN may open by its derived port
-        ("spare", "u1", (28,)),
+        ("risen_at", "u4", (3,)),  # ticks of the last promotions after failures, whoever was promoted (roles.RISES_AT_MOST)
+        ("risen_epoch", "u4"),  # the last of them made this epoch
+        ("spare", "u1", (12,)),
     ]
 )
 assert SHARD.itemsize == 64
