@@ -28,7 +28,9 @@ def field_at(path: Path) -> Field | None:
 
 
 def _entry(of: Field) -> Field:
-    return Field(next(iter(get_args(of.annotation)), None), of.told, True)
+    parts = get_args(of.annotation)
+    lists = [part for part in parts if get_origin(part) is list]  # of list[X] | None
+    return Field(next(iter(get_args(lists[0]) if lists else parts), None), of.told, True)
 
 
 def _member(of: Field, key: str) -> Field | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializerFunctionWrapHandler, WrapSerializer
 
 from krononat.values import (
     EVERY_PORT,
@@ -26,6 +26,7 @@ from krononat.values import (
 )
 
 LONGEST_TIMER_S = 8000  # shorter than a neighbour is remembered (shards.neighbours) and than a turn of the timer wheel
+SIDES = ("internal", "external", "both")
 MTU_AT_MOST = 3498  # what fits a 4 KiB frame with its headroom
 
 
@@ -87,31 +88,72 @@ class Port(Model):
 
 
 class Leg(Port):
-    """The interface of one side."""
+    """An interface of one side."""
 
-    gateway: Address | None = Field(default=None, description="Next hop to what is not on-link.")
+    gateway: Address | None = Field(
+        default=None, description="Next hop to what is not on-link; of several interfaces, each has its own."
+    )
 
 
 class Stick(Port):
-    """The one interface of a router on a stick."""
+    """An interface of a router on a stick."""
 
     internal_gateway: Address | None = Field(default=None, description="Next hop to subscribers that are not on-link.")
     external_gateway: Address | None = Field(default=None, description="Next hop to the Internet.")
 
 
-class Interfaces(Model):
-    """Either `internal` and `external`, or `both`."""
+class Loopback(Model):
+    """An address of the core that is no interface's: it is reached by whichever of them lives."""
 
-    internal: Leg | None = Field(default=None, description="Towards the subscribers.")
-    external: Leg | None = Field(default=None, description="Towards the Internet.")
-    both: Stick | None = Field(default=None, description="Router on a stick: one interface for both sides.")
+    address: Address = Field(
+        description="The address; the network must have a route to it by each interface of its side (BGP)."
+    )
+    side: Literal["internal", "external"] = Field(default="internal", description="Side on which the other cores reach it.")
+
+
+def _several(value: Any) -> Any:
+    """A single table is a list of one."""
+    return value if value is None or isinstance(value, list) else [value]
+
+
+def _as_written(value: Any, handler: SerializerFunctionWrapHandler) -> Any:
+    """A list of one is a single table."""
+    told = handler(value)
+    return told[0] if told and len(told) == 1 else told
+
+
+Legs = Annotated[
+    list[Leg] | None, BeforeValidator(_several, json_schema_input_type=Leg | list[Leg]), WrapSerializer(_as_written)
+]
+Sticks = Annotated[
+    list[Stick] | None, BeforeValidator(_several, json_schema_input_type=Stick | list[Stick]), WrapSerializer(_as_written)
+]
+
+
+class Interfaces(Model):
+    """Either `internal` and `external`, or `both`; several of a side are written [[interfaces.internal]]."""
+
+    internal: Legs = Field(default=None, description="Towards the subscribers; of several, each leads to another switch.")
+    external: Legs = Field(default=None, description="Towards the Internet; of several, each leads to another switch.")
+    both: Sticks = Field(default=None, description="Router on a stick: one interface for both sides, or one to each switch.")
+    loopback: Loopback | None = Field(
+        default=None, description="An address of the core beside those of its interfaces, for its cluster."
+    )
+
+    def placed(self) -> Iterator[tuple[tuple[str, str, int], Leg | Stick]]:
+        """Configured interfaces with their paths, in the order in which a core numbers its ports: those of a side together."""
+        for side in SIDES:
+            for number, port in enumerate(getattr(self, side) or ()):
+                yield ("interfaces", side, number), port
 
     def named(self) -> Iterator[tuple[str, Leg | Stick]]:
-        """Configured interfaces with their side: internal, external or both."""
-        for side in ("internal", "external", "both"):
-            port = getattr(self, side)
-            if port is not None:
-                yield side, port
+        """The same with their side: internal, external or both."""
+        for (_, side, _), port in self.placed():
+            yield side, port
+
+    def of(self, side: Literal["internal", "external"]) -> list[Leg | Stick]:
+        """Interfaces of a side; one for both is of either."""
+        return [port for there, port in self.named() if there in (side, "both")]
 
 
 XdpMode = Annotated[
@@ -414,6 +456,21 @@ class Bgp(Model):
     )
 
 
+class Bfd(Model):
+    """Liveness of the link and of this core's packet loop, as neighbours see it (RFC 5880, RFC 5881)."""
+
+    enabled: bool = Field(default=True, description="Speak BFD with the neighbours named below.")
+    interval_ms: int = Field(
+        default=50, ge=10, le=60_000, description="Time between packets, both ways, in ms; the slower end decides."
+    )
+    multiplier: int = Field(
+        default=3, ge=1, le=255, description="After so many intervals of silence a neighbour is dead, and so are we to it."
+    )
+    peers: list[Address] | None = Field(
+        default=None, description="Neighbours, each on-link at one of the interfaces; default: every [[bgp.peer]]."
+    )
+
+
 class Control(Model):
     """Where the CLI reaches the appliance."""
 
@@ -424,7 +481,9 @@ class Config(Model):
     """All of it."""
 
     server: Server = Field(default=Server(), description="Who this core is.")
-    interfaces: Interfaces = Field(description="Its interfaces: `internal` and `external`, or `both`.")
+    interfaces: Interfaces = Field(
+        description="Its interfaces: `internal` and `external`, or `both`; one, or several of a side."
+    )
     io: Io = Field(default=Io(), description="How frames come and go.")
     memory: Memory = Field(default=Memory(), description="How much it can hold.")
     subscribers: list[Subscribers] = Field(min_length=1, description="Internal prefixes.")
@@ -441,6 +500,7 @@ class Config(Model):
     mapping: list[Mapping] = Field(default=[], description="Static mappings.")
     cluster: Cluster | None = Field(default=None, description="The other cores; without it this one is alone.")
     bgp: Bgp | None = Field(default=None, description="What the network is told of it; without it nothing is.")
+    bfd: Bfd = Field(default=Bfd(), description="Liveness, as the neighbours see it.")
     control: Control = Field(default=Control(), description="Where the CLI reaches it.")
 
     @property

@@ -31,7 +31,7 @@ import numpy as np
 
 from krononat import announcer, memory, replica, warm
 from krononat.view import ticks
-from shards import memif, memif_rings, resume, rings, sessions, shard, xsk
+from shards import bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -58,7 +58,7 @@ class Worker:
         self._notes = map_notes(told["notes"], self._description["frames"])
         self._lines: list[memif.Line] = []
         self._burst, self._waiting = new_burst(), shard.new_waiting()
-        self._stopping = False
+        self._stopping, self._closing = False, False
         self._wanted = 0
         self._cluster: dict[str, Any] | None = told["cluster"]
         self._replica: replica.Replica | None = None
@@ -95,6 +95,7 @@ class Worker:
             self._examiner = announcer.Examiner(self._state, self._rings)
             conductor = self._replica.conductor if self._replica else None
             self._announcer = announcer.Announcer(self._announced, conductor, self._examiner)
+        bfd.begin(self._state, ticks())
         self._breathe(ticks(), 0)
         rings.wait(self._rings, 0)
         self._state.core[0]["longest_breath_us"] = 0
@@ -115,10 +116,12 @@ class Worker:
                 last = now
             if idle and not self._stopping and not self._more:
                 rings.wait(self._rings, self._rest(now))
+        if self._closing:
+            shard.close(self._state, self._rings, self._rings.frames, ticks())
 
     def _rest(self, now: int) -> int:
         """How long to sleep if nothing comes, in ms."""
-        nap = SHORT_NAP if self._state.core[0]["held"] else self._nap
+        nap = SHORT_NAP if self._state.core[0]["held"] else min(self._nap, bfd.wait(self._state, now))
         nap = min(nap, self._announcer.due(now)) if self._announcer else nap
         return min(nap, self._replica.due(now)) if self._replica else nap
 
@@ -131,19 +134,22 @@ class Worker:
         return int(handled)
 
     def _stop(self, *_: object) -> None:
-        """End; where others are told of us, not before they had the time to look elsewhere."""
+        """End, BFD closed in order; where others are told of us, not before they had the time to look elsewhere.
+
+        Who retires, or has lost its supervisor, says nothing.
+        """
         if self._announcer and self._announcer.attached and not self._announcer.leaving:
             self._left_at = ticks()
             self._announcer.leave()
         elif not self._left_at:
-            self._stopping = True
+            self._stopping = self._closing = True
 
     def _announce(self, told: announcer.Announcer, now: int) -> None:
         self._examiner.turned(now)
         if not told.turn(now):
             self.say({"speaker": "lost"})
         if told.leaving and now - self._left_at >= announcer.FAREWELL:
-            self._stopping = True
+            self._stopping = self._closing = True
 
     def _chores(self, now: int) -> None:
         """What is done between breaths; each of it is short."""

@@ -383,13 +383,16 @@ def configs(draw: st.DrawFn) -> models.Config:
     ]
     return models.Config(
         interfaces=models.Interfaces(
-            internal=models.Leg(
-                name="in0",
-                address=IPv4Interface("10.0.0.1/8"),
-                vlan=draw(st.integers(0, 4094)),
-                mtu=draw(st.none() | st.just(1500)),
-            ),
-            external=models.Leg(name=draw(st.sampled_from(('a"b', "o\\ut", "é0"))), address=IPv4Interface("192.0.2.2/24")),
+            internal=[
+                models.Leg(
+                    name=f"in{number}",
+                    address=IPv4Interface(f"10.{64 * number}.0.1/10"),
+                    vlan=draw(st.integers(0, 4094)),
+                    mtu=draw(st.none() | st.just(1500)),
+                )
+                for number in range(draw(st.integers(1, 3)))
+            ],
+            external=[models.Leg(name=draw(st.sampled_from(('a"b', "o\\ut", "é0"))), address=IPv4Interface("192.0.2.2/24"))],
         ),
         subscribers=[
             models.Subscribers(prefix=IPv4Network(f"10.{number}.0.0/24"), pool=pool, subscriber=[] if number else subscribers)
