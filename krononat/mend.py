@@ -23,6 +23,7 @@ ROUNDS = 8  # a table that stands in has fields that must be there, and so on; d
 
 NOWHERE = IPv4Address(0)  # "this host" (RFC 6890): in no prefix that is accepted
 STAND_INS = {
+    IPv4Address: NOWHERE,
     IPv4Network: IPv4Network(NOWHERE),
     IPv4Interface: IPv4Interface(NOWHERE),
     Endpoint: Endpoint(NOWHERE, 0),
