@@ -326,7 +326,9 @@ class Model:
         direct = [Way(place, host) for place, port in places.items() if contains(port.on_link, host)]
         told = [Way(place, gateway) for place, port in places.items() if (gateway := self._gateway(port, side))]
         living = [way for way in direct if not self.bed.is_dead(way.place)]
-        sound = [way for way in told if not self._has_failed(way) and not self._is_silent(way) and not self.bed.is_dead(way.place)]
+        sound = [
+            way for way in told if not self._has_failed(way) and not self._is_silent(way) and not self.bed.is_dead(way.place)
+        ]
         waited_for = direct or [way for way in told if not self.bed.is_dead(way.place)] or told
         return tuple(living or sound or waited_for) or (Way(next(iter(places)), host),)
 

@@ -67,7 +67,9 @@ class Scenario:
     steps: list[Step] = field(default_factory=list)
 
 
-_STEP = re.compile(r"(?:at (?P<when>\S+)\s+)?(?:(?P<count>\d+) x )?(?P<verb>[a-z]+2?)\s*(?P<told>.*?)\s*(?:→\s*(?P<wanted>.*))?")
+_STEP = re.compile(
+    r"(?:at (?P<when>\S+)\s+)?(?:(?P<count>\d+) x )?(?P<verb>[a-z]+2?)\s*(?P<told>.*?)\s*(?:→\s*(?P<wanted>.*))?"
+)
 
 
 def parse(path: Path) -> Scenario:

@@ -435,7 +435,9 @@ def test_one_interface_of_a_side_is_a_table_and_several_are_a_list_of_them() -> 
 
 def test_legs_that_cannot_stand_in_for_each_other_are_doubted() -> None:
     told = RIGHT.replace("[interfaces.external]", "[[interfaces.external]]\nmtu = 9000".replace("9000", "2000"))
-    told = told.replace("[[subscribers]]", '[[interfaces.external]]\nname = "o1"\nmtu = 1500\naddress = "198.18.0.2/30"\n[[subscribers]]')
+    told = told.replace(
+        "[[subscribers]]", '[[interfaces.external]]\nname = "o1"\nmtu = 1500\naddress = "198.18.0.2/30"\n[[subscribers]]'
+    )
     told += '[cluster]\nmap = "/x/map"\nkey-file = "/x/key"\n'
     doubts = [line.splitlines()[0] for line in config.warnings(config.read(told), told, "nat.toml")]
     assert [doubt.partition(": ")[2] for doubt in doubts] == [
