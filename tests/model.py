@@ -319,17 +319,16 @@ class Model:
             raise Waits(Outcome("held", packet, "inside", ways))
 
     def ways(self, side: str, host: int) -> tuple[Way, ...]:
-        """The next hops that may lead to a host: itself where it is on-link at a port that lives, or where nobody else is named;
+        """The next hops that may lead to a host: itself where it is on-link at a port that lives, or where there is no gateway;
         else any gateway that answers at a port that lives. Where nothing of that is, what it waits for.
         """
         places = self.bed.side(side)
         direct = [Way(place, host) for place, port in places.items() if contains(port.on_link, host)]
         told = [Way(place, gateway) for place, port in places.items() if (gateway := self._gateway(port, side))]
         living = [way for way in direct if not self.bed.is_dead(way.place)]
-        sound = [
-            way for way in told if not self._has_failed(way) and not self._is_silent(way) and not self.bed.is_dead(way.place)
-        ]
-        waited_for = direct or [way for way in told if not self.bed.is_dead(way.place)] or told
+        unhurt = [way for way in told if not self.bed.is_dead(way.place)]
+        sound = [way for way in unhurt if not self._has_failed(way) and not self._is_silent(way)]
+        waited_for = direct or unhurt or told
         return tuple(living or sound or waited_for) or (Way(next(iter(places)), host),)
 
     def _gateway(self, port: Port, side: str) -> int:

@@ -18,8 +18,8 @@ Several cores: `given peer 192.0.2.9` (another core), `given shard 0 role passiv
 this one: `from 192.0.2.9 inside udp ...`; before the side may stand what it says beside: `shard 1`, `epoch 7`, `turned`. What
 is given about shards and peers may change: `now shard 0 role active epoch 2`, `now peer 192.0.2.9 dead`.
 
-Several ports of a side: `given outside2 address ... gateway ...`; a frame comes `inside2` or `outside2`, and by which port one may
-leave the model knows (`by outside2`, behind what came out, says which). `now leg outside2 carrier lost`, `peer lost`, `lives`.
+Several ports of a side: `given outside2 address ... gateway ...`; a frame comes `inside2` or `outside2`. By which port one may
+leave the model knows; `by outside2` behind what came out says which. `now leg outside2 carrier lost`, `peer lost`, `lives`.
 
 After every frame model and pipeline have done the same (`pair`); after every step they hold the same sessions, with the same
 state and expiry; at the end the invariants hold.

@@ -193,12 +193,8 @@ def test_no_packet_is_lost_or_goes_the_dead_way_once_it_is_settled(lost: str) ->
     loop.exchange()
     homes = loop.exchange()
     assert set(homes["outside"].values()) == {2, 3} and set(homes["inside"].values()) == {0, 1}
-    for place, row, side in (
-        ("outside", 2, "outside"),
-        ("inside2", 1, "inside"),
-        ("outside2", 3, "outside"),
-        ("inside", 0, "inside"),
-    ):
+    for row, place in ((2, "outside"), (1, "inside2"), (3, "outside2"), (0, "inside")):
+        side = place.rstrip("2")
         loop.bed.say(f"leg {place} {lost} lost")
         loop.fill()
         left = loop.exchange()
@@ -214,7 +210,7 @@ def test_no_packet_is_lost_or_goes_the_dead_way_once_it_is_settled(lost: str) ->
 class _Loop:
     """A core with two legs a side, with its loop and the far side of its rings: a queue for each port."""
 
-    FLOWS = [(f"100.64.{n % 5}.{n + 2}", f"198.51.{n}.9") for n in range(40)]
+    FLOWS = tuple((f"100.64.{n % 5}.{n + 2}", f"198.51.{n}.9") for n in range(40))
     GIVEN = (
         "inside address 10.1.0.2/24 gateway 10.1.0.1", "inside2 address 10.1.1.2/24 gateway 10.1.1.1",
         "outside2 address 198.18.0.2/24 gateway 198.18.0.1",
@@ -273,7 +269,7 @@ class _Loop:
         """What has left, by the port whose MAC it has; it goes to that port's gateway."""
         self.kernel.transmit()
         ports = {mac_of(port.address): number for number, (_, port) in enumerate(self.bed.ports())}
-        sent = []
+        sent: list[tuple[int, object]] = []
         for frame in self.kernel.sent:
             to, source, *_, data = split_frame(frame)
             assert to == mac_of(self.bed.ports()[ports[source]][1].gateway)
