@@ -167,7 +167,7 @@ name = "outside1"
 address = "198.18.0.2/24"
 gateway = "198.18.0.1"
 [interfaces.loopback]
-address = "10.254.0.1"
+address = "10.254.0.1/24"
 side = "external"
 [[subscribers]]
 prefix = "100.64.0.0/16"

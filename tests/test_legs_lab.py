@@ -47,7 +47,7 @@ name = "outb"
 address = "198.18.0.2/24"
 gateway = "198.18.0.1"
 [interfaces.loopback]
-address = "10.254.0.1"
+address = "10.254.0.1/24"
 [memory]
 sessions = 10000
 [[subscribers]]
