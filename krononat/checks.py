@@ -101,8 +101,8 @@ def _loopback(config: Config) -> Complaints:
     strangers += [(f"subscribers[{number}]", group.prefix) for number, group in enumerate(config.subscribers)]
     strangers += [(Complaint(place, "").key, prefix) for place, prefix in _pool_prefixes(config)]
     for who, network in strangers:
-        if told.address in network:
-            yield Complaint(path, f"{told.address} lies in {who} {network}; it must be an address of its own")
+        if told.address.network.overlaps(network):
+            yield Complaint(path, f"{told.address.network} overlaps {who} {network}; it must be a network of its own")
 
 
 def _gateways_of(port: Leg | Stick) -> Iterator[tuple[str, IPv4Address]]:

@@ -191,7 +191,7 @@ def strangers(config: Config, told: Map) -> Iterator[Complaint]:
 def shunt_side(config: Config, shunt: IPv4Address) -> str | None:
     """Side of the core on which it has its address of shunts: internal or external; None if it has not got it."""
     loopback = config.interfaces.loopback
-    if loopback and loopback.address == shunt:
+    if loopback and loopback.address.ip == shunt:
         return loopback.side
     sides = {port.address.ip: "internal" if side == "internal" else "external" for side, port in config.interfaces.named()}
     return sides.get(IPv4Address(shunt))

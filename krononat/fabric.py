@@ -7,7 +7,7 @@ calls its ports no configuration says; they are called after the core at their o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Interface, IPv4Network, collapse_addresses, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, collapse_addresses, ip_network
 from string import ascii_lowercase
 
 from krononat.checks_bgp import domain_of, leg_of
@@ -23,18 +23,18 @@ def of(configs: Sequence[Config], domains: int = 2) -> Fabric:
     """The switches of these cores; Trouble where a core says nothing of any, or two disagree."""
     bgp = _agreed(configs)
     asns = sorted({peer.as_ for config in configs for peer in _bgp(config).peer})
-    networks = {(leg.domain, leg.network) for config in configs for leg in _legs(config)}
+    networks = {leg for config in configs for leg in (*_legs(config), *_loopbacks(config))}
     return Fabric(
         shards=tuple(_shards(configs[0], bgp)),
         inside=tuple(_range(each) for each in (bgp.shard_addresses, bgp.shard_addresses6) if each),
         outside=_outside(configs[0]),
         floor=tuple(group.prefix for group in configs[0].subscribers),
-        legs=tuple(Legs(*each) for each in sorted(networks, key=str)),
+        legs=tuple(sorted(networks, key=str)),
         switches=tuple(_switch(ascii_lowercase[number], asn, configs) for number, asn in enumerate(asns)),
         core_asn=bgp.local_as,
         domains=domains,
         hold_s=bgp.hold_time_s,
-        bfd=Bfd(),
+        bfd=_bfd(configs[0]),
         third_party=bgp.profile == "per-server",
         meds=_meds(bgp),
     )
@@ -55,6 +55,10 @@ def _agreed(configs: Sequence[Config]) -> Bgp:
                 told = f"{configs[0].core_name} has {getattr(first, field)}, {config.core_name} {getattr(config.bgp, field)}"
                 raise Trouble(f"the cores do not agree about bgp.{field.replace('_', '-')}", told, "", BAD_CONFIG)
     return first
+
+
+def _bfd(config: Config) -> Bfd | None:
+    return Bfd(config.bfd.interval_ms, config.bfd.multiplier) if config.bfd and config.bfd.enabled else None
 
 
 def _meds(bgp: Bgp) -> tuple[int, ...]:
@@ -95,6 +99,12 @@ def _legs(config: Config) -> Iterator[Legs]:
             yield Legs(_side(config, peer), leg[1].address.network)
 
 
+def _loopbacks(config: Config) -> Iterator[Legs]:
+    told = config.interfaces.loopback
+    if told:
+        yield Legs(INSIDE if told.side == "internal" else OUTSIDE, told.address.network)
+
+
 def _side(config: Config, peer: BgpPeer) -> str:
     """A neighbour of both domains is of the inside: it is what steers."""
     return OUTSIDE if domain_of(config, peer) == OUTSIDE else INSIDE
@@ -114,4 +124,10 @@ def _neighbour(config: Config, peer: BgpPeer) -> Iterator[Neighbour]:
     side, port = _side(config, peer), leg[1]
     name = "".join(filter(str.isalnum, config.server.name)) + f"c{config.server.core}{_SHORT[side]}"
     own = IPv4Interface(f"{peer.address}/{port.address.network.prefixlen}")
-    yield Neighbour(name, CORE, side, name[-15:], own, peer.local or port.address.ip, _bgp(config).local_as)
+    address = peer.local or port.address.ip
+    yield Neighbour(name, CORE, side, name[-15:], own, address, _bgp(config).local_as, _loopback(config, side))
+
+
+def _loopback(config: Config, side: str) -> IPv4Address | None:
+    told = config.interfaces.loopback
+    return told.address.ip if told and {"internal": INSIDE, "external": OUTSIDE}[told.side] == side else None

@@ -242,16 +242,24 @@ def _routes(config: Config, host: Host, side: str, port: Leg | Stick) -> Iterato
         wanted = ["default"]
         if towards == INTERNAL:
             wanted = [str(group.prefix) for group in config.subscribers if not group.prefix.subnet_of(port.address.network)]
+            wanted += _other_loopbacks(config)
         for destination in wanted:
             if destination not in host.routes:
                 yield Step("route", home(port), destination, f"{gateway} metric {_METRIC + rank}" if rank else str(gateway))
 
 
+def _other_loopbacks(config: Config) -> list[str]:
+    """Where the other cores have theirs, if that is inside: else the default route leads there."""
+    told = config.interfaces.loopback
+    inside = told and told.side == "internal" and told.address.network.prefixlen < 32
+    return [str(told.address.network)] if told and inside else []
+
+
 def _loopback(config: Config, host: Host) -> Iterator[Step]:
     """An address that outlives every leg; the kernel answers for it at all of them."""
     told = config.interfaces.loopback
-    if told and f"{told.address}/32" not in host.loopback:
-        yield Step("address", _LOOPBACK, "", f"{told.address}/32")
+    if told and f"{told.address.ip}/32" not in host.loopback:
+        yield Step("address", _LOOPBACK, "", f"{told.address.ip}/32")
 
 
 def _on_link_pools(config: Config, port: Leg | Stick) -> list[IPv4Network]:

@@ -105,8 +105,8 @@ class Stick(Port):
 class Loopback(Model):
     """An address of the core that is no interface's: it is reached by whichever of them lives."""
 
-    address: Address = Field(
-        description="The address; the network must have a route to it by each interface of its side (BGP)."
+    address: InterfaceAddress = Field(
+        description="The address, and with its length where the other cores have theirs: the kernel finds them on that side."
     )
     side: Literal["internal", "external"] = Field(default="internal", description="Side on which the other cores reach it.")
 

@@ -254,7 +254,7 @@ class Supervisor:
         side, port = ports[number]
         own = [other.address.ip for there, other in ports if side == "internal" or there != "internal"]
         if (loopback := self._config.interfaces.loopback) and (side == "internal" or loopback.side != "internal"):
-            own.append(loopback.address)
+            own.append(loopback.address.ip)
         network = port.address.network
         return own, [network.broadcast_address, network.network_address] if network.prefixlen < 31 else []
 

@@ -67,7 +67,7 @@ _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
 def render(fabric: Fabric, one: Instance) -> str:
     """The whole configuration of one domain of a switch."""
     channels = " ".join(f"ipv{version};" for version in _versions(fabric))
-    parts = [_HEAD.format(router_id=one.switch.router_id, channels=channels), _bfd(fabric, one)]
+    parts = [_HEAD.format(router_id=one.switch.router_id, channels=channels), _bfd(fabric, one), _loopbacks(fabric, one)]
     for version in _versions(fabric):
         parts += [_main(fabric, one, version), *_policies(fabric, one, version), *_filters(fabric, one, version)]
     return "\n".join([*parts, *(_session(fabric, one, each) for each in one.neighbours)])
@@ -106,6 +106,13 @@ def _bfd(fabric: Fabric, one: Instance) -> str:
     return f"protocol bfd quick {{\n  interface {devices} {{ {times} }};\n}}\n"
 
 
+def _loopbacks(fabric: Fabric, one: Instance) -> str:
+    """Other addresses of cores, by the legs that are watched; the other switch hears of them, too."""
+    watched = " bfd" if fabric.bfd else ""
+    lines = [f"  route {each.loopback}/32 via {each.address}{watched};\n" for each in one.of(CORE) if each.loopback]
+    return "protocol static loopbacks {\n  ipv4;\n  check link on;\n" + "".join(lines) + "}\n" if lines else ""
+
+
 # --- what is believed of whom ----------------------------------------------------------------------------------------------
 
 
@@ -116,8 +123,8 @@ def _filters(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
         marks = _marks(fabric) if kind == CORE else ""
         yield _filter(f"from_{kind}_{domain}{version}", believed, marks)
         if kind != CORE:
-            own = {ACCESS: "RTS_BGP, RTS_STATIC", SWITCH: "RTS_BGP, RTS_DEVICE"}.get(kind, "RTS_BGP")
-            sources = f"  if !(source ~ [ {own} ]) then reject;\n"
+            own = {ACCESS: "RTS_BGP, RTS_STATIC", SWITCH: "RTS_BGP, RTS_DEVICE, RTS_STATIC"}.get(kind, "RTS_BGP")
+            sources = f"  if !(source ~ [ {own} ]) || dest ~ [ RTD_BLACKHOLE, RTD_UNREACHABLE ] then reject;\n"
             yield _filter(f"to_{kind}_{domain}{version}", fabrics.told_to(fabric, neighbour, version), sources)
 
 

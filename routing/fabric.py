@@ -53,6 +53,7 @@ class Neighbour(NamedTuple):
     own: IPv4Interface  # the switch's address there
     address: IPv4Address
     asn: int
+    loopback: IPv4Address | None = None  # another address of the core, reached by each of its legs of this domain
     own6: IPv6Address | None = None
     address6: IPv6Address | None = None
 

@@ -46,6 +46,8 @@ def _staticd(fabric: Fabric, one: Instance) -> list[str]:
         lines += [f"{word} route {default} {target} table {fabrics.TABLE + number}" for number, target in targets.items()]
         if targets and not one.outside:
             lines.append(f"{word} route {default} {next(iter(targets.values()))} table {fabrics.STRAY_TABLE}")
+        if version == 4:
+            lines += [f"ip route {each.loopback}/32 {each.address}" for each in one.of(CORE) if each.loopback]
         ranges = (each for each in fabric.outside if one.outside and each.prefix.version == version)
         lines += [f"{word} route {each.prefix} blackhole 250" for each in ranges]
     return lines
@@ -71,7 +73,7 @@ def _bgpd(fabric: Fabric, one: Instance) -> list[str]:
     lines += [" bgp bestpath as-path multipath-relax", " bgp deterministic-med", " no bgp default ipv4-unicast"]
     lines += [f" {line}" for each in one.neighbours for line in _neighbour(fabric, each)]
     for version in _versions(fabric):
-        lines += [f" address-family {_FAMILY[version]} unicast", "  redistribute connected", "  maximum-paths 1"]
+        lines += [f" address-family {_FAMILY[version]} unicast", "  redistribute connected", "  redistribute static", "  maximum-paths 1"]
         lines += [f"  {line}" for each in one.neighbours for line in _activated(each)]
         lines += [" exit-address-family"]
     return [*lines, "exit"]

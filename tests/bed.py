@@ -156,6 +156,7 @@ class Bed:
     peers: dict[int, Peer] = field(default_factory=dict)  # by address
     two_sides: bool = False  # shards have a backup
     shunts: str = "outside"  # where the other cores are
+    loopback: int = 0  # our address among them, if it is no port's
     log: str = "sessions"  # events that are written
     extents: int = 4  # of rows
     buckets: int = 1 << 15  # of the index
@@ -213,6 +214,9 @@ class Bed:
 
     def _say_outside2(self, words: list[str]) -> None:
         self.legs["outside2"] = _port(self.outside, words)
+
+    def _say_loopback(self, words: list[str]) -> None:
+        self.loopback = address(words[0])
 
     def _say_leg(self, words: list[str]) -> None:
         """`outside2 carrier lost`, `outside2 peer lost`, `outside2 lives`."""
@@ -283,21 +287,38 @@ class Bed:
         """What is given about a shard."""
         return self.shards.get(number, Shard())
 
+    def places(self) -> dict[str, tuple[int, Port]]:
+        """(side, port) of every row of PORT, in their order, by what scenarios call it; the one port of a stick is outside."""
+        if self.stick:
+            return {"outside": (BOTH, self.outside)}
+        inner = {"inside": self.inside} | {name: port for name, port in self.legs.items() if name.startswith("inside")}
+        outer = {"outside": self.outside} | {name: port for name, port in self.legs.items() if name.startswith("outside")}
+        return {name: (INTERNAL, port) for name, port in inner.items()} | {n: (EXTERNAL, port) for n, port in outer.items()}
+
     def ports(self) -> list[tuple[int, Port]]:
         """(side, port) of every row of PORT."""
-        if self.stick:
-            return [(BOTH, self.outside)]
-        inner, outer = ([port for name, port in self.legs.items() if name.startswith(side)] for side in ("inside", "outside"))
-        return [(INTERNAL, port) for port in (self.inside, *inner)] + [(EXTERNAL, port) for port in (self.outside, *outer)]
+        return list(self.places().values())
 
     def at(self, place: str) -> tuple[int, Port]:
         """Row of PORT, and port, of what scenarios call `inside`, `outside2` ..."""
-        port = self.legs.get(place) or (self.inside if place == "inside" else self.outside)
-        return next((number, told) for number, (_, told) in enumerate(self.ports()) if told == port)
+        places = self.places()
+        name = place if place in places else "outside"
+        return list(places).index(name), places[name][1]
 
-    def side(self, side: str) -> list[Port]:
+    def side(self, side: str) -> dict[str, Port]:
         """All ports of a side."""
-        return [port for told, port in self.ports() if told in (BOTH, INTERNAL if side == "inside" else EXTERNAL)]
+        wanted = (BOTH, INTERNAL if side == "inside" else EXTERNAL)
+        return {name: port for name, (told, port) in self.places().items() if told in wanted}
+
+    def is_dead(self, place: str) -> bool:
+        """Whether nothing should leave by a port: no carrier, or its peer is lost while another of its side is sound."""
+        others = [name for name in self.side(place.rstrip("2")) if name not in (place, *self.lost)]
+        return self.lost.get(place) == "carrier" or (place in self.lost and bool(others))
+
+    @property
+    def shunt_address(self) -> int:
+        """Where the other cores send packets for this one."""
+        return self.loopback or self.shunt_port.address
 
     @property
     def shunt_port(self) -> Port:
@@ -391,7 +412,7 @@ def _fill_settings(state: State, bed: Bed) -> None:
 def fill_shards(state: State, bed: Bed, now: int) -> None:
     """What is given about shards and other cores; `now` is when their grace begins."""
     peers = list(bed.peers)
-    state.peers[0]["address"] = bed.shunt_port.address if peers else 0
+    state.peers[0]["address"] = bed.shunt_address if peers else 0
     for number, peer in enumerate(bed.peers.values()):
         row = state.peers[1 + number]
         row["address"], row["alive"], row["mtu"] = peer.address, peer.alive, peer.mtu
@@ -414,6 +435,14 @@ def _fill_ports(state: State, bed: Bed, now: int) -> None:
         row["external_gateway"] = want(state, number, port.gateway, now) if port.gateway and side != INTERNAL else 0
         inside_gateway = port.gateway if side == INTERNAL else port.inside_gateway
         row["internal_gateway"] = want(state, number, inside_gateway, now) if inside_gateway and side != EXTERNAL else 0
+
+
+def fill_legs(state: State, bed: Bed, now: int) -> None:
+    """What is given about the ports that are lost."""
+    for number, place in enumerate(bed.places()):
+        row, lost = state.ports[number], bed.lost.get(place, "")
+        row["carrier_lost"], row["peer_lost"] = lost == "carrier", lost == "peer"
+    legs.settle(state, now)
 
 
 def _fill_pools(state: State, bed: Bed) -> None:

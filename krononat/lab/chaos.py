@@ -293,7 +293,19 @@ KINDS: dict[str, Kind] = {
 
 def broken(lab: Lab) -> list[tuple[str, str]]:
     """Everything that is not as `up` made it: kind and name, as `heal` takes them."""
-    return [*_dark(lab), *_unplugged(lab), *_cut_off(lab), *_dead(lab)]
+    found = dict.fromkeys([*_dark(lab), *_unplugged(lab), *_cut_off(lab), *_dead(lab)])
+    for switch in fabric.switches(lab.wanted or Wanted()):
+        parts = _parts(lab, switch)
+        if parts <= found.keys():
+            found = dict.fromkeys([("tor", switch), *(each for each in found if each not in parts)])
+    return list(found)
+
+
+def _parts(lab: Lab, switch: str) -> set[tuple[str, str]]:
+    """Everything that is broken where a switch has no power."""
+    nodes = _tor_nodes(lab, switch)
+    ends = [pair for a, b in lab.topology.links for pair in ((a, b), (b, a)) if pair[0].node in nodes]
+    return {("daemon", node) for node in nodes} | {("link", far.name) for _, far in ends}
 
 
 def _devices(lab: Lab, node: str) -> dict[str, dict[str, Any]]:

@@ -91,6 +91,17 @@ address = "{address}"
 gateway = "{gateway}"
 """
 
+_LOOPBACK = """
+[interfaces.loopback]
+address = "{address}/{length}"
+"""
+
+_BFD = """
+[bfd]
+interval-ms = {ms}
+multiplier = {times}
+"""
+
 _PEER = """
 [[bgp.peer]]
 address = "{address}"
@@ -111,7 +122,9 @@ def core_legs(wanted: Wanted, core: str) -> tuple[Link, ...]:
 
 def shunts(wanted: Wanted) -> dict[str, IPv4Address]:
     """The address of every core that the others send packets to."""
-    return {core: legs.leg(core, "a", OUTSIDE).address for core in cluster.cores(wanted)}
+    return {
+        core: legs.loopback(core) if wanted.tors > 1 else legs.leg(core, "a", OUTSIDE).address for core in cluster.cores(wanted)
+    }
 
 
 def check(wanted: Wanted) -> None:
@@ -183,7 +196,7 @@ def config(wanted: Wanted, core: str, folder: Path) -> str:
     head = _CONFIG.format(
         server=server,
         number=number,
-        interfaces="".join(_interface(wanted, link) for link in core_legs(wanted, core)),
+        interfaces="".join(_interface(wanted, link) for link in core_legs(wanted, core)) + _loopback(wanted, core),
         spare=str(wanted.spare).lower(),
         sessions=wanted.sessions,
         asn=legs.CORE_ASN,
@@ -196,7 +209,12 @@ def config(wanted: Wanted, core: str, folder: Path) -> str:
     peers = (
         _PEER.format(address=link.own.ip, asn=legs.ASNS[link.switch], domain=link.domain) for link in core_legs(wanted, core)
     )
-    return head + "".join(peers) + cluster.common(wanted, core, folder)
+    bfd = _BFD.format(ms=wanted.bfd_ms, times=wanted.bfd_times) if wanted.bfd_ms else ""
+    return head + "".join(peers) + bfd + cluster.common(wanted, core, folder)
+
+
+def _loopback(wanted: Wanted, core: str) -> str:
+    return _LOOPBACK.format(address=legs.loopback(core), length=legs.LOOPBACKS.prefixlen) if wanted.tors > 1 else ""
 
 
 def _interface(wanted: Wanted, link: Link) -> str:
@@ -233,7 +251,7 @@ def value(wanted: Wanted) -> Fabric:
 
 def _switch(wanted: Wanted, name: str) -> Switch:
     neighbours = [
-        neighbour(f"{core.replace('/', 'c')}{legs.SHORT[link.domain]}", CORE, link, legs.CORE_ASN)
+        _core_at(wanted, core, link)
         for core in sorted(cluster.cores(wanted))
         for link in core_legs(wanted, core)
         if link.switch == name
@@ -242,6 +260,11 @@ def _switch(wanted: Wanted, name: str) -> Switch:
     neighbours.append(neighbour("core", INTERNET, legs.uplink(name, OUTSIDE, wanted.domains), legs.INTERNET_ASN))
     neighbours += [_other(name, domain) for domain in DOMAINS if wanted.tors == 2]
     return Switch(name, legs.ASNS[name], legs.uplink(name, INSIDE).own.ip, tuple(neighbours))
+
+
+def _core_at(wanted: Wanted, core: str, link: Link) -> Neighbour:
+    found = neighbour(f"{core.replace('/', 'c')}{legs.SHORT[link.domain]}", CORE, link, legs.CORE_ASN)
+    return found._replace(loopback=legs.loopback(core)) if wanted.tors > 1 and link.domain == INSIDE else found
 
 
 def neighbour(name: str, kind: str, link: Link, asn: int) -> Neighbour:

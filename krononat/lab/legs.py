@@ -30,7 +30,8 @@ _BASES = {
     ("b", INSIDE): IPv4Network("10.2.0.0/16"),
     ("b", OUTSIDE): IPv4Network("198.19.0.0/16"),
 }
-NETWORKS = tuple(Legs(domain, network) for (_, domain), network in _BASES.items())
+LOOPBACKS = IPv4Network("10.254.0.0/16")  # of server S, core N: 10.254.S.N
+NETWORKS = (Legs(INSIDE, LOOPBACKS), *(Legs(domain, network) for (_, domain), network in _BASES.items()))
 
 
 class Link(NamedTuple):
@@ -61,6 +62,12 @@ def leg(core: str, switch: str, domain: str, domains: int = 2) -> Link:
     place = 64 * int(server.removeprefix("s")) + int(number)
     device = f"{SHORT[domain]}{number}{'' if switch == LETTERS[0] else switch}"
     return _link(switch, domain, domains, place, f"{server}c{number}{SHORT[domain]}", device)
+
+
+def loopback(core: str) -> IPv4Address:
+    """The address that other cores reach a core by where it has several legs."""
+    server, _, number = core.partition("/")
+    return LOOPBACKS.network_address + 256 * int(server.removeprefix("s")) + int(number)
 
 
 def uplink(switch: str, domain: str, domains: int = 2) -> Link:
