@@ -124,7 +124,8 @@ def _filters(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
         yield _filter(f"from_{kind}_{domain}{version}", believed, marks)
         if kind != CORE:
             own = {ACCESS: "RTS_BGP, RTS_STATIC", SWITCH: "RTS_BGP, RTS_DEVICE, RTS_STATIC"}.get(kind, "RTS_BGP")
-            sources = f"  if !(source ~ [ {own} ]) || dest ~ [ RTD_BLACKHOLE, RTD_UNREACHABLE ] then reject;\n"
+            nothing = " || dest = RTD_BLACKHOLE" if kind == SWITCH else ""
+            sources = f"  if !(source ~ [ {own} ]){nothing} then reject;\n"
             yield _filter(f"to_{kind}_{domain}{version}", fabrics.told_to(fabric, neighbour, version), sources)
 
 
