@@ -78,8 +78,9 @@ def build(room: int, remotes: int, log: str) -> Scene:
     told = _CONFIG.format(room=room, hold_down_s=HOLD_DOWN_S, udp=LIFETIME // 1000, log=log)
     state = appliance.offline(config.read(told), bytes(range(16)), bytes(range(16)))
     gateways = state.neighbours["kept"] == 1
-    state.neighbours["mac"][gateways] = tuple(FROM_MAC)
-    state.neighbours["state"][gateways] = REACHABLE
+    for own in ("", "own_"):
+        state.neighbours[f"{own}mac"][gateways] = tuple(FROM_MAC)
+        state.neighbours[f"{own}state"][gateways] = REACHABLE
     recovery.attach(state, NOW)
     return Scene(state, new_burst(), remotes)
 

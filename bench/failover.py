@@ -127,7 +127,7 @@ class Doomed(NamedTuple):
 
 def _doomed(here: Scene) -> Doomed:
     owner = here.owner()
-    return Doomed(here.lab.worker(owner.partition("/")[0]), here.shard(owner)["passive"])
+    return Doomed(here.lab.worker(here.lab.label(owner)), here.shard(owner)["passive"])
 
 
 def _kill_and_steer(here: Scene, doomed: Doomed) -> int:

@@ -83,7 +83,8 @@ def compose(connections: int, sessions_each: int) -> State:
     state = new_state(_filled(appliance.compose(told), connections, sessions_each))
     links = [appliance.Link(bytes((2, 0, 0, 0, 0, number)), 1500, False) for number in (1, 2)]
     appliance.fill(state, told, links, bytes(range(16)), bytes(16))
-    state.neighbours["state"][state.neighbours["kept"] == 1] = REACHABLE
+    for name in ("state", "own_state"):
+        state.neighbours[name][state.neighbours["kept"] == 1] = REACHABLE
     recovery.attach(state, traffic.NOW)
     return state
 

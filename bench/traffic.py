@@ -128,6 +128,7 @@ def _settings(state: State) -> None:
     row["hold_down_s"], row["neighbour_wait"], row["icmp_rate"], row["icmp_burst"] = 120, 1000, 100, 100
     row["prefixes"], row["pools"], row["ports"], row["shards"], row["rules"] = 2, 2, 2, 2, 1
     row["external_port"], row["hairpin"], row["inbound_refresh"], row["mss"] = 1, 1, 1, 1400
+    row["internal_ports"], row["external_ports"] = 1, 1
     rule = state.rules[0]
     rule["directions"], rule["action"], rule["internal_port_high"], rule["remote_port_high"] = 3, ACCEPT, 65535, 65535
     state.limits[1]["sessions"], state.limits[1]["mappings"] = 10_000, 10_000
@@ -152,8 +153,9 @@ def _share(state: State, shard: int, subscribers: int, externals: int) -> None:
 
 def _gateway(state: State, port: int, address: int, mac: bytes) -> int:
     row = neighbours.want(state, port, address, NOW)
-    state.neighbours[row]["mac"] = np.frombuffer(mac, np.uint8)
-    state.neighbours[row]["state"] = REACHABLE
+    for own in ("", "own_"):
+        state.neighbours[row][f"{own}mac"] = np.frombuffer(mac, np.uint8)
+        state.neighbours[row][f"{own}state"] = REACHABLE
     return row
 
 

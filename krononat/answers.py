@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from krononat import memory, view
+from krononat import bfd, memory, view
 from krononat.client import Trouble
 from krononat.cluster_answers import ClusterAnswers
 from krononat.config import canonical
@@ -79,6 +79,7 @@ class Answers:
             "config": self._config,
             "replace": self._replace,
             "quarantine": self._quarantine,
+            "bfd": self._bfd,
         }
         return {**own, **self.cluster.handlers()}
 
@@ -97,6 +98,12 @@ class Answers:
         quarantine = self._parts.quarantine
         cleared = quarantine.clear() if request.get("clear") is True else 0
         reply({"ok": True, "cleared": cleared, "quarantine": quarantine.rows(), **quarantine.status()})
+
+    def _bfd(self, _: dict[str, Any], reply: Answer) -> None:
+        reply({"ok": True, "bfd": bfd.rows(self._parts.state, self._names(), ticks())})
+
+    def _names(self) -> list[str]:
+        return [port.name for _, port in self._parts.config.interfaces.named()]
 
     # --- deletions ----------------------------------------------------------------------------------------------------
 
@@ -166,6 +173,7 @@ class Answers:
             "packets": _with_punted(view.fates(parts.state), punted),
             "frames": self._frames(),
             "ports": ports,
+            "bfd": bfd.summary(parts.state, self._names()),
             "neighbours": self._neighbours(),
         }
         reply({"ok": True, "status": status})
@@ -196,14 +204,20 @@ class Answers:
             "mac": bytes(row["mac"]).hex(":"),
             "mtu": int(row["mtu"]),
             "vlan": int(row["vlan"]),
+            "leg": _leg(row),
             "xdp_mode": parts.modes[number],
             "queues": parts.devices[number].queues,
             "steering": {name: packets for name, (packets, _) in steering.count().items()},
         }
         if isinstance(steering, Line):
             return told | {"memif": steering.status()}
-        sockets = [xsk.statistics(queue["fd"]) for queue in parts.sockets.description["queues"] if queue["port"] == number]
-        return told | {"sockets": {name: sum(each[name] for each in sockets) for name in sockets[0]}}
+        return told | {"sockets": self._sockets(number, "fd"), "control_sockets": self._sockets(number, "control")}
+
+    def _sockets(self, number: int, which: Literal["fd", "control"]) -> dict[str, int]:
+        """The kernel's counters of a port's sockets, of data or of control."""
+        queues = [queue for queue in self._parts.sockets.description["queues"] if queue["port"] == number]
+        counted = [xsk.statistics(queue[which]) for queue in queues]
+        return {name: sum(each[name] for each in counted) for name in counted[0]}
 
     def _frames(self) -> dict[str, int]:
         description = self._parts.sockets.description
@@ -222,6 +236,15 @@ class Answers:
 def _with_punted(fates: dict[str, int], punted: int) -> dict[str, int]:
     """Fates of all packets, those included that the steering program gave to the kernel: received is what they add up to."""
     return fates | {"punt": punted, "received": fates["received"] + punted}
+
+
+def _leg(row: Any) -> str:
+    """How a port is doing, in a word."""
+    if row["carrier_lost"]:
+        return "no carrier"
+    if row["peer_lost"]:
+        return "peer lost" if row["dead"] else "peer lost, used for want of another"
+    return "up"
 
 
 def _is_line(value: Any) -> bool:

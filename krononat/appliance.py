@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from krononat import bfd, checks_bfd
 from krononat.checks import blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
-from krononat.cluster import Cluster
+from krononat.cluster import Cluster, shunt_side
 from krononat.models import LOG_LEVELS, Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
 from shards import sides
 from shards.state import (
@@ -110,6 +111,7 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         shards=config.shards,
         peers=len(cluster.map.core) if cluster else 1,
         neighbours=_neighbours(config),
+        bfd=max(len(checks_bfd.sessions(config)), 1),
     )
 
 
@@ -165,6 +167,7 @@ def fill(
     for number, ((side, port), link) in enumerate(zip(config.interfaces.named(), links, strict=True)):
         _fill_port(state, number, SIDES[side], port, link)
         _fill_gateways(state, number, port)
+    bfd.fill(state, config, random)
 
 
 def offline(config: Config, random: bytes = bytes(16), secret: bytes = bytes(16)) -> State:
@@ -201,7 +204,10 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row["ports"] = len(state.ports)
     row["statics"] = len(list(config.mappings()))
     row["shards"] = config.shards
-    row["internal_port"], row["external_port"] = 0, len(state.ports) - 1
+    sides = [SIDES[side] for side, _ in config.interfaces.named()]
+    for name, side in (("internal", INTERNAL), ("external", EXTERNAL)):
+        rows = [number for number, told in enumerate(sides) if told in (side, BOTH)]
+        row[f"{name}_port"], row[f"{name}_ports"] = rows[0], len(rows)
 
 
 def _fill_shards(state: State, config: Config) -> None:
@@ -214,6 +220,7 @@ def _fill_shards(state: State, config: Config) -> None:
 def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
     """What the map says; a core that should have a shard first asks the others whether one of them has it meanwhile."""
     state.peers[0]["address"] = int(cluster.core.shunt)
+    state.settings[0]["shunt_side"] = SIDES[shunt_side(config, cluster.core.shunt) or "external"]
     for number, core in enumerate(cluster.map.others(cluster.me), 1):
         state.peers[number]["address"] = int(core.shunt)
     for told in cluster.map.shard:

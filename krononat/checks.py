@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
+from krononat import checks_bfd, checks_bgp
 from krononat.locate import ANY, Complaint, Path, nearest
-from krononat.models import Config, Leg, Limits, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
+from krononat.models import SIDES, Config, Leg, Limits, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.values import EVERY_PORT
 
 Complaints = Iterator[Complaint]
@@ -19,6 +20,7 @@ Complaints = Iterator[Complaint]
 ACCOUNTS_AT_MOST = 1 << 24
 EXTERNALS_AT_MOST = 1 << 16
 RULES_AT_MOST = 1 << 16
+PORTS_AT_MOST = 8  # as shards.state, which need not be loaded for a check
 SOCKET_PATH_AT_MOST = 107  # bytes; sun_path of unix(7)
 
 # RFC 5382 REQ-5 and RFC 7857 2.1 (TCP), RFC 4787 REQ-5 (UDP), RFC 5508 REQ-2 (ICMP): seconds.
@@ -28,16 +30,19 @@ MINIMA = {"tcp-established": 7440, "tcp-transitory": 240, "udp": 120, "icmp": 60
 def refusals(config: Config) -> list[Complaint]:
     """What makes the configuration unusable."""
     looks = (
-        _interfaces, _addresses, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps, _strangers_in_pools,
-        _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _shards,
-        _control,
+        _interfaces, _addresses, _loopback, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps,
+        _strangers_in_pools, _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _shards,
+        _control, checks_bgp.refusals, checks_bfd.refusals,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
 
 def doubts(config: Config) -> list[Complaint]:
     """What is accepted, but likely not what was meant."""
-    looks = (_capacity, _lost_ports, _broadcasts, _inside_out, _no_way_out, _idle_pools, _idle_rules)
+    looks = (
+        _capacity, _lost_ports, _broadcasts, _inside_out, _no_way_out, _lonely_legs, _mortal_shunts, _idle_pools, _idle_rules,
+        checks_bgp.doubts, checks_bfd.doubts,
+    )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
 
@@ -52,26 +57,52 @@ def _interfaces(config: Config) -> Complaints:
         yield Complaint(
             ("interfaces",),
             "needs `internal` and `external`, or `both` for a router on a stick",
-            needs=tuple(("interfaces", side) for side in ("internal", "external", "both")),
+            needs=tuple(("interfaces", side) for side in SIDES),
         )
-    if told.internal and told.external:
-        if told.internal.name == told.external.name:
-            yield Complaint(
-                ("interfaces", "external", "name"), "is the internal interface, too; for one interface use [interfaces.both]"
-            )
-        inside = told.internal.address.network
-        if inside.overlaps(told.external.address.network):
-            yield Complaint(("interfaces", "external", "address"), f"overlaps the internal network {inside}")
+    ports = list(told.placed())
+    if len(ports) > PORTS_AT_MOST:
+        yield Complaint(("interfaces",), f"{len(ports)} interfaces; one core has at most {PORTS_AT_MOST}")
+    for number, (path, port) in enumerate(ports):
+        for earlier, other in ports[:number]:
+            if (path[1] == "both") == (earlier[1] == "both"):
+                yield from _two_ports(path, port, earlier, other)
+
+
+def _two_ports(path: Path, port: Leg | Stick, earlier: Path, other: Leg | Stick) -> Complaints:
+    who, inside = _told(earlier), other.address.network
+    if port.name == other.name:
+        remedy = "; for one interface use [interfaces.both]" if path[1] != earlier[1] else "; one interface is one port"
+        yield Complaint((*path, "name"), f"is the {who} interface, too{remedy}")
+    if inside.overlaps(port.address.network):
+        yield Complaint((*path, "address"), f"overlaps the {who} network {inside}")
+
+
+def _told(path: Path) -> str:
+    """An interface in a sentence: internal, internal[1]."""
+    return f"{path[1]}[{path[2]}]" if path[2] else str(path[1])
 
 
 def _addresses(config: Config) -> Complaints:
-    for side, port in config.interfaces.named():
-        network, path = port.address.network, ("interfaces", side, "address")
+    for path, port in config.interfaces.placed():
+        network = port.address.network
         if network.prefixlen < 31 and port.address.ip in (network.network_address, network.broadcast_address):
-            yield Complaint(path, f"{port.address.ip} is the network's own or broadcast address in {network}")
+            told = f"{port.address.ip} is the network's own or broadcast address in {network}"
+            yield Complaint((*path, "address"), told)
         for number, group in enumerate(config.subscribers):
-            if side == "external" and port.address.ip in group.prefix:
-                yield Complaint(path, f"lies in subscribers[{number}] {group.prefix}")
+            if path[1] == "external" and port.address.ip in group.prefix:
+                yield Complaint((*path, "address"), f"lies in subscribers[{number}] {group.prefix}")
+
+
+def _loopback(config: Config) -> Complaints:
+    told, path = config.interfaces.loopback, ("interfaces", "loopback", "address")
+    if told is None:
+        return
+    strangers = [(f"interfaces.{_told(place)}", port.address.network) for place, port in config.interfaces.placed()]
+    strangers += [(f"subscribers[{number}]", group.prefix) for number, group in enumerate(config.subscribers)]
+    strangers += [(Complaint(place, "").key, prefix) for place, prefix in _pool_prefixes(config)]
+    for who, network in strangers:
+        if told.address.network.overlaps(network):
+            yield Complaint(path, f"{told.address.network} overlaps {who} {network}; it must be a network of its own")
 
 
 def _gateways_of(port: Leg | Stick) -> Iterator[tuple[str, IPv4Address]]:
@@ -82,27 +113,37 @@ def _gateways_of(port: Leg | Stick) -> Iterator[tuple[str, IPv4Address]]:
 
 
 def _gateways(config: Config) -> Complaints:
-    for side, port in config.interfaces.named():
+    for path, port in config.interfaces.placed():
         for key, gateway in _gateways_of(port):
-            path = ("interfaces", side, key)
             if gateway not in port.address.network:
                 told = f"{gateway} is not in the interface's network {port.address.network}"
-                yield Complaint(path, told, needs=(("interfaces", side, "address"),))
+                yield Complaint((*path, key), told, needs=((*path, "address"),))
             elif gateway == port.address.ip:
-                yield Complaint(path, f"{gateway} is the core's own address")
+                yield Complaint((*path, key), f"{gateway} is the core's own address")
     yield from _unreachable_subscribers(config)
 
 
+def _towards(port: Leg | Stick, side: str) -> IPv4Address | None:
+    """Gateway of a port towards a side that it is on."""
+    if isinstance(port, Leg):
+        return port.gateway
+    return port.internal_gateway if side == "internal" else port.external_gateway
+
+
 def _unreachable_subscribers(config: Config) -> Complaints:
-    port = config.interfaces.both or config.interfaces.internal
-    gateway = port and (port.internal_gateway if isinstance(port, Stick) else port.gateway)
-    if port is None or gateway or (config.interfaces.both and config.interfaces.internal):
+    ports = config.interfaces.of("internal")
+    if (
+        not ports
+        or any(_towards(port, "internal") for port in ports)
+        or (config.interfaces.both and config.interfaces.internal)
+    ):
         return
-    side, key = ("both", "internal-gateway") if isinstance(port, Stick) else ("internal", "gateway")
-    needs = (("interfaces", side, "address"), ("interfaces", side, "name"), ("interfaces", side, key))
+    side, key = ("both", "internal-gateway") if config.interfaces.both else ("internal", "gateway")
+    needs = tuple(("interfaces", side, ANY, name) for name in ("address", "name", key))
+    networks, names = (" or ".join(told) for told in zip(*((str(p.address.network), p.name) for p in ports), strict=True))
     for number, group in enumerate(config.subscribers):
-        if not group.prefix.subnet_of(port.address.network):
-            told = f"is not on-link in {port.address.network}, and {port.name} has no `{key}`"
+        if not any(group.prefix.subnet_of(port.address.network) for port in ports):
+            told = f"is not on-link in {networks}, and {names} has no `{key}`"
             yield Complaint(("subscribers", number, "prefix"), told, needs=needs)
 
 
@@ -248,12 +289,12 @@ def _pool_overlaps(config: Config) -> Complaints:
 
 def _strangers_in_pools(config: Config) -> Complaints:
     for path, prefix in _pool_prefixes(config):
-        for side, port in config.interfaces.named():
+        for place, port in config.interfaces.placed():
             if port.address.ip in prefix:
-                yield Complaint(path, f"{prefix} contains the core's own address {port.address.ip} (interfaces.{side})")
+                yield Complaint(path, f"{prefix} contains the core's own address {port.address.ip} (interfaces.{_told(place)})")
             for key, gateway in _gateways_of(port):
                 if gateway in prefix:
-                    yield Complaint(path, f"{prefix} contains interfaces.{side}.{key} {gateway}")
+                    yield Complaint(path, f"{prefix} contains interfaces.{_told(place)}.{key} {gateway}")
 
 
 # --- rules and mappings ---------------------------------------------------------------------------------------------------
@@ -348,20 +389,20 @@ def _umem(config: Config) -> Complaints:
 
 
 def _memif(config: Config) -> Complaints:
-    seen: dict[tuple[str, int], str] = {}
-    for side, port in config.interfaces.named():
+    seen: dict[tuple[str, int], Path] = {}
+    for path, port in config.interfaces.placed():
         if port.memif is None:
             continue
-        here, told = ("interfaces", side, "memif"), port.memif
+        here, told = (*path, "memif"), port.memif
         if not told.socket.startswith(("/", "@")):
             yield Complaint((*here, "socket"), f'{told.socket!r} is neither an absolute path nor an abstract "@name"')
         elif len(told.socket.encode()) > SOCKET_PATH_AT_MOST:
             yield Complaint((*here, "socket"), f"is longer than the {SOCKET_PATH_AT_MOST} bytes of a unix socket's path")
         if told.ring_size & (told.ring_size - 1):
             yield Complaint((*here, "ring-size"), f"{told.ring_size} is not a power of two")
-        other = seen.setdefault((told.socket, told.id), side)
-        if other != side:
-            yield Complaint((*here, "id"), f"{told.id} at {told.socket} is interfaces.{other} already")
+        other = seen.setdefault((told.socket, told.id), path)
+        if other != path:
+            yield Complaint((*here, "id"), f"{told.id} at {told.socket} is interfaces.{_told(other)} already")
 
 
 def _shards(config: Config) -> Complaints:
@@ -404,29 +445,53 @@ def _lost_ports(config: Config) -> Complaints:
 
 def _broadcasts(config: Config) -> Complaints:
     """Pool addresses that are on-link outside are answered for by ARP (`interfaces.decide_late`); these two are nobody's."""
-    port = config.interfaces.both or config.interfaces.external
-    if port is None or port.address.network.prefixlen > 30:
-        return
-    network = port.address.network
+    links = [(port.name, port.address.network) for port in config.interfaces.of("external")]
     for path, prefix in _pool_prefixes(config):
-        for address in (network.network_address, network.broadcast_address):
-            if address in prefix:
-                told = f"{address} is the own or broadcast address of {network} at {port.name}; answers to it get lost"
-                yield Complaint(path, told)
+        for name, network in links:
+            for address in (network.network_address, network.broadcast_address):
+                if network.prefixlen <= 30 and address in prefix:
+                    told = f"{address} is the own or broadcast address of {network} at {name}; answers to it get lost"
+                    yield Complaint(path, told)
 
 
 def _inside_out(config: Config) -> Complaints:
-    port = config.interfaces.internal
     for path, prefix in _pool_prefixes(config):
-        if port and prefix.overlaps(port.address.network):
-            told = f"{prefix} is on-link at {port.name}: subscribers would ask for it by ARP, which is answered outside only"
-            yield Complaint(path, told)
+        for port in config.interfaces.internal or ():
+            if prefix.overlaps(port.address.network):
+                told = (
+                    f"{prefix} is on-link at {port.name}: subscribers would ask for it by ARP, which is answered outside only"
+                )
+                yield Complaint(path, told)
 
 
 def _no_way_out(config: Config) -> Complaints:
-    for side, port in config.interfaces.named():
-        if side != "internal" and not (port.external_gateway if isinstance(port, Stick) else port.gateway):
-            yield Complaint(("interfaces", side), "has no gateway to the Internet; only what is on-link will be reached")
+    for path, port in config.interfaces.placed():
+        if path[1] != "internal" and not _towards(port, "external"):
+            yield Complaint(path, "has no gateway to the Internet; only what is on-link will be reached")
+
+
+def _lonely_legs(config: Config) -> Complaints:
+    """Of several legs each should be able to stand in for the others."""
+    for side in ("internal", "external"):
+        legs = [(path, port) for path, port in config.interfaces.placed() if path[1] in (side, "both")]
+        for path, port in legs:
+            if len(legs) > 1 and side == "internal" and not _towards(port, side):
+                yield Complaint(path, "has no gateway to the subscribers: when the others die, nothing of theirs leaves by it")
+        widest = max((port.mtu or 0 for _, port in legs), default=0)
+        for path, port in legs:
+            if port.mtu and port.mtu < widest:
+                told = f"{port.mtu} is less than the {widest} of another leg: packets of a session that moves may not fit"
+                yield Complaint((*path, "mtu"), told)
+
+
+def _mortal_shunts(config: Config) -> Complaints:
+    """Of several legs none should be the only way by which the other cores reach this one."""
+    told = config.interfaces
+    if config.cluster and not told.loopback and max(len(told.of("internal")), len(told.of("external"))) > 1:
+        yield Complaint(
+            ("interfaces",),
+            "several legs, but no [interfaces.loopback]: who shunts to the address of a leg finds nobody when that leg dies",
+        )
 
 
 def _idle_pools(config: Config) -> Complaints:

@@ -33,7 +33,9 @@ class Core(Model):
 
     name: str = Field(pattern=CORE, description="SERVER/NUMBER, as `server.name` and `server.core` of its configuration say.")
     replication: EndpointText = Field(description="Where it listens for the state of others, address:port (TCP).")
-    shunt: Address = Field(description="Address of one of its interfaces that the other cores can send packets to.")
+    shunt: Address = Field(
+        description="Address of one of its interfaces, or of its loopback, that the other cores can send packets to."
+    )
     key: str = Field(pattern=r"^[!-~]{40}$", description="Its public key, as `krononat cluster key` printed it.")
 
     @property
@@ -176,13 +178,23 @@ def strangers(config: Config, told: Map) -> Iterator[Complaint]:
     own = next((core for core in told.core if core.name == config.core_name), None)
     if own is None:
         yield Complaint(("core",), f"there is no core {config.core_name!r}, which this configuration is of")
-    elif IPv4Address(own.shunt) not in [port.address.ip for _, port in config.interfaces.named()]:
-        yield Complaint(("core", told.core.index(own), "shunt"), f"{own.shunt} is no address of an interface of {own.name}")
+    elif shunt_side(config, own.shunt) is None:
+        what = f"{own.shunt} is no address of an interface of {own.name}, nor its loopback's"
+        yield Complaint(("core", told.core.index(own), "shunt"), what)
     pools, shards = {pool.shard for pool in config.pool}, {shard.id for shard in told.shard}
     for missing in sorted(pools - shards):
         yield Complaint(("shard",), f"shard {missing} of the configuration's pools is missing")
     for idle in sorted(shards - pools):
         yield Complaint(("shard", [shard.id for shard in told.shard].index(idle), "id"), f"no pool is of shard {idle}")
+
+
+def shunt_side(config: Config, shunt: IPv4Address) -> str | None:
+    """Side of the core on which it has its address of shunts: internal or external; None if it has not got it."""
+    loopback = config.interfaces.loopback
+    if loopback and loopback.address.ip == shunt:
+        return loopback.side
+    sides = {port.address.ip: "internal" if side == "internal" else "external" for side, port in config.interfaces.named()}
+    return sides.get(IPv4Address(shunt))
 
 
 def orders(config: Config, cluster: Cluster, cpus: list[int]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from krononat import checks, locate
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.fields import choices_at, describe, keys_at, meant
 from krononat.locate import Complaint, Place, Places, nearest
-from krononat.mend import Mended, mend
+from krononat.mend import Mended, mend, written
 from krononat.models import Config
 from krononat.values import PLANNED_KEYS
 
@@ -62,16 +62,22 @@ def read(text: str, name: str = "config") -> Config:
 
 
 def complaints(mended: Mended) -> list[Complaint]:
-    """Everything that is wrong: the fields, and what the right ones say between them."""
+    """Everything that is wrong: the fields, and what the right ones say between them. Paths are those of the file."""
     mistyped = [(*told["loc"][:-1], meant(told["loc"])) for told in mended.errors if told["type"] == "extra_forbidden"]
     errors = [told for told in mended.errors if told["type"] != "missing" or told["loc"] not in mistyped]
     found = checks.refusals(mended.config) if mended.config else []
-    return [_refusal(told) for told in errors] + [told for told in found if not told.rests_on(mended.broken)]
+    told = [_refusal(told) for told in errors] + [told for told in found if not told.rests_on(mended.broken)]
+    return _as_written(told, mended.values)
+
+
+def _as_written(complaints: list[Complaint], values: dict[str, Any]) -> list[Complaint]:
+    return [told._replace(path=written(told.path, values)) for told in complaints]
 
 
 def warnings(config: Config, text: str, name: str) -> list[str]:
     """What is accepted but likely not meant, rendered with places."""
-    return [locate.render(complaint, name, text) for complaint in _located(checks.doubts(config), text)]
+    doubts = _as_written(checks.doubts(config), tomllib.loads(text))
+    return [locate.render(complaint, name, text) for complaint in _located(doubts, text)]
 
 
 def _located(complaints: list[Complaint], text: str) -> list[Complaint]:

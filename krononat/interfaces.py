@@ -36,6 +36,7 @@ _SYSCTLS = {
     "net/ipv4/conf/{}/accept_redirects": "0",
     "net/ipv4/conf/{}/arp_announce": "2",
     "net/ipv4/conf/{}/arp_ignore": "1",
+    "net/ipv4/conf/{}/ignore_routes_with_linkdown": "1",  # of several legs, the kernel's own way is one that lives, too
     "net/ipv6/conf/{}/forwarding": "0",
 }
 _PROC = Path("/proc/sys")
@@ -45,7 +46,9 @@ _GC_DEFAULT = 1024
 
 _MAIN, _LOCAL = 254, 255  # routing tables, rtnetlink(7)
 _HOST_SCOPE = 254
-_METRIC = 4242  # of our routes: any other one wins
+_METRIC = 4242  # of our routes, and so on by interface for the same destination: any other one wins
+_OURS = range(_METRIC, _METRIC + 8)
+_LOOPBACK = "lo"
 
 
 class Facts(NamedTuple):
@@ -68,6 +71,7 @@ class Host(NamedTuple):
     interfaces: dict[str, Facts]
     routes: frozenset[str]  # destinations of the main table; what a killed run of ours left there does not count
     sysctls: dict[str, str]
+    loopback: frozenset[str] = frozenset()  # addresses of the interface `lo`
 
 
 class Step(NamedTuple):
@@ -102,9 +106,10 @@ def observe(config: Config) -> Host:
                 raise Trouble(f"there is no interface {port.name!r}", why, told, BAD_CONFIG)
             for name in {port.name, home(port)} & links.keys():
                 found[name] = _facts(ip, ethtool, name, links[name])
-        found_routes = [route for route in ip.get_routes(table=_MAIN, family=2) if route.get("priority") != _METRIC]
+        found_routes = [route for route in ip.get_routes(table=_MAIN, family=2) if route.get("priority") not in _OURS]
         routes = frozenset(map(_destination, found_routes))
-    return Host(found, routes, {path: told for path in _GC_THRESHOLDS if (told := _sysctl(path))})
+        loopback = frozenset(_addresses(ip, links[_LOOPBACK]["index"])) if _LOOPBACK in links else frozenset()
+    return Host(found, routes, {path: told for path in _GC_THRESHOLDS if (told := _sysctl(path))}, loopback)
 
 
 def home(port: Leg | Stick) -> str:
@@ -114,7 +119,6 @@ def home(port: Leg | Stick) -> str:
 
 def _facts(ip: Any, ethtool: Any, name: str, link: Any) -> Facts:
     index = link["index"]
-    addresses = (f"{told.get('address')}/{told['prefixlen']}" for told in ip.get_addr(index=index, family=2))
     info = link.get("linkinfo")
     return Facts(
         index,
@@ -123,10 +127,14 @@ def _facts(ip: Any, ethtool: Any, name: str, link: Any) -> Facts:
         bool(link["flags"] & 1),
         (info.get("kind") or "") if info else "",
         _queues(ethtool, name),
-        frozenset(addresses),
+        frozenset(_addresses(ip, index)),
         _features(ethtool, name),
         {path: told for path in (template.format(name) for template in _SYSCTLS) if (told := _sysctl(path))},
     )
+
+
+def _addresses(ip: Any, index: int) -> list[str]:
+    return [f"{told.get('address')}/{told['prefixlen']}" for told in ip.get_addr(index=index, family=2)]
 
 
 def _queues(ethtool: Any, name: str) -> int:
@@ -174,7 +182,7 @@ def decide(config: Config, host: Host) -> list[Step]:
         steps += _device(port, facts)
         steps += _address(config, host, side, port)
         steps += _routes(config, host, side, port)
-    return steps
+    return [*steps, *_loopback(config, host)]
 
 
 def decide_late(config: Config) -> list[Step]:
@@ -186,6 +194,13 @@ def decide_late(config: Config) -> list[Step]:
         prefixes = _on_link_pools(config, port) if side != "internal" else []
         steps += [Step("local route", home(port), "", str(prefix)) for prefix in prefixes]
     return steps
+
+
+def again(config: Config, host: Host, number: int) -> list[Step]:
+    """What a port must be given again after it was set down and up: the kernel has forgotten its routes."""
+    side, port = list(config.interfaces.named())[number]
+    late = [step for step in decide_late(config) if step.interface == home(port)]
+    return [*_routes(config, host, side, port), *late]
 
 
 def _mtu(port: Leg | Stick, facts: Facts) -> int:
@@ -221,14 +236,30 @@ def _address(config: Config, host: Host, side: str, port: Leg | Stick) -> Iterat
 
 
 def _routes(config: Config, host: Host, side: str, port: Leg | Stick) -> Iterator[Step]:
-    """The kernel's own way back, for what is addressed to the core: it forwards nothing by them."""
+    """The kernel's own way back, for what is addressed to the core: it forwards nothing by them. Each leg's has its metric."""
+    rank = [other.name for there, other in config.interfaces.named() if there == side].index(port.name)
     for towards, gateway in gateways(port, SIDES[side]):
         wanted = ["default"]
         if towards == INTERNAL:
             wanted = [str(group.prefix) for group in config.subscribers if not group.prefix.subnet_of(port.address.network)]
+            wanted += _other_loopbacks(config)
         for destination in wanted:
             if destination not in host.routes:
-                yield Step("route", home(port), destination, str(gateway))
+                yield Step("route", home(port), destination, f"{gateway} metric {_METRIC + rank}" if rank else str(gateway))
+
+
+def _other_loopbacks(config: Config) -> list[str]:
+    """Where the other cores have theirs, if that is inside: else the default route leads there."""
+    told = config.interfaces.loopback
+    inside = told and told.side == "internal" and told.address.network.prefixlen < 32
+    return [str(told.address.network)] if told and inside else []
+
+
+def _loopback(config: Config, host: Host) -> Iterator[Step]:
+    """An address that outlives every leg; the kernel answers for it at all of them."""
+    told = config.interfaces.loopback
+    if told and f"{told.address.ip}/32" not in host.loopback:
+        yield Step("address", _LOOPBACK, "", f"{told.address.ip}/32")
 
 
 def _on_link_pools(config: Config, port: Leg | Stick) -> list[IPv4Network]:
@@ -297,7 +328,8 @@ def _apply_by_netlink(ip: Any, step: Step, value: str, *, undo: bool) -> None:
         address, _, length = step.value.partition("/")
         ip.addr("del" if undo else "add", index=index, address=address, prefixlen=int(length))
     elif step.kind == "route":
-        ip.route("del" if undo else "replace", dst=step.key, gateway=step.value, oif=index, priority=_METRIC)
+        gateway, _, metric = step.value.partition(" metric ")
+        ip.route("del" if undo else "replace", dst=step.key, gateway=gateway, oif=index, priority=int(metric or _METRIC))
     elif step.kind == "local route":
         told = {"type": "local", "table": _LOCAL, "scope": _HOST_SCOPE, "priority": _METRIC}
         ip.route("del" if undo else "replace", dst=step.value, oif=index, **told)

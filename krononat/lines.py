@@ -30,7 +30,7 @@ Tell = Callable[[dict[str, Any], Sequence[int]], None]
 
 class Place(NamedTuple):
     """What a port is: its number among all ports, its name, where its server is, what is asked for there, its tap; and what of
-    its traffic is the kernel's: own and broadcast addresses.
+    its traffic is the kernel's: own and broadcast addresses, BFD to the former where we do not speak it.
     """
 
     port: int
@@ -40,6 +40,7 @@ class Place(NamedTuple):
     tap: int
     own: Sequence[IPv4Address]
     broadcast: Sequence[IPv4Address]
+    bfd: bool = False
 
 
 class Line:
@@ -61,7 +62,14 @@ class Line:
     def told(self) -> Told:
         """What a worker is told at its start."""
         own, broadcast = ([*map(int, some), -1, -1][:2] for some in (self.place.own, self.place.broadcast))
-        return Told(port=self.place.port, tap=self.place.tap, own=own, broadcast=broadcast, connection=self.connection)
+        return Told(
+            port=self.place.port,
+            tap=self.place.tap,
+            own=own,
+            broadcast=broadcast,
+            bfd=self.place.bfd,
+            connection=self.connection,
+        )
 
     def descriptors(self) -> list[int]:
         """What a worker inherits: the tap, and the rings and events of a connection that stands."""

@@ -16,13 +16,14 @@ from pydantic_core import ErrorDetails
 
 from krononat.fields import field_at, meant, model_of
 from krononat.locate import Path
-from krononat.models import Config
+from krononat.models import SIDES, Config
 from krononat.values import Endpoint
 
 ROUNDS = 8  # a table that stands in has fields that must be there, and so on; deeper than the models are nested
 
 NOWHERE = IPv4Address(0)  # "this host" (RFC 6890): in no prefix that is accepted
 STAND_INS = {
+    IPv4Address: NOWHERE,
     IPv4Network: IPv4Network(NOWHERE),
     IPv4Interface: IPv4Interface(NOWHERE),
     Endpoint: Endpoint(NOWHERE, 0),
@@ -31,8 +32,12 @@ STAND_INS = {
 
 
 class Mended(NamedTuple):
-    """A configuration (None: beyond mending), what was wrong with it at first, and every path whose value is not the file's."""
+    """A configuration (None: beyond mending), what was wrong with it at first, and every path whose value is not the file's.
 
+    `values` are the file's; paths have the number of an entry also where the file has a single table (see `written`).
+    """
+
+    values: dict[str, Any]
     config: Config | None
     errors: list[ErrorDetails]
     broken: list[Path]
@@ -40,19 +45,41 @@ class Mended(NamedTuple):
 
 def mend(values: dict[str, Any]) -> Mended:
     """Configuration of `values`, with stand-ins for what is wrong; `values` stay as they are."""
-    values = copy.deepcopy(values)
+    given, values = values, _with_lists(copy.deepcopy(values))
     errors: list[ErrorDetails] = []
     broken: list[Path] = []
     for _ in range(ROUNDS):
         try:
-            return Mended(Config.model_validate(values, by_alias=True, by_name=False), errors, broken)
+            return Mended(given, Config.model_validate(values, by_alias=True, by_name=False), errors, broken)
         except ValidationError as error:
             found = error.errors()
         errors = errors or found
         broken += [path for told in found for path in _in_doubt(told)]
         for told in found:
             _replace(values, told["loc"])
-    return Mended(None, errors, broken)
+    return Mended(given, None, errors, broken)
+
+
+def _with_lists(values: dict[str, Any]) -> dict[str, Any]:
+    """Single tables of interfaces as lists of one, so that paths to what is wrong are the same either way (see `written`)."""
+    interfaces = values.get("interfaces")
+    if isinstance(interfaces, dict):
+        for side in SIDES:
+            if side in interfaces and not isinstance(interfaces[side], list):
+                interfaces[side] = [interfaces[side]]
+    return values
+
+
+def written(path: Path, values: Any) -> Path:
+    """A path as the file has it: without the number of an entry where the file has a single table."""
+    found: list[str | int] = []
+    for part in path:
+        if isinstance(part, int) and values is not None and not isinstance(values, list):
+            continue
+        found.append(part)
+        inside = isinstance(values, list) and isinstance(part, int) and part < len(values)
+        values = values[part] if inside else values.get(part) if isinstance(values, dict) else None
+    return tuple(found)
 
 
 def _in_doubt(error: ErrorDetails) -> list[Path]:

@@ -5,7 +5,8 @@ and follows its news. Packets pass the kernel by, so nothing there would notice 
 time to time (NTF_USE). Messages are made and read by pyroute2; the socket is our own, in the supervisor's selector, because
 pyroute2's sockets bring an event loop. Reading a message takes some 30 µs, so a call takes in no more than a portion.
 
-A row's second word holds MAC, state and port: written at once, so a worker never sees half a MAC.
+A row's own word holds MAC, state and port: written at once, so a worker never sees half a MAC. What packets go by is written by
+the worker (see shards.legs), as soon as it sees another `neighbours_version`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pyroute2.netlink.rtnl.ndmsg import (
     ndmsg,
 )
 
-from shards.state import FAILED, REACHABLE, WANTED, Array, State
+from shards.state import FAILED, NEIGHBOUR_OWN, REACHABLE, WANTED, Array, State
 
 # The kernel never asks for these, and what is said below with NTF_USE would make an ordinary neighbour of a permanent one.
 _FIXED = NUD_NOARP | NUD_PERMANENT
@@ -46,6 +47,7 @@ AT_ONCE = 200  # questions in one go; a large access network is walked in severa
 PORTION = 256  # messages after which `listen` leaves the rest to its next call
 
 _NEVER = -(1 << 40)
+_OWN = NEIGHBOUR_OWN // 8  # which word of a row is ours
 _CODEC = MarshalRtnl()
 
 
@@ -90,7 +92,7 @@ def _message(kind: int, flags: int, told: dict[str, Any]) -> bytes:
 
 
 class Neighbours:
-    """The service: the one writer of the MAC and state of `state.neighbours`.
+    """The service: the one writer of the own MAC and state of `state.neighbours`.
 
     `interfaces`: interface index of each row of `state.ports`. It belongs to the namespace it is made in.
     """
@@ -101,8 +103,7 @@ class Neighbours:
         self._known: dict[tuple[int, int], News] = {}
         self._asked = np.full(len(state.neighbours), _NEVER, np.int64)  # tick of the last question
         self._wanted: dict[int, int] = {}  # row -> tick since its first question
-        # One line of `state.neighbours` is four words; the second is MAC, state and port.
-        self._words = state.neighbours.view(np.uint64).reshape(-1, 4)
+        self._words = state.neighbours.view(np.uint64).reshape(len(state.neighbours), -1)
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self._socket.setblocking(False)
@@ -150,7 +151,7 @@ class Neighbours:
     def serve(self, now: int) -> bool:
         """Answer what is wanted, confirm what is used, retry what failed; whether a row changed. Cheap: call it often."""
         changed = False
-        for row in np.flatnonzero(self._state.neighbours["state"] == WANTED).tolist():
+        for row in np.flatnonzero(self._state.neighbours["own_state"] == WANTED).tolist():
             news = self._known.get(self._key(row))
             if news and _is_valid(news):
                 changed |= self._write(row, news.mac, REACHABLE)
@@ -158,7 +159,7 @@ class Neighbours:
                 changed |= self._write(row, b"", FAILED)
         for row in self._due(now)[:AT_ONCE].tolist():
             self._asked[row] = now
-            if self._state.neighbours[row]["state"] == WANTED:
+            if self._state.neighbours[row]["own_state"] == WANTED:
                 self._wanted.setdefault(row, now)  # patience begins with the first question
             if not self._is_fixed(row):
                 self._send(question(*self._key(row)))
@@ -172,13 +173,13 @@ class Neighbours:
 
     def _due(self, now: int) -> Array:
         """Rows the kernel is to be asked about: the wanted ones first, of those who was asked longest ago."""
-        states, since = self._state.neighbours["state"], now - self._asked
+        states, since = self._state.neighbours["own_state"], now - self._asked
         due = np.flatnonzero(since >= _PAUSES[np.minimum(states, FAILED)])
         return due[np.lexsort((self._asked[due], states[due]))]
 
     def _key(self, row: int) -> tuple[int, int]:
         told = self._state.neighbours[row]
-        return self._interfaces[int(told["port"])], int(told["address"])
+        return self._interfaces[int(told["own_port"])], int(told["address"])
 
     def _take(self, news: News, now: int) -> bool:
         if news.state == NUD_NONE:
@@ -196,7 +197,7 @@ class Neighbours:
 
     def _fail(self, row: int, now: int) -> bool:
         """One that used to answer may have a new MAC: it is asked for by broadcast before it is given up."""
-        if self._state.neighbours[row]["state"] != REACHABLE:
+        if self._state.neighbours[row]["own_state"] != REACHABLE:
             return self._write(row, b"", FAILED)
         self._wanted[row] = now
         self._asked[row] = _NEVER
@@ -204,22 +205,32 @@ class Neighbours:
 
     def _row(self, interface: int, address: int) -> int:
         rows = self._state.neighbours
-        for row in np.flatnonzero((rows["address"] == address) & (rows["state"] != 0)).tolist():
-            if self._interfaces[int(rows[row]["port"])] == interface:
+        for row in np.flatnonzero((rows["address"] == address) & (rows["own_state"] != 0)).tolist():
+            if self._interfaces[int(rows[row]["own_port"])] == interface:
                 return int(row)
         return 0
 
     def _write(self, row: int, mac: bytes, state: int) -> bool:
         """Whether that changed the row. One store, see above; an empty MAC leaves the old one."""
         told = self._state.neighbours[row]
-        word = (mac or bytes(told["mac"])) + bytes((state, int(told["port"])))
+        word = (mac or bytes(told["own_mac"])) + bytes((state, int(told["own_port"])))
         value = np.frombuffer(word, np.uint64)[0]
         if state != WANTED:
             self._wanted.pop(row, None)
-        if self._words[row, 1] == value:
+        if self._words[row, _OWN] == value:
             return False
-        self._words[row, 1] = value
+        self._words[row, _OWN] = value
         return True
+
+    def doubt(self, port: int) -> None:
+        """A port has lost its carrier, or has it again: who is behind it as a gateway must answer before it gets packets."""
+        rows = self._state.neighbours
+        for row in np.flatnonzero((rows["kept"] == 1) & (rows["own_port"] == port)).tolist():
+            self._wanted.pop(row, None)
+            self._asked[row] = _NEVER
+            self._known.pop(self._key(row), None)
+            self._write(row, b"", WANTED)
+        self._answered()
 
     def _answered(self) -> None:
         core = self._state.core[0]
@@ -233,9 +244,10 @@ class Neighbours:
             {
                 "row": row,
                 "address": socket.inet_ntoa(int(rows[row]["address"]).to_bytes(4, "big")),
-                "port": int(rows[row]["port"]),
-                "mac": ":".join(f"{byte:02x}" for byte in rows[row]["mac"]),
-                "state": names.get(int(rows[row]["state"]), "unknown"),
+                "port": int(rows[row]["own_port"]),
+                "mac": ":".join(f"{byte:02x}" for byte in rows[row]["own_mac"]),
+                "state": names.get(int(rows[row]["own_state"]), "unknown"),
+                "leaves_by": int(rows[row]["port"]),
             }
-            for row in np.flatnonzero(rows["state"]).tolist()
+            for row in np.flatnonzero(rows["own_state"]).tolist()
         ]

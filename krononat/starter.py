@@ -24,6 +24,12 @@ gateway = "192.0.2.1"
 
 # memif = { socket = "/run/vpp/memif.sock", id = 0 }   # shared memory with VPP or DPDK instead of a device: docs/memif.md
 
+# Several of a side, one to each switch, are [[interfaces.internal]] and [[interfaces.external]]; and for the other cores then
+# an address that outlives each of them (docs/ports.md):
+# [interfaces.loopback]
+# address = "10.254.0.1/24"
+# side = "internal"
+
 # Instead of these two, a router on a stick:
 # [interfaces.both]
 # name = "eth1"

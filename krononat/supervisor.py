@@ -19,11 +19,13 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from krononat import appliance, cluster, interfaces, memory
+from krononat import appliance, cluster, interfaces, memory, speaking
 from krononat.answers import Answers, Parts
+from krononat.carrier import Carriers
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
 from krononat.control import Control, lock
 from krononat.crew import Crew, Given, Hooks
+from krononat.herald import Herald
 from krononat.lines import Line, Place, link_of
 from krononat.member import Message
 from krononat.memif import Wanted
@@ -95,6 +97,7 @@ class Supervisor:
         self._control: Control | None = None
         self._answers: Answers | None = None
         self._reach: Reach | None = None
+        self._herald: Herald | None = None
 
     # --- the way up ---------------------------------------------------------------------------------------------------
 
@@ -237,6 +240,7 @@ class Supervisor:
         for queue in self._sockets.description["queues"]:
             if program := programs[queue["port"]]:
                 program.place(queue["queue"], queue["fd"])
+                program.place_control(queue["queue"], queue["control"])
         if any(programs):
             selftest.prove(self._frames, self._sockets, [device.ifindex for device in self._devices], programs)
         self._steerings = [program or self._line(number) for number, program in enumerate(programs)]
@@ -244,17 +248,23 @@ class Supervisor:
     def _kept(self, number: int) -> tuple[list[IPv4Address], list[IPv4Address]]:
         """The core's own addresses as a port sees them, and the port's broadcast addresses.
 
-        The external address is the core's own from inside, too; an internal one only inside.
+        An external address is the core's own from inside, too; an internal one only inside.
         """
         ports = list(self._config.interfaces.named())
         side, port = ports[number]
-        own = [port.address.ip, *(other.address.ip for there, other in ports if side == "internal" != there)]
+        own = [other.address.ip for there, other in ports if side == "internal" or there != "internal"]
+        if (loopback := self._config.interfaces.loopback) and (side == "internal" or loopback.side != "internal"):
+            own.append(loopback.address.ip)
         network = port.address.network
         return own, [network.broadcast_address, network.network_address] if network.prefixlen < 31 else []
 
     def _steering(self, number: int, queues: int) -> Steering:
         own, broadcast = self._kept(number)
-        return self._undoing.enter_context(Steering(map(str, own), map(str, broadcast), queues))
+        steering = Steering(map(str, own), map(str, broadcast), queues, self._speaks_bfd())
+        return self._undoing.enter_context(steering)
+
+    def _speaks_bfd(self) -> bool:
+        return bool((self._state.bfd["address"] != 0).any())
 
     def _line(self, number: int) -> Line:
         _, port = list(self._config.interfaces.named())[number]
@@ -270,7 +280,7 @@ class Supervisor:
             entries.bit_length() - 1,
         )
         row = len(self._lines)
-        place = Place(number, port.name, port.memif.socket, wanted, self._taps[port.name], own, broadcast)
+        place = Place(number, port.name, port.memif.socket, wanted, self._taps[port.name], own, broadcast, self._speaks_bfd())
         line = Line(row, place, link_of(self._notes.links, row), self._selector, self._tell, _say)
         self._lines.append(line)
         self._undoing.callback(line.close)
@@ -284,6 +294,9 @@ class Supervisor:
         self._neighbours = Neighbours(self._state, interfaces.indices(self._config))
         self._undoing.callback(self._neighbours.close)
         self._selector.register(self._neighbours, selectors.EVENT_READ, self._hear_of_neighbours)
+        self._carriers = Carriers(self._state, [device.ifindex for device in self._devices])
+        self._undoing.callback(self._carriers.close)
+        self._selector.register(self._carriers, selectors.EVENT_READ, self._hear_of_carriers)
         cpu = self._config.server.cpu
         self._cpu = max(os.sched_getaffinity(0)) if cpu is None else cpu
         if self._cpu not in os.sched_getaffinity(0):
@@ -316,6 +329,7 @@ class Supervisor:
             "cpu": self._cpu,
             "busy_poll": self._config.io.busy_poll,
             "cluster": None,
+            "bgp": speaking.orders(self._config, self._cluster.map if self._cluster else None),
         }
         if self._cluster:
             told["cluster"] = cluster.orders(self._config, self._cluster, sorted(os.sched_getaffinity(0) - {self._cpu}))
@@ -337,6 +351,8 @@ class Supervisor:
         if self._cluster:
             self._reach = Reach(self._state, self._cluster.core.shunt, self._selector)
             self._undoing.callback(self._reach.close)
+        if self._config.bgp:
+            self._herald = Herald(self._config.speaker_socket, self._config.bgp.linger_ms, self._crew, _say)
         self._answers = Answers(parts)
         self._control = Control(self._config.socket, self._selector, self._answers.handlers())
         self._undoing.callback(self._control.close)
@@ -358,8 +374,9 @@ class Supervisor:
     # --- round and round ----------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        waiting = bool((self._state.neighbours["state"] == WANTED).any())
-        for key, _ in self._selector.select((SHORT if waiting else CHORES) / 1000):
+        waiting = bool((self._state.neighbours["own_state"] == WANTED).any())
+        rest = SHORT if waiting else CHORES
+        for key, _ in self._selector.select((self._herald.due(rest) if self._herald else rest) / 1000):
             if key.fd in self._selector.get_map():  # an earlier one of this turn may have closed it
                 key.data()
         now = ticks()
@@ -372,6 +389,8 @@ class Supervisor:
                 line.watch(now)
         if self._reach:
             self._reach.turn(now)
+        if self._herald:
+            self._herald.turn(now)
         if self._control and self._answers:
             self._control.tire(now)
             self._answers.tire(now)
@@ -382,6 +401,28 @@ class Supervisor:
         if self._neighbours.listen(ticks()):
             self._crew.send({"do": "wake"})
 
+    def _hear_of_carriers(self) -> None:
+        """What leaves by a port that has lost its carrier takes another way at the worker's next breath."""
+        changed = self._carriers.listen()
+        for number in changed:
+            self._neighbours.doubt(number)
+        if changed:
+            self._crew.send({"do": "wake"})
+            self._neighbours.serve(ticks())
+        for number in changed:
+            self._tell_of_carrier(number)
+
+    def _tell_of_carrier(self, number: int) -> None:
+        """Say it; and what a link has lost of its routes when it was set down it gets again."""
+        _, port = list(self._config.interfaces.named())[number]
+        lost = bool(self._state.ports[number]["carrier_lost"])
+        _say(f"{port.name}: the carrier is {'lost' if lost else 'there'}")
+        for step in [] if lost else interfaces.again(self._config, self._host, number):
+            try:
+                interfaces.act(step)
+            except Trouble as trouble:
+                _say(f"{trouble.what}: {trouble.why}")
+
     def _hear(self, message: Message) -> None:
         """From the worker, or about it."""
         if "ready" in message:
@@ -391,6 +432,11 @@ class Supervisor:
                 line.announce()  # it may have changed since the worker was given its orders
             if self._control is None:
                 self._open()
+            if self._herald:
+                self._herald.hurry()
+                self._herald.turn(ticks())
+        elif "speaker" in message and self._herald:
+            self._herald.lost()
         elif "deleted" in message and self._answers:
             self._answers.deleted(message["deleted"])
         elif "answer" in message and self._answers:

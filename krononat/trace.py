@@ -16,7 +16,7 @@ import numpy as np
 
 from krononat import view
 from krononat.packet import Packet, build
-from shards import cuckoo, nat, parse, pipeline, recovery
+from shards import cuckoo, hops, nat, parse, pipeline, recovery
 from shards.burst import Burst, new_burst
 from shards.state import (
     BOTH,
@@ -95,7 +95,10 @@ def side_of(state: State, packet: Packet) -> int:
 
 
 def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: int) -> Trace:
-    """Way of `packet` coming in at `side` (INTERNAL or EXTERNAL) through `state`, which it changes; `rules` are for telling."""
+    """Way of `packet` coming in at the first port of `side` (INTERNAL or EXTERNAL) through `state`, which it changes.
+
+    `rules` are for telling.
+    """
     number = int(state.settings[0]["internal_port" if side == INTERNAL else "external_port"])
     frame = build(packet, state.ports[number]["mac"].tobytes(), int(state.ports[number]["vlan"]))
     stages = [Stage("receive", f"{packet}, {len(frame)} bytes, ttl {packet.ttl}, at the {_side(state, number)} port")]
@@ -130,17 +133,21 @@ def _receive(frame: bytes, port: int) -> tuple[Array, Burst]:
 
 
 def _side(state: State, port: int) -> str:
+    """A port in a sentence; of several of a side, which."""
     side = int(state.ports[port]["side"])
-    return "only" if side == BOTH else SIDES[side]
+    rows = np.flatnonzero(state.ports["side"] == side).tolist()
+    name = "only" if side == BOTH else SIDES[side]
+    return name if len(rows) == 1 else f"{'both' if side == BOTH else name}[{rows.index(port)}]"
 
 
 def _kept(state: State, number: int, destination: int) -> str:
     """Why the steering program of a port gives a packet to the kernel (`shards.steering`); "" if the core gets it."""
-    outside = state.ports[int(state.settings[0]["external_port"])]
     here = state.ports[number]
-    if destination == here["address"] or (here["side"] == INTERNAL and destination == outside["address"]):
+    own = state.ports["address"][(state.ports["side"] != INTERNAL) | (here["side"] == INTERNAL)]
+    reached = here["side"] == INTERNAL or state.settings[0]["shunt_side"] != INTERNAL
+    if destination in own or (reached and destination == int(state.peers[0]["address"])):
         return "the core's own address"
-    if destination == 0xFFFFFFFF or nat.names_no_host(here, destination):
+    if destination == 0xFFFFFFFF or hops.names_no_host(here, destination):
         return "a broadcast address"
     if destination >> 28 == 0xE or destination >> 16 == 0xA9FE:
         return "multicast or link-local"
@@ -233,15 +240,18 @@ def _hop_stage(state: State, burst: Burst, assumed: Sequence[str]) -> Iterator[S
         mac = ":".join(f"{byte:02x}" for byte in row["mac"])
         told = "nobody answers for it" if row["state"] == FAILED else f"MAC {mac}"
         told = "its MAC is not known yet; assumed to answer" if address in assumed else told
-        yield Stage("next hop", f"{address} at the {_side(state, int(row['port']))} port, {told}")
+        own, out = int(row["own_port"]), int(row["port"])
+        instead = f"is not reached there, {told} at the {_side(state, out)} port instead" if out != own else told
+        yield Stage("next hop", f"{address} at the {_side(state, own)} port, {instead}")
 
 
 def _answer_for_neighbours(state: State) -> list[str]:
     """Pretend that every neighbour asked for has answered, so that the trace can go on; their addresses."""
     asked = np.flatnonzero(state.neighbours["state"] == WANTED)
     for number in asked:
-        state.neighbours[int(number)]["mac"] = (2, 0, 0, 0, 0, 255)
-        state.neighbours[int(number)]["state"] = REACHABLE
+        for own in ("", "own_"):
+            state.neighbours[int(number)][f"{own}mac"] = (2, 0, 0, 0, 0, 255)
+            state.neighbours[int(number)][f"{own}state"] = REACHABLE
     return [str(IPv4Address(int(state.neighbours[int(number)]["address"]))) for number in asked]
 
 

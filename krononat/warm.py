@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numba.core import event
 
-from shards import apply, cuckoo, doubt, pipeline, recovery, resume, rings, sessions, shard, shunt, slabs
+from shards import apply, bfd, cuckoo, doubt, pipeline, recovery, resume, rings, sessions, shard, shunt, slabs
 from shards.burst import Burst, new_burst
 from shards.frames import LOCAL, QUEUE, RING, Rings, owner
 from shards.memif_rings import LINE
@@ -38,8 +38,8 @@ def _no_rings() -> Rings:
     return Rings(
         frames=np.zeros(0, np.uint8), owners=words[:0], ledger=np.zeros(1, LEDGER), links=words[:0], slots=words[:0],
         halves=words.view(np.uint16), words=words.view(np.uint32), longs=words, rx=ring, tx=ring, fill=ring, completion=ring,
-        lines=np.zeros(0, LINE), queues=np.zeros(0, QUEUE), first=words[:0], width=words[:0], pending=words[:0], free=words[:0],
-        local=np.zeros(1, LOCAL), polled=np.zeros((0, 2), np.int32), event=words[:1], mask=0,
+        control_rx=ring, control_tx=ring, lines=np.zeros(0, LINE), queues=np.zeros(0, QUEUE), first=words[:0], width=words[:0],
+        pending=words[:0], free=words[:0], local=np.zeros(1, LOCAL), polled=np.zeros((0, 2), np.int32), event=words[:1],
     )  # fmt: skip
 
 
@@ -74,6 +74,9 @@ def _loop() -> None:
     owner(0, 0, 0)
     rings.listen(_no_rings())
     rings.wait(_no_rings(), 0)
+    shard.close(state, _no_rings(), frames, 0)
+    bfd.begin(state, 0)
+    bfd.wait(state, 0)
     sessions.expire(state, 0, 0)
 
 

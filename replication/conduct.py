@@ -6,13 +6,12 @@ Acting is three things: the row of SHARD, which the packet path reads; whose row
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from replication import migration, roles
+from replication import migration, rises, roles
 from replication.migration import Move, Seen
 from replication.protocol import ALIVE, Exchange, Heard
 from replication.quiet import Quiet
@@ -87,7 +86,6 @@ class Conductor:
         self._streams: dict[int, dict[str, bool]] = {shard: {} for shard in places}
         self._accepting: dict[int, tuple[str | None, int, bool]] = {}
         self._wanted = {shard: int(state.shards[shard]["wanted"]) for shard in places}
-        self._rises: dict[int, deque[int]] = {shard: deque(maxlen=roles.RISES_AT_MOST) for shard in places}
         self._forgetting: dict[int, tuple[int, int]] = {}
         self._idle_at: dict[int, tuple[int, int, int]] = {}  # shard: tick, class, row
         self._quiet: dict[int, Quiet] = {}
@@ -183,8 +181,7 @@ class Conductor:
         post = roles.decide(before, others, facts)
         if facts.handed:
             self._handed.pop(shard)
-        if post.role == ACTIVE and before.role in (SYNCING, PASSIVE) and not facts.handed:
-            self._rises[shard].append(now)
+        rises.note(self._state.shards[shard], rises.epoch_of_rise(before, post, others, facts.handed > 0), now)
         post = self._move(shard, post, others, now)
         self._wanted[shard] = int(self._state.shards[shard]["wanted"])
         self.posts[shard] = post
@@ -222,7 +219,7 @@ class Conductor:
             partner if self._me in place else "", self._heard >= self._peers.keys(), handed, successor,
             shard in self._quiet and self._quiet[shard].for_long(now, self._times.quiet),
             bool(post.winner) and self._exchange.synced(shard, post.winner),
-            sum(now - at < roles.RISES_WITHIN for at in self._rises[shard]),
+            rises.lately(self._state.shards[shard], now),
             self._times.join_after, self._times.resume_after,
         )  # fmt: skip
 
@@ -252,8 +249,8 @@ class Conductor:
         return self._counts[shard].get(self.active(shard), (0, 0))
 
     def gave_up(self, shard: int, now: int) -> bool:
-        """Whether this core has been promoted too often lately."""
-        return sum(now - at < roles.RISES_WITHIN for at in self._rises[shard]) >= roles.RISES_AT_MOST
+        """Whether there were too many promotions lately."""
+        return rises.lately(self._state.shards[shard], now) >= roles.RISES_AT_MOST
 
     # --- moves ------------------------------------------------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ class Facts(NamedTuple):
     successor: str = ""  # the backup that comes with it
     quiet: bool = False  # draining: no packet came for long enough
     given: bool = False  # the winner has all that we had to give
-    promotions: int = 0  # of this shard, by failures, within the last `RISES_WITHIN`
+    promotions: int = 0  # of this shard, after failures, by whichever core, within the last `RISES_WITHIN` (see `rises`)
     join_after: int = 3000  # ticks
     resume_after: int = 300
     lapse_after: int = 300

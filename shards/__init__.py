@@ -13,7 +13,7 @@ Read in this order:
     sessions   mappings and sessions: made, found, ended
       ports      blocks, derived ports, hold-down                  slabs     rows from extents
       timers     the wheel                                         journal   what a backup must be told
-      neighbours next hops                                         events    the log, for whoever reads it
+      neighbours next hops; hops: which one; legs: that live       events    the log, for whoever reads it
     sides      whose ports are whose                               census   do packets of a shard still come?
     records    what replicas tell each other of rows:
       gather     rows to records, in pieces                        apply     records to rows (apply_mappings, apply_sessions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shards import cuckoo, journal, nat, ports, sessions, slabs, tcp, timers
+from shards import cuckoo, hops, journal, nat, ports, sessions, slabs, tcp, timers
 from shards.apply_mappings import (
     external_of,
     forgotten,
@@ -209,10 +209,11 @@ def _make_session(state: State, shard: int, line: int, half: int, record: Row, n
 @hot
 def _next_hops(state: State, record: Row, now: int) -> tuple[int, int]:
     """(inward, outward) neighbours of ours, who are asked for if they are new; 0 where no more fit."""
-    inward = nat.next_hop(state, INTERNAL, whole(record["internal_address"]), now)
+    internal = whole(record["internal_address"])
+    inward = hops.next_hop(state, INTERNAL, internal, 0, now)
     if whole(record["flags"]) & HAIRPIN:
         return inward, sessions.HAIRPIN_HOP
-    return inward, nat.next_hop(state, EXTERNAL, whole(record["remote_address"]), now)
+    return inward, hops.next_hop(state, EXTERNAL, whole(record["remote_address"]), internal, now)
 
 
 @hot

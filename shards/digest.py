@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import gather, slabs, tcp
+from shards import gather, hops, slabs, tcp
 from shards.jit import hot, whole
 from shards.native import Word, fold_multiply
 from shards.sessions import HAIRPIN_HOP
-from shards.state import MAPPING, MAPPING_0, NAT_MAPPING, NAT_SESSION, SESSION, Array, Row, State
+from shards.state import EXTERNAL, INTERNAL, MAPPING, MAPPING_0, NAT_MAPPING, NAT_SESSION, SESSION, Array, Row, State
 
 ROWS_OF_A_WORD = 64  # of a bitmap with a bit a row: ranges begin at a multiple
 
@@ -107,25 +107,10 @@ def _known_mapping(state: State, session: Row) -> Word:
 @hot
 def _hops(state: State, session: Row) -> int:
     """Which of a session's next hops are right: bit 0 inward, bit 1 outward; bit 2: it turns round inside instead."""
-    settings = state.settings[0]
-    port = whole(settings["internal_port"])
-    gateway = whole(state.ports[port]["internal_gateway"])
-    right = int(_leads(state, port, gateway, whole(session["inward"]), whole(session["internal_address"])))
+    right = int(hops.leads(state, INTERNAL, whole(session["inward"]), whole(session["internal_address"])))
     if session["outward"] == HAIRPIN_HOP:
         return right | 4
-    port = whole(settings["external_port"])
-    gateway = whole(state.ports[port]["external_gateway"])
-    return right | int(_leads(state, port, gateway, whole(session["outward"]), whole(session["remote_address"]))) << 1
-
-
-@hot
-def _leads(state: State, port: int, gateway: int, hop: int, host: int) -> bool:
-    """Whether neighbour `hop` is the way to `host` on a port, as `nat.next_hop` says: the host if on-link, else the gateway."""
-    link = state.ports[port]
-    if gateway and host & whole(link["mask"]) != whole(link["network"]):
-        return hop == gateway
-    neighbour = state.neighbours[hop & (len(state.neighbours) - 1)]
-    return bool(hop < len(state.neighbours) and whole(neighbour["address"]) == host and whole(neighbour["port"]) == port)
+    return right | int(hops.leads(state, EXTERNAL, whole(session["outward"]), whole(session["remote_address"]))) << 1
 
 
 @hot

@@ -22,9 +22,11 @@ FREE, HAND, RECEIVING, SENDING = range(4)
 XDP, MEMIF = range(2)  # kinds of queues
 
 # Where a ring's parts are: cursors and flags in 32-bit words of the region, entries in its 64-bit ones.
-RING = np.dtype([("producer", "i8"), ("consumer", "i8"), ("flags", "i8"), ("entries", "i8")])
-QUEUE = np.dtype([("fd", "i8"), ("port", "i8"), ("number", "i8"), ("kind", "i8")])
-LOCAL = np.dtype([("free", "i8"), ("turn", "i8")])
+RING = np.dtype([("producer", "i8"), ("consumer", "i8"), ("flags", "i8"), ("entries", "i8"), ("mask", "i8"), ("level", "i8")])
+QUEUE = np.dtype([("fd", "i8"), ("port", "i8"), ("number", "i8"), ("kind", "i8"), ("control", "i8")])
+LOCAL = np.dtype([("free", "i8"), ("turn", "i8"), ("reserve", "i8")])
+
+RESERVE_AT_MOST = 16  # free frames that are never offered to receive into: for what this core itself has to say
 
 
 class Rings(NamedTuple):
@@ -42,16 +44,17 @@ class Rings(NamedTuple):
     tx: Array
     fill: Array
     completion: Array
+    control_rx: Array  # of the same queues: rings of their control sockets; a level of 0 where there is none
+    control_tx: Array
     lines: Array  # memif_rings.LINE, by queue; of MEMIF ones
     queues: Array  # QUEUE
     first: Array  # int64, by port: its first queue
     width: Array  # int64, by port: how many it has
     pending: Array  # int64, by queue: transmit cursor, ahead of the one the other side sees
     free: Array  # int64: stack of free frames
-    local: Array  # LOCAL (1,): height of the stack; the queue whose turn it is
+    local: Array  # LOCAL (1,): height of the stack; the queue whose turn it is; frames that are kept back
     polled: Array  # int32 (n, 2): struct pollfd
     event: Array  # int64: what goes to event descriptors, 1; then room for what comes from them
-    mask: int  # entries of every XDP ring - 1
 
 
 if not PURE:
@@ -83,6 +86,12 @@ def recycle(rings: Rings, at: int) -> None:
         push(rings, frame)
     else:
         rings.ledger[0]["refused"] += 1
+
+
+@hot
+def to_give(rings: Rings) -> int:
+    """Free frames that may be given away to be received into."""
+    return max(int(rings.local[0]["free"]) - int(rings.local[0]["reserve"]), 0)
 
 
 def census(rings: Rings) -> dict[str, int]:

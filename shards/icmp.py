@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from shards import cuckoo, nat, ports, sessions, shunt, wire
+from shards import cuckoo, hops, nat, ports, sessions, shunt, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, read32, write16, write32
@@ -80,8 +80,7 @@ def _admit(state: State, burst: Burst, i: int) -> int:
     if inside:
         return INSIDE_DESTINATION
     if burst.direction[i] == OUTBOUND:
-        out = state.ports[whole(state.settings[0]["external_port"])]
-        return MARTIAN_DESTINATION if nat.names_no_host(out, burst.destination[i]) else UNDECIDED
+        return MARTIAN_DESTINATION if hops.names_no_host_at(state, EXTERNAL, burst.destination[i]) else UNDECIDED
     if sessions.external_ordinal(state, burst.destination[i]) < 0:
         return NOT_OUR_DESTINATION
     if burst.turned[i]:  # on another core, by one of our external addresses
@@ -166,12 +165,13 @@ def _serves(state: State, burst: Burst, i: int, local: int, realm: int, inbound:
 
 @hot
 def _hop_by_mapping(state: State, burst: Burst, i: int, half: int, remote: int, inbound: bool, now: int) -> int:
+    internal = whole(state.mappings[half]["internal_address"])
     if inbound:
-        hop = nat.next_hop(state, INTERNAL, whole(state.mappings[half]["internal_address"]), now)
+        hop = hops.next_hop(state, INTERNAL, internal, 0, now)
     elif sessions.external_ordinal(state, remote) >= 0:
         hop = sessions.HAIRPIN_HOP
     else:
-        hop = nat.next_hop(state, EXTERNAL, remote, now)
+        hop = hops.next_hop(state, EXTERNAL, remote, internal, now)
     burst.next_hop[i] = hop
     return UNDECIDED if hop else NEIGHBOURS_EXHAUSTED
 
@@ -260,9 +260,9 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     kind = reply_type(state.settings, burst.verdict[i])
     if kind == 0:
         return
-    port = state.ports[burst.port[i]]
+    out = burst.port[i]
     asked = OUTBOUND if burst.turned[i] else burst.direction[i]
-    if burst.icmp_error[i] or port["address"] == 0 or not _rate_allows(state, asked, now):
+    if burst.icmp_error[i] or state.ports[out]["address"] == 0 or not _rate_allows(state, asked, now):
         state.counters[SUPPRESSED, 0] += 1
         return
     # Not the column: a hairpinned packet's has turned round already.
@@ -274,14 +274,14 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
         if hop == 0:
             state.counters[SUPPRESSED, 0] += 1
             return
-        sender = mac_of(state, hop)
+        out, sender = whole(state.neighbours[hop]["port"]), mac_of(state, hop)
     mtu = _next_mtu(state, burst, i) if burst.verdict[i] == TOO_BIG else 0
     quote = min(burst.ip_length[i], _QUOTE_BYTES)
     l3 = burst.l3[i] - wire.IPV4_BYTES - _HEADER
     _write_error(frames, l3 + wire.IPV4_BYTES, kind, mtu, quote)
-    _write_header(frames, l3, whole(port["address"]), asker, _HEADER + quote, _next_id(state))
-    burst.out_at[i] = link_header(state, frames, l3, burst.port[i], sender)
-    burst.out_port[i] = burst.port[i]
+    _write_header(frames, l3, whole(state.ports[out]["address"]), asker, _HEADER + quote, _next_id(state))
+    burst.out_at[i] = link_header(state, frames, l3, out, sender)
+    burst.out_port[i] = out
     burst.out_length[i] = l3 - burst.out_at[i] + wire.IPV4_BYTES + _HEADER + quote
     state.counters[ORIGINATED, 0] += 1
 

@@ -63,18 +63,20 @@ def _sessions(state: State) -> list[str]:
 
 
 def _next_hops(state: State, row: Any) -> list[str]:
-    """Each way leads to the host itself, where it is on-link, or to the gateway of that side."""
+    """Each way leads to the host itself, where it is on-link, or to a gateway of that side; never to one of the other side."""
     told = []
     settings = state.settings[0]
-    for way, port, gateway, host in (
-        ("inward", int(settings["internal_port"]), "internal_gateway", int(row["internal_address"])),
-        ("outward", int(settings["external_port"]), "external_gateway", int(row["remote_address"])),
-    ):
-        hop, link = int(row[way]), state.ports[port]
-        direct = host & int(link["mask"]) == int(link["network"]) or not link[gateway]
+    for way, side, host in (("inward", "internal", row["internal_address"]), ("outward", "external", row["remote_address"])):
+        hop, first = int(row[way]), int(settings[f"{side}_port"])
         if hop == sessions.HAIRPIN_HOP:
             continue
-        if hop != link[gateway] if not direct else int(state.neighbours[hop]["address"]) != host:
+        ports_of_it = state.ports[first : first + int(settings[f"{side}_ports"])]
+        gateways = [int(port[f"{side}_gateway"]) for port in ports_of_it if port[f"{side}_gateway"]]
+        on_link = any(host & port["mask"] == port["network"] for port in ports_of_it)
+        itself = hop < len(state.neighbours) and state.neighbours[hop]["address"] == host
+        # What was on-link at a dead port goes by the gateway of another one.
+        right = (itself and (on_link or not gateways)) or (hop in gateways and (not on_link or len(ports_of_it) > 1))
+        if not right:
             told.append(f"{way} leads to neighbour {hop}")
     return told
 

@@ -48,12 +48,16 @@ class Connection(TypedDict):
 
 
 class Line(TypedDict):
-    """A memif port: its number, the descriptor of its tap, two own and two broadcast addresses (-1: none), who is there."""
+    """A memif port: its number, the descriptor of its tap, two own and two broadcast addresses (-1: none), who is there.
+
+    `bfd`: whether BFD to its own addresses is the worker's and not the kernel's.
+    """
 
     port: int
     tap: int
     own: list[int]
     broadcast: list[int]
+    bfd: bool
     connection: Connection | None
 
 

@@ -15,7 +15,7 @@ from shards import xsk
 from shards.atomics import fence, load_acquire, store_release
 from shards.burst import Burst
 from shards.calls import recvfrom, sendto
-from shards.frames import FREE, HAND, RECEIVING, SENDING, Rings, owner
+from shards.frames import FREE, HAND, RECEIVING, SENDING, Rings, owner, to_give
 from shards.jit import hot
 from shards.memif import (
     BROKEN,
@@ -47,7 +47,7 @@ from shards.xsk import FRAME_BYTES, FRAME_SHIFT, HEADROOM
 # `links`, first of `slots`. Descriptors of events and tap. What is for the kernel: own and broadcast addresses, -1 none.
 LINE = np.dtype(
     [(name, "i8") for name in ("up", "connection", "mask", "chained", "out", "back", "link", "slots")]
-    + [(name, "i8") for name in ("out_event", "back_event", "tap")]
+    + [(name, "i8") for name in ("out_event", "back_event", "tap", "bfd")]
     + [("own", "i8", (2,)), ("broadcast", "i8", (2,))]
 )
 
@@ -122,7 +122,7 @@ def refill(rings: Rings, queue: int) -> None:
         return
     given, height = rings.links[line["link"] + GIVEN], int(rings.local[0]["free"])
     left = given - rings.links[line["link"] + FILLED]
-    offered = min(line["mask"] + 1 - left, height)
+    offered = min(line["mask"] + 1 - left, to_give(rings))
     if offered < _REFILL_AT_LEAST and left > _REFILL_AT_LEAST:
         return
     longs, slots, owners, free = rings.longs, rings.slots, rings.owners, rings.free

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import events, firewall, neighbours, ports, serve, sessions, tcp
+from shards import events, firewall, ports, serve, sessions, tcp
 from shards.burst import Burst
+from shards.hops import names_no_host_at, next_hop
 from shards.jit import hot, inlined, whole
 from shards.native import choose
 from shards.parse import is_query
@@ -112,16 +113,6 @@ def is_internal(state: State, realm: int, address: int) -> bool:
     return _prefix_of(state.prefixes, whole(state.settings[0]["prefixes"]), realm, address) >= 0
 
 
-@hot
-def names_no_host(port: Row, address: int) -> bool:
-    """The core's own address, or the lowest or highest of the link of `port`: a broadcast there (RFC 1122, RFC 2644)."""
-    mask = whole(port["mask"])
-    if address & mask != whole(port["network"]):
-        return False
-    host, hosts = address & ~mask, ~mask & 0xFFFFFFFF
-    return address == whole(port["address"]) or (hosts > 1 and (host == 0 or host == hosts))
-
-
 @inlined
 def choose_key(state: State, burst: Burst, i: int) -> None:
     """Direction and lookup key of row `i`. ICMP errors have no key of their own: their embedded packet has."""
@@ -154,18 +145,6 @@ def set_key(state: State, burst: Burst, i: int) -> None:
 
 
 @hot
-def next_hop(state: State, side: int, address: int, now: int) -> int:
-    """Neighbour for `address` on a side: itself where it is on-link, else the side's gateway; 0 when no more fit."""
-    p = whole(state.settings[0]["internal_port"] if side == INTERNAL else state.settings[0]["external_port"])
-    port = state.ports[p]
-    gateway = whole(port["internal_gateway"] if side == INTERNAL else port["external_gateway"])
-    on_link = address & whole(port["mask"]) == whole(port["network"])
-    if gateway and not on_link:
-        return gateway
-    return neighbours.want(state, p, address, now)
-
-
-@hot
 def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     """Open a session for an outbound packet; its line goes into the row. Verdict, or UNDECIDED: serve it as a hit now."""
     port = state.ports[burst.port[i]]
@@ -174,11 +153,11 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
     account, subscriber = find_account(state, realm, source)
     if account == 0:
         return SPOOFED_SOURCE
-    if names_no_host(state.ports[state.settings[0]["internal_port"]], source):
+    if names_no_host_at(state, INTERNAL, source):
         return SPOOFED_SOURCE
     if is_internal(state, realm, burst.destination[i]):
         return INSIDE_DESTINATION
-    if names_no_host(state.ports[state.settings[0]["external_port"]], burst.destination[i]):
+    if names_no_host_at(state, EXTERNAL, burst.destination[i]):
         return MARTIAN_DESTINATION
     turns = sessions.external_ordinal(state, burst.destination[i]) >= 0
     if turns and state.settings[0]["hairpin"] == 0:
@@ -240,8 +219,9 @@ def _find_way(state: State, frames: Array, burst: Burst, i: int, turns: bool, no
 
     Both must have answered before anything is remembered: who does not exist, or writes to who does not, costs no state.
     """
-    inward = next_hop(state, INTERNAL, burst.source[i], now)
-    outward = sessions.HAIRPIN_HOP if turns else next_hop(state, EXTERNAL, burst.destination[i], now)
+    source, destination = burst.source[i], burst.destination[i]
+    inward = next_hop(state, INTERNAL, source, 0, now)
+    outward = sessions.HAIRPIN_HOP if turns else next_hop(state, EXTERNAL, destination, source, now)
     if inward == 0 or outward == 0:
         return NEIGHBOURS_EXHAUSTED, 0
     burst.next_hop[i] = outward
@@ -331,7 +311,7 @@ def inbound_miss(state: State, burst: Burst, i: int, now: int) -> int:
         return verdict
     if not _lets_in(state, burst, i, external, half):
         return FILTERED
-    hop = next_hop(state, INTERNAL, internal, now)
+    hop = next_hop(state, INTERNAL, internal, 0, now)
     if hop == 0:
         return NEIGHBOURS_EXHAUSTED
     burst.mapping[i] = half

@@ -1,6 +1,7 @@
 """Next hops: an open-addressed table by (address, port) whose row numbers sessions store, so a row never moves.
 
-The worker asks (`want`), the supervisor answers: it resolves rows that are WANTED through the kernel and writes MAC and state.
+The worker asks (`want`), the supervisor answers: it resolves rows that are WANTED through the kernel and writes their own MAC
+and state. What packets go by is written by the worker again (`legs`).
 Probing is linear and bounded instead of counting how full the table is: a crowded neighbourhood is full, and says so.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards.jit import hot, inlined
-from shards.state import FAILED, NEIGHBOUR_BYTES, NEIGHBOUR_MAC, WANTED, Row, State
+from shards.state import FAILED, NEIGHBOUR_BYTES, NEIGHBOUR_MAC, NEIGHBOUR_OWN, WANTED, Row, State
 from shards.wire import mac_at
 
 PROBES = 64  # rows looked at, at most
@@ -37,7 +38,7 @@ def _is_row(at: int) -> bool:
 
 @inlined
 def mac_of(state: State, at: int) -> int:
-    """MAC address in row `at`, as a number: one load of what the supervisor writes in one store."""
+    """MAC address that packets to row `at` get, as a number."""
     return mac_at(state.neighbour_bytes, at * NEIGHBOUR_BYTES + NEIGHBOUR_MAC)
 
 
@@ -46,9 +47,10 @@ def _is_forgotten(state: State, at: int, now: int) -> bool:
     """Whether nobody can mean this row any more."""
     row = state.neighbours[at]
     unused = (now - int(row["used"])) & 0xFFFFFFFF
-    if int(row["state"]) != FAILED or int(row["kept"]) != 0:
+    if int(row["own_state"]) != FAILED or int(row["kept"]) != 0:
         return False
-    return unused > (NEVER_ANSWERED if mac_of(state, at) == 0 else FORGOTTEN)
+    answered = mac_at(state.neighbour_bytes, at * NEIGHBOUR_BYTES + NEIGHBOUR_OWN) != 0
+    return unused > (FORGOTTEN if answered else NEVER_ANSWERED)
 
 
 @hot
@@ -57,9 +59,9 @@ def find(state: State, port: int, address: int) -> int:
     at = first(state, port, address)
     for _ in range(min(PROBES, len(state.neighbours))):
         row = state.neighbours[at]
-        if _is_row(at) and int(row["state"]) == 0:
+        if _is_row(at) and int(row["own_state"]) == 0:
             return 0
-        if _is_row(at) and int(row["address"]) == address and int(row["port"]) == port:
+        if _is_row(at) and int(row["address"]) == address and int(row["own_port"]) == port:
             return at
         at = (at + 1) & (len(state.neighbours) - 1)
     return 0
@@ -84,7 +86,7 @@ def _vacant(state: State, port: int, address: int, now: int) -> int:
     at, forgotten = first(state, port, address), 0
     for _ in range(min(PROBES, len(state.neighbours))):
         row = state.neighbours[at]
-        if _is_row(at) and int(row["state"]) == 0:
+        if _is_row(at) and int(row["own_state"]) == 0:
             return at
         if _is_row(at) and forgotten == 0 and _is_forgotten(state, at, now):
             forgotten = at
@@ -97,7 +99,10 @@ def _occupy(state: State, at: int, port: int, address: int) -> None:
     row: Row = state.neighbours[at]
     row["address"] = address
     row["port"] = port
+    row["own_port"] = port
     for k in range(6):
         row["mac"][k] = 0
-    row["state"] = WANTED  # last: the supervisor looks for it
+        row["own_mac"][k] = 0
+    row["state"] = WANTED
+    row["own_state"] = WANTED  # last: the supervisor looks for it
     state.core[0]["neighbours_wanted"] = (int(state.core[0]["neighbours_wanted"]) + 1) & 0xFFFFFFFF

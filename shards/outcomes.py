@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 PASS, DROP, REDIRECT = "pass", "drop", "redirect"
 
+BFD_PORT = 3784  # UDP, single hop (RFC 5881); the kernel's where no session is configured
 SHUNT_PORT = 7655  # UDP; Krononat's own choice. To the core's address and this port is not the kernel's: see `shunt`
 
 
@@ -20,7 +21,8 @@ class Outcome(NamedTuple):
 
 _PICTURE = """
 redirect  redirected           given to the AF_XDP socket of its queue
-drop      no_socket            its queue has no AF_XDP socket
+redirect  control              given to the control socket of its queue: BFD, or shunted by another core
+drop      no_socket            its queue has no AF_XDP socket for it
 pass      not_ip               neither IPv4 nor IPv6: ARP, LLDP and the like
 pass      broadcast            to an IPv4 broadcast address
 pass      multicast            to a multicast address
@@ -37,5 +39,7 @@ def _parse(picture: str) -> tuple[Outcome, ...]:
 
 
 OUTCOMES = _parse(_PICTURE)
-REDIRECTED, NO_SOCKET, NOT_IP, BROADCAST, MULTICAST, LINK_LOCAL, NEIGHBOUR_DISCOVERY, OWN_ADDRESS, QUARANTINED = range(9)
-assert len(OUTCOMES) == 9
+(
+    REDIRECTED, CONTROL, NO_SOCKET, NOT_IP, BROADCAST, MULTICAST, LINK_LOCAL, NEIGHBOUR_DISCOVERY, OWN_ADDRESS, QUARANTINED,
+) = range(10)  # fmt: skip
+assert len(OUTCOMES) == 10

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, doubt, icmp, lookahead, nat, parse, rewrite, serve, sessions, shunt, timers
+from shards import bfd, cuckoo, doubt, icmp, lookahead, nat, parse, rewrite, serve, sessions, shunt, timers
 from shards.burst import Burst
 from shards.cuckoo import BLOCK
 from shards.jit import hot, whole
@@ -141,6 +141,8 @@ def _serve_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> N
         burst.verdict[i] = parse.refuse_addresses(burst, i)
     if burst.verdict[i] == UNDECIDED and shunt.is_for_us(state, burst, i):
         burst.verdict[i] = shunt.receive(state, frames, burst, i)
+    if burst.verdict[i] == UNDECIDED and bfd.is_for_us(state, burst, i):
+        burst.verdict[i] = bfd.receive(state, frames, burst, i, now)
     if burst.verdict[i] != UNDECIDED:
         return
     if burst.icmp_error[i]:

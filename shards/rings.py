@@ -26,6 +26,7 @@ from shards.frames import (
     MEMIF,
     QUEUE,
     RECEIVING,
+    RESERVE_AT_MOST,
     RING,
     SENDING,
     XDP,
@@ -33,6 +34,7 @@ from shards.frames import (
     owner,
     push,
     recycle,
+    to_give,
 )
 from shards.jit import hot
 from shards.native import prefetch
@@ -76,7 +78,8 @@ def rings_over(
     told = notes_of(notes, description["frames"])
     queues = _queues(description, lines)
     ports = np.arange(queues["port"].max() + 1)
-    rx, tx, fill, completion = (_places(description, ring, len(queues)) for ring in range(4))
+    rx, tx, fill, completion, control_rx, control_tx = (_places(description, ring, len(queues)) for ring in range(6))
+    fill["level"] = np.where(fill["level"] > 0, description["entries"] + description["control"], 0)
     return Rings(
         frames=xsk.frames_of(memory, description["frames"]),
         owners=told.owners,
@@ -90,37 +93,40 @@ def rings_over(
         tx=tx,
         fill=fill,
         completion=completion,
+        control_rx=control_rx,
+        control_tx=control_tx,
         lines=_lines(description, lines, len(queues)),
         queues=queues,
         first=np.array([int(np.argmax(queues["port"] == port)) for port in ports], np.int64),
         width=np.array([int(np.sum(queues["port"] == port)) for port in ports], np.int64),
         pending=np.zeros(len(queues), np.int64),
         free=np.zeros(description["frames"], np.int64),
-        local=np.zeros(1, LOCAL),
+        local=np.array([(0, 0, min(description["frames"] >> 6, RESERVE_AT_MOST))], LOCAL),
         polled=_polled(queues, lines, also),
         event=np.ones(64, np.int64),
-        mask=description["entries"] - 1,
     )
 
 
 def _queues(description: xsk.Description, lines: Sequence[memif.Line]) -> Array:
     """QUEUE rows: of the sockets, then of the memif ports, whose descriptor is their event's."""
-    sockets = [(each["fd"], each["port"], each["queue"], XDP) for each in description["queues"]]
-    return np.array([*sockets, *((-1, line["port"], 0, MEMIF) for line in lines)], QUEUE)
+    sockets = [(each["fd"], each["port"], each["queue"], XDP, each["control"]) for each in description["queues"]]
+    return np.array([*sockets, *((-1, line["port"], 0, MEMIF, -1) for line in lines)], QUEUE)
 
 
 def _places(description: xsk.Description, ring: int, queues: int) -> Array:
-    """RING rows of one ring of every queue; zeros for those that are not XDP."""
+    """RING rows of one ring of every queue; zeros for those that are not XDP, or have no such ring."""
     stride, (at, _) = xsk.queue_bytes(description), xsk.ring_spans(description)[ring]
-    offsets = description["offsets"][ring]
+    offsets, entries = description["offsets"][ring], xsk.ring_sizes(description)[ring]
     rows = np.zeros(queues, RING)
-    for row in range(len(description["queues"])):
+    for row in range(len(description["queues"]) if entries else 0):
         base = row * stride + at
         rows[row] = (
             (base + offsets[xsk.PRODUCER]) // 4,
             (base + offsets[xsk.CONSUMER]) // 4,
             (base + offsets[xsk.FLAGS]) // 4,
             (base + offsets[xsk.DESCRIPTORS]) // 8,
+            entries - 1,
+            entries,
         )
     return rows
 
@@ -134,13 +140,14 @@ def _lines(description: xsk.Description, lines: Sequence[memif.Line], queues: in
         row = rows[sockets + number]
         row["out"], row["tap"] = first + number * memif.LINE_BYTES, line["tap"]
         row["link"], row["slots"] = number * LINK_WORDS, number * 2 * SLOTS
+        row["bfd"] = line["bfd"]
         row["own"], row["broadcast"] = line["own"], line["broadcast"]
     return rows
 
 
 def _polled(queues: Array, lines: Sequence[memif.Line], also: Sequence[int]) -> Array:
-    """The descriptor of every queue (a memif port has none before it is connected), then taps and others."""
-    descriptors = [*queues["fd"], *(line["tap"] for line in lines), *also]
+    """The descriptor of every queue (a memif port has none before it is connected), then control sockets, taps and others."""
+    descriptors = [*queues["fd"], *queues["control"], *(line["tap"] for line in lines), *also]
     return np.array([(descriptor, _POLLIN) for descriptor in descriptors], np.int32).reshape(-1, 2)
 
 
@@ -148,20 +155,19 @@ def take_over(rings: Rings) -> None:
     """Set right who has which frame, count what was lost, and rebuild the free list."""
     filled, sent = rings.words[rings.fill["producer"]], rings.words[rings.tx["producer"]]
     rings.pending[:] = sent
+    given = np.concatenate((sent, rings.words[rings.control_tx["producer"]]))  # by queue, then by queue of control
     kinds, queues = rings.owners >> 56, (rings.owners >> 32) & 0xFFFF
     positions = (rings.owners & _LOW).astype(np.uint32)
-    of_memif = rings.queues["kind"][queues] == MEMIF  # until its notes say otherwise
-    offered = (kinds == RECEIVING) & (of_memif | ((positions - filled[queues]).view(np.int32) >= 0))
-    unsent = (kinds == SENDING) & (of_memif | ((positions - sent[queues]).view(np.int32) >= 0))
+    of_queue = queues % len(rings.queues)
+    of_memif = rings.queues["kind"][of_queue] == MEMIF  # until its notes say otherwise
+    offered = (kinds == RECEIVING) & (of_memif | ((positions - filled[of_queue]).view(np.int32) >= 0))
+    unsent = (kinds == SENDING) & (of_memif | ((positions - given[queues]).view(np.int32) >= 0))
     ours = (kinds == FREE) | (kinds == HAND) | offered | unsent
     for queue in range(len(rings.queues)):
         if rings.queues[queue]["kind"] == MEMIF:
             ours[memif_rings.take_over(rings, queue)] = False
-            continue
-        for ring, kind, producer in ((rings.rx, RECEIVING, filled), (rings.completion, SENDING, sent)):
-            unread = _unread(rings, ring[queue], 2 if kind == RECEIVING else 1)
-            rings.owners[unread] = owner(kind, queue, (int(producer[queue]) - 1) & _LOW)
-            ours[unread] = False
+        else:
+            ours[_take_over(rings, queue, filled, sent)] = False
     rings.ledger[0]["lost"] += int(np.sum(ours & ((kinds == HAND) | unsent)))
     rings.ledger[0]["attached"] += 1
     rings.owners[ours] = FREE
@@ -170,10 +176,23 @@ def take_over(rings: Rings) -> None:
     rings.local[0]["free"] = len(free)
 
 
+def _take_over(rings: Rings, queue: int, filled: Array, sent: Array) -> Array:
+    """Frames that lie unread in the rings of an XDP queue; their words say so from now on."""
+    found = []
+    for ring, kind, producer, longs in (
+        (rings.rx, RECEIVING, filled, 2), (rings.control_rx, RECEIVING, filled, 2), (rings.completion, SENDING, sent, 1),
+    ):  # fmt: skip
+        found.append(_unread(rings, ring[queue], longs))
+        rings.owners[found[-1]] = owner(kind, queue, (int(producer[queue]) - 1) & _LOW)
+    return np.concatenate(found)
+
+
 def _unread(rings: Rings, ring: Any, longs: int) -> Array:
     """Frames in the entries (of 1 or 2 longs) that the kernel has produced and nobody has consumed."""
+    if ring["level"] == 0:
+        return np.zeros(0, np.int64)
     consumer, waiting = int(rings.words[ring["consumer"]]), ready(rings, ring)
-    at = (consumer + np.arange(waiting)) & rings.mask
+    at = (consumer + np.arange(waiting)) & ring["mask"]
     frames: Array = rings.longs[int(ring["entries"]) + longs * at] >> FRAME_SHIFT
     return frames
 
@@ -189,8 +208,8 @@ def ready(rings: Rings, ring: Any) -> int:
 
 @hot
 def room(rings: Rings, ring: Any, producer: int) -> int:
-    """Entries that fit into a ring we produce, when our cursor is at `producer`."""
-    return rings.mask + 1 - ((producer - load_acquire(rings.words, ring["consumer"])) & _LOW)
+    """Entries that may go into a ring we produce, when our cursor is at `producer`."""
+    return int(ring["level"]) - ((producer - load_acquire(rings.words, ring["consumer"])) & _LOW)
 
 
 # --- receive --------------------------------------------------------------------------------------------------------------
@@ -208,20 +227,29 @@ def receive(rings: Rings, burst: Burst, limit: int) -> int:
             taken = memif_rings.receive(rings, queue, burst, count, limit)
             count += tap.sort(rings, queue, burst, count, taken)
         else:
-            count += _receive(rings, queue, burst, count, limit)
+            count += _receive(rings, rings.rx[queue], queue, burst, count, limit)
     rings.local[0]["turn"] = (turn + 1) % queues
     return count
 
 
 @hot
-def _receive(rings: Rings, queue: int, burst: Burst, row: int, limit: int) -> int:
-    ring = rings.rx[queue]
+def receive_control(rings: Rings, burst: Burst, limit: int) -> int:
+    """Take up to `limit` frames from the control sockets of all queues, as `receive` does from those of data."""
+    count = 0
+    for queue in range(len(rings.queues)):
+        if rings.control_rx[queue]["level"] > 0:
+            count += _receive(rings, rings.control_rx[queue], queue, burst, count, limit)
+    return count
+
+
+@hot
+def _receive(rings: Rings, ring: Any, queue: int, burst: Burst, row: int, limit: int) -> int:
     taken = min(ready(rings, ring), limit - row)
     if taken == 0:
         return 0
     consumer = load_acquire(rings.words, ring["consumer"])
     for i in range(taken):
-        entry = int(ring["entries"]) + 2 * ((consumer + i) & rings.mask)
+        entry = int(ring["entries"]) + 2 * ((consumer + i) & ring["mask"])
         at = rings.longs[entry]
         prefetch(rings.frames, at)
         burst.port[row + i] = rings.queues[queue]["port"]
@@ -294,7 +322,7 @@ def _offer(rings: Rings, port: int, at: int, length: int) -> bool:
         _drive(rings, queue)
         if room(rings, ring, producer) == 0:
             return False
-    entry = int(ring["entries"]) + 2 * (producer & rings.mask)
+    entry = int(ring["entries"]) + 2 * (producer & ring["mask"])
     rings.longs[entry] = at
     rings.longs[entry + 1] = length
     rings.owners[at >> FRAME_SHIFT] = owner(SENDING, queue, producer & _LOW)
@@ -316,7 +344,57 @@ def flush(rings: Rings) -> int:
         else:
             back += _drive(rings, queue)
             _refill(rings, queue)
+            _drive_control(rings, queue)
     return back
+
+
+# --- what this core itself has to say -------------------------------------------------------------------------------------
+
+
+@hot
+def spare_frame(rings: Rings, port: int) -> int:
+    """A frame in hand to be given to `send_control` for this port, or -1 while there is none, or no room for it."""
+    queue = rings.first[port]
+    height = int(rings.local[0]["free"])
+    if height == 0:
+        return -1
+    if rings.queues[queue]["kind"] == XDP:
+        ring = rings.control_tx[queue]
+        if ring["level"] == 0 or room(rings, ring, load_acquire(rings.words, ring["producer"])) <= 0:
+            return -1
+    frame = int(rings.free[height - 1])
+    rings.owners[frame] = owner(HAND, queue, 0)
+    rings.local[0]["free"] = height - 1
+    return frame
+
+
+@hot
+def send_control(rings: Rings, port: int, at: int, length: int) -> bool:
+    """Send a spare frame, by an XDP port before all data that waits. False where a memif port has no room for it, or nobody."""
+    queue = rings.first[port]
+    if rings.queues[queue]["kind"] == MEMIF:
+        taken = memif_rings.offer(rings, queue, at, length)
+        if not taken:
+            push(rings, at >> FRAME_SHIFT)
+        memif_rings.publish(rings, queue)
+        return bool(taken)
+    ring = rings.control_tx[queue]
+    producer = load_acquire(rings.words, ring["producer"])
+    entry = int(ring["entries"]) + 2 * (producer & ring["mask"])
+    rings.longs[entry] = at
+    rings.longs[entry + 1] = length
+    rings.owners[at >> FRAME_SHIFT] = owner(SENDING, len(rings.queues) + queue, producer)
+    store_release(rings.words, ring["producer"], (producer + 1) & _LOW)
+    _drive_control(rings, queue)
+    return True
+
+
+@hot
+def _drive_control(rings: Rings, queue: int) -> None:
+    """Ask for sending once: what cannot leave now is asked for again with the next burst."""
+    ring = rings.control_tx[queue]
+    if ring["level"] > 0 and ready(rings, ring) > 0:
+        sendto(rings.queues[queue]["control"], 0, 0, _DONTWAIT, 0, 0)
 
 
 @hot
@@ -333,10 +411,10 @@ def listen(rings: Rings) -> int:
 def _drive(rings: Rings, queue: int) -> int:
     """Ask for sending as long as it gets on, and reap: a full completion ring would stop it. Frames taken back."""
     ring = rings.tx[queue]
-    waiting = rings.mask + 2
+    waiting = int(ring["level"]) + 1
     back = _reap(rings, queue)
     while True:
-        left = rings.mask + 1 - room(rings, ring, load_acquire(rings.words, ring["producer"]))
+        left = ready(rings, ring)
         if left == 0 or left == waiting or not load_acquire(rings.words, ring["flags"]) & _NEED_WAKEUP:
             return back
         waiting = left
@@ -352,7 +430,7 @@ def _reap(rings: Rings, queue: int) -> int:
         return 0
     consumer = load_acquire(rings.words, ring["consumer"])
     for i in range(done):
-        push(rings, rings.longs[int(ring["entries"]) + ((consumer + i) & rings.mask)] >> FRAME_SHIFT)
+        push(rings, rings.longs[int(ring["entries"]) + ((consumer + i) & ring["mask"])] >> FRAME_SHIFT)
     store_release(rings.words, ring["consumer"], consumer + done)
     return done
 
@@ -362,12 +440,12 @@ def _refill(rings: Rings, queue: int) -> None:
     ring = rings.fill[queue]
     producer = load_acquire(rings.words, ring["producer"])
     height = int(rings.local[0]["free"])
-    offered = min(room(rings, ring, producer), height)
-    if offered == 0:
+    offered = min(room(rings, ring, producer), to_give(rings))
+    if offered <= 0:
         return
     for i in range(offered):
         frame = rings.free[height - 1 - i]
-        rings.longs[int(ring["entries"]) + ((producer + i) & rings.mask)] = frame << FRAME_SHIFT
+        rings.longs[int(ring["entries"]) + ((producer + i) & ring["mask"])] = frame << FRAME_SHIFT
         rings.owners[frame] = owner(RECEIVING, queue, (producer + i) & _LOW)
     rings.local[0]["free"] = height - offered
     store_release(rings.words, ring["producer"], producer + offered)

@@ -1,20 +1,22 @@
 """The loop of a core: run to completion, a burst at a time.
 
-`breathe` is one crossing into compiled code: first the frames that waited for a neighbour, then burst after burst until the
-rings are quiet or the breath is long enough, then the timers. What is Python (commands, replication, BFD) runs between breaths,
-in the same thread.
+`breathe` is one crossing into compiled code: first BFD and what has changed of ports and neighbours (see `legs`), then the
+frames that waited for a neighbour, then burst after burst until the rings are quiet or the breath is long enough, then the
+timers. Before each burst of data all control traffic that waits is served (BFD, and what other cores shunt), at most a burst of
+it, so that neither starves the other. What is Python (commands, replication) runs between breaths, in the same thread.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from shards import pipeline, rings, sessions
+from shards import bfd, legs, pipeline, rings, sessions
 from shards.burst import BURST, Burst
 from shards.frames import Rings
 from shards.jit import hot, whole
 from shards.state import Array, State
-from shards.verdict import HELD_BACK, HOLD_OVERFLOW
+from shards.verdict import BFD_SENT, HELD_BACK, HOLD_OVERFLOW
+from shards.xsk import FRAME_SHIFT, HEADROOM
 
 HELD_AT_MOST = BURST  # frames that wait for a neighbour: one burst, so that they are served again in one
 EXPIRE_AT_MOST = 1024  # rows that the wheel looks at in one breath, beside one for each packet: ends keep pace with beginnings
@@ -31,17 +33,20 @@ def breathe(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Ar
 
     It ends early after `looks` looks in a row at empty rings: what comes next is met here sooner than after a turn in Python.
     """
+    handled, empty = serve_control(state, ports, frames, burst, waiting, now), 0
+    bfd.expire(state, now)  # what came while nobody looked has been heard by now
+    speak(state, ports, frames, now)
+    bfd.publish(state)
+    legs.settle(state, now)
     if state.core[0]["held"]:
         _serve_waiting(state, ports, frames, burst, waiting, now)
-    handled, empty = 0, 0
     while bursts > 0 and empty < looks:
+        handled += serve_control(state, ports, frames, burst, waiting, now)
         count = rings.receive(ports, burst, BURST)
         if count == 0:
             empty += 1
             continue
-        for i in range(count):
-            burst.deadline[i] = 0
-        _serve(state, ports, frames, burst, waiting, count, now)
+        _serve_new(state, ports, frames, burst, waiting, count, now)
         handled += count
         bursts -= 1
         empty = 0
@@ -50,6 +55,46 @@ def breathe(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Ar
     if sessions.expire(state, now, EXPIRE_AT_MOST + handled) == EXPIRE_AT_MOST + handled:
         return max(handled, 1)  # there is more to do: no time to sleep
     return handled
+
+
+@hot
+def serve_control(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Array, now: int) -> int:
+    """Serve what came by the control sockets, and answer it at once; how many packets."""
+    count = rings.receive_control(ports, burst, BURST)
+    if count:
+        _serve_new(state, ports, frames, burst, waiting, count, now)
+        speak(state, ports, frames, now)
+    return count
+
+
+@hot
+def speak(state: State, ports: Rings, frames: Array, now: int) -> None:
+    """Send what the BFD sessions have to say. What finds no frame, or no room, is still due at the next turn."""
+    for s in range(len(state.bfd)):
+        if bfd.due(state, s, now):
+            port = whole(state.bfd[s]["port"])
+            frame = rings.spare_frame(ports, port)
+            if frame >= 0:
+                l3 = (frame << FRAME_SHIFT) + HEADROOM
+                at = bfd.write(state, frames, l3, s, now)
+                if rings.send_control(ports, port, at, l3 - at + bfd.LENGTH):
+                    state.counters[BFD_SENT, 0] += np.uint64(1)
+                    state.counters[BFD_SENT, 1] += np.uint64(l3 - at + bfd.LENGTH)
+
+
+@hot
+def close(state: State, ports: Rings, frames: Array, now: int) -> None:
+    """A clean stop: tell the peers of the BFD sessions."""
+    bfd.part(state, now)
+    speak(state, ports, frames, now)
+    rings.flush(ports)
+
+
+@hot
+def _serve_new(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Array, count: int, now: int) -> None:
+    for i in range(count):
+        burst.deadline[i] = 0
+    _serve(state, ports, frames, burst, waiting, count, now)
 
 
 @hot

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import nat, parse, rewrite, wire
+from shards import hops, nat, parse, rewrite, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import Word, read16, read32, write16, write32
@@ -79,9 +79,8 @@ def send(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
 
 @hot
 def _side(state: State) -> int:
-    """Where the other cores are: on the side of our own address among them."""
-    internal = state.ports[whole(state.settings[0]["internal_port"])]
-    return INTERNAL if whole(internal["address"]) == whole(state.peers[0]["address"]) else EXTERNAL
+    """Where the other cores are."""
+    return INTERNAL if whole(state.settings[0]["shunt_side"]) == INTERNAL else EXTERNAL
 
 
 @hot
@@ -97,7 +96,7 @@ def _find_way(state: State, frames: Array, burst: Burst, i: int, peer: Row, now:
     """Verdict, or UNDECIDED with the next hop to the peer in the row."""
     if burst.turned[i] and read8(frames, burst.l3[i] + 8) <= 1:
         return TTL_EXCEEDED  # whoever gets it does not know whom to tell
-    hop = nat.next_hop(state, _side(state), whole(peer["address"]), now)
+    hop = hops.next_hop(state, _side(state), whole(peer["address"]), 0, now)
     if hop == 0:
         return NEIGHBOURS_EXHAUSTED
     neighbour = state.neighbours[hop]
@@ -251,7 +250,7 @@ def way_back(state: State, burst: Burst, i: int, asker: int, now: int) -> int:
     """Neighbour by which the sender of a packet that came shunted is reached, 0 for none: its MAC is not in the frame."""
     if burst.turned[i]:
         return 0
-    hop = nat.next_hop(state, INTERNAL if burst.direction[i] == OUTBOUND else EXTERNAL, asker, now)
+    hop = hops.next_hop(state, INTERNAL if burst.direction[i] == OUTBOUND else EXTERNAL, asker, 0, now)
     return hop if state.neighbours[hop]["state"] == REACHABLE else 0
 
 
@@ -260,4 +259,4 @@ def prepare(state: State, now: int) -> None:
     """Ask for the next hop to every core that is known, before the first packet has to wait for it."""
     for p in range(1, len(state.peers)):
         if state.peers[p]["address"] != 0:
-            nat.next_hop(state, _side(state), whole(state.peers[p]["address"]), now)
+            hops.next_hop(state, _side(state), whole(state.peers[p]["address"]), 0, now)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
-LAYOUT = 3  # of rows and sections; a worker refuses memory of another layout
+LAYOUT = 4  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
@@ -32,6 +32,7 @@ ICMP, TCP, UDP = 1, 6, 17
 
 OUTBOUND, INBOUND = 0, 1  # direction of a packet: from or towards the subscriber
 INTERNAL, EXTERNAL, BOTH = 1, 2, 3  # side of a port; BOTH is the router on a stick
+PORTS_AT_MOST = 8  # of a core
 
 SIDES = {INTERNAL: "internal", EXTERNAL: "external", BOTH: "both"}
 PROTOCOLS = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
@@ -135,7 +136,9 @@ SHARD = np.dtype(
         ("side", "u1"),  # replica side: which port chunks and rows it may hand out; 2: none (see replication.roles)
         ("creates", "u1"),  # 1: has the authority. All that the packet path asks
         ("pickup", "u1"),  # not 0: until `grace_until` TCP without SYN may open by its derived port
-        ("spare", "u1", (28,)),
+        ("risen_at", "u4", (3,)),  # ticks of the last promotions after failures, whoever was promoted (roles.RISES_AT_MOST)
+        ("risen_epoch", "u4"),  # the last of them made this epoch
+        ("spare", "u1", (12,)),
     ]
 )
 assert SHARD.itemsize == 64
@@ -270,7 +273,12 @@ PORT = np.dtype(
         ("external_gateway", "u2"),
         ("side", "u1"),
         ("partial", "u1"),  # 1: local (veth) senders may leave TCP/UDP checksums partial
-        ("spare", "u1", (28,)),
+        ("carrier_lost", "u1"),  # 1: nothing can leave or come; written by the supervisor
+        ("peer_lost", "u1"),  # 1: what keeps watch on its peer (BFD) has lost it; written by the worker's chores
+        ("dead", "u1"),  # 1: nothing leaves by it as long as another one of its side can take it; written by `legs.settle`
+        ("spare_byte", "u1"),
+        ("since", "u4"),  # tick at which `dead` became what it is; 0: at the start
+        ("spare", "u1", (20,)),
     ]
 )
 PORT_BYTES = 64
@@ -281,15 +289,57 @@ NEIGHBOUR = np.dtype(
     [
         ("address", "u4"),
         ("used", "u4"),  # tick of the last miss that asked for it, or of the wheel's last look at a session that uses it
-        ("mac", "u1", (6,)),  # written by the supervisor, as is `state` once WANTED
+        # The way packets take, written by the worker alone (see `legs`): its own word below, or that of a gateway instead.
+        ("mac", "u1", (6,)),
         ("state", "u1"),
         ("port", "u1"),
+        # Who it is: MAC and state are written by the supervisor, in one store of the whole word.
+        ("own_mac", "u1", (6,)),
+        ("own_state", "u1"),
+        ("own_port", "u1"),
         ("kept", "u1"),  # 1: a gateway; its row never changes hands
-        ("spare", "u1", (15,)),
+        ("spare", "u1", (7,)),
     ]
 )
-NEIGHBOUR_BYTES, NEIGHBOUR_MAC = 32, 8  # of a row; where in it the MAC stands, with state and port one word behind it
+# Of a row; where in it the MAC stands that packets get, and its own, each the head of a word with state and port behind it.
+NEIGHBOUR_BYTES, NEIGHBOUR_MAC, NEIGHBOUR_OWN = 32, 8, 16
 assert NEIGHBOUR.itemsize == NEIGHBOUR_BYTES
+
+# A BFD session with the neighbour of a port (RFC 5880 6.8.1 names these; see `bfd`). Intervals in microseconds, as on the wire.
+BFD = np.dtype(
+    [
+        ("changed_at", "u8"),  # tick, unwrapped: when it came up, or went down
+        ("mac", "u8"),  # the peer's, as a number; 0 until it is known
+        ("address", "u4"),  # the peer's; 0: no session
+        ("discriminator", "u4"),  # ours: random, not 0, of no other session
+        ("remote_discriminator", "u4"),  # 0 until it is known
+        ("interval", "u4"),  # wished for both ways once it is up; also what we say we can receive
+        ("desired", "u4"),  # between packets of ours, now: a second at least while it is not up
+        ("remote_required", "u4"),  # between packets of ours; 0: the peer wants none
+        ("remote_desired", "u4"),  # between packets of the peer's
+        ("transmit_at", "u4"),  # tick
+        ("detect_at", "u4"),  # tick at which the peer has been silent for too long, while `watched`
+        ("received", "u4"),  # counts packets taken
+        ("sent", "u4"),
+        ("refused", "u4"),  # counts packets with this peer's address that were not taken
+        ("flaps", "u4"),  # counts how often it went down
+        ("random", "u4"),  # of the jitter; not 0
+        ("port", "u1"),  # row of PORT
+        ("state", "u1"),  # bfd.STATES
+        ("diagnostic", "u1"),  # bfd.DIAGNOSTICS: why it went down last
+        ("remote_state", "u1"),
+        ("remote_diagnostic", "u1"),
+        ("multiplier", "u1"),
+        ("remote_multiplier", "u1"),
+        ("remote_demand", "u1"),  # 1: the peer wants no packets while all is well
+        ("polling", "u1"),  # 1: asking the peer to confirm `desired`
+        ("final", "u1"),  # 1: the peer asked, and is to be answered
+        ("watched", "u1"),  # 1: the peer was heard since it was last silent for too long
+        ("ever_up", "u1"),  # 1: it was up once, so that down means something
+        ("spare", "u1", (44,)),
+    ]
+)
+assert BFD.itemsize == 128
 
 # What configuration decides; written before the worker starts. Times in ticks (ms), limits in their own unit.
 SETTINGS = np.dtype(
@@ -313,13 +363,16 @@ SETTINGS = np.dtype(
         ("ports", "u2"),
         ("statics", "u2"),
         ("shards", "u2"),
-        ("internal_port", "u1"),  # row of PORT
+        ("internal_port", "u1"),  # first row of PORT of the side; its others follow
         ("external_port", "u1"),
         ("hairpin", "u1"),
         ("inbound_refresh", "u1"),
         ("reject_code", "u1"),  # ICMP code for what policy rejects
         ("log", "u1"),  # LOG_*: which events are written
-        ("spare", "u1", (40,)),
+        ("internal_ports", "u1"),  # how many, from `internal_port` on
+        ("external_ports", "u1"),
+        ("shunt_side", "u1"),  # INTERNAL or EXTERNAL: where the other cores are
+        ("spare", "u1", (37,)),
     ]
 )
 assert SETTINGS.itemsize == 128
@@ -341,7 +394,9 @@ CORE = np.dtype(
         ("late_compilations", "u4"),  # since the worker began to take traffic: must stay 0
         ("longest_breath_us", "u4"),  # since then
         ("in_doubt", "u4"),  # not 0: a change of what is derived is under way, see `doubt`
-        ("spare", "u1", (56,)),
+        ("legs_lost", "u4"),  # what `legs.settle` has settled last: a bit for each dead port, and
+        ("legs_version", "u4"),  # the `neighbours_version`
+        ("spare", "u1", (48,)),
     ]
 )
 assert CORE.itemsize == 128
@@ -396,6 +451,7 @@ class Sizes(NamedTuple):
     shards: int
     peers: int  # other cores; row 0 is none
     neighbours: int  # a power of two, at most 65,536
+    bfd: int = 1  # sessions
 
 
 class State(NamedTuple):
@@ -429,6 +485,7 @@ class State(NamedTuple):
     statics: Array  # STATIC
     ports: Array  # PORT
     neighbours: Array  # NEIGHBOUR
+    bfd: Array  # BFD; those with an address are sessions
     port_bytes: Array  # uint8: the same memory as `ports`, flat
     neighbour_bytes: Array  # uint8: the same memory as `neighbours`, flat
     dirty: Array  # uint64 bitmap, a bit per half-line: changed since last shipped
@@ -466,6 +523,7 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("statics", STATIC, (sizes.statics,)),
         ("ports", PORT, (sizes.ports,)),
         ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
+        ("bfd", BFD, (sizes.bfd,)),
         ("dirty", np.uint64, (lines * 2 // 64,)),
         ("summary", np.uint64, (lines * 2 // 64 // 64,)),
         ("shipped", np.uint64, (lines * 2 // 64,)),

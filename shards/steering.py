@@ -2,9 +2,9 @@
 
 Every frame has one of the `outcomes` and is counted under it, packets and bytes, per CPU; so the sum over outcomes is what
 the program saw. What is the kernel's business (ARP, LLDP, neighbour discovery, multicast, what is addressed to the core
-itself: BGP, BFD, ping) passes; all else goes to the AF_XDP socket of the queue it came in by, and so do packets that another
-core has shunted to this one (see `shunt`). Where no socket is, the frame is dropped and never passed: a kernel that knows
-routes would forward it untranslated.
+itself: BGP, ping) passes; all else goes to the AF_XDP socket of the queue it came in by. BFD and packets that another core has
+shunted to this one (see `shunt`) go to the queue's other socket, of control, whose ring data cannot fill. Where no
+socket is, the frame is dropped and never passed: a kernel that knows routes would forward it untranslated.
 
 The program is written for one port, with the port's own addresses as constants, and tags (802.1Q, 802.1ad) are looked behind
 twice. Left out on purpose: reading a tag that a device has already taken off (`ethtool -K DEV rxvlan off`, or on a veth
@@ -17,14 +17,16 @@ import struct
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
 from shards import bpf, xsk
 from shards.bpf import I8, I16, I32, I64, POINTER
 from shards.outcomes import (
+    BFD_PORT,
     BROADCAST,
+    CONTROL,
     LINK_LOCAL,
     MULTICAST,
     NEIGHBOUR_DISCOVERY,
@@ -86,16 +88,31 @@ class _Decision(bpf.Source):
         self.conclude_if(self.build.icmp_unsigned(">", beyond, self.end), REDIRECTED)
 
 
-def _program(kept: Sequence[tuple[Network, int]], sockets: int, counters: int, dropped: Sequence[Signature] = ()) -> bpf.Source:
-    """For a port whose sockets and counters are these maps; frames with these signatures are dropped."""
+class Maps(NamedTuple):
+    """Descriptors of a port's maps: sockets of data and of control by queue, counters by outcome."""
+
+    sockets: int
+    controls: int
+    counters: int
+
+
+class Kept(NamedTuple):
+    """What a port's program looks for: networks with their outcomes, and UDP ports that are control at an own address."""
+
+    networks: Sequence[tuple[Network, int]]
+    ports: Sequence[int]
+
+
+def _program(kept: Kept, maps: Maps, dropped: Sequence[Signature] = ()) -> bpf.Source:
+    """For a port with these maps; frames with these signatures are dropped."""
     program = _Decision()
     _look_behind(program, 0, kept, dropped)
     program.build.position_at_end(program.conclusion)
-    _finish(program, sockets, counters)
+    _finish(program, maps)
     return program
 
 
-def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, int]], dropped: Sequence[Signature]) -> None:
+def _look_behind(program: _Decision, tags: int, kept: Kept, dropped: Sequence[Signature]) -> None:
     l3 = 14 + 4 * tags
     program.need(l3)
     ipv4, ipv6, tagged, other = (program.block() for _ in range(4))
@@ -105,11 +122,11 @@ def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, in
     program.build.position_at_end(other)
     program.conclude(NOT_IP)
     program.build.position_at_end(ipv4)
-    _keep(program, l3, 20, 16, [row for row in kept if row[0].version == 4])
+    _keep(program, l3, 20, 16, kept, 4)
     _quarantine(program, l3, [each for each in dropped if each.version == 4])
     program.conclude(REDIRECTED)
     program.build.position_at_end(ipv6)
-    _keep(program, l3, 40, 24, [row for row in kept if row[0].version == 6])
+    _keep(program, l3, 40, 24, kept, 6)
     _quarantine(program, l3, [each for each in dropped if each.version == 6])
     _keep_neighbour_discovery(program, l3)
     program.build.position_at_end(tagged)
@@ -119,20 +136,22 @@ def _look_behind(program: _Decision, tags: int, kept: Sequence[tuple[Network, in
         _look_behind(program, tags + 1, kept, dropped)
 
 
-def _keep(program: _Decision, l3: int, header: int, destination: int, kept: Sequence[tuple[Network, int]]) -> None:
-    """Conclude about destinations inside one of these networks."""
+def _keep(program: _Decision, l3: int, header: int, destination: int, kept: Kept, version: int) -> None:
+    """Conclude about destinations inside one of the networks of this version."""
     program.need(l3 + header)
-    words = [program.read(l3 + destination + at, I32) for at in range(0, 4 if header == 20 else 16, 4)]
-    for network, outcome in kept:
+    words = [program.read(l3 + destination + at, I32) for at in range(0, 4 if version == 4 else 16, 4)]
+    for network, outcome in kept.networks:
+        if network.version != version:
+            continue
         inside = _inside(program.build, words, network)
-        if outcome == OWN_ADDRESS and network.version == 4:
-            _conclude_own(program, l3, inside)
+        if outcome == OWN_ADDRESS and version == 4:
+            _conclude_own(program, l3, inside, kept.ports)
         else:
             program.conclude_if(inside, outcome)
 
 
-def _conclude_own(program: _Decision, l3: int, own: Any) -> None:
-    """Of what is addressed to the core itself its kernel gets all but shunted packets: UDP, without options, whole."""
+def _conclude_own(program: _Decision, l3: int, own: Any, ports: Sequence[int]) -> None:
+    """Of what is addressed to the core itself its kernel gets all but control: UDP to these ports, without options, whole."""
     build = program.build
     here, whole, further = program.block(), program.block(), program.block()
     build.cbranch(own, here, further)
@@ -141,13 +160,15 @@ def _conclude_own(program: _Decision, l3: int, own: Any) -> None:
     program.outcome.add_incoming(I32(OWN_ADDRESS), build.block)
     build.cbranch(long_enough, whole, program.conclusion)
     build.position_at_end(whole)
-    port = int.from_bytes(SHUNT_PORT.to_bytes(2, "big"), "little")
-    told = ((0, I8, 0xFF, 0x45), (6, I16, 0xFF3F, 0), (9, I8, 0xFF, 17), (22, I16, 0xFFFF, port))
-    shunted = ir.IntType(1)(1)
-    for at, kind, mask, wanted in told:
+    told = ((0, I8, 0xFF, 0x45), (6, I16, 0xFF3F, 0), (9, I8, 0xFF, 17))
+    control = ir.IntType(1)(0)
+    for port in ports:
+        wanted = I16(int.from_bytes(port.to_bytes(2, "big"), "little"))
+        control = build.or_(control, build.icmp_unsigned("==", program.read(l3 + 22, I16), wanted))
+    for at, kind, mask, value in told:
         field = build.and_(program.read(l3 + at, kind), kind(mask))
-        shunted = build.and_(shunted, build.icmp_unsigned("==", field, kind(wanted)))
-    program.conclude_if(shunted, REDIRECTED)
+        control = build.and_(control, build.icmp_unsigned("==", field, kind(value)))
+    program.conclude_if(control, CONTROL)
     program.conclude(OWN_ADDRESS)
     build.position_at_end(further)
 
@@ -195,24 +216,29 @@ def _keep_neighbour_discovery(program: _Decision, l3: int) -> None:
     program.conclude(REDIRECTED)
 
 
-def _finish(program: _Decision, sockets: int, counters: int) -> None:
+def _finish(program: _Decision, maps: Maps) -> None:
     """Redirect where that was concluded, count, and return what the kernel shall do."""
     build, concluded = program.build, program.build.block
-    redirect, count = program.block(), program.block()
+    count = program.block()
+    with build.goto_block(count):
+        outcome, result = build.phi(I32), build.phi(I32)
     dropped = build.icmp_unsigned("==", program.outcome, I32(QUARANTINED))
     kept = build.select(dropped, I32(bpf.XDP_DROP), I32(bpf.XDP_PASS))
-    build.cbranch(build.icmp_unsigned("==", program.outcome, I32(REDIRECTED)), redirect, count)
-    build.position_at_end(redirect)
-    asked = to_socket(program, sockets, bpf.XDP_DROP)
-    found = build.icmp_unsigned("==", asked, I64(bpf.XDP_REDIRECT))
-    redirected, action = build.select(found, I32(REDIRECTED), I32(NO_SOCKET)), build.trunc(asked, I32)
-    build.branch(count)
-    build.position_at_end(count)
-    outcome, result = build.phi(I32), build.phi(I32)
-    for source, value, returned in ((concluded, program.outcome, kept), (redirect, redirected, action)):
+    choice = build.switch(program.outcome, count)
+    arriving = [(concluded, program.outcome, kept)]
+    for concluded_as, sockets in ((REDIRECTED, maps.sockets), (CONTROL, maps.controls)):
+        redirect = program.block()
+        choice.add_case(I32(concluded_as), redirect)
+        build.position_at_end(redirect)
+        asked = to_socket(program, sockets, bpf.XDP_DROP)
+        found = build.icmp_unsigned("==", asked, I64(bpf.XDP_REDIRECT))
+        arriving.append((redirect, build.select(found, I32(concluded_as), I32(NO_SOCKET)), build.trunc(asked, I32)))
+        build.branch(count)
+    for source, value, returned in arriving:
         outcome.add_incoming(value, source)
         result.add_incoming(returned, source)
-    _count(program, counters, outcome)
+    build.position_at_end(count)
+    _count(program, maps.counters, outcome)
     build.ret(result)
 
 
@@ -240,22 +266,34 @@ def _count(program: _Decision, counters: int, outcome: Any) -> None:
 class Steering:
     """The loaded program of one port with its maps; closing it detaches."""
 
-    def __init__(self, own: Iterable[str], broadcast: Iterable[str] = (), queues: int = 1) -> None:
+    def __init__(self, own: Iterable[str], broadcast: Iterable[str] = (), queues: int = 1, bfd: bool = True) -> None:
         """Load for a port of `queues` receive queues.
 
         `own` are addresses (or prefixes) of the core itself, `broadcast` the directed broadcast addresses of its networks.
+        Without `bfd` the kernel gets BFD: another program may speak it there.
         """
         self._cpus = bpf.possible_cpus()
         self.link = -1
         self.sockets = bpf.create_map(bpf.XSKMAP, 4, queues, "krn_sockets")
+        self.controls = bpf.create_map(bpf.XSKMAP, 4, queues, "krn_controls")
         self.counters = bpf.create_map(bpf.PERCPU_ARRAY, 16, len(OUTCOMES), "krn_steering")
         kept = [*_ALWAYS_KEPT, *((one, BROADCAST) for one in broadcast), *((one, OWN_ADDRESS) for one in own)]
-        self._kept = [(ip_network(text), outcome) for text, outcome in kept]
-        self.program = bpf.load_program(_program(self._kept, self.sockets, self.counters), "krononat")
+        networks = [(ip_network(text), outcome) for text, outcome in kept]
+        self.own = next((str(net[0]) for net, outcome in networks if outcome == OWN_ADDRESS and net.version == 4), "")
+        self._kept = Kept(networks, (SHUNT_PORT, BFD_PORT) if bfd else (SHUNT_PORT,))
+        self.program = bpf.load_program(_program(self._kept, self._maps), "krononat")
+
+    @property
+    def _maps(self) -> Maps:
+        return Maps(self.sockets, self.controls, self.counters)
 
     def place(self, queue: int, socket: int) -> None:
         """Give the frames of a queue to the AF_XDP socket of this descriptor, which must be bound to that very queue."""
         bpf.update_map(self.sockets, queue, struct.pack("<I", socket))
+
+    def place_control(self, queue: int, socket: int) -> None:
+        """The same of control traffic."""
+        bpf.update_map(self.controls, queue, struct.pack("<I", socket))
 
     def attach(self, ifindex: int, mode: str = "auto") -> str:
         """Attach to the device in `mode` (native, generic, or auto: native where the driver has it); the mode obtained.
@@ -276,7 +314,7 @@ class Steering:
 
     def quarantine(self, dropped: Sequence[Signature]) -> None:
         """Drop frames with these signatures from now on, and no others: another program takes the place of this one."""
-        program = bpf.load_program(_program(self._kept, self.sockets, self.counters, dropped), "krononat")
+        program = bpf.load_program(_program(self._kept, self._maps, dropped), "krononat")
         if self.link >= 0:
             bpf.exchange(self.link, program)
         xsk.close(self.program)
@@ -297,9 +335,9 @@ class Steering:
 
     def close(self) -> None:
         """Detach, and let go of program and maps."""
-        for fd in (self.link, self.program, self.sockets, self.counters):
+        for fd in (self.link, self.program, *self._maps):
             xsk.close(fd)
-        self.link = self.program = self.sockets = self.counters = -1
+        self.link = self.program = self.sockets = self.controls = self.counters = -1
 
     def __enter__(self) -> Steering:
         return self

@@ -11,11 +11,21 @@ from typing import Any
 from shards import memif_rings
 from shards.burst import Burst
 from shards.calls import read, write
-from shards.frames import HAND, Rings, owner, push
+from shards.frames import HAND, Rings, owner, push, to_give
 from shards.jit import hot
 from shards.memif import BUFFER_BYTES, FROM_KERNEL, OUTCOME
 from shards.native import read16, read32
-from shards.outcomes import BROADCAST, LINK_LOCAL, MULTICAST, NEIGHBOUR_DISCOVERY, NOT_IP, OWN_ADDRESS, REDIRECTED, SHUNT_PORT
+from shards.outcomes import (
+    BFD_PORT,
+    BROADCAST,
+    LINK_LOCAL,
+    MULTICAST,
+    NEIGHBOUR_DISCOVERY,
+    NOT_IP,
+    OWN_ADDRESS,
+    REDIRECTED,
+    SHUNT_PORT,
+)
 from shards.state import UDP, Array
 from shards.wire import (
     ETHERNET_BYTES,
@@ -63,16 +73,20 @@ def _ipv4(frames: Array, l3: int, end: int, line: Any) -> int:
     if destination == 0xFFFFFFFF or destination == line["broadcast"][0] or destination == line["broadcast"][1]:
         return BROADCAST
     if destination == line["own"][0] or destination == line["own"][1]:
-        return REDIRECTED if _is_shunted(frames, l3, end) else OWN_ADDRESS
+        return REDIRECTED if _is_control(frames, l3, end, line) else OWN_ADDRESS
     return REDIRECTED
 
 
 @hot
-def _is_shunted(frames: Array, l3: int, end: int) -> bool:
-    """Whether a packet to the core's own address is one that another core has shunted to it: UDP, without options, whole."""
+def _is_control(frames: Array, l3: int, end: int, line: Any) -> bool:
+    """Whether a packet to the core's own address is BFD, or shunted to it by another core: UDP, without options, whole.
+
+    There is one ring for all: where it is full, control is lost as data is.
+    """
     if l3 + IPV4_BYTES + _UDP_BYTES > end or read8(frames, l3) != 0x45 or read8(frames, l3 + 9) != UDP:
         return False
-    return bool(read16(frames, l3 + 6) & 0x3FFF == 0 and read16(frames, l3 + IPV4_BYTES + 2) == SHUNT_PORT)
+    port = read16(frames, l3 + IPV4_BYTES + 2)
+    return bool(read16(frames, l3 + 6) & 0x3FFF == 0 and (port == SHUNT_PORT or (line["bfd"] and port == BFD_PORT)))
 
 
 @hot
@@ -113,7 +127,7 @@ def sort(rings: Rings, queue: int, burst: Burst, row: int, count: int) -> int:
 def listen(rings: Rings, queue: int) -> int:
     """Send what the kernel has to send by a port; how many frames that were. They are lost where nobody is connected."""
     line, told = rings.lines[queue], 0
-    while told < _AT_ONCE and rings.local[0]["free"] > 0:
+    while told < _AT_ONCE and to_give(rings) > 0:
         frame = rings.free[rings.local[0]["free"] - 1]
         at = memif_rings.start(frame)
         length = read(line["tap"], rings.frames.ctypes.data + at, BUFFER_BYTES)

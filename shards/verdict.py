@@ -1,6 +1,7 @@
 """Every outcome of a packet: at once a number, a counter, a metric label, a word in scenarios and a sentence for people.
 
-Conservation holds by construction, because one place counts: received = forwarded + punted + shunted + held + sum of drops.
+Conservation holds by construction, because one place counts: received = forwarded + punted + shunted + held + control +
+sum of drops.
 The constants below are plain module integers, so that compiled code freezes them; `VERDICTS` is the same as a table.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-FORWARD, PUNT, SHUNT, HOLD, DROP = "forward", "punt", "shunt", "hold", "drop"
+FORWARD, PUNT, SHUNT, HOLD, CONTROL, DROP = "forward", "punt", "shunt", "hold", "control", "drop"
 
 
 class Verdict(NamedTuple):
@@ -29,6 +30,7 @@ forward   hairpinned             between two subscribers of ours, by their exter
 punt      punted                 not ours to forward: given to the kernel by the steering program
 shunt     shunted                passed to the core that has the authority over its shard
 hold      held                   waits for the neighbour's MAC address, or for a core to take the authority over its shard
+control   bfd_taken              BFD of a neighbour, for this core itself: its session has heard it
 drop      runt                   shorter than its Ethernet or IPv4 header
           > look at the sender's link and driver
 drop      foreign_mac            addressed to another station's MAC
@@ -123,6 +125,18 @@ drop      shunt_foreign          claims to be shunted, but by no core of this cl
           > compare `port-key` of `krononat doctor -c FILE` on the cores, and their shunt addresses; or find who sends it
 drop      shunt_malformed        claims to be shunted, but is of another version, or its lengths contradict each other
           > look for damage on the path, or for a core of another release
+drop      bfd_hops               BFD that was sent from beyond the link: its TTL is not 255 (RFC 5082)
+          > somebody forges it, or the peer speaks multihop BFD: it must be on the link
+drop      bfd_malformed          BFD of another version, cut short, damaged, or with a zero that must not be (RFC 5880 6.8.6)
+          > look for damage on the path, or for a broken or hostile sender
+drop      bfd_unknown_peer       BFD from an address on this link that we have no session with
+          > add it to `[bfd]` `peers` or as `[[bgp.peer]]`, or stop BFD towards us there
+drop      bfd_unknown_session    BFD whose discriminator is not that of our session with its sender
+          > normal for moments after a restart; many of them: somebody forges it
+drop      bfd_authenticated      BFD with authentication, which this release does not have
+          > switch authentication off at the peer
+drop      bfd_closed             BFD for a session that is administratively down: this core is stopping
+          > nothing to do
 drop      tx_full                the transmit ring was full, or nobody is connected to the memif port
           > the link is slower than the traffic (counted loss); `krononat status` has the state of memif ports
 """
@@ -144,16 +158,16 @@ BY_NAME = {verdict.name: verdict for verdict in VERDICTS}
 
 # Frozen by the compiler wherever they are used; a test holds them against the picture.
 (
-    UNDECIDED, FORWARDED_OUT, FORWARDED_IN, HAIRPINNED, PUNTED, SHUNTED, HELD_BACK,
+    UNDECIDED, FORWARDED_OUT, FORWARDED_IN, HAIRPINNED, PUNTED, SHUNTED, HELD_BACK, BFD_TAKEN,
     RUNT, FOREIGN_MAC, VLAN_UNEXPECTED, NOT_IP, IPV6_NOT_SERVED, BAD_IP_HEADER, BAD_LENGTH, BAD_IP_CHECKSUM, BAD_ICMP_CHECKSUM,
     SOURCE_ROUTED, MARTIAN_SOURCE, MARTIAN_DESTINATION, LAND, FRAGMENT, BAD_L4_HEADER, BAD_TCP_FLAGS, PROTOCOL_NOT_SERVED,
     ICMP_TYPE_NOT_SERVED, SPOOFED_SOURCE, NOT_OUR_DESTINATION, INSIDE_DESTINATION, TTL_EXCEEDED, TOO_BIG, NEEDS_FRAGMENTING,
     NO_MAPPING, FILTERED, TCP_NOT_OPENING, RULE_DROPPED, RULE_REJECTED, SESSION_LIMIT, MAPPING_LIMIT, RATE_LIMIT,
     PORTS_EXHAUSTED, POOL_EXHAUSTED, TABLE_FULL, ROWS_EXHAUSTED, NEIGHBOUR_UNRESOLVED, NEIGHBOURS_EXHAUSTED, HOLD_OVERFLOW,
     ICMP_EMBEDDED_BAD, ICMP_UNRELATED, HAIRPIN_REFUSED, NO_AUTHORITY, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN,
-    SHUNT_MALFORMED, TX_FULL,
-) = range(55)  # fmt: skip
-assert len(VERDICTS) == 55
+    SHUNT_MALFORMED, BFD_HOPS, BFD_MALFORMED, BFD_UNKNOWN_PEER, BFD_UNKNOWN_SESSION, BFD_AUTHENTICATED, BFD_CLOSED, TX_FULL,
+) = range(62)  # fmt: skip
+assert len(VERDICTS) == 62
 
 # --- meters: what is counted beside the verdicts, in the same array, from METERS on ---------------------------------------
 
@@ -174,8 +188,10 @@ METER_NAMES = (
     "sent",  # frames put on transmit rings, originated ones included
     "mss_clamped",
     "checksums_completed",  # partial checksums of local senders that were finished
+    "bfd_sent",  # packets of BFD; not among `sent`, which counts what bursts send
 )
 (
     RECEIVED, ORIGINATED, SUPPRESSED, SESSIONS_CREATED, SESSIONS_EXPIRED, SESSIONS_DELETED, MAPPINGS_CREATED, MAPPINGS_ENDED,
     BLOCKS_TAKEN, BLOCKS_RETURNED, PORTS_DERIVED, PORTS_MOVED, SENT, MSS_CLAMPED, CHECKSUMS_COMPLETED,
-) = range(METERS, METERS + 15)  # fmt: skip
+    BFD_SENT,
+) = range(METERS, METERS + 16)  # fmt: skip

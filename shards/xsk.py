@@ -1,11 +1,15 @@
 """AF_XDP: the system calls that make frame memory, sockets and rings. Nothing here runs per packet, nothing needs the compiler.
 
 Frame memory (umem) is a memfd, so that it and the sockets outlive a worker: the supervisor opens both, and any worker that
-inherits the descriptors maps them anew, without a privilege. All sockets, one for each queue of each port, share one umem:
+inherits the descriptors maps them anew, without a privilege. All sockets, two for each queue of each port, share one umem:
 a frame moves from port to port without being copied. See the kernel's `Documentation/networking/af_xdp.rst`.
 
     memory (memfd):  frames x 4096 bytes; what is written about them lies elsewhere (`frames`)
-    region (worker): for each queue its rings rx, tx, fill, completion, mapped one behind the other; then those of memif ports
+    region (worker): for each queue its six rings, mapped one behind the other; then those of memif ports
+
+The second socket of a queue is that of control traffic. It has rings of its own, so that it is served first and does not queue
+behind data, in the worker or in the kernel; fill and completion rings are the queue's. These are larger than what data can
+take of them: a fill ring holds more frames than the receive ring of data, so that some are left for control, whatever comes.
 
 Zero-copy is tried only when asked for, and is untested: there was no card to try it on.
 """
@@ -37,10 +41,10 @@ ENTRIES_AT_MOST, ENTRIES_AT_LEAST = 2048, 64
 # length of IPv4 leads further.
 _BEYOND = 2 << 16
 
-RX, TX, FILL, COMPLETION = range(4)  # rings of a queue
+RX, TX, FILL, COMPLETION, CONTROL_RX, CONTROL_TX = range(6)  # rings of a queue
 PRODUCER, CONSUMER, DESCRIPTORS, FLAGS = range(4)  # columns of Description.offsets, as in struct xdp_ring_offset
-_ENTRY_BYTES = (16, 16, 8, 8)
-_PAGE_OFFSETS = (0, 0x80000000, 0x100000000, 0x180000000)
+_ENTRY_BYTES = (16, 16, 8, 8, 16, 16)
+_PAGE_OFFSETS = (0, 0x80000000, 0x100000000, 0x180000000, 0, 0x80000000)
 
 EOPNOTSUPP = errno.EOPNOTSUPP
 _AF_XDP, _SOL_XDP = 44, 283
@@ -62,9 +66,10 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_
 
 
 class Queue(TypedDict):
-    """One socket: the descriptor, and the port (its position in the list given) and receive queue it is bound to."""
+    """The two sockets of a queue: descriptors, and the port (its position in the list given) and receive queue."""
 
     fd: int
+    control: int
     port: int
     queue: int
 
@@ -73,7 +78,8 @@ class Description(TypedDict):
     """All a worker must know to take over; plain enough for JSON. Descriptors keep their numbers (`pass_fds`)."""
 
     frames: int
-    entries: int  # of every ring
+    entries: int  # of the rings of data; those shared with a control socket have twice as many
+    control: int  # entries of the rings of control; 0: there are none
     offsets: list[list[int]]  # by ring: bytes to producer, consumer, descriptors, flags
     queues: list[Queue]
 
@@ -128,8 +134,8 @@ class Sockets:
         self._opened = list(opened)
 
     def fds(self) -> list[int]:
-        """Descriptors that a worker must inherit."""
-        return [queue["fd"] for queue in self.description["queues"]]
+        """Descriptors that a worker must inherit: the sockets of data, then those of control."""
+        return [queue[which] for which in ("fd", "control") for queue in self.description["queues"]]
 
     def lost(self) -> int:
         """Frames that were redirected to a socket and did not get in (no free frame, ring full, too long), ever."""
@@ -143,29 +149,38 @@ class Sockets:
 
 
 def open_sockets(memory_fd: int, frames: int, ports: Sequence[Port | None], zero_copy: bool = False) -> Sockets:
-    """Open and bind a socket for each queue of each port, over the memory. None is a port that needs no sockets.
+    """Open and bind both sockets for each queue of each port, over the memory. None is a port that needs no sockets.
 
     Raises OSError whose text says which device and queue, and what to do. Needs CAP_NET_RAW, and CAP_NET_ADMIN for buffers.
     """
     wanted = [(row, port.ifindex, queue) for row, port in enumerate(ports) if port for queue in range(port.queues)]
     entries = ring_entries(frames, len(wanted) + sum(port is None for port in ports))
-    opened: list[socket.socket] = []
-    try:
-        for _, ifindex, queue in wanted:
-            opened.append(socket.socket(_AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC))
-            if len(opened) == 1:
-                _register(opened[0], memory_fd, frames)
-            _make_rings(opened[-1], entries)
-            _bind(opened[-1], ifindex, queue, None if len(opened) == 1 else opened[0].fileno(), zero_copy)
-    except OSError:
-        for each in opened:
-            each.close()
-        raise
+    control = control_entries(entries)
+    with contextlib.ExitStack() as opening:
+        data, controls = (
+            [opening.enter_context(socket.socket(_AF_XDP, socket.SOCK_RAW | socket.SOCK_CLOEXEC)) for _ in wanted]
+            for _ in range(2)
+        )
+        if data:
+            _register(data[0], memory_fd, frames)
+        for number, (_, ifindex, queue) in enumerate(wanted):
+            _make_rings(data[number], entries)
+            _bind(data[number], ifindex, queue, data[0].fileno() if number else None, zero_copy)
+            _make_control_rings(controls[number], control)
+            _bind(controls[number], ifindex, queue, data[number].fileno(), zero_copy)
+        opening.pop_all()
     queues: list[Queue] = [
-        {"fd": each.fileno(), "port": row, "queue": queue} for each, (row, _, queue) in zip(opened, wanted, strict=True)
+        {"fd": one.fileno(), "control": other.fileno(), "port": row, "queue": queue}
+        for one, other, (row, _, queue) in zip(data, controls, wanted, strict=True)
     ]
-    offsets = _offsets(opened[0]) if opened else [[0] * 4] * 4
-    return Sockets({"frames": frames, "entries": entries, "offsets": offsets, "queues": queues}, opened)
+    offsets = _offsets(data[0]) if data else [[0] * 4] * 6
+    told: Description = {"frames": frames, "entries": entries, "control": control, "offsets": offsets, "queues": queues}
+    return Sockets(told, [*data, *controls])
+
+
+def control_entries(entries: int) -> int:
+    """Of the control rings beside data rings of so many: shunted packets come by them, too, while a shard moves."""
+    return max(entries // 4, ENTRIES_AT_LEAST)
 
 
 def ring_entries(frames: int, queues: int) -> int:
@@ -185,9 +200,15 @@ def _register(first: socket.socket, memory_fd: int, frames: int) -> None:
         first.setsockopt(_SOL_XDP, _UMEM_REG, registration)
 
 
-def _make_rings(opened: socket.socket, entries: int) -> None:
-    for option in (_FILL_RING, _COMPLETION_RING, _RX_RING, _TX_RING):
+def _make_control_rings(opened: socket.socket, entries: int) -> None:
+    """Fill and completion it has from the socket that is bound to its queue already, by `XDP_SHARED_UMEM`."""
+    for option in (_RX_RING, _TX_RING):
         opened.setsockopt(_SOL_XDP, option, entries)
+
+
+def _make_rings(opened: socket.socket, entries: int) -> None:
+    for option, size in ((_FILL_RING, 2 * entries), (_COMPLETION_RING, 2 * entries), (_RX_RING, entries), (_TX_RING, entries)):
+        opened.setsockopt(_SOL_XDP, option, size)
     # In copy mode the default of 32 frames a `sendto` is slow, and the default send buffer stalls long before the ring is full.
     with contextlib.suppress(OSError):
         opened.setsockopt(_SOL_XDP, _MAX_TX_SKB_BUDGET, min(entries, 512))
@@ -220,7 +241,7 @@ def _why_not_bound(number: int, ifindex: int, queue: int) -> str:
 
 def _offsets(opened: socket.socket) -> list[list[int]]:
     raw = struct.unpack("<16Q", opened.getsockopt(_SOL_XDP, _MMAP_OFFSETS, 128))
-    return [list(raw[4 * ring : 4 * ring + 4]) for ring in range(4)]
+    return [list(raw[4 * ring : 4 * ring + 4]) for ring in (RX, TX, FILL, COMPLETION, RX, TX)]
 
 
 def statistics(fd: int) -> dict[str, int]:
@@ -254,11 +275,18 @@ def close(fd: int) -> None:
 # --- rings ----------------------------------------------------------------------------------------------------------------
 
 
+def ring_sizes(description: Description) -> list[int]:
+    """Entries by ring."""
+    data, control = description["entries"], description["control"]
+    shared = 2 * data if control else data
+    return [data, data, shared, shared, control, control]
+
+
 def ring_spans(description: Description) -> list[tuple[int, int]]:
-    """By ring: where it begins within a queue's part of the region, and its bytes (whole pages)."""
+    """By ring: where it begins within a queue's part of the region, and its bytes (whole pages; 0 without entries)."""
     spans, at = [], 0
-    for ring in range(4):
-        size = description["offsets"][ring][DESCRIPTORS] + description["entries"] * _ENTRY_BYTES[ring]
+    for ring, entries in enumerate(ring_sizes(description)):
+        size = description["offsets"][ring][DESCRIPTORS] + entries * _ENTRY_BYTES[ring] if entries else 0
         size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         spans.append((at, size))
         at += size
@@ -277,7 +305,8 @@ def map_rings(description: Description, more: int = 0) -> mmap.mmap:
     base = ctypes.addressof(ctypes.c_char.from_buffer(region))
     for row, queue in enumerate(description["queues"]):
         for ring, (at, size) in enumerate(spans):
-            map_at(base + row * stride + at, size, queue["fd"], _PAGE_OFFSETS[ring])
+            fd = queue["control"] if ring in (CONTROL_RX, CONTROL_TX) else queue["fd"]
+            map_at(base + row * stride + at, size, fd, _PAGE_OFFSETS[ring])
     return region
 
 

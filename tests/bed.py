@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards import neighbours, pipeline, recovery, sessions, sides
+from shards import legs, neighbours, pipeline, recovery, sessions, sides
 from shards.burst import BURST, new_burst
 from shards.state import (
     ACCEPT,
@@ -135,6 +135,8 @@ class Bed:
     inside: Port = field(default=Port(address("100.64.0.1"), IPv4Network("100.64.0.0/16")))
     outside: Port = field(default=Port(address("192.0.2.2"), IPv4Network("192.0.2.0/24"), address("192.0.2.1")))
     stick: bool = False
+    legs: dict[str, Port] = field(default_factory=dict)  # further ports of a side: inside2, outside2 ...
+    lost: dict[str, str] = field(default_factory=dict)  # of ports: "carrier" or "peer"
     pools: list[Pool] = field(default_factory=list)
     subscribers: list[Prefix] = field(default_factory=list)
     exceptions: list[Prefix] = field(default_factory=list)  # single subscribers with limits of their own
@@ -154,6 +156,7 @@ class Bed:
     peers: dict[int, Peer] = field(default_factory=dict)  # by address
     two_sides: bool = False  # shards have a backup
     shunts: str = "outside"  # where the other cores are
+    loopback: int = 0  # our address among them, if it is no port's
     log: str = "sessions"  # events that are written
     extents: int = 4  # of rows
     buckets: int = 1 << 15  # of the index
@@ -205,6 +208,21 @@ class Bed:
 
     def _say_outside(self, words: list[str]) -> None:
         self.outside = _port(self.outside, words)
+
+    def _say_inside2(self, words: list[str]) -> None:
+        self.legs["inside2"] = _port(self.inside, words)
+
+    def _say_outside2(self, words: list[str]) -> None:
+        self.legs["outside2"] = _port(self.outside, words)
+
+    def _say_loopback(self, words: list[str]) -> None:
+        self.loopback = address(words[0])
+
+    def _say_leg(self, words: list[str]) -> None:
+        """`outside2 carrier lost`, `outside2 peer lost`, `outside2 lives`."""
+        self.lost.pop(words[0], None)
+        if words[-1] == "lost":
+            self.lost[words[0]] = words[1]
 
     def _say_stick(self, words: list[str]) -> None:
         self.stick = True
@@ -269,6 +287,39 @@ class Bed:
         """What is given about a shard."""
         return self.shards.get(number, Shard())
 
+    def places(self) -> dict[str, tuple[int, Port]]:
+        """(side, port) of every row of PORT, in their order, by what scenarios call it; the one port of a stick is outside."""
+        if self.stick:
+            return {"outside": (BOTH, self.outside)}
+        inner = {"inside": self.inside} | {name: port for name, port in self.legs.items() if name.startswith("inside")}
+        outer = {"outside": self.outside} | {name: port for name, port in self.legs.items() if name.startswith("outside")}
+        return {name: (INTERNAL, port) for name, port in inner.items()} | {n: (EXTERNAL, port) for n, port in outer.items()}
+
+    def ports(self) -> list[tuple[int, Port]]:
+        """(side, port) of every row of PORT."""
+        return list(self.places().values())
+
+    def at(self, place: str) -> tuple[int, Port]:
+        """Row of PORT, and port, of what scenarios call `inside`, `outside2` ..."""
+        places = self.places()
+        name = place if place in places else "outside"
+        return list(places).index(name), places[name][1]
+
+    def side(self, side: str) -> dict[str, Port]:
+        """All ports of a side."""
+        wanted = (BOTH, INTERNAL if side == "inside" else EXTERNAL)
+        return {name: port for name, (told, port) in self.places().items() if told in wanted}
+
+    def is_dead(self, place: str) -> bool:
+        """Whether nothing should leave by a port: no carrier, or its peer is lost while another of its side is sound."""
+        others = [name for name in self.side(place.rstrip("2")) if name not in (place, *self.lost)]
+        return self.lost.get(place) == "carrier" or (place in self.lost and bool(others))
+
+    @property
+    def shunt_address(self) -> int:
+        """Where the other cores send packets for this one."""
+        return self.loopback or self.shunt_port.address
+
     @property
     def shunt_port(self) -> Port:
         """The port where the other cores are."""
@@ -323,8 +374,8 @@ def new_bed_state(bed: Bed, now: int) -> State:
         extents=1 + bed.extents, buckets=bed.buckets, externals=sum(p.network.num_addresses for p in bed.pools),
         accounts=1 + sum(units), prefixes=len(bed.subscribers), devices=max(len(bed.devices), 1),
         limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=max(len(bed.rules), 1),
-        statics=max(len(bed.statics), 1), ports=2, shards=1 + max(*(pool.shard for pool in bed.pools), *bed.shards, 0),
-        peers=1 + len(bed.peers), neighbours=bed.neighbours,
+        statics=max(len(bed.statics), 1), shards=1 + max(*(pool.shard for pool in bed.pools), *bed.shards, 0),
+        ports=len(bed.ports()), peers=1 + len(bed.peers), neighbours=bed.neighbours,
     )  # fmt: skip
     state = new_state(sizes)
     fill_shards(state, bed, now)
@@ -350,14 +401,18 @@ def _fill_settings(state: State, bed: Bed) -> None:
     row["log"] = LOGS.index(bed.log)
     row["rules"], row["rules_version"] = len(bed.rules), 1
     row["prefixes"], row["devices"], row["pools"] = len(bed.subscribers), len(bed.devices), len(bed.pools)
-    row["statics"], row["shards"], row["ports"] = len(bed.statics), len(state.shards), 1 if bed.stick else 2
-    row["internal_port"], row["external_port"] = 0, 0 if bed.stick else 1
+    row["statics"], row["shards"], row["ports"] = len(bed.statics), len(state.shards), len(bed.ports())
+    told = [side for side, _ in bed.ports()]
+    for name, side in (("internal", INTERNAL), ("external", EXTERNAL)):
+        rows = [number for number, other in enumerate(told) if other in (side, BOTH)]
+        row[f"{name}_port"], row[f"{name}_ports"] = rows[0], len(rows)
+    row["shunt_side"] = INTERNAL if bed.shunts == "inside" else EXTERNAL
 
 
 def fill_shards(state: State, bed: Bed, now: int) -> None:
     """What is given about shards and other cores; `now` is when their grace begins."""
     peers = list(bed.peers)
-    state.peers[0]["address"] = bed.shunt_port.address if peers else 0
+    state.peers[0]["address"] = bed.shunt_address if peers else 0
     for number, peer in enumerate(bed.peers.values()):
         row = state.peers[1 + number]
         row["address"], row["alive"], row["mtu"] = peer.address, peer.alive, peer.mtu
@@ -370,8 +425,7 @@ def fill_shards(state: State, bed: Bed, now: int) -> None:
 
 
 def _fill_ports(state: State, bed: Bed, now: int) -> None:
-    sides = [(BOTH, bed.outside)] if bed.stick else [(INTERNAL, bed.inside), (EXTERNAL, bed.outside)]
-    for number, (side, port) in enumerate(sides):
+    for number, (side, port) in enumerate(bed.ports()):
         row = state.ports[number]
         row["mac"] = np.frombuffer(mac_of(port.address), np.uint8)
         row["mtu"], row["address"], row["vlan"], row["side"] = port.mtu, port.address, port.vlan, side
@@ -381,6 +435,14 @@ def _fill_ports(state: State, bed: Bed, now: int) -> None:
         row["external_gateway"] = want(state, number, port.gateway, now) if port.gateway and side != INTERNAL else 0
         inside_gateway = port.gateway if side == INTERNAL else port.inside_gateway
         row["internal_gateway"] = want(state, number, inside_gateway, now) if inside_gateway and side != EXTERNAL else 0
+
+
+def fill_legs(state: State, bed: Bed, now: int) -> None:
+    """What is given about the ports that are lost."""
+    for number, place in enumerate(bed.places()):
+        row, lost = state.ports[number], bed.lost.get(place, "")
+        row["carrier_lost"], row["peer_lost"] = lost == "carrier", lost == "peer"
+    legs.settle(state, now)
 
 
 def _fill_pools(state: State, bed: Bed) -> None:
@@ -468,16 +530,17 @@ def want(state: State, port: int, host: int, now: int) -> int:
     return int(neighbours.find(state, port, host) or neighbours.want(state, port, host, now))
 
 
-def answer(state: State, bed: Bed) -> None:
+def answer(state: State, bed: Bed, now: int = 0) -> None:
     """Resolve every wanted neighbour but the silent ones, or give it up, as the supervisor would."""
-    for number in np.flatnonzero(state.neighbours["state"] == WANTED):
+    for number in np.flatnonzero(state.neighbours["own_state"] == WANTED):
         row = state.neighbours[number]
         host = int(row["address"])
         if host not in bed.silent:
             if host not in bed.failed:
-                row["mac"] = np.frombuffer(mac_of(host), np.uint8)
-            row["state"] = FAILED if host in bed.failed else REACHABLE
+                row["own_mac"] = np.frombuffer(mac_of(host), np.uint8)
+            row["own_state"] = FAILED if host in bed.failed else REACHABLE
             state.core[0]["neighbours_version"] += 1
+    legs.settle(state, now)
 
 
 # --- a core without rings -------------------------------------------------------------------------------------------------
@@ -513,7 +576,7 @@ class Core:
             slot = self.slots.pop()
             at = slot * FRAME_BYTES + HEADROOM
             self.frames[at : at + len(frame)] = np.frombuffer(frame, np.uint8)
-            port = 0 if side == "inside" or self.bed.stick else 1
+            port, _ = self.bed.at(side)
             rows.append([port, at, len(frame), 0, slot])
         return self._process(rows, now)
 
@@ -547,7 +610,7 @@ class Core:
     def resolve(self, *hosts: int) -> None:
         """Let neighbours be known before the packet that needs them comes."""
         for host in hosts:
-            for number, port in enumerate([self.bed.outside] if self.bed.stick else [self.bed.inside, self.bed.outside]):
+            for number, (_, port) in enumerate(self.bed.ports()):
                 if host & int(port.on_link.netmask) == int(port.on_link.network_address):
                     want(self.state, number, host, 0)
         answer(self.state, self.bed)

@@ -36,6 +36,7 @@ class Core:
         for queue in self.sockets.description["queues"]:
             if (queue["port"], queue["queue"]) not in unplaced:
                 self.steerings[queue["port"]].place(queue["queue"], queue["fd"])
+                self.steerings[queue["port"]].place_control(queue["queue"], queue["control"])
 
     def prove(self) -> None:
         """Run the self-test."""

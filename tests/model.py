@@ -62,10 +62,17 @@ class Outcome(NamedTuple):
     verdict: str
     packet: Packet | None = None  # as it leaves, or waits to leave
     side: str = ""  # by which port
-    hop: int = 0  # address of the next hop
+    ways: tuple[Way, ...] = ()  # by any of which it may go
     reply: tuple[int, int] | None = None  # ICMP error to the sender: type << 8 | code, last four header bytes
     shunt: shunts.Wrapping | None = None  # what is told to the core that it is passed to
     patience: int = NEIGHBOUR_WAIT  # ticks that it may wait
+
+
+class Way(NamedTuple):
+    """A port, as scenarios call it, and the address of the next hop there."""
+
+    place: str
+    hop: int
 
 
 @dataclass
@@ -119,11 +126,12 @@ class Model:
     # --- a frame ----------------------------------------------------------------------------------------------------------
 
     def receive(self, side: str, frame: bytes, now: int, choose: Choose) -> Outcome:
-        """What becomes of a frame that arrives `inside` or `outside` at tick `now`."""
+        """What becomes of a frame that arrives `inside`, `outside2` ... at tick `now`."""
         self.pass_time(now)
         self.came = None
         try:
-            packet = admit(self.bed.inside if side == "inside" else self.bed.outside, frame)
+            packet = admit(self.bed.at(side)[1], frame)
+            side = side.rstrip("2")
             if self._is_shunted(packet):
                 self.came, packet = self._unwrap(packet)
                 side = self.came.side
@@ -143,7 +151,7 @@ class Model:
     # --- from core to core ------------------------------------------------------------------------------------------------
 
     def _is_shunted(self, packet: Packet) -> bool:
-        ours = (self.bed.shunt_port.address, shunts.PORT)
+        ours = (self.bed.shunt_address, shunts.PORT)
         return bool(self.bed.peers) and packet.protocol == UDP and (packet.destination, packet.destination_port) == ours
 
     def _unwrap(self, packet: Packet) -> tuple[shunts.Wrapping, Packet]:
@@ -169,28 +177,28 @@ class Model:
             raise Shunted(waits)
         if turned and packet.ttl <= 1:
             raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
-        way, port = self.bed.shunts, self.bed.shunt_port
-        hop = self.hop(way, peer.address)
-        if hop in self.bed.failed:
+        side_of_it, port = self.bed.shunts, self.bed.shunt_port
+        ways = self.ways(side_of_it, peer.address)
+        if self._has_failed(ways[0]):
             raise Refused("no_authority")
-        if hop in self.bed.silent:
+        if self._is_silent(ways[0]):
             raise Shunted(waits)
         if len(build(packet)) + shunts.BYTES > min(port.mtu, peer.mtu or 65535):
             raise Refused("shunt_too_big")
         packet = replace(packet, residue=0 if packet.residue == -1 else packet.residue)
-        told = shunts.Wrapping(port.address, peer.address, side, number, shard.epoch, turned)
-        raise Shunted(Outcome("shunted", packet, way, hop, shunt=told))
+        told = shunts.Wrapping(self.bed.shunt_address, peer.address, side, number, shard.epoch, turned)
+        raise Shunted(Outcome("shunted", packet, side_of_it, ways, shunt=told))
 
     # --- a packet ---------------------------------------------------------------------------------------------------------
 
     def _outbound(self, packet: Packet, choose: Choose) -> Outcome:
         if not self._prefix_of(packet.source) and not packet.is_error:
             raise Refused("spoofed_source")
-        if _names_no_host(self.bed.inside, packet.source) and not packet.is_error:
+        if self._names_no_host("inside", packet.source) and not packet.is_error:
             raise Refused("spoofed_source")
         if self._prefix_of(packet.destination):
             raise Refused("inside_destination")
-        if _names_no_host(self.bed.outside, packet.destination) and not packet.is_error:
+        if self._names_no_host("outside", packet.destination) and not packet.is_error:
             raise Refused("martian_destination")
         turns = packet.destination in self.pool_of
         if packet.is_error:
@@ -237,22 +245,22 @@ class Model:
         return outcome
 
     def _send(self, packet: Packet, side: str, verdict: str) -> Outcome:
-        port = self.bed.inside if side == "inside" else self.bed.outside
         if packet.ttl <= 1:
             raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
-        hop = self.hop(side, packet.destination)
+        ways = self.ways(side, packet.destination)
+        _, port = self.bed.at(ways[0].place)
         packet = replace(packet, ttl=packet.ttl - 1, residue=0 if packet.residue == -1 else packet.residue)
         if self.bed.mss and packet.protocol == TCP and packet.flags & SYN:
             packet = packet.clamped(self.bed.mss)
-        if hop in self.bed.failed:
+        if self._has_failed(ways[0]):
             raise Refused("neighbour_unresolved", (HOST_UNREACHABLE, 0))
-        if hop in self.bed.silent:
-            return Outcome("held", packet, side, hop)
+        if self._is_silent(ways[0]):
+            return Outcome("held", packet, side, ways)
         if len(build(packet)) > port.mtu:
             if packet.fragment & 0x4000:
                 raise Refused("too_big", (FRAG_NEEDED, port.mtu))
             raise Refused("needs_fragmenting")
-        return Outcome(verdict, packet, side, hop)
+        return Outcome(verdict, packet, side, ways)
 
     def give_up(self, held: Outcome) -> Outcome:
         """A packet has waited for its neighbour long enough."""
@@ -304,17 +312,36 @@ class Model:
             raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
         if not turns and (outcome := self._send(packet, "outside", "")).verdict == "held":
             raise Waits(outcome._replace(packet=packet))
-        hop = self.hop("inside", packet.source)
-        if hop in self.bed.failed:
+        ways = self.ways("inside", packet.source)
+        if self._has_failed(ways[0]):
             raise Refused("neighbour_unresolved", (HOST_UNREACHABLE, 0))
-        if hop in self.bed.silent:
-            raise Waits(Outcome("held", packet, "inside", hop))
+        if self._is_silent(ways[0]):
+            raise Waits(Outcome("held", packet, "inside", ways))
 
-    def hop(self, side: str, host: int) -> int:
-        """The next hop to a host: itself where it is on-link, or where nobody else is named."""
-        port = self.bed.inside if side == "inside" else self.bed.outside
-        gateway = port.inside_gateway if self.bed.stick and side == "inside" else port.gateway
-        return host if contains(port.on_link, host) or not gateway else gateway
+    def ways(self, side: str, host: int) -> tuple[Way, ...]:
+        """The next hops that may lead to a host: itself where it is on-link at a port that lives, or where there is no gateway;
+        else any gateway that answers at a port that lives. Where nothing of that is, what it waits for.
+        """
+        places = self.bed.side(side)
+        direct = [Way(place, host) for place, port in places.items() if contains(port.on_link, host)]
+        told = [Way(place, gateway) for place, port in places.items() if (gateway := self._gateway(port, side))]
+        living = [way for way in direct if not self.bed.is_dead(way.place)]
+        unhurt = [way for way in told if not self.bed.is_dead(way.place)]
+        sound = [way for way in unhurt if not self._has_failed(way) and not self._is_silent(way)]
+        waited_for = direct or unhurt or told
+        return tuple(living or sound or waited_for) or (Way(next(iter(places)), host),)
+
+    def _gateway(self, port: Port, side: str) -> int:
+        return port.inside_gateway if self.bed.stick and side == "inside" else port.gateway
+
+    def _has_failed(self, way: Way) -> bool:
+        return way.hop in self.bed.failed
+
+    def _is_silent(self, way: Way) -> bool:
+        return way.hop in self.bed.silent or self.bed.lost.get(way.place) == "carrier"
+
+    def _names_no_host(self, side: str, host: int) -> bool:
+        return any(_names_no_host(port, host) for port in self.bed.side(side).values())
 
     def _add(self, mapping: Mapping) -> None:
         self.mappings[mapping.protocol, mapping.internal] = mapping

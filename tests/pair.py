@@ -12,7 +12,7 @@ from typing import Any
 
 from shards import invariants, sessions, tcp
 from tests import frames, shunts
-from tests.bed import INTERNAL_REALM, Bed, Core, Result
+from tests.bed import INTERNAL_REALM, Bed, Core, Port, Result
 from tests.frames import mac_of, spell
 from tests.model import Model, Outcome
 
@@ -92,7 +92,7 @@ class Pair:
             return frame, side
         inner = frames.dissect(frames.split_frame(frame)[4]).payload[16:]
         port = self.bed.inside if told.side == "inside" else self.bed.outside
-        sender = mac_of(self.model.hop(told.side, frames.dissect(inner).source))
+        sender = mac_of(self.model.ways(told.side, frames.dissect(inner).source)[0].hop)
         return frames.build_frame(mac_of(port.address), sender, inner, port.vlan), told.side
 
     def _judge(self, frame: bytes, side: str, result: Result, outcome: Outcome) -> None:
@@ -114,12 +114,11 @@ class Pair:
     def _judge_sent(self, frame: bytes, result: Result, outcome: Outcome) -> None:
         assert result.sent and outcome.packet
         to, source, vlan, _, data = frames.split_frame(result.sent)
-        port = self.bed.inside if outcome.side == "inside" else self.bed.outside
+        port, hop = self._way(result, outcome)
         packet = frames.dissect(data, arriving=False)
         assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
         assert len(data) == len(frames.build(outcome.packet)), "trailing bytes"
-        assert (to, source, vlan) == (mac_of(outcome.hop), mac_of(port.address), port.vlan), f"{to.hex()} {source.hex()} {vlan}"
-        assert result.port == (0 if outcome.side == "inside" or self.bed.stick else 1)
+        assert (to, source, vlan) == (mac_of(hop), mac_of(port.address), port.vlan), f"{to.hex()} {source.hex()} {vlan}"
         private = self.bed.private if outcome.side == "outside" else []
         assert not (told := frames.complaints(result.sent, frame, private)), told
 
@@ -127,8 +126,8 @@ class Pair:
         """It goes to the other core with all that this has to know, and the packet inside is what came."""
         assert result.sent and outcome.packet
         to, source, vlan, ethertype, data = frames.split_frame(result.sent)
-        port = self.bed.shunt_port
-        assert (to, source, vlan, ethertype) == (mac_of(outcome.hop), mac_of(port.address), port.vlan, 0x0800)
+        port, hop = self._way(result, outcome)
+        assert (to, source, vlan, ethertype) == (mac_of(hop), mac_of(port.address), port.vlan, 0x0800)
         outer = frames.dissect(data)
         wrapping, inner = shunts.unwrap(outer)
         assert wrapping == told, f"pipeline {wrapping}\n   model {told}"
@@ -137,9 +136,15 @@ class Pair:
         assert outer == shunts.wrap(told, inner)
         assert data == frames.build(outer) and len(data) <= port.mtu
 
+    def _way(self, result: Result, outcome: Outcome) -> tuple[Port, int]:
+        """Port and next hop of a frame that has left; both must be among those that the model allows."""
+        rows = {self.bed.at(way.place)[0]: way for way in outcome.ways}
+        assert result.port in rows, f"it left by port {result.port}; allowed were {outcome.ways}"
+        return self.bed.at(rows[result.port].place)[1], rows[result.port].hop
+
     def _judge_reply(self, frame: bytes, side: str, sent: bytes, reply: tuple[int, int]) -> None:
         to, source, vlan, _, data = frames.split_frame(sent)
-        port = self.bed.inside if side == "inside" else self.bed.outside
+        _, port = self.bed.at(side)
         packet, received = frames.dissect(data), frames.dissect(frames.split_frame(frame)[4])
         assert (packet.kind, packet.rest) == reply, f"told {packet}"
         assert packet.source == port.address and packet.destination == received.source
@@ -159,7 +164,7 @@ class Pair:
 
 def sender_of(bed: Bed, side: str, packet: frames.Packet) -> bytes:
     """MAC address of the station that would send `packet` to us: the source itself where it is on-link, else the gateway."""
-    port = bed.inside if side == "inside" else bed.outside
+    _, port = bed.at(side)
     on_link = packet.source & int(port.on_link.netmask) == int(port.on_link.network_address)
     return mac_of(packet.source if on_link else port.gateway)
 

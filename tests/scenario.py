@@ -18,6 +18,9 @@ Several cores: `given peer 192.0.2.9` (another core), `given shard 0 role passiv
 this one: `from 192.0.2.9 inside udp ...`; before the side may stand what it says beside: `shard 1`, `epoch 7`, `turned`. What
 is given about shards and peers may change: `now shard 0 role active epoch 2`, `now peer 192.0.2.9 dead`.
 
+Several ports of a side: `given outside2 address ... gateway ...`; a frame comes `inside2` or `outside2`. By which port one may
+leave the model knows; `by outside2` behind what came out says which. `now leg outside2 carrier lost`, `peer lost`, `lives`.
+
 After every frame model and pipeline have done the same (`pair`); after every step they hold the same sessions, with the same
 state and expiry; at the end the invariants hold.
 """
@@ -33,13 +36,13 @@ import numpy as np
 from shards import recovery, sessions
 from shards.state import NAT_SESSION
 from tests import frames, shunts
-from tests.bed import Bed, Result, fill_shards
+from tests.bed import Bed, Result, fill_legs, fill_shards
 from tests.frames import endpoint, mac_of, spell
 from tests.model import Session
 from tests.pair import EPOCH, Pair, sender_of
 
 SCENARIOS = Path(__file__).parent / "scenarios"
-VERBS = ("inside", "outside", "from", "now", "holds", "state", "resolved", "waits", "delete", "restart")
+VERBS = ("inside", "outside", "inside2", "outside2", "from", "now", "holds", "state", "resolved", "waits", "delete", "restart")
 
 
 @dataclass
@@ -64,7 +67,9 @@ class Scenario:
     steps: list[Step] = field(default_factory=list)
 
 
-_STEP = re.compile(r"(?:at (?P<when>\S+)\s+)?(?:(?P<count>\d+) x )?(?P<verb>[a-z]+)\s*(?P<told>.*?)\s*(?:→\s*(?P<wanted>.*))?")
+_STEP = re.compile(
+    r"(?:at (?P<when>\S+)\s+)?(?:(?P<count>\d+) x )?(?P<verb>[a-z]+2?)\s*(?P<told>.*?)\s*(?:→\s*(?P<wanted>.*))?"
+)
 
 
 def parse(path: Path) -> Scenario:
@@ -129,7 +134,7 @@ class Runner(Pair):
         frame = self._frame(re.sub(r"(\d+)\+", lambda found: str(int(found[1]) + repeat), told), side)
         return self._spoken(self.receive([(side, frame)])[0])
 
-    _do_outside = _do_inside
+    _do_outside = _do_inside2 = _do_outside2 = _do_inside
 
     def _do_from(self, told: str, *_: object) -> str:
         words = told.split()
@@ -138,7 +143,7 @@ class Runner(Pair):
         core, side = frames.address(words[0]), words[at]
         inner = frames.split_frame(self._frame(" ".join(words[at + 1 :]), side))[4]
         wrapping = shunts.Wrapping(
-            core, self.bed.shunt_port.address, side, int(said.get("shard", 0)), int(said.get("epoch", 1)), bool(said["turned"])
+            core, self.bed.shunt_address, side, int(said.get("shard", 0)), int(said.get("epoch", 1)), bool(said["turned"])
         )
         frame = self._frame_of(shunts.wrap(wrapping, inner), self.bed.shunts)
         return self._spoken(self.receive([(self.bed.shunts, frame)])[0])
@@ -146,6 +151,7 @@ class Runner(Pair):
     def _do_now(self, told: str, *_: object) -> str:
         self.bed.say(told)
         fill_shards(self.core.state, self.bed, self.now)
+        fill_legs(self.core.state, self.bed, self.now)
         return ""
 
     def _do_resolved(self, told: str, *_: object) -> str:
@@ -181,8 +187,8 @@ class Runner(Pair):
         return self._frame_of(frames.read(line), side, changes)
 
     def _frame_of(self, packet: frames.Packet, side: str, changes: str = "") -> bytes:
-        port = self.bed.inside if side == "inside" else self.bed.outside
-        known = [packet.source] if side == "inside" else []
+        _, port = self.bed.at(side)
+        known = [packet.source] if side.startswith("inside") else []
         self.core.resolve(packet.destination, *known)
         data = bytearray(frames.build(packet))
         words = changes.split()
@@ -229,6 +235,10 @@ class Runner(Pair):
         return re.sub(r"[$@]\w+", lambda found: self.names[found[0]], told)
 
     def _spoken(self, result: Result) -> str:
+        told = self._said(result)
+        return f"{told} by {list(self.bed.places())[result.port]}" if result.sent and self.bed.legs else told
+
+    def _said(self, result: Result) -> str:
         if result.sent is None:
             return result.verdict
         if result.verdict == "shunted":

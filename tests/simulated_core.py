@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from replication import conduct, migration
+from replication import conduct, migration, roles
 from replication.conduct import Conductor, Times
 from replication.migration import Move
 from replication.protocol import ALIVE, SILENT, Evidence, Heard, Lag
@@ -69,7 +69,7 @@ class Node(NamedTuple):
     streams: tuple[tuple[str, bool], ...] = ()
     accepting: tuple[str | None, int, bool] | None = None
     move: Move | None = None
-    rises: int = 0
+    rises: tuple[int, int] = (0, 0)  # in memory: how many, epoch of the last
     copy: Copy | None = None
     seen: frozenset[Row] | None = None  # of a copy that is not whole yet
     evidence: tuple[Evidence, ...] = ()
@@ -259,7 +259,7 @@ class _Core(Conductor):
 
 
 # Attributes of a Conductor that a Node holds, or that are always the same here. A new one must be put where it belongs.
-HELD = {"posts", "_told", "_heard", "_streams", "_accepting", "moves", "_rises", "_giving", "_sent_all"}
+HELD = {"posts", "_told", "_heard", "_streams", "_accepting", "moves", "_giving", "_sent_all"}
 SAME = {
     "_state", "_exchange", "_me", "_times", "_peers", "_places", "_names", "_nothing", "_last", "_last_told", "_evidence",
     "_idle_at", "_wanted", "_counts",
@@ -294,13 +294,20 @@ class Machine:
     def _memory(self, me: str, node: Node | None, anew: bool) -> Any:
         """The rows of SHARD and PEER that a conductor reads and writes."""
         peers = [name for name in self.names if name != me]
-        row = {"role": JOINING if me in PLACE else ABSENT, "side": {"a": 0, "b": 1}.get(me, NO_SIDE), "epoch": 1, "creates": 0}
+        row: dict[str, Any] = {
+            "role": JOINING if me in PLACE else ABSENT,
+            "side": {"a": 0, "b": 1}.get(me, NO_SIDE),
+            "epoch": 1,
+            "creates": 0,
+        }
         row |= {"authority": 0, "backup": 0, "wanted": 0, "sessions": 0, "mappings": 0, "shunted": 0, "pickup": 0}
         if node is not None:
             number = {name: index for index, name in enumerate(peers, 1)}
             post = node.post
             row |= {"role": post.role, "side": post.side, "epoch": post.epoch, "sessions": len(node.rows) if anew else 0}
             row |= {"authority": number.get(post.authority, 0), "backup": node.backup}
+        rises, epoch = node.rises if node else (0, 0)
+        row |= {"risen_at": np.repeat([NOW, 0], [rises, roles.RISES_AT_MOST - rises]), "risen_epoch": epoch}
         if node is not None and not anew:
             row["pickup"] = node.pickup
         rest = {"settings": [{"statics": 0}], "core": [{"in_doubt": 0}], "peers": [{"alive": 0} for _ in self.names]}
@@ -331,7 +338,6 @@ class Machine:
             core._accepting[0] = node.accepting
         if node.move is not None:
             core.moves[0] = node.move._replace(since=NOW - node.move.since)
-        core._rises[0].extend([NOW] * node.rises)
         core._giving[0] = node.post.winner
         if node.sent_all:
             core._sent_all.add(0)
@@ -358,7 +364,7 @@ class Machine:
             tuple(sorted(core._streams[0].items())),
             core._accepting.get(0),
             move,
-            len(core._rises[0]),
+            _rises(core._state.shards[0]),
             wire.copy,
             wire.seen,
             tuple(wire.evidences[peer] for peer in wire.peers),
@@ -430,6 +436,10 @@ class Machine:
         if free:
             wire.rows |= {(free[0], internal)}
             wire.dirty |= {(free[0], internal)}
+
+
+def _rises(row: Any) -> tuple[int, int]:
+    return int(np.count_nonzero(row["risen_at"])), int(row["risen_epoch"])
 
 
 def ports_of(side: int) -> range:

@@ -193,8 +193,8 @@ def test_neighbours_keep_their_rows_until_the_table_is_crowded(state: State) -> 
 @pytest.mark.parametrize("mac", [0, 9])
 def test_a_failed_row_changes_hands_once_nobody_can_mean_it(mac: int) -> None:
     state = appliance.offline(read(CONFIG))
-    state.neighbours["state"][1:] = FAILED
-    state.neighbours["mac"][1:] = mac
+    state.neighbours["own_state"][1:] = FAILED
+    state.neighbours["own_mac"][1:] = mac
     patience = neighbours.FORGOTTEN if mac else neighbours.NEVER_ANSWERED  # a session may name only who has answered once
     assert neighbours.want(state, 0, 77, patience) == 0
     row = neighbours.want(state, 0, 77, patience + 1)
@@ -204,7 +204,7 @@ def test_a_failed_row_changes_hands_once_nobody_can_mean_it(mac: int) -> None:
 def test_a_gateway_keeps_its_row() -> None:
     state = appliance.offline(read(CONFIG))
     gateway = int(state.ports[1]["external_gateway"])
-    state.neighbours["state"][1:] = FAILED
+    state.neighbours["own_state"][1:] = FAILED
     state.neighbours["kept"][1:] = 1
     state.neighbours["kept"][gateway] = appliance.offline(read(CONFIG)).neighbours["kept"][gateway]
     assert neighbours.want(state, 1, 77, 10 * neighbours.FORGOTTEN) == 0

@@ -191,7 +191,7 @@ def test_delete_names_rows_with_their_generation(run: Run, fake: Fake) -> None:
 def test_status_joins_the_supervisors_facts_and_the_cores(run: Run, fake: Fake) -> None:
     told = json.loads(run("status", "-o", "json").out)
     assert told["appliance"]["worker"] == {"pid": 7, "starts": 1}
-    assert told["packets"] == {"received": 9, "forward": 6, "punt": 0, "shunt": 0, "hold": 0, "drop": 3}
+    assert told["packets"] == {"received": 9, "forward": 6, "punt": 0, "shunt": 0, "hold": 0, "control": 0, "drop": 3}
     assert told["drops"] == {"no_mapping": 3}
     assert "nat1" in run("status").out
 
@@ -338,7 +338,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         told = run(name, "--help").out
         subcommands = {"sessions": "list", "pool": "list", "config": "check", "cluster": "check", "shard": "list"}
         subcommands |= {"server": "list", "replication": "status"}
-        subcommands |= {"quarantine": "list", "worker": "replace"}
+        subcommands |= {"quarantine": "list", "worker": "replace", "bgp": "status", "speaker": "run"}
         if name in subcommands:
             told = run(name, subcommands[name], "--help").out
         assert f"Example: krononat {name}" in told or "Example: eval" in told, name

@@ -30,7 +30,7 @@ def test_every_core_has_the_same_shards_and_a_place_in_the_map(servers: int, sha
     wanted = Wanted(servers, shards)
     drawn = cluster.topology(wanted, FOLDER)
     names = cluster.cores(wanted)
-    told = maps.read(cluster.map_of(wanted, {name: f"{name:-<40}" for name in names}))
+    told = maps.read(cluster.map_of(wanted, {name: f"{name:-<40}" for name in names}, cluster.shunts(wanted)))
     configs = [config.read(text) for text in drawn.appliances.values()]
     assert [each.core_name for each in configs] == list(names) == [core.name for core in told.core]
     for each in configs:

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from replication import migration
+from replication import migration, rises, roles
 from replication.conduct import _SHORT, Conductor, Place, Times, _accepted
 from replication.protocol import ALIVE, CLOSED, SILENT, Evidence, Fields, Heard, Lag
 from replication.roles import Post, Told
@@ -357,3 +357,52 @@ def test_a_dead_giver_does_not_keep_others_waiting() -> None:
     others = [Told("b/0", SYNCING, 3, winner="a/0", evidence=CLOSED), Told("c/0", SYNCING, 3, winner="a/0")]
     assert _accepted("a/0", Post(ACTIVE, 3, 1, 0), others) == ("c/0", 3, True)
     assert _accepted("a/0", Post(ACTIVE, 3, 1, 0), others[:1]) == ("b/0", 3, True)
+
+
+# --- what kills one owner after another -----------------------------------------------------------------------------------
+
+
+def _kill_in_turn(network: _Network, kills: int) -> list[str]:
+    """Who has the authority after each death of its owner: packets come all the time, and the dead come back a moment later."""
+    found = []
+    for _ in range(kills):
+        (owner,) = (name for name in network.names if network.states[name].shards[0]["creates"])
+        network.dead.add(owner)
+        for _ in range(20):
+            for name in network.names:
+                network.want(name)
+            network.run(20)
+        found += [name for name in network.names if name not in network.dead and network.states[name].shards[0]["creates"]]
+        network.start(owner)
+        network.run(400)
+    return found
+
+
+def test_a_shard_that_kills_one_owner_after_another_stays_with_the_last(pair: _Network) -> None:
+    assert _kill_in_turn(pair, 3) == ["b/0", "a/0", "b/0"]
+    assert _kill_in_turn(pair, 3) == [], "nobody else is promoted any more"
+    assert all(pair.cores[name].gave_up(0, pair.now) for name in pair.names)
+    assert pair.told()["b/0"][0] == ACTIVE, "the last owner goes on each time that it is back"
+    pair.run(roles.RISES_WITHIN)
+    assert _kill_in_turn(pair, 1) == ["a/0"], "later deaths have other reasons"
+
+
+def test_promotions_are_counted_once_and_outlive_a_worker(pair: _Network) -> None:
+    pair.dead.add("a/0")
+    pair.want("b/0")
+    pair.run(100)
+    pair.start("a/0")
+    pair.run(500)
+    for name in pair.names:
+        row = pair.states[name].shards[0]
+        assert rises.lately(row, pair.now) == 1 and row["risen_epoch"] == 2, name
+    pair.start("b/0")
+    pair.run(300)
+    assert rises.lately(pair.states["b/0"].shards[0], pair.now) == 1
+
+
+def test_a_handover_is_no_promotion(pair: _Network) -> None:
+    pair.cores["a/0"].migrate(0, "b/0", pair.now)
+    pair.run(600)
+    assert pair.told()["b/0"][0] == ACTIVE and pair.told()["b/0"][1] == 2
+    assert [rises.lately(pair.states[name].shards[0], pair.now) for name in pair.names] == [0, 0]

@@ -158,10 +158,17 @@ name = "nat7"
 name = "inside0"
 address = "10.0.0.1/24"
 gateway = "10.0.0.2"
-[interfaces.external]
+[[interfaces.external]]
 name = "outside0"
 address = "192.0.2.2/24"
 gateway = "192.0.2.1"
+[[interfaces.external]]
+name = "outside1"
+address = "198.18.0.2/24"
+gateway = "198.18.0.1"
+[interfaces.loopback]
+address = "10.254.0.1/24"
+side = "external"
 [[subscribers]]
 prefix = "100.64.0.0/16"
 each = 28
@@ -383,13 +390,16 @@ def configs(draw: st.DrawFn) -> models.Config:
     ]
     return models.Config(
         interfaces=models.Interfaces(
-            internal=models.Leg(
-                name="in0",
-                address=IPv4Interface("10.0.0.1/8"),
-                vlan=draw(st.integers(0, 4094)),
-                mtu=draw(st.none() | st.just(1500)),
-            ),
-            external=models.Leg(name=draw(st.sampled_from(('a"b', "o\\ut", "é0"))), address=IPv4Interface("192.0.2.2/24")),
+            internal=[
+                models.Leg(
+                    name=f"in{number}",
+                    address=IPv4Interface(f"10.{64 * number}.0.1/10"),
+                    vlan=draw(st.integers(0, 4094)),
+                    mtu=draw(st.none() | st.just(1500)),
+                )
+                for number in range(draw(st.integers(1, 3)))
+            ],
+            external=[models.Leg(name=draw(st.sampled_from(('a"b', "o\\ut", "é0"))), address=IPv4Interface("192.0.2.2/24"))],
         ),
         subscribers=[
             models.Subscribers(prefix=IPv4Network(f"10.{number}.0.0/24"), pool=pool, subscriber=[] if number else subscribers)
@@ -404,6 +414,38 @@ def configs(draw: st.DrawFn) -> models.Config:
         rule=draw(st.lists(rules(), max_size=3)),
         limits=models.Limits(sessions=draw(st.integers(0, 9)), ports=0, rate=5, burst=draw(counts)),
     )
+
+
+def test_one_interface_of_a_side_is_a_table_and_several_are_a_list_of_them() -> None:
+    single = config.read(RIGHT)
+    listed = config.read(RIGHT.replace("[interfaces.external]", "[[interfaces.external]]"))
+    assert listed == single and config.canonical(listed) == config.canonical(single)
+    assert "\n[interfaces.external]\n" in config.canonical(single)
+    second = '[[interfaces.external]]\nname = "outside1"\naddress = "198.18.0.2/30"\ngateway = "198.18.0.1"\n[[subscribers]]'
+    several = config.read(RIGHT.replace("[interfaces.external]", "[[interfaces.external]]").replace("[[subscribers]]", second))
+    assert [(side, port.name) for side, port in several.interfaces.named()] == [
+        ("internal", "inside0"), ("external", "outside0"), ("external", "outside1"),
+    ]  # fmt: skip
+    assert config.canonical(several).count("[[interfaces.external]]\n") == 2
+    assert config.read(config.canonical(several)) == several
+    assert config.describe(("interfaces", "external", "gateway")).startswith("Next hop")
+    schema = models.Interfaces.model_json_schema(by_alias=True)["properties"]["external"]["anyOf"]
+    assert {told.get("type", "object") for told in schema} >= {"object", "array"}
+
+
+def test_legs_that_cannot_stand_in_for_each_other_are_doubted() -> None:
+    told = RIGHT.replace("[interfaces.external]", "[[interfaces.external]]\nmtu = 2000")
+    told = told.replace(
+        "[[subscribers]]", '[[interfaces.external]]\nname = "o1"\nmtu = 1500\naddress = "198.18.0.2/30"\n[[subscribers]]'
+    )
+    told += '[cluster]\nmap = "/x/map"\nkey-file = "/x/key"\n'
+    doubts = [line.splitlines()[0] for line in config.warnings(config.read(told), told, "nat.toml")]
+    assert [doubt.partition(": ")[2] for doubt in doubts] == [
+        "interfaces.external[1]: has no gateway to the Internet; only what is on-link will be reached",
+        "interfaces.external[1].mtu: 1500 is less than the 2000 of another leg: packets of a session that moves may not fit",
+        "interfaces: several legs, but no [interfaces.loopback]: "
+        "who shunts to the address of a leg finds nobody when that leg dies",
+    ]
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])

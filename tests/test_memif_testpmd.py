@@ -178,7 +178,7 @@ def _is_accounted_for(place: Place) -> None:
     assert inside["steering"]["not_ip"] > 0 and inside["steering"]["own_address"] >= 3 and inside["memif"]["from_kernel"] >= 3
     assert inside["memif"]["bad_descriptors"] == 0
     packets = status["packets"]
-    fates = sum(packets.get(fate, 0) for fate in ("forward", "punt", "shunt", "hold", "drop"))
+    fates = sum(packets.get(fate, 0) for fate in ("forward", "punt", "shunt", "hold", "control", "drop"))
     assert packets["received"] == fates
     assert packets["punt"] == sum(
         count for port in status["ports"] for name, count in port["steering"].items() if name not in ("redirected", "no_socket")

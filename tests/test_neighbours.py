@@ -58,7 +58,7 @@ def serve_until(service: Neighbours, reached: Callable[[], bool], seconds: float
 
 
 def mac_of(state: State, row: int) -> str:
-    return ":".join(f"{byte:02x}" for byte in state.neighbours[row]["mac"])
+    return ":".join(f"{byte:02x}" for byte in state.neighbours[row]["own_mac"])
 
 
 @pytest.mark.lab
@@ -98,7 +98,7 @@ def test_what_the_kernel_knows_already_is_taken_at_once(wire: tuple[Namespace, N
         service.listen(0)
         row = table.want(state, 0, 0x0A63_004D, 0)
         assert service.serve(0)
-        assert (mac_of(state, row), int(state.neighbours[row]["state"])) == ("02:00:00:00:00:77", REACHABLE)
+        assert (mac_of(state, row), int(state.neighbours[row]["own_state"])) == ("02:00:00:00:00:77", REACHABLE)
     finally:
         service.close()
 
@@ -116,7 +116,7 @@ def test_a_large_table_is_taken_in_over_several_calls(wire: tuple[Namespace, Nam
         last = table.want(state, 0, 0x0A62_0000 + (count // 250 << 8) + count % 250, 0)
         service.listen(0)
         assert select.select([service], [], [], 0)[0]
-        assert serve_until(service, lambda: bool(state.neighbours[last]["state"] == REACHABLE), 5)
+        assert serve_until(service, lambda: bool(state.neighbours[last]["own_state"] == REACHABLE), 5)
     finally:
         service.close()
 
@@ -131,7 +131,7 @@ def test_many_neighbours_are_walked_in_portions(wire: tuple[Namespace, Namespace
         service = Neighbours(state, [here.index("va")])
     try:
         rows = np.array([table.want(state, 0, 0x0A63_0000 + last, 0) for last in range(20, 60)])
-        assert serve_until(service, lambda: bool((state.neighbours[rows]["state"] == REACHABLE).all()), 5)
+        assert serve_until(service, lambda: bool((state.neighbours[rows]["own_state"] == REACHABLE).all()), 5)
         assert len(service.describe()) == 40
     finally:
         service.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import selectors
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -59,3 +61,9 @@ def wires() -> Iterator[Wires]:
                 made.peers[row].ip(f"addr add 10.7.{row}.2/24 dev peer{row}")
                 made.peers[row].ip(f"route add 10.7.9.1/32 via 10.7.{row}.1")
         yield made
+
+
+def test_loading_the_supervisor_loads_no_compiler() -> None:
+    """It says that it compiles nothing only when it runs; a compiler that is there before would be half on, half off."""
+    told = "import sys, krononat.supervisor; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told]).returncode == 0

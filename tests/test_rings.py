@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from shards import atomics, frames, rings
-from shards.burst import BURST, new_burst
+from shards.burst import BURST, Burst, new_burst
 from shards.frames import HAND, Rings, census, recycle
 from shards.jit import PURE, hot
 from shards.state import Array
@@ -143,6 +143,7 @@ def _traffic(kernel: FakeKernel, handles: Rings, first: int) -> None:
     """A worker's life in small: frames come, are forwarded, dropped or held back, are sent, and some lie unread at the end."""
     burst = new_burst()
     for round_ in range(3):
+        _talk(kernel, handles, burst, first + 3 * round_)
         for serial in range(3):
             kernel.deliver(serial % 2, b"%d" % (first + 3 * round_ + serial))
         count = rings.receive(handles, burst, 8)
@@ -153,6 +154,20 @@ def _traffic(kernel: FakeKernel, handles: Rings, first: int) -> None:
         if round_ != 1:
             kernel.transmit()
         rings.flush(handles)
+
+
+def _talk(kernel: FakeKernel, handles: Rings, burst: Burst, serial: int) -> None:
+    """Control traffic comes and is answered; what comes by the second port lies unread."""
+    for queue in range(2):
+        kernel.deliver(queue, b"asked", control=True)
+    for i in range(rings.receive_control(handles, burst, 1)):
+        recycle(handles, int(burst.at[i]))
+        frame = rings.spare_frame(handles, int(burst.port[i]))
+        if frame >= 0:
+            text = np.frombuffer(b"said %d" % serial, np.uint8)
+            at = (frame << 12) + 256
+            handles.frames[at : at + len(text)] = text
+            rings.send_control(handles, int(burst.port[i]), at, len(text))
 
 
 def _life(kernel: FakeKernel) -> None:
@@ -202,7 +217,7 @@ def test_killed_at_any_line_every_frame_and_packet_is_accounted_for_once() -> No
         return
     line, killed = 0, True
     while killed:
-        kernel = FakeKernel()
+        kernel = FakeKernel(frames=32, control=4)
         killed = killed_at(line, partial(_life, kernel))
         killed_at(line * 7 % 211, partial(_taken_over, kernel))  # the successor dies too, while taking over
         third = _taken_over(kernel)
@@ -212,6 +227,42 @@ def test_killed_at_any_line_every_frame_and_packet_is_accounted_for_once() -> No
         assert len(set(kernel.sent)) == len(kernel.sent), f"sent twice after a kill at line {line}"
         line += 1
     assert line > 500
+
+
+def test_control_comes_and_goes_whatever_waits_of_data() -> None:
+    kernel = FakeKernel((1, 1), entries=8, frames=64, control=4)
+    handles, burst = _taken_over(kernel), new_burst()
+    kernel_full = [kernel.deliver(0, b"data") for _ in range(30)].count(True)
+    assert kernel_full == 8, "data fills its ring, and leaves frames for control"
+    assert [kernel.deliver(0, b"control", control=True) for _ in range(6)] == [True] * 4 + [False] * 2
+    for _ in range(8):
+        frame = rings.spare_frame(handles, 1)  # the other port's ring of data is full of what nobody sends
+        at = frame << 12
+        handles.frames[at : at + 4] = np.frombuffer(b"data", np.uint8)
+        burst.at[0] = burst.out_at[0] = at
+        burst.verdict[0], burst.out_port[0], burst.out_length[0], burst.port[0] = FORWARDED_OUT, 1, 4, 0
+        rings.send(handles, burst, 1)
+    assert rings.receive_control(handles, burst, BURST) == 4
+    assert burst.port[:4].tolist() == [0] * 4 and burst.length[:4].tolist() == [7] * 4
+    for i in range(4):
+        recycle(handles, int(burst.at[i]))
+    for _ in range(4):
+        frame = rings.spare_frame(handles, 1)
+        handles.frames[frame << 12 : (frame << 12) + 3] = np.frombuffer(b"own", np.uint8)
+        assert rings.send_control(handles, 1, frame << 12, 3)
+    assert rings.spare_frame(handles, 1) == -1, "its ring is full"
+    _audit(kernel, handles)
+    kernel.transmit()
+    assert kernel.sent == [b"data"] * 8 + [b"own"] * 4
+    rings.flush(handles)
+    _audit(kernel, handles)
+
+
+def test_a_few_frames_are_never_given_away() -> None:
+    kernel = FakeKernel((1, 1), entries=64, frames=128, control=64)
+    handles = _taken_over(kernel)
+    assert handles.local[0]["reserve"] == 2 == handles.local[0]["free"]
+    assert rings.spare_frame(handles, 0) >= 0 and rings.spare_frame(handles, 1) >= 0 and rings.spare_frame(handles, 1) == -1
 
 
 def test_atomics_are_what_their_twins_are() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from shards import bpf, tap
 from shards.memif_rings import LINE
-from shards.outcomes import OUTCOMES, REDIRECTED, SHUNT_PORT
+from shards.outcomes import BFD_PORT, OUTCOMES, REDIRECTED, SHUNT_PORT
 from shards.steering import Steering
 from tests.veth import ipv4, ipv6
 
@@ -30,7 +30,7 @@ def frames() -> list[bytes]:
     for text in TAGS:
         tags = bytes.fromhex(text)
         told += [ipv4(address, tags=tags) for address in ADDRESSES]
-        told += [ipv4(address, tags=tags, port=SHUNT_PORT) for address in [*OWN, "100.64.0.2"]]
+        told += [ipv4(address, tags=tags, port=port) for address in [*OWN, "100.64.0.2"] for port in (SHUNT_PORT, BFD_PORT)]
         told += [ipv6(address, 17, tags=tags) for address in ADDRESSES6]
         told += [ipv6("2001:db8::1", 58, bytes([kind]) + bytes(7), tags=tags) for kind in (132, 133, 137, 138)]
         told += [bytes(12) + tags + kind + bytes(46) for kind in (b"\x08\x06", b"\x88\xcc", b"\0\x40")]
@@ -52,11 +52,13 @@ def nearly_shunted() -> list[bytes]:
 
 
 @pytest.mark.lab
-def test_steering_is_the_same_in_the_kernel_and_in_user_space() -> None:
+@pytest.mark.parametrize("speaks_bfd", [True, False])
+def test_steering_is_the_same_in_the_kernel_and_in_user_space(speaks_bfd: bool) -> None:
     line = np.zeros(1, LINE)[0]
+    line["bfd"] = speaks_bfd
     line["own"], line["broadcast"] = ([int(IPv4Address(text)) for text in told] for told in (OWN, BROADCAST))
     context, seen = np.zeros(4096, np.uint8), set()
-    with Steering(OWN, BROADCAST) as steering:
+    with Steering(OWN, BROADCAST, bfd=speaks_bfd) as steering:
         for frame in frames():
             steering.reset()
             bpf.run(steering.program, frame, struct.pack("<6I", 0, len(frame), 0, 1, 0, 0))
@@ -66,4 +68,4 @@ def test_steering_is_the_same_in_the_kernel_and_in_user_space() -> None:
             # Without a socket the program drops what it would redirect.
             assert ("no_socket" if said == REDIRECTED else OUTCOMES[said].name) == name, frame.hex()
             seen.add(name)
-    assert seen == {outcome.name for outcome in OUTCOMES} - {"redirected", "quarantined"}
+    assert seen == {outcome.name for outcome in OUTCOMES} - {"redirected", "control", "quarantined"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shards import verdict
 from shards.state import COUNTERS
-from shards.verdict import BY_NAME, DROP, FORWARD, HOLD, METER_NAMES, METERS, PUNT, SHUNT, VERDICTS
+from shards.verdict import BY_NAME, CONTROL, DROP, FORWARD, HOLD, METER_NAMES, METERS, PUNT, SHUNT, VERDICTS
 
 # Set by nobody in `shards`: the kernel counts what it was given, and shunting belongs to clusters of cores.
 SET_ELSEWHERE = {"punted", "shunted"}
@@ -25,7 +25,7 @@ def test_numbers_count_up_and_names_are_unique() -> None:
 
 
 def test_every_fate_is_a_fate() -> None:
-    assert {told.fate for told in VERDICTS} == {FORWARD, PUNT, SHUNT, HOLD, DROP}
+    assert {told.fate for told in VERDICTS} == {FORWARD, PUNT, SHUNT, HOLD, CONTROL, DROP}
 
 
 def test_every_verdict_has_a_sentence_and_every_drop_a_remedy() -> None:

@@ -150,7 +150,7 @@ def test_drops_by_frequency_and_fates_that_add_up(state: State) -> None:
     state.counters[verdict.LAND, 0] = 7
     assert [(row.reason, row.packets) for row in view.drops(state)[:3]] == [("land", 7), ("no_mapping", 3), ("runt", 0)]
     fates = view.fates(state)
-    assert fates == {"received": 25, "forward": 15, "punt": 0, "shunt": 0, "hold": 0, "drop": 10}
+    assert fates == {"received": 25, "forward": 15, "punt": 0, "shunt": 0, "hold": 0, "control": 0, "drop": 10}
     assert view.counters(state)["received"] == 25
 
 

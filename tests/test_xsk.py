@@ -6,10 +6,13 @@ import struct
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
-from shards import xsk
-from shards.outcomes import OUTCOMES, SHUNT_PORT
+from shards import rings, xsk
+from shards.burst import BURST, new_burst
+from shards.frames import census
+from shards.outcomes import BFD_PORT, OUTCOMES, SHUNT_PORT
 from tests.core import FRAMES, Core
 from tests.veth import Wires, drain, ipv4, ipv6
 
@@ -51,8 +54,11 @@ STEERED = [
     ("own_address", ipv4("100.64.0.1")),
     ("own_address", ipv4("100.64.0.1", tags=_SERVICE_TAG + _TAG)),
     ("own_address", ipv6("2001:db8:ffff::1")),
-    ("redirected", ipv4("100.64.0.1", port=SHUNT_PORT)),
-    ("redirected", ipv4("100.64.0.1", tags=_SERVICE_TAG + _TAG, port=SHUNT_PORT)),
+    ("control", ipv4("100.64.0.1", port=SHUNT_PORT)),
+    ("control", ipv4("100.64.0.1", tags=_SERVICE_TAG + _TAG, port=SHUNT_PORT)),
+    ("control", ipv4("100.64.0.1", port=BFD_PORT)),
+    ("control", ipv4("100.64.0.1", tags=_TAG, port=BFD_PORT)),
+    ("redirected", ipv4("100.64.0.2", port=BFD_PORT)),
     ("own_address", ipv4("100.64.0.1", port=SHUNT_PORT)[:40]),
     ("redirected", ipv4("100.64.0.2")),
     ("redirected", ipv6("2001:db8:ffff::2")),
@@ -84,6 +90,44 @@ def test_what_the_sockets_got_and_lost_is_what_was_redirected_to_them(mode: str)
             peer.send(ipv4("198.51.100.7", serial.to_bytes(4, "big")))
         assert core.steerings[0].count()["redirected"][0] == 300 == wires.counters(0)["tx"][0]
         assert core.sockets.lost() == 300  # nobody has offered a frame to receive into
+
+
+def test_control_gets_in_where_data_has_filled_its_ring() -> None:
+    with Wires() as wires, Core(wires, ("100.64.0.1",), frames=256) as core, wires.peer(0) as peer:
+        handles = core.open_rings()
+        rings.flush(handles)
+        for serial in range(500):
+            peer.send(ipv4("198.51.100.7", serial.to_bytes(4, "big")))
+        for _ in range(10):
+            peer.send(ipv4("100.64.0.1", port=BFD_PORT))
+        data, control = (xsk.statistics(fd) for fd in core.sockets.fds())
+        assert data["rx_ring_full"] + data["rx_dropped"] == 500 - core.sockets.description["entries"]
+        assert control["rx_ring_full"] == control["rx_dropped"] == 0
+        burst = new_burst()
+        assert rings.receive_control(handles, burst, BURST) == 10
+        assert rings.receive(handles, burst, BURST) == core.sockets.description["entries"]
+
+
+def test_what_is_sent_as_control_overtakes_data_that_waits() -> None:
+    with Wires() as wires, Core(wires, frames=256) as core, wires.peer(0) as peer:
+        handles = core.open_rings()
+        frame = rings.spare_frame(handles, 0)
+        told = np.frombuffer(ipv4("192.0.2.1", b"hello"), np.uint8)
+        handles.frames[frame << 12 : (frame << 12) + len(told)] = told
+        assert rings.send_control(handles, 0, frame << 12, len(told))
+        assert drain(peer) == [told.tobytes()]
+        before = census(handles)
+        assert before["sending"] == 1 and rings.flush(handles) == 1 and census(handles)["sending"] == 0
+
+
+def test_self_test_catches_a_control_socket_of_another_queue() -> None:
+    with Wires([2]) as wires:
+        core = Core(wires, ("100.64.0.1",))
+        core.prove()
+        core.steerings[0].place_control(1, core.sockets.fds()[2])
+        with pytest.raises(RuntimeError, match=r"queue 1 .* control traffic: .* another queue or device"):
+            core.prove()
+        core.close()
 
 
 def test_without_a_socket_frames_are_dropped_and_never_passed() -> None:
@@ -221,5 +265,5 @@ def test_a_multi_queue_port_spreads_flows_over_its_sockets() -> None:
         for flow in range(200):
             peer.send(ipv4("198.51.100.7", flow=flow))
         time.sleep(0.01)
-        each = [xsk.statistics(fd)["rx_dropped"] for fd in core.sockets.fds()]
+        each = [xsk.statistics(fd)["rx_dropped"] for fd in core.sockets.fds()[:4]]
         assert sum(each) == 200 and all(each), each

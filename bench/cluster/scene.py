@@ -52,7 +52,7 @@ class Scene(NamedTuple):
 
     def path(self, core: str) -> str:
         """Control socket of a core."""
-        return str(self.lab.socket_of(cluster.node_of(core)))
+        return str(self.lab.socket_of(self.lab.label(core)))
 
     def shard(self, core: str, number: int = 0) -> dict[str, Any]:
         """What a core says of a shard; Trouble where it does not answer."""

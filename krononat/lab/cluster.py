@@ -7,9 +7,11 @@
               └────────────── sN.inside0 ── sN.outside0 ───────────┘
                                  sN.fabric0 ── fabric: bridge 192.168.77.0/24, replication only
 
-A *core* is named SERVER/CORE; here each server has one, so its namespace is the server's. Everything about a shard follows from
-its number k: subscribers 100.64.0.0 + k·4096 (/20), external addresses 203.0.113.0 + k·16 (/28). `users` and `hosts` are for
-generators: they have whole prefixes, and no program of their own. The cores' legs have room for what one shunts to another.
+A *core* is named SERVER/CORE; here each server has one, and a router that is told by hand which core has which shard. Where
+switches route by themselves (`Wanted.tor`), `fabric` has the drawing, and a server may have several cores; what is the same in
+both stands here. Everything about a shard follows from its number k: subscribers 100.64.0.0 + k·4096 (/20), external addresses
+203.0.113.0 + k·16 (/28). `users` and `hosts` are for generators: they have whole prefixes, and no program of their own. The
+cores' legs have room for what one shunts to another.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ block-size = {block_size}
 _CLUSTER = """
 [cluster]
 map = "{folder}/map.toml"
-key-file = "{folder}/s{n}.key"
+key-file = "{folder}/{label}.key"
 port-key-file = "{folder}/{ports}.key"
 """
 
@@ -111,6 +113,10 @@ primary = "{primary}"
 """
 
 
+STATIC = "static"
+TORS = (STATIC, "bird", "frr")
+
+
 class Wanted(NamedTuple):
     """What distinguishes one cluster from another; plain enough for JSON."""
 
@@ -123,6 +129,22 @@ class Wanted(NamedTuple):
     clustered: bool = True  # the cores know of each other; else each is alone, and steering is all there is
     backups: bool = True  # every shard has one, on another server
     same_port_key: bool = True  # all derive the same ports; else each server others, to see what that is worth
+    # What follows is for switches that route (`fabric`).
+    tor: str = STATIC  # or bird, frr
+    cores: int = 1  # of each server
+    tors: int = 1
+    domains: int = 2  # of each switch
+    preference: str = "med"  # as [bgp] has it
+    bfd_ms: int = 50  # between two packets of BFD; 0: none
+    bfd_times: int = 3  # as many are missed by who is dead
+    hold_s: int = 9
+    spare: bool = False  # whether a process stands by for every worker
+    dead_after_ms: int = 150  # what [cluster] and [bgp] say of silence
+
+    @property
+    def routed(self) -> bool:
+        """Whether the switches speak BGP."""
+        return self.tor != STATIC
 
 
 class Leg(NamedTuple):
@@ -143,18 +165,24 @@ def external_of(shard: int) -> IPv4Network:
 
 
 def cores(wanted: Wanted) -> tuple[str, ...]:
-    """Names of all cores, SERVER/CORE."""
-    return tuple(f"s{n}/0" for n in range(1, wanted.servers + 1))
+    """Names of all cores, SERVER/CORE: the first of every server, then the second…"""
+    return tuple(f"s{n}/{core}" for core in range(wanted.cores) for n in range(1, wanted.servers + 1))
 
 
 def first_core(wanted: Wanted, shard: int) -> str:
     """Where a shard is at the beginning: shards go round."""
-    return cores(wanted)[shard % wanted.servers]
+    names = cores(wanted)
+    return names[shard % len(names)]
 
 
 def node_of(core: str) -> str:
     """The namespace that a core runs in: its server."""
     return core.partition("/")[0]
+
+
+def label(wanted: Wanted, core: str) -> str:
+    """What its files are called after: its server alone where that has one core and no speaker."""
+    return core.replace("/", ".") if wanted.routed else node_of(core)
 
 
 def _number(core: str) -> int:
@@ -174,24 +202,25 @@ def outside_leg(core: str) -> Leg:
 
 
 def backup_of(wanted: Wanted, shard: int) -> str | None:
-    """The core with the shard's copy: not always the same one for all shards of a core."""
+    """The core with the shard's copy: on another server, and not on the same one for all shards of a core."""
     if not wanted.backups or wanted.servers < 2:
         return None
-    step = 1 + shard // wanted.servers % (wanted.servers - 1)
-    return cores(wanted)[(shard + step) % wanted.servers]
+    turn, place = divmod(shard, len(cores(wanted)))
+    step = 1 + turn % (wanted.servers - 1)
+    core, server = divmod(place, wanted.servers)
+    return cores(wanted)[core * wanted.servers + (server + step) % wanted.servers]
 
 
 def replication(core: str) -> str:
     """Where it listens for the state of others, address:port."""
-    return f"{FABRIC.network_address + _number(core)}:{REPLICATION_PORT}"
+    return f"{FABRIC.network_address + _number(core)}:{REPLICATION_PORT + int(core.partition('/')[2])}"
 
 
-def map_of(wanted: Wanted, keys: Mapping[str, str]) -> str:
-    """The cluster's map; `keys`: public keys by core."""
+def map_of(wanted: Wanted, keys: Mapping[str, str], shunts: Mapping[str, IPv4Address]) -> str:
+    """The cluster's map; public keys and addresses for shunted packets by core."""
     told = ["version = 1\n"]
     for name in cores(wanted):
-        shunt = outside_leg(name).address
-        told.append(_CORE.format(name=name, replication=replication(name), shunt=shunt, key=keys[name]))
+        told.append(_CORE.format(name=name, replication=replication(name), shunt=shunts[name], key=keys[name]))
     for shard in range(wanted.shards):
         backup = backup_of(wanted, shard)
         told.append(_PLACE.format(shard=shard, primary=first_core(wanted, shard)))
@@ -199,12 +228,17 @@ def map_of(wanted: Wanted, keys: Mapping[str, str]) -> str:
     return "".join(told)
 
 
-def furnish(wanted: Wanted, folder: Path) -> None:
+def shunts(wanted: Wanted) -> dict[str, IPv4Address]:
+    """The address of every core that the others send packets to."""
+    return {core: outside_leg(core).address for core in cores(wanted)}
+
+
+def furnish(wanted: Wanted, folder: Path, shunts: Mapping[str, IPv4Address]) -> None:
     """Write what the configurations name: the map, a key for each core, and the one that ports are derived with."""
     if not wanted.clustered:
         return
-    keys = {core: new_key(folder / f"{node_of(core)}.key") for core in cores(wanted)}
-    (folder / "map.toml").write_text(map_of(wanted, keys))
+    keys = {core: new_key(folder / f"{label(wanted, core)}.key") for core in cores(wanted)}
+    (folder / "map.toml").write_text(map_of(wanted, keys, shunts))
     for name in {_port_key(wanted, n) for n in range(1, wanted.servers + 1)}:
         with os.fdopen(os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(os.urandom(32))
@@ -226,13 +260,14 @@ def new_key(path: Path) -> str:
 
 def topology(wanted: Wanted, folder: Path) -> Topology:
     """The whole of it; in the folder are the files that `furnish` writes. ValueError for more than there are numbers for."""
-    if not 1 <= wanted.servers <= SERVERS_AT_MOST or not 1 <= wanted.shards <= SHARDS_AT_MOST:
-        raise ValueError(f"1 to {SERVERS_AT_MOST} servers, 1 to {SHARDS_AT_MOST} shards")
+    check(wanted)
+    if wanted.cores != 1:
+        raise ValueError("where steering is static, each server has one core; say --tor bird")
     servers = range(1, wanted.servers + 1)
     drawn = "".join(_OF_A_SERVER.format(n=n, out=16 * n + 1) for n in servers)
     return Topology(
         "cluster",
-        links(_AROUND) + tuple((_wide(a), _wide(b)) for a, b in links(drawn)),
+        links(_AROUND) + tuple((wide(a), wide(b)) for a, b in links(drawn)),
         routes(_ROUTES) + tuple(("tor", str(subscribers_of(shard)), "10.9.0.2") for shard in range(wanted.shards)),
         {"fabric": None},
         ("tor",),
@@ -240,7 +275,14 @@ def topology(wanted: Wanted, folder: Path) -> Topology:
     )
 
 
-def _wide(end: End) -> End:
+def check(wanted: Wanted) -> None:
+    """ValueError for what no cluster can be."""
+    if not 1 <= wanted.servers <= SERVERS_AT_MOST or not 1 <= wanted.shards <= SHARDS_AT_MOST:
+        raise ValueError(f"1 to {SERVERS_AT_MOST} servers, 1 to {SHARDS_AT_MOST} shards")
+
+
+def wide(end: End) -> End:
+    """With room for another header around a packet."""
     return end._replace(mtu=CORE_MTU)
 
 
@@ -248,6 +290,11 @@ def _config(wanted: Wanted, n: int, folder: Path) -> str:
     core = f"s{n}/0"
     inside, outside = inside_leg(core).address, outside_leg(core).address
     head = _CONFIG.format(n=n, inside=inside, outside=outside, out=16 * n + 1, sessions=wanted.sessions)
+    return head + common(wanted, core, folder)
+
+
+def common(wanted: Wanted, core: str, folder: Path) -> str:
+    """What the configuration of a core says of shards and cluster, and what was wanted besides."""
     shards = (
         _SHARD.format(
             shard=shard,
@@ -258,5 +305,6 @@ def _config(wanted: Wanted, n: int, folder: Path) -> str:
         )
         for shard in range(wanted.shards)
     )
-    tail = _CLUSTER.format(folder=folder, n=n, ports=_port_key(wanted, n)) if wanted.clustered else ""
-    return head + "".join(shards) + tail + (f"\n{wanted.more}\n" if wanted.more else "")
+    names = {"folder": folder, "label": label(wanted, core), "ports": _port_key(wanted, _number(core))}
+    tail = _CLUSTER.format(**names) if wanted.clustered else ""
+    return "".join(shards) + tail + (f"\n{wanted.more}\n" if wanted.more else "")

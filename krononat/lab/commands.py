@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from krononat.cli.groups import Group
 from krononat.cli.output import output_option, print_json, print_rows
-from krononat.lab import faults, namespaces, steering
-from krononat.lab.cluster import SERVERS_AT_MOST, SHARDS_AT_MOST, Wanted
-from krononat.lab.laboratory import NAME, Lab
-from krononat.lab.topology import TOPOLOGIES
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _checked(_: click.Context, __: click.Parameter, name: str) -> str:
-    """The name becomes part of namespaces, files and folders that are deleted again."""
-    if not re.fullmatch(NAME, name):
-        raise click.BadParameter(f"{name!r} is no name for a laboratory: a small letter, then at most nine of a-z 0-9 -")
-    return name
-
-
-name_option = click.option(
-    "--name", default="kn", show_default=True, metavar="WORD", callback=_checked, help="Prefix of the namespaces' names."
-)
+from krononat.client import Trouble
+from krononat.lab import chaos, cluster_commands, graph, leaks, legs, namespaces, overview, steering
+from krononat.lab.cluster import SERVERS_AT_MOST, SHARDS_AT_MOST, STATIC, TORS, Wanted
+from krononat.lab.laboratory import Lab
+from krononat.lab.names import name_option
+from krononat.lab.topology import TOPOLOGIES, home
 
 
 @click.group(cls=Group)
@@ -47,40 +32,92 @@ def lab() -> None:
     type=click.Choice((*TOPOLOGIES, "cluster")),
     default="router",
     show_default=True,
-    help="What is built.",
+    help="What is built; `cluster` if --tor says who routes.",
 )
 @click.option("--servers", type=click.IntRange(1, SERVERS_AT_MOST), default=3, show_default=True, help="Of a cluster.")
 @click.option("--shards", type=click.IntRange(1, SHARDS_AT_MOST), default=12, show_default=True, help="Of a cluster.")
+@click.option("--cores", type=click.IntRange(1, legs.CORES_AT_MOST), help="Of each server; default: 1. More need --tor bird.")
+@click.option("--tor", type=click.Choice(TORS), help="The switches: BIRD, FRR, or routes by hand (`lab steer`).")
+@click.option("--tors", type=click.IntRange(1, 2), default=1, show_default=True, help="How many switches, in an AS each.")
+@click.option("--domains", type=click.IntRange(1, 2), default=2, show_default=True, help="Routing domains of a switch.")
+@click.option("--preference", default="med", show_default=True, help="How the primary's routes are preferred, as [bgp] has it.")
+@click.option("--bfd-ms", type=click.IntRange(0, 1000), default=50, show_default=True, help="Interval of BFD; 0: none.")
 @click.option("--appliance/--no-appliance", default=True, help="Whether to start it, or leave that to you.")
-def up(name: str, kind: str, servers: int, shards: int, appliance: bool) -> None:
+def up(name: str, kind: str, tor: str | None, cores: int | None, appliance: bool, **more: Any) -> None:
     """Build a laboratory, clearing away what an earlier run of the same name left."""
-    built = Lab.of_cluster(name, Wanted(servers, shards)) if kind == "cluster" else Lab(name, TOPOLOGIES[kind])
+    if tor or cores or kind == "cluster":
+        wanted = Wanted(cores=cores or 1, tor=tor or (STATIC if (cores or 1) == 1 else "bird"), **more)
+        built = _of_cluster(name, wanted)
+    else:
+        built = Lab(name, TOPOLOGIES[kind])
     built.up(appliance, tell=lambda told: click.echo(told, err=True))
     suffix = "" if name == "kn" else f" --name {name}"
     click.echo(f"up; next: krononat lab status{suffix}, krononat lab exec{suffix} c1 -- ping 198.51.100.10", err=True)
-    for node in () if appliance else built.topology.appliances:
-        words = f"krononat lab exec{suffix} {node} -- krononat run -c {built.config_of(node)}"
+    for label in () if appliance else built.topology.appliances:
+        words = f"krononat lab exec{suffix} {home(label)} -- krononat run -c {built.config_of(label)}"
         click.echo(f"start it with: {words}", err=True)
+
+
+def _of_cluster(name: str, wanted: Wanted) -> Lab:
+    try:
+        return Lab.of_cluster(name, wanted)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 @lab.command(epilog="Example: krononat lab status -o json")
 @name_option
 @output_option()
 def status(name: str, form: str) -> None:
-    """What runs where: a line for every node, and for every shard of a cluster where its packets go."""
+    """What runs where: a line for every node, and for every shard of a cluster where its packets go, and who says so."""
     found = Lab.find(name)
     rows = found.nodes()
-    places = steering.places(found.namespace["tor"], found.wanted) if found.wanted else []
-    shards = [place._asdict() for place in places]
+    told = {"name": name, "topology": found.topology.name, "config": str(found.config), "nodes": rows} | _of(found)
     if form == "json":
-        told = {"name": name, "topology": found.topology.name, "config": str(found.config), "nodes": rows}
-        print_json(told | ({"shards": shards} if found.wanted else {}))
+        print_json(told)
         return
     print_rows(rows, ("node", "namespace", "addresses", "processes"), form)
-    if shards:
-        print_rows(shards, steering.Place._fields, form)
-    for node in found.topology.appliances:
-        click.echo(f"control socket of the appliance in {node}: {found.socket_of(node)}", err=True)
+    for key in ("shards", "sessions"):
+        if told.get(key):
+            click.echo()
+            print_rows(told[key], tuple(told[key][0]), form)
+    for key in ("broken", "untranslated"):
+        if key in told:
+            click.echo(f"{key}: {told[key] or ('nothing' if told[key] == [] else told[key])}", err=True)
+    for label in found.topology.appliances:
+        click.echo(f"control socket of the appliance {label}: {found.socket_of(label)}", err=True)
+
+
+def _of(found: Lab) -> dict[str, Any]:
+    """What there is to say of a cluster."""
+    if found.wanted is None:
+        return {}
+    if not found.wanted.routed:
+        return {"shards": [place._asdict() for place in steering.places(found.namespace["tor"], found.wanted)]}
+    seen = overview.look(found)
+    return {
+        "shards": [place._asdict() for place in overview.places(found.wanted, seen)],
+        "sessions": [session._asdict() for session in overview.sessions(found, seen)],
+        "broken": [f"{kind} {what}" for kind, what in chaos.broken(found)],
+        "untranslated": leaks.counted(found),
+    }
+
+
+@lab.command("graph", epilog="Example: krononat lab graph -o cluster.svg")
+@name_option
+@click.option("-o", "--output", "path", type=click.Path(dir_okay=False, path_type=Path), help="File; default: print it.")
+def graph_(name: str, path: Path | None) -> None:
+    """Draw a cluster as an SVG picture: nodes, links, who has which shard, what is broken."""
+    found = Lab.find(name)
+    if found.wanted is None or not found.wanted.routed:
+        raise Trouble(f'the laboratory "{name}" has no switches', "", "krononat lab up --tor bird")
+    places = overview.places(found.wanted, overview.look(found))
+    text = graph.draw(found.wanted, places, chaos.broken(found), leaks.counted(found))
+    if path is None:
+        click.echo(text, nl=False)
+    else:
+        path.write_text(text)
+        click.echo(f"{path}: {len(text):,} bytes", err=True)
 
 
 @lab.command("exec", context_settings={"ignore_unknown_options": True}, epilog="Example: krononat lab exec c1 -- ip route")
@@ -91,7 +128,7 @@ def exec_(name: str, node: str, words: tuple[str, ...]) -> None:
     """Run a command in a node; its exit status is ours."""
     found = Lab.find(name)
     line = namespaces.inside(found.namespace_of(node), words)
-    socket = found.socket_of(node if node in found.topology.appliances else found.first)
+    socket = found.socket_of(found.label_in(node))
     os.execvpe(line[0], line, {**os.environ, "PATH": namespaces.PATH, "KRONONAT_SOCKET": str(socket)})
 
 
@@ -113,69 +150,8 @@ def traffic(name: str, form: str, kinds: tuple[str, ...]) -> None:
     sys.exit(not all(outcome.held for outcome in outcomes))
 
 
-# --- of a cluster -----------------------------------------------------------------------------------------------------------
-
-
-@lab.command(epilog="Example: krononat lab steer 3 s2/0 --first inbound")
-@name_option
-@click.argument("shard", type=int)
-@click.argument("core", metavar="SERVER/CORE")
-@click.option("--only", type=click.Choice(steering.DIRECTIONS), help="Move this direction, and leave the other one.")
-@click.option("--first", type=click.Choice(steering.DIRECTIONS), default=steering.OUTBOUND, help="Which of both is first.")
-def steer(name: str, shard: int, core: str, only: str | None, first: str) -> None:
-    """Have the router send the packets of SHARD to another core: one route for each direction, changed in one step each."""
-    found = Lab.find(name)
-    steering.check(faults.of(found), shard, core)
-    both = sorted(steering.DIRECTIONS, key=lambda direction: direction != first)
-    steering.steer(found.namespace["tor"], shard, core, (only,) if only else both)
-
-
-@lab.command(epilog="Example: krononat lab partition s1 && sleep 10 && krononat lab heal s1")
-@name_option
-@click.argument("server")
-@click.option("--shunts/--no-shunts", default=True, help="Whether to cut the way of shunted packets, too.")
-def partition(name: str, server: str, shunts: bool) -> None:
-    """Cut SERVER off from the other servers; subscribers and Internet reach it as before."""
-    found = Lab.find(name)
-    steering.partition(found.namespace, faults.node(found, server), shunts)
-
-
-@lab.command(epilog="Example: krononat lab heal s1")
-@name_option
-@click.argument("server")
-def heal(name: str, server: str) -> None:
-    """End a partition."""
-    found = Lab.find(name)
-    steering.heal(found.namespace, faults.node(found, server))
-
-
-@lab.command(epilog="Example: krononat lab kill s1/0 --what core && krononat lab start s1/0")
-@name_option
-@click.argument("core", metavar="SERVER/CORE")
-@click.option("--what", type=click.Choice(faults.WHATS), default="worker", show_default=True, help="The worker, or all.")
-def kill(name: str, core: str, what: str) -> None:
-    """Kill (-9) the worker of a core, or all of the core."""
-    killed = faults.kill(Lab.find(name), core, what)
-    click.echo(f"killed: {' '.join(map(str, killed))}", err=True)
-
-
-@lab.command(epilog="Example: krononat lab freeze s2/0 --seconds 5")
-@name_option
-@click.argument("core", metavar="SERVER/CORE")
-@click.option("--what", type=click.Choice(faults.WHATS), default="core", show_default=True, help="The worker, or all.")
-@click.option("--seconds", type=click.FloatRange(0, 3600), default=5.0, show_default=True, help="For how long.")
-def freeze(name: str, core: str, what: str, seconds: float) -> None:
-    """Stop a core (SIGSTOP) for a while: nothing is closed, nothing answers."""
-    with faults.frozen(Lab.find(name), core, what):
-        time.sleep(seconds)
-
-
-@lab.command(epilog="Example: krononat lab start s1/0")
-@name_option
-@click.argument("core", metavar="SERVER/CORE")
-def start(name: str, core: str) -> None:
-    """Start a core that was killed."""
-    faults.start(Lab.find(name), core)
+for command in cluster_commands.ALL:
+    lab.add_command(command)
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------------

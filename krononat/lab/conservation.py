@@ -95,11 +95,11 @@ def _of_appliance(lab: Lab) -> Counts:
     state = open_memory(str(lab.socket))
     counts = view.counters(state) | {"held now": view.totals(state)["held"]}
     for port in lab.status()["ports"]:
-        name, steering, sockets = port["interface"], port["steering"], port["sockets"]
-        counts[f"{name} redirected"] = steering["redirected"]
+        name, steering, sockets = port["interface"], port["steering"], (port["sockets"], port["control_sockets"])
+        counts[f"{name} redirected"] = steering["redirected"] + steering["control"]
         counts[f"{name} no socket"] = steering["no_socket"]
         counts[f"{name} passed"] = sum(steering[outcome.name] for outcome in OUTCOMES if outcome.fate == PASS)
-        counts[f"{name} ring full"] = sockets["rx_dropped"] + sockets["rx_ring_full"]
+        counts[f"{name} ring full"] = sum(each["rx_dropped"] + each["rx_ring_full"] for each in sockets)
     return counts
 
 
@@ -124,14 +124,14 @@ def _lines(interfaces: list[str], counts: Counts) -> list[Line]:
         given = counts[f"{name} kernel given"]
         lines.append(Line(f"{name}: passed by the program = given to the kernel", counts[f"{name} passed"], given))
     taken = counts["received"] + counts["held now"]  # `received` counts what is decided; what waits for a neighbour is not yet
-    sent = counts["forwarded"] + counts["originated"] + counts["kernel sent"]
+    sent = counts["forwarded"] + counts["originated"] + counts["bfd_sent"] + counts["kernel sent"]
     got = counts["peer got"] + counts["lost on the wire"]
-    accounted = counts["forwarded"] + counts["punted"] + counts["dropped"]
+    accounted = counts["forwarded"] + counts["punted"] + counts["bfd_taken"] + counts["dropped"]
     return [
         *lines,
         Line("redirected = taken from the rings + lost at full ones", counts["redirected"], taken + counts["ring full"]),
         Line("forwarded + originated + sent by the kernel = got by the peers", sent, got),
-        Line("sent by the peers = forwarded + punted + Σ drops by reason", counts["peer sent"], accounted),
+        Line("sent by the peers = forwarded + punted + control + Σ drops by reason", counts["peer sent"], accounted),
     ]
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 from krononat.client import NOT_FOUND, Trouble
-from krononat.lab import cluster, namespaces, steering
+from krononat.lab import chaos, cluster, steering
 from krononat.lab.cluster import Wanted
 from krononat.lab.laboratory import Lab
 
@@ -27,15 +27,21 @@ def of(lab: Lab) -> Wanted:
 
 def node(lab: Lab, core: str) -> str:
     """The node of a core, "s1/0", or of a server, "s1"; Trouble (exit 4) where there is none."""
+    return cluster.node_of(_named(lab, core))
+
+
+def _named(lab: Lab, core: str) -> str:
     named = core if "/" in core else f"{core}/0"
     steering.check(of(lab), 0, named)
-    return cluster.node_of(named)
+    return named
 
 
 def processes(lab: Lab, core: str, what: str) -> list[int]:
     """Process numbers of a core: of its worker, or of all that belongs to it."""
-    server = node(lab, core)
-    return [lab.worker(server)] if what == "worker" else namespaces.processes(lab.namespace[server])
+    named = _named(lab, core)
+    if what == "worker":
+        return [lab.worker(lab.label(named))]
+    return [each.number for each in chaos.of_core(lab, named)]
 
 
 def kill(lab: Lab, core: str, what: str = "worker") -> list[int]:
@@ -43,7 +49,7 @@ def kill(lab: Lab, core: str, what: str = "worker") -> list[int]:
     killed = processes(lab, core, what)
     _signal(killed, signal.SIGKILL)
     if what == "core":
-        _wait_gone(lab.namespace[node(lab, core)])
+        _wait_gone(lab, _named(lab, core))
     return killed
 
 
@@ -71,7 +77,7 @@ def frozen(lab: Lab, core: str, what: str = "core") -> Iterator[None]:
 
 def start(lab: Lab, core: str) -> None:
     """Start a core that was killed; returns when it answers."""
-    lab.start_appliances(node(lab, core))
+    lab.start_appliances(lab.label(_named(lab, core)))
 
 
 def _signal(processes: list[int], number: signal.Signals) -> None:
@@ -80,7 +86,7 @@ def _signal(processes: list[int], number: signal.Signals) -> None:
             os.kill(process, number)
 
 
-def _wait_gone(namespace: str) -> None:
+def _wait_gone(lab: Lab, core: str) -> None:
     deadline = time.monotonic() + _GONE_S
-    while namespaces.processes(namespace) and time.monotonic() < deadline:
+    while chaos.of_core(lab, core) and time.monotonic() < deadline:
         time.sleep(0.005)

@@ -21,9 +21,10 @@ from typing import Any
 
 from krononat import client
 from krononat.client import NOT_FOUND, Trouble
-from krononat.lab import cluster, namespaces, servers, steering
+from krononat.lab import cluster, fabric, leaks, legs, namespaces, overview, routers, servers, steering, switches
 from krononat.lab.cluster import Wanted
-from krononat.lab.topology import ROUTER, TOPOLOGIES, Topology
+from krononat.lab.topology import ROUTER, TOPOLOGIES, Topology, home
+from routing.fabric import OUTSIDE
 
 RUN = Path("/run/krononat-lab")
 STORE = Path("/var/lib/krononat-lab")
@@ -52,20 +53,29 @@ class Lab:
     @classmethod
     def of_cluster(cls, name: str, wanted: Wanted) -> Lab:
         """A cluster as it is wanted."""
-        return cls(name, cluster.topology(wanted, STORE / name), wanted)
+        draw = fabric.topology if wanted.routed else cluster.topology
+        return cls(name, draw(wanted, STORE / name), wanted)
 
     @property
     def first(self) -> str:
-        """The node of the appliance, or of the first one."""
+        """Label of the appliance, or of the first one: its node, or NODE.CORE where a node may have several."""
         return next(iter(self.topology.appliances))
 
-    def socket_of(self, node: str) -> Path:
-        """Control socket of the appliance in a node."""
-        return self.folder / f"{node}.sock"
+    def label(self, core: str) -> str:
+        """Label of the appliance that is a core, SERVER/CORE, of a cluster."""
+        return cluster.label(self.wanted or Wanted(), core)
 
-    def config_of(self, node: str) -> Path:
-        """Configuration of the appliance in a node."""
-        return self.folder / f"{node}.toml"
+    def label_in(self, node: str) -> str:
+        """Label of the first appliance in a node; of the first one at all where the node has none."""
+        return next((label for label in self.topology.appliances if home(label) == node), self.first)
+
+    def socket_of(self, label: str) -> Path:
+        """Control socket of an appliance."""
+        return self.folder / f"{label}.sock"
+
+    def config_of(self, label: str) -> Path:
+        """Configuration of an appliance."""
+        return self.folder / f"{label}.toml"
 
     # --- what another process finds ---------------------------------------------------------------------------------
 
@@ -110,7 +120,7 @@ class Lab:
 
     def up(self, appliance: bool = True, tell: Tell = lambda _: None) -> None:
         """Build it all, after clearing away what an earlier run of this name left; whatever fails, nothing stays behind."""
-        namespaces.need(*PROGRAMS)
+        namespaces.need(*PROGRAMS, *(switches.programs(self.wanted) if self.wanted else ()))
         if self._record.exists():
             tell("clearing away what an earlier run left")
             Lab.find(self.name).down()
@@ -128,13 +138,29 @@ class Lab:
 
     def _build(self, appliance: bool, tell: Tell) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for node, config in self.topology.appliances.items():
-            self.config_of(node).write_text(f'{config}\n[control]\nsocket = "{self.socket_of(node)}"\n')
+        for label, config in self.topology.appliances.items():
+            self.config_of(label).write_text(f'{config}\n[control]\nsocket = "{self.socket_of(label)}"\n')
         tell(f"{len(self.namespace)} namespaces, {len(self.topology.links)} veth pairs")
         namespaces.build(self.topology, self.namespace)
         if self.wanted:
-            cluster.furnish(self.wanted, self.folder)
-            steering.prepare(self.namespace, self.wanted)
+            self._build_cluster(self.wanted, tell)
+        self._serve(tell)
+        if appliance:
+            self.start_speakers()
+            tell(f"krononat run: {', '.join(self.topology.appliances)}")
+            self.start_appliances()
+            overview.until_ready(self, tell)
+
+    def _build_cluster(self, wanted: Wanted, tell: Tell) -> None:
+        cluster.furnish(wanted, self.folder, (fabric if wanted.routed else cluster).shunts(wanted))
+        if not wanted.routed:
+            steering.prepare(self.namespace, wanted)
+            return
+        tell(f"switches: {', '.join(fabric.nodes(wanted))} ({wanted.tor}), routers: {', '.join(routers.NODES)} (bird)")
+        leaks.start(self, [legs.uplink(switch, OUTSIDE).device for switch in fabric.switches(wanted)])
+        switches.start(self)
+
+    def _serve(self, tell: Tell) -> None:
         tell("servers: nginx, dnsmasq, iperf3")
         servers.payload(self.folder)
         started = servers.of(self.topology, self.folder)
@@ -142,14 +168,11 @@ class Lab:
             self.start(server.node, server.label, server.words)
         for server in started:
             self._wait_listening(server)
-        if appliance:
-            tell(f"krononat run: {', '.join(self.topology.appliances)}")
-            self.start_appliances()
 
     def down(self) -> None:
         """End every process in the namespaces, the appliances first and gently, and remove everything."""
         here = set(self.namespace.values()) & namespaces.existing()
-        appliances = {self.namespace[node] for node in self.topology.appliances}
+        appliances = {self.namespace[home(label)] for label in self.topology.appliances}
         for patience_s, number in ((10.0, signal.SIGTERM), (5.0, signal.SIGKILL)):
             for group in (here & appliances, here - appliances):
                 _end(group, number, patience_s)
@@ -188,37 +211,45 @@ class Lab:
             return subprocess.CompletedProcess(line, 124, "", f"no end after {timeout_s:.0f} s")
 
     def krononat(self, *words: str, node: str = "") -> subprocess.CompletedProcess[str]:
-        """Run our own CLI as an operator would, against an appliance of this laboratory (the first one)."""
-        node = node or self.first
-        return self.run(node, *KRONONAT, *words, "--socket", str(self.socket_of(node)), timeout_s=30.0)
+        """Run our own CLI as an operator would, against the appliance of this label (the first one)."""
+        label = node or self.first
+        return self.run(home(label), *KRONONAT, *words, "--socket", str(self.socket_of(label)), timeout_s=30.0)
 
-    def status(self, node: str = "") -> dict[str, Any]:
+    def status(self, label: str = "") -> dict[str, Any]:
         """What an appliance (the first one) says of itself; Trouble if it does not answer."""
-        status: dict[str, Any] = client.ask(str(self.socket_of(node or self.first)), {"do": "status"})["status"]
+        status: dict[str, Any] = client.ask(str(self.socket_of(label or self.first)), {"do": "status"})["status"]
         return status
 
-    def worker(self, node: str = "") -> int:
+    def worker(self, label: str = "") -> int:
         """Process number of an appliance's worker."""
-        return int(self.status(node)["worker"]["pid"])
+        return int(self.status(label)["worker"]["pid"])
 
-    def start_appliances(self, *nodes: str) -> None:
-        """`krononat run -c FILE` in these nodes (all), ready when their control sockets answer."""
+    def start_appliances(self, *labels: str) -> None:
+        """`krononat run -c FILE` for these appliances (all), ready when their control sockets answer."""
         started = [
-            (node, self.start(node, f"appliance-{node}", (*KRONONAT, "run", "-c", str(self.config_of(node)))))
-            for node in nodes or self.topology.appliances
+            (label, self.start(home(label), f"appliance-{label}", (*KRONONAT, "run", "-c", str(self.config_of(label)))))
+            for label in labels or self.topology.appliances
         ]
         deadline = time.monotonic() + APPLIANCE_PATIENCE_S
-        for node, process in started:
-            self._wait_answering(node, process, deadline)
+        for label, process in started:
+            self._wait_answering(label, process, deadline)
 
-    def _wait_answering(self, node: str, process: subprocess.Popen[bytes], deadline: float) -> None:
+    def start_speakers(self, *servers: str) -> None:
+        """`krononat speaker run` in these servers (all) of a cluster whose switches route."""
+        if self.wanted is None or not self.wanted.routed:
+            return
+        for node in servers or sorted({home(label) for label in self.topology.appliances}):
+            configs = [str(self.config_of(label)) for label in self.topology.appliances if home(label) == node]
+            self.start(node, f"speaker-{node}", (*KRONONAT, "speaker", "run", *configs))
+
+    def _wait_answering(self, label: str, process: subprocess.Popen[bytes], deadline: float) -> None:
         while True:
             try:
-                self.status(node)
+                self.status(label)
                 return
             except Trouble as trouble:
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise Trouble("the appliance did not start", tail(self.log(f"appliance-{node}"))) from trouble
+                    raise Trouble("the appliance did not start", tail(self.log(f"appliance-{label}"))) from trouble
             time.sleep(0.05)
 
     def _wait_listening(self, server: servers.Server) -> None:

@@ -60,11 +60,15 @@ def processes(namespace: str) -> list[int]:
 
 def programs(namespace: str) -> list[str]:
     """Names of the programs that run in a namespace, each once."""
-    names: dict[str, None] = {}
-    for process in processes(namespace):
-        with contextlib.suppress(OSError):
-            names[Path(f"/proc/{process}/comm").read_text().strip()] = None
-    return list(names)
+    names = dict.fromkeys(program(process) for process in processes(namespace))
+    return [name for name in names if name]
+
+
+def program(process: int) -> str:
+    """Name of the program that a process runs; empty where it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    return ""
 
 
 def addresses(namespace: str) -> list[str]:

@@ -138,6 +138,11 @@ class End(NamedTuple):
         return self.address is None and not self.bridged
 
 
+def home(label: str) -> str:
+    """The node of an appliance."""
+    return label.partition(".")[0]
+
+
 class Topology(NamedTuple):
     """A laboratory before it is built."""
 
@@ -146,7 +151,7 @@ class Topology(NamedTuple):
     routes: tuple[tuple[str, str, str], ...]
     bridges: dict[str, str | None]  # node with a bridge `br0`: the address on it
     routers: tuple[str, ...]  # nodes whose kernel forwards
-    appliances: dict[str, str]  # node with an appliance: its configuration, without its [control]
+    appliances: dict[str, str]  # by label, NODE or NODE.CORE: configuration of an appliance, without its [control]
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -156,7 +161,8 @@ class Topology(NamedTuple):
     def ports(self) -> tuple[tuple[End, End], ...]:
         """The appliances' interfaces, each with the end at the other side of its veth."""
         both = (pair for a, b in self.links for pair in ((a, b), (b, a)))
-        return tuple((own, peer) for own, peer in both if own.node in self.appliances and own.unaddressed)
+        homes = {home(label) for label in self.appliances}
+        return tuple((own, peer) for own, peer in both if own.node in homes and own.unaddressed)
 
     def address(self, node: str) -> str:
         """The node's first address, without its length."""
