@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -188,13 +188,13 @@ def strangers(config: Config, told: Map) -> Iterator[Complaint]:
         yield Complaint(("shard", [shard.id for shard in told.shard].index(idle), "id"), f"no pool is of shard {idle}")
 
 
-def shunt_side(config: Config, shunt: IPv4Address) -> str | None:
+def shunt_side(config: Config, shunt: IPv4Address) -> Literal["internal", "external"] | None:
     """Side of the core on which it has its address of shunts: internal or external; None if it has not got it."""
     loopback = config.interfaces.loopback
     if loopback and loopback.address.ip == shunt:
         return loopback.side
-    sides = {port.address.ip: "internal" if side == "internal" else "external" for side, port in config.interfaces.named()}
-    return sides.get(IPv4Address(shunt))
+    sides = [side for side, port in config.interfaces.named() if port.address.ip == shunt]
+    return None if not sides else "internal" if sides == ["internal"] else "external"
 
 
 def orders(config: Config, cluster: Cluster, cpus: list[int]) -> dict[str, Any]:

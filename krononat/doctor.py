@@ -208,13 +208,13 @@ def interfaces(machine: Machine) -> Findings:
     if machine.config is None:
         yield Finding("interfaces", SKIP, "no configuration given", "-c FILE")
         return
-    for side, port in machine.config.interfaces.named():
+    for path, port in machine.config.interfaces.placed():
         if port.memif:
             yield from _memif(machine, port.name, port.memif.socket)
             continue
         folder = f"/sys/class/net/{port.name}"
         if machine.read(f"{folder}/ifindex") is None:
-            fix = f"correct interfaces.{side}.name; there is {', '.join(_names(machine))}"
+            fix = f"correct {_spelled(machine.config, path)}.name; there is {', '.join(_names(machine))}"
             yield Finding(f"interface-{port.name}", FAIL, "there is none", "an interface", fix)
             continue
         mtu = int(machine.read(f"{folder}/mtu") or 0)
@@ -222,6 +222,13 @@ def interfaces(machine: Machine) -> Findings:
         fix = "" if enough else f"ip link set {port.name} mtu 3498, or set `mtu`"
         yield Finding(f"interface-{port.name}", OK if enough else WARN, f"MTU {mtu}", "MTU up to 3498", fix)
         yield _bound(port.name)
+
+
+def _spelled(config: Config, path: tuple[str, str, int]) -> str:
+    """A table of the configuration: interfaces.internal, interfaces.external[1] where there are several."""
+    section, side, number = path
+    several = sum(there == side for there, _ in config.interfaces.named()) > 1
+    return f"{section}.{side}" + (f"[{number}]" if several else "")
 
 
 def _memif(machine: Machine, name: str, path: str) -> Findings:
@@ -408,14 +415,22 @@ def _others(cores: list[Core]) -> Finding:
 
 
 def _shunts(machine: Machine, config: Config, told: Map) -> Findings:
-    """Whether a shunted packet of full size fits the interface that the others send it to."""
+    """Whether a shunted packet of full size fits where it may come: the interface of its address, or all of a side."""
+    from krononat.cluster import shunt_side
     from krononat.replica import SHUNT_MTU
 
     own = next(core for core in told.core if core.name == config.core_name)
-    for side, port in config.interfaces.named():
+    side = shunt_side(config, own.shunt)
+    legs = [(path, port) for path, port in config.interfaces.placed() if path[1] in (side, "both")]
+    one = [(path, port) for path, port in legs if port.address.ip == own.shunt]
+    for path, port in one or legs:
         mtu = port.mtu or int(machine.read(f"/sys/class/net/{port.name}/mtu") or 0)
-        if port.address.ip != own.shunt or not mtu:
+        if not mtu:
             continue
         enough, needed = mtu >= SHUNT_MTU, f"{SHUNT_MTU}, for shunted packets of 1,500 bytes"
-        fix = "" if enough else f"ip link set {port.name} mtu {SHUNT_MTU}, or set interfaces.{side}.mtu; on the switch, too"
+        fix = (
+            ""
+            if enough
+            else f"ip link set {port.name} mtu {SHUNT_MTU}, or set {_spelled(config, path)}.mtu; on the switch, too"
+        )
         yield Finding("shunt-mtu", OK if enough else WARN, f"MTU {mtu} of {port.name}", needed, fix)

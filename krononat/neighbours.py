@@ -226,10 +226,12 @@ class Neighbours:
         """A port has lost its carrier, or has it again: who is behind it as a gateway must answer before it gets packets."""
         rows = self._state.neighbours
         for row in np.flatnonzero((rows["kept"] == 1) & (rows["own_port"] == port)).tolist():
+            if not self._is_fixed(row):
+                self._known.pop(self._key(row), None)
             self._wanted.pop(row, None)
             self._asked[row] = _NEVER
-            self._known.pop(self._key(row), None)
             self._write(row, b"", WANTED)
+        self._dump()  # the kernel says nothing of one that it believes in still
         self._answered()
 
     def _answered(self) -> None:

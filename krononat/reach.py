@@ -4,15 +4,21 @@ A shunted packet is not cut into pieces and nobody tells its sender that it was 
 Echo requests (RFC 792) with "don't fragment" go from our address of shunts to the other core's; both kernels see to the rest,
 and what comes back has been as long on the way back. The largest size answered is written into PEER.mtu: 1,544 or more, and
 every packet of 1,500 bytes can be shunted.
+
+Several legs are asked by one by one, whichever the kernel would take, and the least that one of them brings counts: a shunted
+packet may take any. By which an answer comes is not ours to choose, so each leg has its own identifier. One without any answer
+is passed over: it is dead, or soon will be.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import selectors
 import socket
 import struct
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
@@ -35,28 +41,32 @@ class _Peer(NamedTuple):
 
 
 class Reach:
-    """Asks every core of PEER from `source`. Registers itself in a selector whose keys' data are functions to call."""
+    """Asks every core of PEER from `source`. Registers itself in a selector whose keys' data are functions to call.
 
-    def __init__(self, state: State, source: IPv4Address, selector: selectors.BaseSelector) -> None:
+    `legs`: names of the devices by which to ask; without any, by the kernel's way.
+    """
+
+    def __init__(self, state: State, source: IPv4Address, selector: selectors.BaseSelector, legs: Sequence[str] = ()) -> None:
         self._state, self._selector = state, selector
         self._peers = [
             _Peer(row, str(IPv4Address(int(address)))) for row, address in enumerate(state.peers["address"]) if row and address
         ]
         self._rows = {peer.address: peer.row for peer in self._peers}
-        self._answered: dict[tuple[int, int], int] = {}  # (row, size): tick of the last answer
+        self._answered: dict[tuple[int, int, int], int] = {}  # (row, leg, size): tick of the last answer
         self._asked_at = -EACH
         self._now = 0
-        self._identifier = os.getpid() & 0xFFFF
-        self._questions = [_question(self._identifier, size) for size in SIZES]
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
-        self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PROBE)
-        self._socket.bind((str(source), 0))
-        selector.register(self._socket, selectors.EVENT_READ, self._listen)
+        devices = legs or [""]
+        self._legs = {(os.getpid() + number) & 0xFFFF: number for number in range(len(devices))}  # by identifier
+        self._questions = [[_question(identifier, size) for size in SIZES] for identifier in self._legs]
+        self._sockets = [_open(source, device) for device in devices]
+        for each in self._sockets:
+            selector.register(each, selectors.EVENT_READ, functools.partial(self._listen, each))
 
     def close(self) -> None:
         """Ask no more."""
-        self._selector.unregister(self._socket)
-        self._socket.close()
+        for each in self._sockets:
+            self._selector.unregister(each)
+            each.close()
 
     def turn(self, now: int) -> None:
         """Ask, once a second; call it now and then."""
@@ -68,30 +78,44 @@ class Reach:
                 self._conclude(peer)
 
     def _ask(self, peer: _Peer) -> None:
-        for question in self._questions:
-            with contextlib.suppress(OSError):  # longer than the link, or no way there: no answer will come
-                self._socket.sendto(question, (peer.address, 0))
+        for each, questions in zip(self._sockets, self._questions, strict=True):
+            for question in questions:
+                with contextlib.suppress(OSError):  # longer than the link, or no way there: no answer will come
+                    each.sendto(question, (peer.address, 0))
 
-    def _listen(self) -> None:
+    def _listen(self, each: socket.socket) -> None:
         """An answer counts for the size that it has itself. Whatever ICMP comes is read here: a flood must not keep us."""
         for _ in range(READ_AT_ONCE):
             try:
-                packet, (address, _) = self._socket.recvfrom(65535)
+                packet, (address, _) = each.recvfrom(65535)
             except OSError:
                 return
             at = 4 * (packet[0] & 0xF)
             if len(packet) < at + 8 or packet[at] != _ECHO_REPLY or address not in self._rows:
                 continue
             identifier, size = struct.unpack_from("!HH", packet, at + 4)
-            if identifier == self._identifier and size == len(packet):
-                self._answered[self._rows[address], size] = self._now
+            if identifier in self._legs and size == len(packet):
+                self._answered[self._rows[address], self._legs[identifier], size] = self._now
 
     def _conclude(self, peer: _Peer) -> None:
-        """The largest that was answered lately; 0, unknown, where nothing was."""
-        sizes = [size for size in SIZES if self._now - self._answered.get((peer.row, size), -PATIENCE) < PATIENCE]
-        mtu = max(sizes, default=0)
+        """The largest that was answered lately, of the leg where that is least; 0, unknown, where nothing was."""
+        by_leg = [self._largest(peer.row, leg) for leg in self._legs.values()]
+        mtu = min(filter(None, by_leg), default=0)
         if self._state.peers[peer.row]["mtu"] != mtu:
             self._state.peers[peer.row]["mtu"] = mtu
+
+    def _largest(self, row: int, leg: int) -> int:
+        sizes = [size for size in SIZES if self._now - self._answered.get((row, leg, size), -PATIENCE) < PATIENCE]
+        return max(sizes, default=0)
+
+
+def _open(source: IPv4Address, device: str) -> socket.socket:
+    opened = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
+    opened.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PROBE)
+    if device:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+    opened.bind((str(source), 0))
+    return opened
 
 
 def _question(identifier: int, size: int) -> bytes:

@@ -349,7 +349,9 @@ class Supervisor:
             self._neighbours, self._crew, self._cpu, self._began, self._quarantine,
         )  # fmt: skip
         if self._cluster:
-            self._reach = Reach(self._state, self._cluster.core.shunt, self._selector)
+            side = cluster.shunt_side(self._config, self._cluster.core.shunt) or "external"
+            legs = [interfaces.home(port) for port in self._config.interfaces.of(side)]
+            self._reach = Reach(self._state, self._cluster.core.shunt, self._selector, legs if len(legs) > 1 else ())
             self._undoing.callback(self._reach.close)
         if self._config.bgp:
             self._herald = Herald(self._config.speaker_socket, self._config.bgp.linger_ms, self._crew, _say)

@@ -12,6 +12,7 @@ from krononat.client import BAD_CONFIG, Trouble
 from krononat.config import Config, read
 from krononat.interfaces import Step, left_behind, record
 from tests.netns import Namespace, namespace
+from tests.test_supervisor import until
 
 CONFIG = """
 [interfaces.internal]
@@ -196,3 +197,69 @@ def test_an_interface_that_vanished_does_not_stop_the_undoing(core: Namespace) -
         told = [told for step in reversed(steps) if (told := interfaces.undo(step))]
     assert told and all("in0" in line for line in told)
     assert "192.0.2.2/24" not in core.ip("addr show out0")
+
+
+LEGS = """
+[[interfaces.internal]]
+name = "in0"
+address = "10.1.0.2/30"
+gateway = "10.1.0.1"
+[[interfaces.internal]]
+name = "in1"
+address = "10.1.1.2/30"
+gateway = "10.1.1.1"
+[[interfaces.external]]
+name = "out0"
+address = "192.0.2.2/24"
+gateway = "192.0.2.1"
+[[interfaces.external]]
+name = "out1"
+address = "198.18.0.2/24"
+gateway = "198.18.0.1"
+[interfaces.loopback]
+address = "10.254.0.1/24"
+[[subscribers]]
+prefix = "100.80.0.0/16"
+pool = "main"
+[[pool]]
+name = "main"
+prefixes = ["198.18.0.64/30"]
+"""
+
+
+def test_each_leg_has_routes_of_a_metric_of_its_own() -> None:
+    config = read(LEGS)
+    found = {name: interfaces.Facts(n, bytes(6), 1500, True, "veth", 1, frozenset(), {}, {}) for n, name in enumerate(NAMES)}
+    steps = interfaces.decide(config, interfaces.Host(found, frozenset(), {}))
+    routes = {(step.interface, step.key): step.value for step in steps if step.kind == "route"}
+    assert routes == {
+        ("in0", "100.80.0.0/16"): "10.1.0.1", ("in1", "100.80.0.0/16"): "10.1.1.1 metric 4243",
+        ("in0", "10.254.0.0/24"): "10.1.0.1", ("in1", "10.254.0.0/24"): "10.1.1.1 metric 4243",
+        ("out0", "default"): "192.0.2.1", ("out1", "default"): "198.18.0.1 metric 4243",
+    }  # fmt: skip
+    assert steps[-1] == Step("address", "lo", "", "10.254.0.1/32")
+    assert interfaces.decide_late(config) == [Step("local route", "out1", "", "198.18.0.64/30")]
+    again = interfaces.again(config, interfaces.Host(found, frozenset(), {}), 3)
+    assert [(step.interface, step.kind) for step in again] == [("out1", "route"), ("out1", "local route")]
+
+
+NAMES = ("in0", "in1", "out0", "out1")
+
+
+@pytest.mark.lab
+def test_routes_of_several_legs_stand_together_and_are_taken_back() -> None:
+    with namespace("krnif-core") as core, namespace("krnif-peer") as peer:
+        for name in NAMES:
+            core.ip(f"link add {name} type veth peer name {name} netns {peer.name}")
+            peer.ip(f"link set {name} up")
+        config = read(LEGS)
+        with core.entered():
+            steps = carry_out(core, config)
+            assert core.ip("route show default").count("default") == 2
+            assert "dev out0" in core.ip("route get 8.8.8.8")
+            peer.ip("link set out0 down")
+            until(lambda: "dev out1" in core.ip("route get 8.8.8.8"), 3)  # what has no carrier is passed over
+            assert "dev in0" in core.ip("route get 10.254.0.9")
+            assert "inet 10.254.0.1/32" in core.ip("addr show lo")
+            assert [told for step in reversed(steps) if (told := interfaces.undo(step))] == []
+        assert core.ip("route show default") == "" and "10.254" not in core.ip("addr show lo")

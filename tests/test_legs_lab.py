@@ -5,7 +5,7 @@
             └─ rb ─┘ inb   outb └─ rb ─┘
 
 The client and the server send by rb alone, so what is lost is lost by the core; and all that the core sends by ra answers what
-came by rb. Each packet of sixteen flows (four subscribers, four remotes) is numbered, and comes back once.
+came by rb. Each packet of 32 flows (sixteen subscribers, two remotes) is numbered, and comes back once.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ prefixes = ["203.0.113.0/28"]
 [control]
 socket = "SOCKET"
 """
-SUBSCRIBERS = [f"100.64.0.{host}" for host in range(9, 13)]
-REMOTES = [f"198.51.100.{host}" for host in range(9, 13)]
+SUBSCRIBERS = [f"100.64.0.{host}" for host in range(16, 32)]  # so many that not all fall to one leg
+REMOTES = ["198.51.100.9", "198.51.100.10"]
 
 ECHO = """
 import select, socket, sys
@@ -74,7 +74,7 @@ while True:
         each.sendto(*each.recvfrom(2048))
 """
 
-# One packet of every flow each 5 ms until told to stop; then a line of JSON: by flow, ms of the clock at which each that did
+# One packet of every flow each 10 ms until told to stop; then a line of JSON: by flow, ms of the clock at which each that did
 # not come back was sent, and how many were sent at all.
 STREAM = """
 import json, select, socket, sys, time
@@ -98,7 +98,7 @@ while end is None or time.monotonic() < end:
             except OSError:
                 pass
         sent += 1
-    due += 0.005
+    due += 0.01
     while (left := due - time.monotonic()) > 0:
         for flow in select.select(flows, [], [], left)[0]:
             out[flows.index(flow)].pop(int(flow.recv(64)), None)
@@ -225,7 +225,7 @@ def test_a_link_goes_down_under_traffic_and_comes_back(place: Place) -> None:
             begun, before = time.monotonic(), place.sent_by("ina", "inb", "outa", "outb")
             time.sleep(1)
             quiet, during = time.monotonic(), place.sent_by("ina", "inb", "outa", "outb")
-            assert all(now > then for then, now in zip(before, during, strict=True)), "some leg has nothing to do"
+            assert all(now > then + 50 for then, now in zip(before, during, strict=True)), (before, during)
             for name in ("outa", "ina"):
                 ra.ip(f"link set {name} down")
             until(lambda: place.legs() == {"ina": "no carrier", "outa": "no carrier", "inb": "up", "outb": "up"}, 5)

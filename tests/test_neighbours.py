@@ -15,6 +15,7 @@ from krononat.neighbours import Neighbours, read
 from shards import neighbours as table
 from shards.state import FAILED, REACHABLE, WANTED, Sizes, State, new_state
 from tests.netns import Namespace, namespace
+from tests.test_supervisor import until
 
 THERE = 0x0A63_0002
 
@@ -70,19 +71,19 @@ def test_neighbours_are_resolved_move_and_fail(wire: tuple[Namespace, Namespace]
     try:
         row, silent = table.want(state, 0, THERE, 0), table.want(state, 0, THERE + 9, 0)
         rows = state.neighbours
-        assert serve_until(service, lambda: bool(rows[row]["state"] == REACHABLE), 5)
+        assert serve_until(service, lambda: bool(rows[row]["own_state"] == REACHABLE), 5)
         assert mac_of(state, row) == there.mac("vb")
-        assert rows[silent]["state"] == WANTED
+        assert rows[silent]["own_state"] == WANTED
         assert state.core[0]["neighbours_version"] > 0
 
         there.ip("link set vb address 02:00:00:00:0b:0b")
         there.run("python3", "-c", GRATUITOUS, "vb", "02:00:00:00:0b:0b", "10.99.0.2")
         assert serve_until(service, lambda: mac_of(state, row) == "02:00:00:00:0b:0b", 3)
-        assert rows[row]["state"] == REACHABLE
+        assert rows[row]["own_state"] == REACHABLE
 
-        assert serve_until(service, lambda: bool(rows[silent]["state"] == FAILED), 10)
+        assert serve_until(service, lambda: bool(rows[silent]["own_state"] == FAILED), 10)
         there.ip("addr add 10.99.0.11/24 dev vb")
-        assert serve_until(service, lambda: bool(rows[silent]["state"] == REACHABLE), 15)
+        assert serve_until(service, lambda: bool(rows[silent]["own_state"] == REACHABLE), 15)
     finally:
         service.close()
 
@@ -146,3 +147,32 @@ raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x806))
 raw.bind((name, 0))
 raw.send(b"\\xff" * 6 + mac + bytes.fromhex("08060001080006040001") + mac + address + bytes(6) + address)
 """
+
+
+@pytest.mark.lab
+def test_a_gateway_must_answer_again_once_its_carrier_is_back(wire: tuple[Namespace, Namespace]) -> None:
+    here, there = wire
+    state = a_state()
+    with here.entered():
+        service = Neighbours(state, [here.index("va")])
+    try:
+        row, other = table.want(state, 0, THERE, 0), table.want(state, 0, THERE + 9, 0)
+        state.neighbours[row]["kept"] = 1
+        reachable = lambda: bool(state.neighbours[row]["own_state"] == REACHABLE)  # noqa: E731
+        assert serve_until(service, reachable, 5)
+        there.ip("link set vb down")
+        until(lambda: "NO-CARRIER" in here.ip("link show va"), 3)
+        service.doubt(0)
+        assert state.neighbours[row]["own_state"] == state.neighbours[other]["own_state"] == WANTED
+        assert mac_of(state, row) == there.mac("vb") and not serve_until(service, reachable, 0.3)
+        there.ip("link set vb address 02:00:00:00:0b:0c")
+        there.ip("link set vb up")
+        until(lambda: "NO-CARRIER" not in here.ip("link show va"), 3)
+        service.doubt(0)
+        assert serve_until(service, reachable, 5)
+        assert mac_of(state, row) == "02:00:00:00:0b:0c"
+        version = int(state.core[0]["neighbours_version"])
+        service.doubt(0)  # nothing has happened: what the kernel believes in is believed at once, and it is told so
+        assert state.core[0]["neighbours_version"] > version and serve_until(service, reachable, 5)
+    finally:
+        service.close()

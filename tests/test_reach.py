@@ -39,6 +39,27 @@ def test_the_largest_size_that_comes_back(wires: Wires) -> None:
         reach.close()
 
 
+def test_of_several_legs_the_narrowest_that_lives_counts(wires: Wires) -> None:
+    """One core beyond both wires; by its kernel's own choice it would always be the first."""
+    state = new_state(SIZES)
+    state.peers["address"][1] = int(IPv4Address("10.8.0.2"))
+    for row in range(2):
+        wires.peers[row].ip("addr add 10.8.0.2/32 dev lo")
+        wires.core.ip(f"route add 10.8.0.2/32 via 10.7.{row}.2 metric {row + 1}")
+    with selectors.DefaultSelector() as selector:
+        with wires.core.entered():
+            reach = Reach(state, IPv4Address("10.7.9.1"), selector, ["port0", "port1"])
+        now = 1_000_000
+        _ask(reach, selector, now)
+        assert state.peers["mtu"][1] == 1500
+        wires.peers[1].ip("link set peer1 down")
+        for _ in range(PATIENCE // EACH + 1):
+            now += EACH
+            _ask(reach, selector, now)
+        assert state.peers["mtu"][1] == 1600
+        reach.close()
+
+
 def _ask(reach: Reach, selector: selectors.BaseSelector, now: int) -> None:
     """A question, its answers, and the conclusion."""
     reach.turn(now)
