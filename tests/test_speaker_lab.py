@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
+from bench.switch import LOCAL_AS, PEER, PEER_AS, Monitor, Switch, core_address, core_address6, eventually, pair, started
 from krononat import config, speaking
 from routing.speaker.ask import ask
 from shards.state import ACTIVE, PASSIVE
-from tests.bird import LOCAL_AS, PEER, PEER_AS, Monitor, Switch, core_address, core_address6, eventually, pair
-from tests.netns import Namespace
 
 pytestmark = pytest.mark.lab
 
@@ -29,7 +28,7 @@ name = "{server}"
 core = {core}
 [interfaces.both]
 name = "up{number}"
-address = "{address}/24"
+address = "{address}/16"
 internal-gateway = "{peer}"
 external-gateway = "{peer}"
 [[subscribers]]
@@ -56,7 +55,7 @@ CORES = {"s1/0": 0, "s1/1": 1, "s2/0": 2}  # number of its address
 class Bed:
     """Two servers' speakers in one namespace, one switch, and the cores as processes."""
 
-    def __init__(self, folder: Path, server: Namespace, switch: Switch) -> None:
+    def __init__(self, folder: Path, server: str, switch: Switch) -> None:
         self.folder, self.server, self.switch = folder, server, switch
         self.environment = {**os.environ, "PYTHONPATH": os.getcwd(), "NUMBA_DISABLE_JIT": "1"}
         self.files = {name: self._write(name, number) for name, number in CORES.items()}
@@ -78,7 +77,7 @@ class Bed:
     def _speaker(self, server: str) -> subprocess.Popen[str]:
         files = [str(path) for name, path in self.files.items() if name.startswith(server)]
         command = [sys.executable, "-m", "krononat", "speaker", "run", *files]
-        return self.server.start(*command, env=self.environment, stderr=(self.folder / f"{server}.log").open("w"))
+        return started(self.server, *command, env=self.environment, stderr=(self.folder / f"{server}.log").open("w"))
 
     def speak(self, name: str, role: int, epoch: int = 1) -> None:
         """Have a core announce its one shard in a role."""
