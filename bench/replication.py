@@ -7,20 +7,22 @@ packets, CPU 1 the copy and the threads of ZeroMQ.
 
     replication/cost20k/ratio      rate with replication by the rate without; goal: at most 5 % are lost
     replication/lag_p99_ms         age of the oldest change that was not acknowledged, looked at after each breath
-    replication/snapshot_1M_s      from the beginning of a copy until it is whole, while packets are forwarded; its longest turn
+    replication/snapshot_1M_s      from the beginning of a copy until it is whole, while packets are forwarded
+    replication/.../longest_turn_ms        by the clock; ..._cpu_ms in CPU time, which is all of it unless other processes had
+                                   the CPU, or a lock was waited for: ..._blocked_ms has what neither CPU nor others had
     replication/io_cpu             of a CPU, what the threads of ZeroMQ took in the sending process
     replication/frozen/ratio       rate while the backup is frozen (SIGSTOP) by the rate before; then time until it is in sync
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
-import statistics
 import time
 
 from bench import report
-from bench.cluster.pair import OTHER_CPU, PACKET_CPU, Cores, Slot, cores
+from bench.cluster.pair import OTHER_CPU, PACKET_CPU, Cores, Slot, Turn, cores
 from bench.report import Result, Told
 from krononat.client import Trouble
 
@@ -63,9 +65,19 @@ def _snapshot(made: Cores, told: Told) -> list[Result]:
     loss = sum(slot.lost for slot in slots) / packets
     return [
         report.measured("replication/snapshot_1M_s", "s", [seconds], SNAPSHOT_GOAL_S, loss),
-        report.measured("replication/snapshot/longest_turn_ms", "ms", [max(slot.longest_turn_ms for slot in slots)], 10.0),
+        *_turns("replication/snapshot", slots),
         report.measured("replication/snapshot/rate", "M/s", [slot.rate for slot in slots], loss=loss),
         report.measured("replication/snapshot/sessions", "sessions", [made.applying.ask("sessions")]),
+    ]
+
+
+def _turns(prefix: str, slots: list[Slot]) -> list[Result]:
+    """The longest turns: gross, and what of them was ours."""
+    longest = functools.reduce(Turn.or_longer, (slot.turn for slot in slots))
+    return [
+        report.measured(f"{prefix}/longest_turn_ms", "ms", [longest.longest_ms], 10.0),
+        report.measured(f"{prefix}/longest_turn_cpu_ms", "ms", [longest.cpu_ms], 10.0),
+        report.measured(f"{prefix}/longest_turn_blocked_ms", "ms", [longest.blocked_ms], 10.0),
     ]
 
 
@@ -114,10 +126,9 @@ def _frozen(made: Cores, turns: int, told: Told) -> list[Result]:
         resync.append(_until_synced(made, rate)[0])
     rates = [slot.rate for slot in meanwhile], [slot.rate for slot in before]
     loss = sum(slot.lost for slot in meanwhile) / sum(slot.packets for slot in meanwhile)
-    turn_ms = statistics.median(slot.longest_turn_ms for slot in meanwhile)
     return [
         report.ratio("replication/frozen/ratio", *rates, FROZEN_GOAL, loss),
-        report.measured("replication/frozen/longest_turn_ms", "ms", [turn_ms], 10.0),
+        *_turns("replication/frozen", meanwhile),
         report.measured("replication/frozen/resync_s", "s", resync),
     ]
 

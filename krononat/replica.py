@@ -25,7 +25,6 @@ ROWS_AT_ONCE = 100  # of an answer: a message ends at 200 KB, a row with alarms 
 LOST = (NO_AUTHORITY, HOLD_OVERFLOW, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN, SHUNT_MALFORMED)
 SHUNT_MTU = 1500 + shunt.BYTES  # of a link that carries 1,500 bytes and the header of a shunt
 FAULTS_SHOWN = 10  # with where they happened
-TURN_EACH = 2  # ticks
 PREPARE_EACH = 1000  # ticks between two looks for the way to the other cores
 SIDES_LATE = 5000  # ticks after which a swap of sides should be over
 
@@ -66,9 +65,9 @@ class Replica:
         """Ticks that may pass before the next turn, if nothing comes."""
         return self.exchange.due(now)
 
-    def turn(self, now: int) -> bool:
-        """One turn; whether there is more to do at once. One in each second tick is enough: each costs packets 0.1 ms."""
-        if age(now, self._now) < TURN_EACH and not self._more:
+    def turn(self, now: int, idle: bool = False) -> bool:
+        """One turn; whether there is more to do at once. While packets come, only if it is due: it keeps them waiting."""
+        if not (idle or self._more or self.exchange.is_due(now) or self.conductor.is_moving):
             return False
         self._now = now
         if now - self._prepared >= PREPARE_EACH:

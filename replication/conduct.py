@@ -120,13 +120,17 @@ class Conductor:
         evidence = self._look_at_peers(now)
         busy = self._work(now)
         wanted = any(int(self._state.shards[shard]["wanted"]) != count for shard, count in self._wanted.items())
-        moving = any(not move.over for move in self.moves.values())
-        if any(news) or wanted or moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
+        if any(news) or wanted or self.is_moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
             self._evidence, self._last = evidence, now
             changed = [shard for shard in self.posts if self._decide(shard, now)]
             if changed or now - self._last_told >= TELL_EACH:
                 self._tell(now)
         return busy
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether a shard is being moved from here: then packets may wait for every turn."""
+        return any(not move.over for move in self.moves.values())
 
     def _look_at_peers(self, now: int) -> str:
         """What is known about every peer's being alive, where packets see it too."""

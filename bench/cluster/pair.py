@@ -8,6 +8,7 @@ replicates, a turn of the exchange. All of that is timed, and nothing else.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,6 @@ import numpy as np
 
 from bench import traffic
 from bench.traffic import FRAME_BYTES
-from krononat.replica import TURN_EACH
 from replication import keys
 from replication.exchange import Exchange
 from replication.protocol import Peer, Settings
@@ -52,6 +52,21 @@ class Who(NamedTuple):
     peer: Peer | None
 
 
+class Turn(NamedTuple):
+    """The longest turns of the exchange, ms: by the clock; in CPU time; and what is neither CPU time nor waiting for a CPU.
+
+    A turn sleeps nowhere. If it took long by the clock and not in CPU time, others had the CPU, unless it was `blocked`.
+    """
+
+    longest_ms: float = 0.0
+    cpu_ms: float = 0.0
+    blocked_ms: float = 0.0
+
+    def or_longer(self, other: Turn) -> Turn:
+        """The longest of both, in each respect."""
+        return Turn(*map(max, self, other))
+
+
 class Slot(NamedTuple):
     """What a core did in a slot of busy time."""
 
@@ -61,7 +76,7 @@ class Slot(NamedTuple):
     made: int  # new sessions
     lag_p99_s: float
     io_share: float  # of a CPU, by the threads of ZeroMQ
-    longest_turn_ms: float
+    turn: Turn
 
     @property
     def rate(self) -> float:
@@ -88,6 +103,17 @@ class Ticks:
         return traffic.NOW + (time.monotonic_ns() - self._base) // 1_000_000
 
 
+class RunDelay:
+    """For how long this thread could have run and others did (proc(5), schedstat); sees nothing of what the host takes."""
+
+    def __init__(self) -> None:
+        self._file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+
+    def ms(self) -> float:
+        """Ever."""
+        return int(os.pread(self._file, 100, 0).split()[1]) / 1e6
+
+
 class Forwarding:
     """The core that has the packets."""
 
@@ -100,33 +126,35 @@ class Forwarding:
         self._coming = traffic.packets_of(traffic.outbound(flows + np.arange(universe))).copy()
         self._frames, self._fresh = (np.zeros(rows * FRAME_BYTES, np.uint8) for rows in (KNOWN, FRESH_AT_MOST))
         self._ticks = Ticks()
-        self._at = self._next = self._turned = 0
+        self._at = self._next = 0
         self._owed = 0.0
+        self._delay, self._turn = RunDelay(), Turn()
         self.exchange = _exchange(self.state, who, self._ticks.now())
         self._peer = who.peer
 
     def slot(self, seconds: float, rate: int) -> Slot:
         """Forward for so long."""
         forwarded, began_s, io_s = self._forwarded(), time.monotonic(), _io_seconds()
-        busy, packets, made, lags = 0.0, 0, 0, []
-        if self.exchange:
-            self.exchange.longest_turn_ns = 0
+        busy, packets, made, lags, self._turn = 0.0, 0, 0, [], Turn()
         while busy < seconds:
-            count = self._lay()
+            count, waited = self._lay(), self._delay.ms()
+            cpu = turn = 0
             begun = time.perf_counter()
             now = self._ticks.now()
             breathe(self.state, self._frames, self._fresh, self._burst, count, now)
-            if self.exchange and now - self._turned >= TURN_EACH:  # as `krononat.replica` does
-                self._turned = now
+            if self.exchange and self.exchange.is_due(now):
+                cpu, turn = time.thread_time_ns(), time.perf_counter_ns()
                 self.exchange.turn(now)
+                cpu, turn = time.thread_time_ns() - cpu, time.perf_counter_ns() - turn
             took = time.perf_counter() - begun
+            blocked = (turn - cpu) / 1e6 - (self._delay.ms() - waited)
+            self._turn = self._turn.or_longer(Turn(turn / 1e6, cpu / 1e6, blocked))
             busy, packets, made = busy + took, packets + KNOWN + count, made + count
             self._owed += rate * took
             lags.append(self.lag_s())
         share = (_io_seconds() - io_s) / (time.monotonic() - began_s)
-        turn_ms = self.exchange.longest_turn_ns / 1e6 if self.exchange else 0.0
         lost = packets - (self._forwarded() - forwarded)
-        return Slot(packets, busy, lost, made, float(np.percentile(lags, 99)), share, turn_ms)
+        return Slot(packets, busy, lost, made, float(np.percentile(lags, 99)), share, self._turn)
 
     def _lay(self) -> int:
         """Lay a breath's frames down; how many are of new flows."""
@@ -190,6 +218,7 @@ def _io_seconds() -> float:
 def forward(channel: Connection, who: Who, flows: int, universe: int) -> None:
     """A core that does what it is told: ("slot", seconds, rate), ("stream",), ("synced",); ends with its channel."""
     core = Forwarding(who, flows, universe)
+    _settle()
     channel.send("ready")
     with contextlib.suppress(EOFError):
         while True:
@@ -210,6 +239,7 @@ def apply(channel: Connection, who: Who, room: int) -> None:
     assert exchange and who.peer
     for shard in SHARDS:
         exchange.accept(shard, who.peer.name, int(state.shards[shard]["epoch"]))
+    _settle()
     channel.send("ready")
     with contextlib.suppress(EOFError):
         while True:
@@ -218,6 +248,13 @@ def apply(channel: Connection, who: Who, room: int) -> None:
             if channel.poll():
                 channel.recv()
                 channel.send(int(state.shards["sessions"].sum()))
+
+
+def _settle() -> None:
+    """As the worker does: the garbage collector walks half a million objects of the compiler, for 50 ms, whenever it likes."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
 
 
 class Child(NamedTuple):
