@@ -92,6 +92,7 @@ class Conductor:
         self._idle_at: dict[int, tuple[int, int, int]] = {}  # shard: tick, class, row
         self._quiet: dict[int, Quiet] = {}
         self.moves: dict[int, Move] = {}
+        self.taken_over = 0  # shards, ever
         self._last = self._last_told = now - TELL_EACH
         self._evidence = ""
         self._nothing = np.zeros(len(state.dirty), np.uint64)  # no row was seen: all end
@@ -189,6 +190,7 @@ class Conductor:
             self._handed.pop(shard)
         if post.role == ACTIVE and before.role in (SYNCING, PASSIVE) and not facts.handed:
             self._rises[shard].append(now)
+            self.taken_over += 1
         post = self._move(shard, post, others, now)
         self._wanted[shard] = int(self._state.shards[shard]["wanted"])
         self.posts[shard] = post

@@ -314,9 +314,11 @@ class Publisher:
         stream.cursor = 0
         if stream.phase == ROWS:
             stream.klass += 1
-            if stream.klass == len(ORDER):
-                stream.phase = HOLDS
-            return
+            if stream.klass < len(ORDER):
+                return
+            stream.phase = HOLDS
+            if self._settings.holds:
+                return
         stream.phase = SENT
         if not stream.sender.put(self._frame("end", stream), b"", now, now, chunk=True):
             stream.restart()

@@ -123,10 +123,14 @@ class StateSource:
 
 
 class StateSink:
-    """The replica of a core. Of rows seen there is one bitmap for all shards: their extents are never shared."""
+    """The replica of a core. `holds`: a port whose mapping ends here rests as it does at its owner.
 
-    def __init__(self, state: State) -> None:
+    Of rows seen there is one bitmap for all shards: their extents are never shared.
+    """
+
+    def __init__(self, state: State, holds: bool = True) -> None:
         self._state = state
+        self._rested = 0 if holds else 1000 * int(state.settings[0]["hold_down_s"]) + 1000  # ticks since a port's use ended
         self._seen = np.zeros(len(state.dirty), np.uint64)
         self._walks: dict[int, tuple[int, int]] = {}  # of shards that get a snapshot: where `end_unseen` stands, class and row
         self._digests = np.zeros(COMPARED_ROWS, np.uint64)
@@ -140,7 +144,7 @@ class StateSink:
         """See `Sink`."""
         klass, row = self._walks[shard]
         with in_doubt(self._state):
-            row = apply.end_unseen(self._state, shard, klass, row, self._seen, now, ENDED_AT_ONCE)
+            row = apply.end_unseen(self._state, shard, klass, row, self._seen, now - self._rested, ENDED_AT_ONCE)
         self._walks[shard] = (klass, row) if row != apply.END else (klass + 1, 0)
         return self._walks[shard][0] == PERMISSION
 
@@ -155,7 +159,7 @@ class StateSink:
         """See `Sink`."""
         records = rows.view(TOMBSTONE)
         with in_doubt(self._state):
-            return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now))
+            return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now - self._rested))
 
     def apply_mappings(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""

@@ -302,14 +302,17 @@ def test_who_was_away_itself_takes_nobody_for_dead(monkeypatch: pytest.MonkeyPat
     """Peers end connections to who is frozen; what they had said before is read together with that."""
     with Room("s1/0", "s2/0") as room:
         one = room["s1/0"].exchange
+        listen = one._link.listen
         room.until(lambda: one.evidence("s2/0", ticks()) == ALIVE)
         room.run(0.5)
         room.run(0.5, "s2/0")
+        monkeypatch.setattr(one._link, "listen", lambda: listen() or True)
         monkeypatch.setattr(one._link, "look", lambda now: Changes([], ["s2/0"]))
         room.turn("s1/0")
         assert one.evidence("s2/0", ticks()) == ALIVE
         monkeypatch.undo()
         room.run(0.5)
+        monkeypatch.setattr(one._link, "listen", lambda: listen() or True)
         monkeypatch.setattr(one._link, "look", lambda now: Changes([], ["s2/0"]))
         room.turn("s1/0")
         assert one.evidence("s2/0", ticks()) == CLOSED

@@ -49,16 +49,20 @@ class Survival(NamedTuple):
 
 
 def survival(connections: Array, turned: int, since_ns: int, until_ns: int) -> Survival:
-    """Of those whose first answer came in this span: who answered in round `turned` from the same external endpoint."""
+    """Of those whose first answer came in this span, and which were not closed: who answered in round `turned` as ever."""
     if connections.dtype != CONNECTION:
         raise TypeError("no connections")
     some = connections[(connections["established"] >= max(since_ns, 1)) & (connections["established"] < until_ns)]
+    some = some[some["closed"] == 0]
     alive = (some["round"] > turned) & (some["moved"] == 0) & (some["refused"] == 0)
     return Survival(len(some), int(alive.sum()))
 
 
 def owners(ledger: Ledger) -> int:
-    """External TCP endpoints that two internal ones have had: connections of one endpoint share theirs, others must not."""
+    """External TCP endpoints that two internal ones have had: connections of one endpoint share theirs, others must not.
+
+    Also not one after the other: no scene lasts as long as a port is to rest (RFC 6888 REQ-8: 120 s).
+    """
     from bench.cluster.tcp import internal_of
 
     some = np.flatnonzero(ledger.connections["external"])
