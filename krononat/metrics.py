@@ -4,8 +4,8 @@
     gather      what a core says, in one piece          samples     the figures in it, by family
     Metrics     all cores as a collector of prometheus-client
 
-Labels are bounded: cores, shards, pools, interfaces and words, never addresses or subscribers. A counter begins at nothing again
-when its process does. A core that does not answer has `krononat_answers` 0 and nothing else.
+Labels are bounded: cores, shards, pools, interfaces and words, never addresses or subscribers. A counter begins at nothing
+again when its process does. A core that does not answer has `krononat_answers` 0 and nothing else.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def gather(path: str) -> Core:
     if "cluster" not in config:
         return Core(name, status, pools, state, [], [], [], {})
     tallies = client.ask(path, {"do": "tallies"})["tallies"]
-    rows = (client.rows(path, what)[1] for what in ("shards", "cores", "replication"))
-    return Core(name, status, pools, state, *rows, tallies)
+    shards, cores, links = (client.rows(path, what)[1] for what in ("shards", "cores", "replication"))
+    return Core(name, status, pools, state, shards, cores, links, tallies)
 
 
 # --- samples --------------------------------------------------------------------------------------------------------------
@@ -175,11 +175,8 @@ def _interfaces(core: Core) -> Iterator[Sample]:
         if sockets := port.get("sockets"):
             yield "rx_ring_overruns", (port["interface"],), sockets["rx_ring_full"]
             yield "fill_ring_empty", (port["interface"],), sockets["fill_ring_empty"]
-            yield (
-                "socket_drops",
-                (port["interface"],),
-                sum(sockets[name] for name in ("rx_dropped", "rx_invalid", "tx_invalid")),
-            )
+            lost = sockets["rx_dropped"] + sockets["rx_invalid"] + sockets["tx_invalid"]
+            yield "socket_drops", (port["interface"],), lost
 
 
 def _shards(core: Core) -> Iterator[Sample]:
