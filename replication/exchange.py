@@ -27,6 +27,7 @@ from replication.verify import Verification
 
 READ_NS, TURN_NS = 750_000, 1_500_000  # of a turn: until when messages are read, until when anything new is begun
 CRASH_WITHIN = 200  # ticks: a connection that ends so soon after a frame was ended by a kernel, not by a timeout of ours
+LIFELESS_AT_MOST = 3000  # ticks without a life: then the socket is made anew, whatever its monitor says or has missed
 LATE_AT_MOST = 30  # ticks in which all is read that was on its way when a connection ended; the living send a ping each 20
 HEARD_AT_MOST = 1024
 
@@ -196,6 +197,9 @@ class Exchange:
             receiver.acknowledge(now, self._subscriber.installed)
         for sender in self._senders.values():
             sender.turn(now, self._publisher.told_in_pings)
+            if age(now, sender.lifeless) > LIFELESS_AT_MOST:
+                sender.lifeless = now
+                self._link.renew(sender.peer, now)
         more |= self._publisher.turn(now, self._spare)
         if self._verifications:
             self._verify(now)

@@ -73,6 +73,7 @@ class Link:
         self._monitors: dict[str, zmq.Socket[bytes]] = {}
         self._peers: dict[str, Peer] = {}
         self._tried: dict[str, int] = {}  # by peer: tick at which its socket was made
+        self._made = 0  # sockets, ever
         self._connected: set[str] = set()
         self._poll = select.epoll()  # one descriptor, the same for ever: sockets are made anew behind the back of who sleeps
         self._news: set[int] = set()  # descriptors of sockets that may have something
@@ -123,7 +124,9 @@ class Link:
         dealer.set(zmq.CURVE_SERVERKEY, peer.public_key)
         dealer.set(zmq.CURVE_PUBLICKEY, self._key.public)
         dealer.set(zmq.CURVE_SECRETKEY, self._key.secret)
-        self._monitors[peer.name] = monitor = dealer.get_monitor_socket(_BEGUN | _ENDED)
+        self._made += 1  # its monitor's own name: pyzmq would take the descriptor's number, which may be in use again
+        monitor = dealer.get_monitor_socket(_BEGUN | _ENDED, f"inproc://krononat.monitor.{self._made}")
+        self._monitors[peer.name] = monitor
         self._watch(dealer)
         self._watch(monitor)
         dealer.connect(peer.endpoint)
@@ -299,8 +302,13 @@ class Link:
         """Make sockets anew that are without a connection for long."""
         for peer in self._peers.keys() - self._connected:
             if age(now, self._tried[peer]) > _REMAKE_AFTER:
-                self._disconnect(peer)
-                self._connect(self._peers[peer], now)
+                self.renew(peer, now)
+
+    def renew(self, peer: str, now: int) -> None:
+        """Make the socket to a peer anew, whatever is known of its connection."""
+        self._connected.discard(peer)
+        self._disconnect(peer)
+        self._connect(self._peers[peer], now)
 
     def _admit(self, question: list[bytes]) -> None:
         """Answer ZeroMQ's question (ZAP, RFC 27) whether a key may come in."""

@@ -70,6 +70,7 @@ class Sender:
         self._flight_bytes = self._chunks = 0
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self._progress = self.pinged = now
+        self.lifeless = now  # tick of the last turn with a life
         self._asked = age(now, OPEN_EVERY)
 
     # --- life -------------------------------------------------------------------------------------------------------------
@@ -107,7 +108,9 @@ class Sender:
         if self.life and self._is_stale(now):
             self.stale += 1
             self.over()
-        if not self.life and age(now, self._asked) >= OPEN_EVERY:
+        if self.life:
+            self.lifeless = now
+        elif age(now, self._asked) >= OPEN_EVERY:
             self._asked = now
             self._link.send(self.peer, encode(Frame("open", fields={"v": list(UNDERSTOOD)}, version=UNDERSTOOD[-1])))
         if age(now, self.pinged) >= PING_EVERY:
