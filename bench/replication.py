@@ -6,6 +6,7 @@ the loopback device. By turns with it the same core in a third process forwards 
 packets, CPU 1 the copy and the threads of ZeroMQ.
 
     replication/cost20k/ratio      rate with replication by the rate without; goal: at most 5 % are lost
+    replication/cost20k/cpu_ratio  the same in packets by CPU time: what other processes take of the CPU is left out
     replication/lag_p99_ms         age of the oldest change that was not acknowledged, looked at after each breath
     replication/snapshot_1M_s      from the beginning of a copy until it is whole, while packets are forwarded
     replication/.../longest_turn_ms        by the clock; ..._cpu_ms in CPU time, which is all of it unless other processes had
@@ -89,7 +90,8 @@ def _until_synced(made: Cores, rate: int) -> tuple[float, list[Slot]]:
         if made.replicating.ask("synced"):
             return time.monotonic() - began, slots
         if time.monotonic() - began > _PATIENCE_S:
-            raise RuntimeError(f"the copy is not whole after {_PATIENCE_S:g} s")
+            stories = made.replicating.ask("story"), made.applying.ask("story")
+            raise RuntimeError(f"the copy is not whole after {_PATIENCE_S:g} s: {stories}")
 
 
 def _cost(made: Cores, name: str, rate: int, pairs: int, told: Told) -> list[Result]:
@@ -105,6 +107,7 @@ def _cost(made: Cores, name: str, rate: int, pairs: int, told: Told) -> list[Res
     results = [
         report.measured(f"{prefix}/rate", "M/s", [slot.rate for slot in on], loss=loss),
         report.ratio(f"{prefix}/ratio", [slot.rate for slot in on], [slot.rate for slot in off], GOAL, loss),
+        report.ratio(f"{prefix}/cpu_ratio", [slot.cpu_rate for slot in on], [slot.cpu_rate for slot in off], GOAL, loss),
         report.measured(f"{prefix}/lag_p99_ms", "ms", [1000 * slot.lag_p99_s for slot in on], LAG_GOAL_MS),
         report.measured(f"{prefix}/io_cpu", "CPU", [slot.io_share for slot in on]),
         report.measured(f"{prefix}/made", "M/s", [slot.made / slot.seconds / 1e6 for slot in on]),

@@ -72,6 +72,7 @@ class Slot(NamedTuple):
 
     packets: int
     seconds: float
+    cpu_s: float  # of these, in which this thread had the CPU
     lost: int
     made: int  # new sessions
     lag_p99_s: float
@@ -82,6 +83,11 @@ class Slot(NamedTuple):
     def rate(self) -> float:
         """M packets/s of busy time."""
         return self.packets / self.seconds / 1e6
+
+    @property
+    def cpu_rate(self) -> float:
+        """M packets/s of CPU time."""
+        return self.packets / self.cpu_s / 1e6
 
 
 @hot
@@ -136,17 +142,18 @@ class Forwarding:
         """Forward for so long."""
         forwarded, began_s, io_s = self._forwarded(), time.monotonic(), _io_seconds()
         busy, packets, made, lags, self._turn = 0.0, 0, 0, [], Turn()
+        had = 0.0
         while busy < seconds:
             count, waited = self._lay(), self._delay.ms()
             cpu = turn = 0
-            begun = time.perf_counter()
+            begun, having = time.perf_counter(), time.thread_time()
             now = self._ticks.now()
             breathe(self.state, self._frames, self._fresh, self._burst, count, now)
             if self.exchange and self.exchange.is_due(now):
                 cpu, turn = time.thread_time_ns(), time.perf_counter_ns()
                 self.exchange.turn(now)
                 cpu, turn = time.thread_time_ns() - cpu, time.perf_counter_ns() - turn
-            took = time.perf_counter() - begun
+            took, had = time.perf_counter() - begun, had + time.thread_time() - having
             blocked = (turn - cpu) / 1e6 - (self._delay.ms() - waited)
             self._turn = self._turn.or_longer(Turn(turn / 1e6, cpu / 1e6, blocked))
             busy, packets, made = busy + took, packets + KNOWN + count, made + count
@@ -154,7 +161,7 @@ class Forwarding:
             lags.append(self.lag_s())
         share = (_io_seconds() - io_s) / (time.monotonic() - began_s)
         lost = packets - (self._forwarded() - forwarded)
-        return Slot(packets, busy, lost, made, float(np.percentile(lags, 99)), share, self._turn)
+        return Slot(packets, busy, had, lost, made, float(np.percentile(lags, 99)), share, self._turn)
 
     def _lay(self) -> int:
         """Lay a breath's frames down; how many are of new flows."""
@@ -180,6 +187,11 @@ class Forwarding:
         for shard in SHARDS:
             assert self.exchange and self._peer
             self.exchange.stream(shard, self._peer.name, True)
+
+    def story(self) -> dict[str, Any]:
+        """What is known of the exchange."""
+        assert self.exchange
+        return self.exchange.status()
 
     def synced(self) -> bool:
         """Whether the peer has it all."""
@@ -246,8 +258,8 @@ def apply(channel: Connection, who: Who, room: int) -> None:
             if not exchange.turn(ticks.now()):
                 time.sleep(0.001)
             if channel.poll():
-                channel.recv()
-                channel.send(int(state.shards["sessions"].sum()))
+                (what,) = channel.recv()
+                channel.send(exchange.status() if what == "story" else int(state.shards["sessions"].sum()))
 
 
 def _settle() -> None:
