@@ -10,8 +10,9 @@ connection that had been answered before the kill is asked, up to four times, an
                              its loss: connections begun before, but not established in time (much: the machine is too busy)
     failover/last10ms        % of those established in the last 10 ms; most of them the backup was never told of
     failover/outage_ms       longest silence of a numbered stream around the kill
-    failover/two_owners        external endpoints that two internal ones had within the hold-down: a quarter of the connections
-                               was closed before the kill, and when the grace is over, new ones are opened again
+    failover/two_owners        external endpoints that two internal ones had until a second after the kill
+    failover/reused            endpoints given to others within the hold-down: a quarter of the connections was closed before
+                               the kill, and when the grace is over, new ones are opened again
     failover/without_derived/...      the same where each server derives ports with another key: what derived ports bring
     failover/without_hold_down/...    the same where copies do not know which ports rest: `replicate-hold-down = false`
 
@@ -44,7 +45,7 @@ from bench.cluster.generator import ask_until_settled
 from bench.cluster.ledger import CLOSE, OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.moving import watched
 from bench.cluster.scene import People, Scene, scene
-from bench.cluster.stream import Survival, owners, survival
+from bench.cluster.stream import Survival, owners, reused, survival
 from bench.report import Result, Told
 from krononat.lab import faults, steering
 from krononat.lab.cluster import Wanted
@@ -74,6 +75,7 @@ class Takeover(NamedTuple):
     last: Survival
     outage_ms: float
     two_owners: int
+    reused: int
     unopened: float
 
 
@@ -90,7 +92,7 @@ class Way(NamedTuple):
     """How a takeover is made: with everything, or without something, to see what that is worth."""
 
     name: str
-    goals: tuple[float | None, ...] = (None, None, None)  # of older, last10ms, two_owners
+    goals: tuple[float | None, ...] = (None, None, None)  # of older, last10ms, two_owners and reused
     derived: bool = True
     holds: bool = True
 
@@ -135,9 +137,10 @@ def _takeover(blocks: int, way: Way, told: Told) -> Takeover:
         time.sleep(_AFTER_S)
         for kind in (OPEN, STREAM_OUT, STREAM_IN):
             here.generator.halt(kind)
+        two_owners = owners(here.generator.ledger)
         _reopen(here, killed)
         told("every connection is asked")
-        return _outcome(here, killed)
+        return _outcome(here, killed, two_owners)
 
 
 def _fill(here: Scene, blocks: int) -> None:
@@ -189,7 +192,7 @@ def _send_again(here: Scene, killed: int) -> None:
         time.sleep(0.2)
 
 
-def _outcome(here: Scene, killed: int) -> Takeover:
+def _outcome(here: Scene, killed: int, two_owners: int) -> Takeover:
     ledger = here.generator.ledger
     ended = time.monotonic_ns()
     turned = ask_until_settled(here.generator)
@@ -197,7 +200,7 @@ def _outcome(here: Scene, killed: int) -> Takeover:
     last = survival(ledger.connections, turned, killed - LAST_NS, killed)
     outage = max(each.longest_gap_ms for each in watched(here, killed - _AROUND_NS, ended))
     begun = int(np.sum((ledger.connections["opened"] > 0) & (ledger.connections["opened"] < killed - LAST_NS)))
-    return Takeover(older, last, outage, owners(ledger), 1 - older.established / max(begun, 1))
+    return Takeover(older, last, outage, two_owners, reused(ledger), 1 - older.established / max(begun, 1))
 
 
 def _figures(way: Way, made: list[Takeover]) -> list[Result]:
@@ -210,6 +213,7 @@ def _figures(way: Way, made: list[Takeover]) -> list[Result]:
         report.measured(f"{name}/last10ms/connections", "connections", [sum(each.last.established for each in made)]),
         report.measured(f"{name}/outage_ms", "ms", [each.outage_ms for each in made]),
         report.measured(f"{name}/two_owners", "count", [sum(each.two_owners for each in made)], two),
+        report.measured(f"{name}/reused", "count", [sum(each.reused for each in made)], two),
     ]
 
 

@@ -10,7 +10,7 @@ packets, CPU 1 the copy and the threads of ZeroMQ.
     replication/lag_p99_ms         age of the oldest change that was not acknowledged, looked at after each breath
     replication/snapshot_1M_s      from the beginning of a copy until it is whole, while packets are forwarded
     replication/.../longest_turn_ms        by the clock; ..._cpu_ms in CPU time, which is all of it unless other processes had
-                                   the CPU, or a lock was waited for: ..._blocked_ms has what neither CPU nor others had
+                                   the CPU; ..._blocked_ms is neither, but waiting for the kernel, or the host's own doing
     replication/io_cpu             of a CPU, what the threads of ZeroMQ took in the sending process
     replication/frozen/ratio       rate while the backup is frozen (SIGSTOP) by the rate before; then time until it is in sync
 """

@@ -23,6 +23,7 @@ import numpy as np
 
 from bench import traffic
 from bench.traffic import FRAME_BYTES
+from krononat import warm
 from replication import keys
 from replication.exchange import Exchange
 from replication.protocol import Peer, Settings
@@ -55,7 +56,8 @@ class Who(NamedTuple):
 class Turn(NamedTuple):
     """The longest turns of the exchange, ms: by the clock; in CPU time; and what is neither CPU time nor waiting for a CPU.
 
-    A turn sleeps nowhere. If it took long by the clock and not in CPU time, others had the CPU, unless it was `blocked`.
+    A turn sleeps nowhere. If it took long by the clock and not in CPU time, others had the CPU, unless it was `blocked`: by
+    the kernel, or since the host of this machine had taken the CPU away (steal), of which a thread cannot know.
     """
 
     longest_ms: float = 0.0
@@ -263,7 +265,12 @@ def apply(channel: Connection, who: Who, room: int) -> None:
 
 
 def _settle() -> None:
-    """As the worker does: the garbage collector walks half a million objects of the compiler, for 50 ms, whenever it likes."""
+    """As the worker does before its first packet.
+
+    What was never called is loaded when it is, 10 ms each; and the garbage collector walks half a million objects of the
+    compiler, for 50 ms, whenever it likes.
+    """
+    warm.load()
     gc.collect()
     gc.freeze()
     gc.disable()
