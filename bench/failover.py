@@ -10,7 +10,11 @@ connection that had been answered before the kill is asked, up to four times, an
                              its loss: connections begun before, but not established in time (much: the machine is too busy)
     failover/last10ms        % of those established in the last 10 ms; most of them the backup was never told of
     failover/outage_ms       longest silence of a numbered stream around the kill
-    failover/without_derived/last10ms   the same where each server derives ports with another key: what derived ports bring
+    failover/two_owners        external endpoints that two internal ones had until a second after the kill
+    failover/reused            endpoints given to others within the hold-down: a quarter of the connections was closed before
+                               the kill, and when the grace is over, new ones are opened again
+    failover/without_derived/...      the same where each server derives ports with another key: what derived ports bring
+    failover/without_hold_down/...    the same where copies do not know which ports rest: `replicate-hold-down = false`
 
 **Backup.** It is killed, frozen for 5 s, started again, while the stream runs; that must not change by it:
 
@@ -23,8 +27,6 @@ while connections are opened. Then it is healed:
     failover/partition/two_owners   external endpoints that two subscribers' endpoints had
     failover/partition/differing    rows in which the copies differ afterwards (`krononat shard verify`)
     failover/partition/alive        % of all connections that answer afterwards
-
-No port is ever given back here, so the hold-down that a backup is told of plays no part.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ import numpy as np
 
 from bench import report
 from bench.cluster.generator import ask_until_settled
-from bench.cluster.ledger import OPEN, STREAM_IN, STREAM_OUT, Sizes
+from bench.cluster.ledger import CLOSE, OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.moving import watched
 from bench.cluster.scene import People, Scene, scene
-from bench.cluster.stream import Survival, owners, survival
+from bench.cluster.stream import Survival, owners, reused, survival
 from bench.report import Result, Told
 from krononat.lab import faults, steering
 from krononat.lab.cluster import Wanted
@@ -58,7 +60,11 @@ PORTS_EACH, FULL = 440, 0.8  # of the 448 of a block, and its share that is in u
 TAKEOVERS, QUICK_TAKEOVERS = 5, 1
 LAST_NS = 10_000_000
 FROZEN_S = 5.0
-_AFTER_S = 1.5
+_AFTER_S = 1.0
+_GRACE_S = 10.5  # after a kill: until then new connections get ports that nobody had (`grace-s`)
+_CLOSED = 0.25  # of the connections that are to be there
+_ENDING_S = 3.0  # a connection that was closed ends so long before the kill, or longer
+_QUICKLY = "[timeouts]\nallow-short-timers = true\ntcp-transitory = 1\n"
 _AROUND_NS = _YOUNG_NS = 50_000_000
 
 
@@ -69,22 +75,39 @@ class Takeover(NamedTuple):
     last: Survival
     outage_ms: float
     two_owners: int
+    reused: int
     unopened: float
 
 
 def run(quick: bool, told: Told) -> list[Result]:
     """All three."""
     times, blocks = (QUICK_TAKEOVERS, QUICK_BLOCKS) if quick else (TAKEOVERS, BLOCKS)
-    results = _figures("failover", [_takeover(blocks, True, told) for _ in range(times)], 100.0, 99.0)
-    if not quick:
-        without = [_takeover(blocks, False, told) for _ in range(times)]
-        results += _figures("failover/without_derived", without, None, None)
+    results = []
+    for way in WAYS[:1] if quick else WAYS:
+        results += _figures(way, [_takeover(blocks, way, told) for _ in range(times)])
     return results + _two_servers(quick, told)
 
 
-def _wanted(blocks: int, same_key: bool) -> Wanted:
+class Way(NamedTuple):
+    """How a takeover is made: with everything, or without something, to see what that is worth."""
+
+    name: str
+    goals: tuple[float | None, ...] = (None, None, None)  # of older, last10ms, two_owners and reused
+    derived: bool = True
+    holds: bool = True
+
+
+WAYS = (
+    Way("failover", (100.0, 99.0, 0)),
+    Way("failover/without_derived", derived=False),
+    Way("failover/without_hold_down", holds=False),
+)
+
+
+def _wanted(blocks: int, way: Way) -> Wanted:
     sessions = 16 * 512 * blocks + 50_000
-    return Wanted(2, 1, sessions, f"1024-{1023 + 512 * blocks}", same_port_key=same_key)
+    more = f"replicate-hold-down = {str(way.holds).lower()}\n\n{_QUICKLY}"
+    return Wanted(2, 1, sessions, f"1024-{1023 + 512 * blocks}", more=more, same_port_key=way.derived)
 
 
 def _full(blocks: int) -> int:
@@ -99,14 +122,14 @@ def _people(blocks: int) -> People:
 # --- takeover ---------------------------------------------------------------------------------------------------------------
 
 
-def _takeover(blocks: int, same_key: bool, told: Told) -> Takeover:
+def _takeover(blocks: int, way: Way, told: Told) -> Takeover:
     connections = _people(blocks).subscribers * PORTS_EACH
-    sizes = Sizes(connections, datagrams=STREAM * (connections // RATE + 20))
-    told(f"takeover: a pool of {16 * 512 * blocks:,} ports is filled" + ("" if same_key else ", ports derived with other keys"))
-    with scene(NAME, _wanted(blocks, same_key), sizes, _people(blocks), told) as here:
+    sizes = Sizes(connections, datagrams=STREAM * (connections // RATE + 50))
+    told(f"{way.name}: a pool of {16 * 512 * blocks:,} ports is filled")
+    with scene(NAME, _wanted(blocks, way), sizes, _people(blocks), told) as here:
         here.until_synced()
         here.generator.stream(STREAM)
-        here.generator.open(connections, RATE)
+        _fill(here, blocks)
         doomed = _doomed(here)
         here.until_opened(_full(blocks))
         killed = _kill_and_steer(here, doomed)
@@ -114,8 +137,29 @@ def _takeover(blocks: int, same_key: bool, told: Told) -> Takeover:
         time.sleep(_AFTER_S)
         for kind in (OPEN, STREAM_OUT, STREAM_IN):
             here.generator.halt(kind)
+        two_owners = owners(here.generator.ledger)
+        _reopen(here, killed)
         told("every connection is asked")
-        return _outcome(here, killed)
+        return _outcome(here, killed, two_owners)
+
+
+def _fill(here: Scene, blocks: int) -> None:
+    """Open connections, close the first of them when most are there, and go on opening."""
+    rest, closed = int(_ENDING_S * RATE) // 2, int(_CLOSED * _full(blocks))
+    here.generator.open(_full(blocks) - rest, RATE)
+    here.generator.wait(OPEN)
+    here.generator.close(closed, 2 * RATE)
+    here.generator.wait(CLOSE)
+    time.sleep(_ENDING_S / 2)
+    connections = _people(blocks).subscribers * PORTS_EACH
+    here.generator.open(connections - _full(blocks) + rest, RATE)
+
+
+def _reopen(here: Scene, killed: int) -> None:
+    """The rest of the connections, once ports of the dead owner's side are handed out again."""
+    time.sleep(max(_GRACE_S - (time.monotonic_ns() - killed) / 1e9, 0))
+    here.generator.pace((OPEN,), RATE)
+    here.generator.wait(OPEN)
 
 
 class Doomed(NamedTuple):
@@ -148,7 +192,7 @@ def _send_again(here: Scene, killed: int) -> None:
         time.sleep(0.2)
 
 
-def _outcome(here: Scene, killed: int) -> Takeover:
+def _outcome(here: Scene, killed: int, two_owners: int) -> Takeover:
     ledger = here.generator.ledger
     ended = time.monotonic_ns()
     turned = ask_until_settled(here.generator)
@@ -156,10 +200,11 @@ def _outcome(here: Scene, killed: int) -> Takeover:
     last = survival(ledger.connections, turned, killed - LAST_NS, killed)
     outage = max(each.longest_gap_ms for each in watched(here, killed - _AROUND_NS, ended))
     begun = int(np.sum((ledger.connections["opened"] > 0) & (ledger.connections["opened"] < killed - LAST_NS)))
-    return Takeover(older, last, outage, owners(ledger), 1 - older.established / max(begun, 1))
+    return Takeover(older, last, outage, two_owners, reused(ledger), 1 - older.established / max(begun, 1))
 
 
-def _figures(name: str, made: list[Takeover], older: float | None, last: float | None) -> list[Result]:
+def _figures(way: Way, made: list[Takeover]) -> list[Result]:
+    name, (older, last, two) = way.name, way.goals
     unopened = statistics.fmean(each.unopened for each in made)
     return [
         report.measured(f"{name}/older", "%", [100 * each.older.share for each in made], older, unopened),
@@ -167,7 +212,8 @@ def _figures(name: str, made: list[Takeover], older: float | None, last: float |
         report.measured(f"{name}/last10ms", "%", [_share([each.last for each in made])], last),
         report.measured(f"{name}/last10ms/connections", "connections", [sum(each.last.established for each in made)]),
         report.measured(f"{name}/outage_ms", "ms", [each.outage_ms for each in made]),
-        report.measured(f"{name}/two_owners", "count", [sum(each.two_owners for each in made)], 0),
+        report.measured(f"{name}/two_owners", "count", [sum(each.two_owners for each in made)], two),
+        report.measured(f"{name}/reused", "count", [sum(each.reused for each in made)], two),
     ]
 
 
@@ -184,7 +230,7 @@ def _two_servers(quick: bool, told: Told) -> list[Result]:
     turns, seconds = (1, 4) if quick else (5, 10)
     connections = _people(QUICK_BLOCKS).subscribers * PORTS_EACH
     sizes = Sizes(connections, datagrams=STREAM * int(2 * turns * (FROZEN_S + 10) + 60))
-    with scene(NAME, _wanted(QUICK_BLOCKS, True), sizes, _people(QUICK_BLOCKS), told) as here:
+    with scene(NAME, _wanted(QUICK_BLOCKS, WAYS[0]), sizes, _people(QUICK_BLOCKS), told) as here:
         here.until_synced()
         here.generator.open(_full(QUICK_BLOCKS), RATE // 2)
         here.generator.wait(OPEN)

@@ -6,21 +6,24 @@ the loopback device. By turns with it the same core in a third process forwards 
 packets, CPU 1 the copy and the threads of ZeroMQ.
 
     replication/cost20k/ratio      rate with replication by the rate without; goal: at most 5 % are lost
+    replication/cost20k/cpu_ratio  the same in packets by CPU time: what other processes take of the CPU is left out
     replication/lag_p99_ms         age of the oldest change that was not acknowledged, looked at after each breath
-    replication/snapshot_1M_s      from the beginning of a copy until it is whole, while packets are forwarded; its longest turn
+    replication/snapshot_1M_s      from the beginning of a copy until it is whole, while packets are forwarded
+    replication/.../longest_turn_ms        by the clock; ..._cpu_ms in CPU time, which is all of it unless other processes had
+                                   the CPU; ..._blocked_ms is neither, but waiting for the kernel, or the host's own doing
     replication/io_cpu             of a CPU, what the threads of ZeroMQ took in the sending process
     replication/frozen/ratio       rate while the backup is frozen (SIGSTOP) by the rate before; then time until it is in sync
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
-import statistics
 import time
 
 from bench import report
-from bench.cluster.pair import OTHER_CPU, PACKET_CPU, Cores, Slot, cores
+from bench.cluster.pair import OTHER_CPU, PACKET_CPU, Cores, Slot, Turn, cores
 from bench.report import Result, Told
 from krononat.client import Trouble
 
@@ -63,9 +66,19 @@ def _snapshot(made: Cores, told: Told) -> list[Result]:
     loss = sum(slot.lost for slot in slots) / packets
     return [
         report.measured("replication/snapshot_1M_s", "s", [seconds], SNAPSHOT_GOAL_S, loss),
-        report.measured("replication/snapshot/longest_turn_ms", "ms", [max(slot.longest_turn_ms for slot in slots)], 10.0),
+        *_turns("replication/snapshot", slots),
         report.measured("replication/snapshot/rate", "M/s", [slot.rate for slot in slots], loss=loss),
         report.measured("replication/snapshot/sessions", "sessions", [made.applying.ask("sessions")]),
+    ]
+
+
+def _turns(prefix: str, slots: list[Slot]) -> list[Result]:
+    """The longest turns: gross, and what of them was ours."""
+    longest = functools.reduce(Turn.or_longer, (slot.turn for slot in slots))
+    return [
+        report.measured(f"{prefix}/longest_turn_ms", "ms", [longest.longest_ms], 10.0),
+        report.measured(f"{prefix}/longest_turn_cpu_ms", "ms", [longest.cpu_ms], 10.0),
+        report.measured(f"{prefix}/longest_turn_blocked_ms", "ms", [longest.blocked_ms], 10.0),
     ]
 
 
@@ -77,7 +90,8 @@ def _until_synced(made: Cores, rate: int) -> tuple[float, list[Slot]]:
         if made.replicating.ask("synced"):
             return time.monotonic() - began, slots
         if time.monotonic() - began > _PATIENCE_S:
-            raise RuntimeError(f"the copy is not whole after {_PATIENCE_S:g} s")
+            stories = made.replicating.ask("story"), made.applying.ask("story")
+            raise RuntimeError(f"the copy is not whole after {_PATIENCE_S:g} s: {stories}")
 
 
 def _cost(made: Cores, name: str, rate: int, pairs: int, told: Told) -> list[Result]:
@@ -93,6 +107,7 @@ def _cost(made: Cores, name: str, rate: int, pairs: int, told: Told) -> list[Res
     results = [
         report.measured(f"{prefix}/rate", "M/s", [slot.rate for slot in on], loss=loss),
         report.ratio(f"{prefix}/ratio", [slot.rate for slot in on], [slot.rate for slot in off], GOAL, loss),
+        report.ratio(f"{prefix}/cpu_ratio", [slot.cpu_rate for slot in on], [slot.cpu_rate for slot in off], GOAL, loss),
         report.measured(f"{prefix}/lag_p99_ms", "ms", [1000 * slot.lag_p99_s for slot in on], LAG_GOAL_MS),
         report.measured(f"{prefix}/io_cpu", "CPU", [slot.io_share for slot in on]),
         report.measured(f"{prefix}/made", "M/s", [slot.made / slot.seconds / 1e6 for slot in on]),
@@ -114,10 +129,9 @@ def _frozen(made: Cores, turns: int, told: Told) -> list[Result]:
         resync.append(_until_synced(made, rate)[0])
     rates = [slot.rate for slot in meanwhile], [slot.rate for slot in before]
     loss = sum(slot.lost for slot in meanwhile) / sum(slot.packets for slot in meanwhile)
-    turn_ms = statistics.median(slot.longest_turn_ms for slot in meanwhile)
     return [
         report.ratio("replication/frozen/ratio", *rates, FROZEN_GOAL, loss),
-        report.measured("replication/frozen/longest_turn_ms", "ms", [turn_ms], 10.0),
+        *_turns("replication/frozen", meanwhile),
         report.measured("replication/frozen/resync_s", "s", resync),
     ]
 

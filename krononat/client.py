@@ -29,6 +29,8 @@ shards that it has no copy of is what it was told last, at the start the map.
     lag_records, sessions, mappings, pause_ms, shunted, lost
 {"do": "verify", "shard": n, "begin": bool}       {"ok": true, "verification": {...}}: begin once, then ask until it is done
     shard, peer, done, rows (compared), differing [[class, row]], error (a sentence where it ended early)
+{"do": "tallies"}                                 {"ok": true, "tallies": {...}}: what is only counted, since the worker began
+    moves {done, failed: n}, failovers (shards taken over without being given), mismatch (rows that `verify` found), faults
 {"do": "resync", "shard": n}                      {"ok": true, "resync": {"shard": n, "source": core, "target": core}}
     The copy is sent anew: asked of the core that has it, or of the one that sends it.
 """

@@ -210,5 +210,6 @@ def orders(config: Config, cluster: Cluster, cpus: list[int]) -> dict[str, Any]:
         "dead_after": told.dead_after_ms,
         "times": [told.join_after_ms, min(300, told.join_after_ms), 1000 * told.grace_s, told.quiet_ms],
         "threshold": 1000 * told.replication_threshold_s,
+        "holds": told.replicate_hold_down,
         "cpus": cpus,
     }

@@ -38,6 +38,7 @@ move
 verify       shard   must  number
 verify       begin   may   yes/no
 resync       shard   must  number
+tallies
 """
 
 

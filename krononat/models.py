@@ -378,6 +378,11 @@ class Cluster(Model):
     replication_threshold_s: int = Field(
         default=0, ge=0, le=3600, description="Age from which on a session is replicated: keeps short flows (DNS) at home."
     )
+    replicate_hold_down: bool = Field(
+        default=True,
+        description="Whether a copy knows which ports rest after use. Without it, who takes a shard over may give a port to "
+        "somebody else at once; `krononat bench failover` shows what that costs.",
+    )
 
 
 AS_AT_MOST = (1 << 32) - 2  # RFC 7300: the last one is reserved

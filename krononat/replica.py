@@ -15,7 +15,7 @@ from replication.conduct import Conductor, Place, Times
 from replication.exchange import Exchange
 from replication.keys import Key
 from replication.migration import Move
-from replication.protocol import ALIVE, Peer, Settings, age
+from replication.protocol import ALIVE, Peer, Settings
 from replication.rows import StateSink, StateSource
 from shards import shunt
 from shards.state import ABSENT, ACTIVE, PASSIVE, ROLES, SYNCING, State
@@ -25,7 +25,6 @@ ROWS_AT_ONCE = 100  # of an answer: a message ends at 200 KB, a row with alarms 
 LOST = (NO_AUTHORITY, HOLD_OVERFLOW, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN, SHUNT_MALFORMED)
 SHUNT_MTU = 1500 + shunt.BYTES  # of a link that carries 1,500 bytes and the header of a shunt
 FAULTS_SHOWN = 10  # with where they happened
-TURN_EACH = 2  # ticks
 PREPARE_EACH = 1000  # ticks between two looks for the way to the other cores
 SIDES_LATE = 5000  # ticks after which a swap of sides should be over
 
@@ -37,9 +36,9 @@ class Replica:
 
     def __init__(self, state: State, told: Mapping[str, Any], now: int) -> None:
         self._state, self._me = state, told["me"]
-        settings = Settings(told["dead_after"], told["threshold"], cpus=tuple(told["cpus"]))
+        settings = Settings(told["dead_after"], told["threshold"], cpus=tuple(told["cpus"]), holds=told["holds"])
         public, secret = (text.encode() for text in told["key"])
-        source, sink = StateSource(state, settings.threshold), StateSink(state)
+        source, sink = StateSource(state, settings.threshold), StateSink(state, settings.holds)
         self._endpoints = {self._me: told["endpoint"]}
         self.exchange = Exchange(source, sink, Peer(self._me, told["endpoint"], public), Key(public, secret), settings)
         peers: dict[str, int] = {}
@@ -53,6 +52,9 @@ class Replica:
         self._numbers: dict[int, int] = {}  # shard: number of its last move
         self._lost: dict[int, tuple[int, int]] = {}  # shard: packets lost and shunted, before its last move
         self._verified: dict[int, str] = {}  # shard: the peer that its copy is compared with
+        self._comparing: set[int] = set()  # shards whose comparison is not counted yet
+        self._underway: set[int] = set()  # shards whose move is not counted yet
+        self._moves, self._mismatch = {"done": 0, "failed": 0}, 0
         self._now = now
         self._prepared = now - PREPARE_EACH
         self._more = False
@@ -66,15 +68,18 @@ class Replica:
         """Ticks that may pass before the next turn, if nothing comes."""
         return self.exchange.due(now)
 
-    def turn(self, now: int) -> bool:
-        """One turn; whether there is more to do at once. One in each second tick is enough: each costs packets 0.1 ms."""
-        if age(now, self._now) < TURN_EACH and not self._more:
+    def turn(self, now: int, idle: bool = False) -> bool:
+        """One turn; whether there is more to do at once. While packets come, only if it is due: it keeps them waiting."""
+        if not (idle or self._more or self.exchange.is_due(now) or self.conductor.is_moving):
             return False
         self._now = now
         if now - self._prepared >= PREPARE_EACH:
             self._prepared = now
             shunt.prepare(self._state, now)
+        moving = self.conductor.is_moving
         more = [self._guarded(turn, now) for turn in (self.exchange.turn, self.conductor.turn)]
+        if moving:
+            self._count_moves()
         self._more = any(more)
         return self._more
 
@@ -99,7 +104,7 @@ class Replica:
         """Answer one of the questions of `cluster_answers.REQUESTS`."""
         answers = {
             "cores": self._cores, "shards": self._shards, "replication": self._replication, "migrate": self._migrate,
-            "move": self._move, "verify": self._verify, "resync": self._resync,
+            "move": self._move, "verify": self._verify, "resync": self._resync, "tallies": self._tallies,
         }  # fmt: skip
         try:
             return {"ok": True, **answers[request["do"]](request)}
@@ -229,6 +234,7 @@ class Replica:
         if not dry_run:
             self._numbers[shard] = max(self._numbers.values(), default=0) + 1
             self._lost[shard] = self._lost_now(shard)
+            self._underway.add(shard)
         return {"plan": self._plan(move), "move": None if dry_run else self._numbers[shard]}
 
     def _plan(self, move: Move) -> Answer:
@@ -282,9 +288,13 @@ class Replica:
             except ValueError as error:
                 raise Refusal(f"shard {shard} cannot be compared now", str(error), "krononat replication status") from None
             self._verified[shard] = peer
+            self._comparing.add(shard)
         found = self.exchange.compared(shard, self._verified.get(shard, ""))
         if found is None:
             raise Refusal(f"nobody compares shard {shard}", "it was not begun here", f"krononat shard verify {shard}")
+        if found.done and shard in self._comparing:
+            self._comparing.discard(shard)
+            self._mismatch += len(found.differing)
         shown = {**found._asdict(), "differing": [list(row) for row in found.differing]}
         return {"verification": {"shard": shard, "peer": self._verified[shard], **shown}}
 
@@ -298,6 +308,18 @@ class Replica:
             raise Refusal(f"{self._me} has no copy of shard {shard}", f"it is {ROLES[post.role]}", "krononat shard list")
         self.exchange.resync(shard, post.authority)
         return {"resync": {"shard": shard, "source": post.authority, "target": self._me}}
+
+    # --- tallies ----------------------------------------------------------------------------------------------------------
+
+    def _count_moves(self) -> None:
+        """Moves that have just come to their end."""
+        for shard in [shard for shard in self._underway if self.conductor.moves[shard].over]:
+            self._moves["done" if self.conductor.moves[shard].phase == migration.DONE else "failed"] += 1
+            self._underway.discard(shard)
+
+    def _tallies(self, request: Mapping[str, Any]) -> Answer:
+        taken, mismatch = self.conductor.taken_over, self._mismatch
+        return {"tallies": {"moves": self._moves, "failovers": taken, "mismatch": mismatch, "faults": self.faults}}
 
     def _known(self, shard: int) -> int:
         if shard not in self._places:

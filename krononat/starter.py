@@ -103,6 +103,7 @@ action = "reject"
 # grace-s = 10
 # quiet-ms = 1000
 # replication-threshold-s = 0   # above 0: flows that end sooner (DNS) are not replicated
+# replicate-hold-down = true   # false: copies do not know which ports rest after use
 
 # [control]
 # socket = "/run/krononat/nat1.sock"    # in a cluster: nat1-0.sock

@@ -89,8 +89,8 @@ def _replication() -> None:
     source.mark(0)
     source.clean(0)
     source.unsent(0)
-    source.ended(0)
-    source.changed(0, False, 0)
+    source.harvest([(0, False)], 0)
+    source.quiet(0)
     source.ripen(0, 0)
     for klass in (SESSION_0, MAPPING_0):
         source.living(0, klass, 0, False, 0)

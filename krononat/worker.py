@@ -112,7 +112,7 @@ class Worker:
             handled = self._breathe(now, BURSTS)
             idle = handled == 0 and not self._busy
             if idle or now != last:
-                self._chores(now)
+                self._chores(now, idle)
                 last = now
             if idle and not self._stopping and not self._more:
                 rings.wait(self._rings, self._rest(now))
@@ -151,7 +151,7 @@ class Worker:
         if told.leaving and now - self._left_at >= announcer.FAREWELL:
             self._stopping = self._closing = True
 
-    def _chores(self, now: int) -> None:
+    def _chores(self, now: int, idle: bool) -> None:
         """What is done between breaths; each of it is short."""
         wanted = int(self._state.core[0]["neighbours_wanted"])
         if wanted != self._wanted:
@@ -160,7 +160,7 @@ class Worker:
         if self._lines:
             rings.listen(self._rings)
         if self._replica:
-            self._more = self._replica.turn(now)
+            self._more = self._replica.turn(now, idle)
         if self._announcer:
             self._announce(self._announcer, now)
         try:

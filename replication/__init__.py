@@ -5,6 +5,7 @@ Read in this order:
     protocol    the words that mechanism and policy share: peer, evidence, lag, what may be asked of the exchange
     frames      what travels: header and body; every reason to refuse one
     tables      what is sent and taken, as the exchange sees it: Source, Sink      rows    the same over a core's memory
+    harvest     all that changed in all shards, compiled
     exchange    the mechanism on a page; below it, on the way out and on the way in:
       publisher   copies and changes, for each shard and peer       subscriber  whose rows of a shard are taken
       sender      a life of the link, numbers, what is in flight    receiver    the same from the other side

@@ -90,6 +90,7 @@ class Conductor:
         self._idle_at: dict[int, tuple[int, int, int]] = {}  # shard: tick, class, row
         self._quiet: dict[int, Quiet] = {}
         self.moves: dict[int, Move] = {}
+        self.taken_over = 0  # shards, ever
         self._last = self._last_told = now - TELL_EACH
         self._evidence = ""
         self._nothing = np.zeros(len(state.dirty), np.uint64)  # no row was seen: all end
@@ -118,13 +119,17 @@ class Conductor:
         evidence = self._look_at_peers(now)
         busy = self._work(now)
         wanted = any(int(self._state.shards[shard]["wanted"]) != count for shard, count in self._wanted.items())
-        moving = any(not move.over for move in self.moves.values())
-        if any(news) or wanted or moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
+        if any(news) or wanted or self.is_moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
             self._evidence, self._last = evidence, now
             changed = [shard for shard in self.posts if self._decide(shard, now)]
             if changed or now - self._last_told >= TELL_EACH:
                 self._tell(now)
         return busy
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether a shard is being moved from here: then packets may wait for every turn."""
+        return any(not move.over for move in self.moves.values())
 
     def _look_at_peers(self, now: int) -> str:
         """What is known about every peer's being alive, where packets see it too."""
@@ -182,6 +187,8 @@ class Conductor:
         if facts.handed:
             self._handed.pop(shard)
         rises.note(self._state.shards[shard], rises.epoch_of_rise(before, post, others, facts.handed > 0), now)
+        if post.role == ACTIVE and before.role in (SYNCING, PASSIVE) and not facts.handed:
+            self.taken_over += 1
         post = self._move(shard, post, others, now)
         self._wanted[shard] = int(self._state.shards[shard]["wanted"])
         self.posts[shard] = post

@@ -19,7 +19,7 @@ import msgpack
 
 from replication.protocol import Fields
 
-VERSION = 1
+VERSION = 2  # 2: `updates`
 UNDERSTOOD = (VERSION, VERSION - 1)  # newest first
 
 BODY_AT_MOST = 1 << 16
@@ -65,23 +65,26 @@ class Refused(Exception):
 
 # numbered: has a number in the life of its link, is delivered once and in order, or the link begins anew.
 # rows: about the rows of a shard; only taken from whom they are accepted.
-# parts: bytes of each thing that is counted in `n`, in the order of the body; eighths where a thing is a bit.
+# since: the first version that has it.
+# parts: bytes of each thing that is counted in `n`, in the order of the body; eighths where a thing is a bit. `updates` are
+# several `update`, one after another, each of which a row of its field `p` describes: shard, epoch, series, counts.
 _PICTURE = """
-kind     numbered  rows  parts
-open     no        no    -
-opened   no        no    -
-broken   no        no    -
-ping     no        no    -
-ack      no        no    -
-resync   no        no    -
-compared no        no    -
-told     yes       no    -
-begin    yes       yes   -
-update   yes       yes   8  32  64
-holds    yes       yes   12
-bitmap   yes       yes   1/8
-end      yes       yes   -
-compare  yes       yes   8  1/8
+kind     numbered  rows  since  parts
+open     no        no    0      -
+opened   no        no    0      -
+broken   no        no    0      -
+ping     no        no    0      -
+ack      no        no    0      -
+resync   no        no    0      -
+compared no        no    0      -
+told     yes       no    0      -
+begin    yes       yes   0      -
+update   yes       yes   0      8  32  64
+updates  yes       yes   2      8  32  64
+holds    yes       yes   0      12
+bitmap   yes       yes   0      1/8
+end      yes       yes   0      -
+compare  yes       yes   0      8  1/8
 """
 
 
@@ -91,15 +94,16 @@ class Kind(NamedTuple):
     name: str
     numbered: bool
     rows: bool
+    since: int
     eighths: tuple[int, ...]
 
 
 def _parse(picture: str) -> dict[str, Kind]:
     kinds = {}
     for line in picture.strip().splitlines()[1:]:
-        name, numbered, rows, *parts = line.split()
+        name, numbered, rows, since, *parts = line.split()
         sizes = tuple(1 if part == "1/8" else 8 * int(part) for part in parts if part != "-")
-        kinds[name] = Kind(name, numbered == "yes", rows == "yes", sizes)
+        kinds[name] = Kind(name, numbered == "yes", rows == "yes", int(since), sizes)
     return kinds
 
 
@@ -143,6 +147,7 @@ def encode(frame: Frame, body: Body = b"") -> bytes:
 
 _LIMITS = {"max_str_len": 1024, "max_bin_len": 4096, "max_array_len": 4096, "max_map_len": 4096, "max_ext_len": 0}
 _DEFAULTS: dict[str, Any] = {"l": 0, "q": 0, "s": 0, "e": 0, "i": 0, "n": [], "f": {}}
+_PART_MOST = (2**16 - 1, 2**32 - 1, 2**32 - 1, BODY_AT_MOST, BODY_AT_MOST, BODY_AT_MOST)
 _MOST = {"l": 2**64 - 1, "q": 2**48, "s": 2**16 - 1, "e": 2**32 - 1, "i": 2**32 - 1}
 
 
@@ -156,7 +161,7 @@ def decode(header: bytes, body: Body) -> Frame:
     if told.get("v") not in UNDERSTOOD or isinstance(told["v"], bool):
         raise Refused("version")
     kind = KINDS.get(told["k"]) if isinstance(told.get("k"), str) else None
-    if kind is None:
+    if kind is None or kind.since > told["v"]:
         raise Refused("malformed")
     told = {**_DEFAULTS, **told}
     for key, most in _MOST.items():
@@ -190,6 +195,20 @@ def _counts(kind: Kind, told: object, length: int) -> tuple[int, ...]:
     if sum(count * eighths for count, eighths in zip(told, kind.eighths, strict=True)) != 8 * length:
         raise Refused("malformed")
     return tuple(told)
+
+
+def parts_of(frame: Frame) -> list[tuple[Frame, int]]:
+    """Each `update` that `updates` consist of, and where its rows end; `Refused` unless they are all of the body."""
+    told, parts, end = frame.fields.get("p"), [], 0
+    for row in told if isinstance(told, list) else []:
+        if not isinstance(row, list) or len(row) != 6 or not all(map(_is_whole, row, _PART_MOST)):
+            raise Refused("malformed")
+        counts = tuple(row[3:])
+        end += sum(count * eighths for count, eighths in zip(counts, KINDS["update"].eighths, strict=True)) // 8
+        parts.append((frame._replace(kind="update", shard=row[0], epoch=row[1], series=row[2], counts=counts, fields={}), end))
+    if tuple(map(sum, zip(*(part.counts for part, _ in parts), strict=True))) != frame.counts:
+        raise Refused("malformed")
+    return parts
 
 
 def whole(fields: Fields, key: str, most: int = 2**32 - 1) -> int:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import zmq
+import zmq.backend
 from zmq.utils import z85
 
 from replication.frames import BODY_AT_MOST, HEADER_AT_MOST, Body, Counts
@@ -37,7 +38,10 @@ _ENDED = int(zmq.Event.DISCONNECTED)
 _BEGUN = int(zmq.Event.HANDSHAKE_SUCCEEDED)
 
 
-_EVENTS, _POLLIN, _FD = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.FD)  # plain: asked all the time
+# Plain numbers, and the socket's own send: asked all the time, and every call from Python to Python is seen in the rate.
+_EVENTS, _POLLIN, _FD, _RCVMORE = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.FD), int(zmq.RCVMORE)
+_AT_ONCE, _MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
+_hand_over = zmq.backend.Socket.send
 
 
 class Message(NamedTuple):
@@ -69,6 +73,7 @@ class Link:
         self._monitors: dict[str, zmq.Socket[bytes]] = {}
         self._peers: dict[str, Peer] = {}
         self._tried: dict[str, int] = {}  # by peer: tick at which its socket was made
+        self._made = 0  # sockets, ever
         self._connected: set[str] = set()
         self._poll = select.epoll()  # one descriptor, the same for ever: sockets are made anew behind the back of who sleeps
         self._news: set[int] = set()  # descriptors of sockets that may have something
@@ -119,7 +124,9 @@ class Link:
         dealer.set(zmq.CURVE_SERVERKEY, peer.public_key)
         dealer.set(zmq.CURVE_PUBLICKEY, self._key.public)
         dealer.set(zmq.CURVE_SECRETKEY, self._key.secret)
-        self._monitors[peer.name] = monitor = dealer.get_monitor_socket(_BEGUN | _ENDED)
+        self._made += 1  # its monitor's own name: pyzmq would take the descriptor's number, which may be in use again
+        monitor = dealer.get_monitor_socket(_BEGUN | _ENDED, f"inproc://krononat.monitor.{self._made}")
+        self._monitors[peer.name] = monitor
         self._watch(dealer)
         self._watch(monitor)
         dealer.connect(peer.endpoint)
@@ -167,9 +174,9 @@ class Link:
         self._news.add(self._descriptors[socket])  # to send is to look, too: what it finds is told no more
         try:
             if way:
-                socket.send(way, zmq.DONTWAIT | zmq.SNDMORE)
-            socket.send(header, zmq.DONTWAIT | zmq.SNDMORE)
-            socket.send(body, zmq.DONTWAIT)
+                _hand_over(socket, way, _MORE)
+            _hand_over(socket, header, _MORE)
+            _hand_over(socket, body, _AT_ONCE)
         except zmq.ZMQError:  # full, or gone; either way it is not sent
             self.again += 1
             return False
@@ -182,9 +189,18 @@ class Link:
         self._poll.register(self._descriptors[socket], select.EPOLLIN)
         self._news.add(self._descriptors[socket])
 
-    def listen(self) -> None:
-        """Find out, once a turn, which sockets may have something: one system call for all. A descriptor tells only once."""
-        self._news.update(descriptor for descriptor, _ in self._poll.poll(0))
+    def listen(self) -> bool:
+        """Find out, once a turn, which sockets may have something: one system call for all. A descriptor tells only once.
+
+        False: there is nothing to fetch, and nothing to look at.
+        """
+        self._news.update([descriptor for descriptor, _ in self._poll.poll(0)])
+        return bool(self._news) or self._skipping is not None or len(self._connected) < len(self._peers)
+
+    def has_frames(self) -> bool:
+        """Whether a peer may have sent something of its own accord, not just an answer."""
+        self.listen()
+        return self._descriptors[self._router] in self._news
 
     def has_news(self) -> bool:
         """Whether a message came that no descriptor will tell of any more, since a send found it."""
@@ -208,7 +224,7 @@ class Link:
         if self._skipping is not None or not self._readable(self._router):
             self._skip()
             return None
-        first = self._router.recv(zmq.DONTWAIT, copy=False)
+        first = self._router.recv(_AT_ONCE, copy=False)
         way = first.bytes
         if way not in self._whose:
             self._whose[way] = str(first.get("User-Id"))
@@ -226,11 +242,11 @@ class Link:
 
     def _rest(self, socket: zmq.Socket[bytes], peer: str, way: bytes) -> Message:
         """Header and body; what consists of anything else is thrown away."""
-        length = socket.recv_into(self._header, flags=zmq.DONTWAIT)
+        length = socket.recv_into(self._header, flags=_AT_ONCE)
         size, parts = 0, 1
-        if socket.get(zmq.RCVMORE):
-            size, parts = socket.recv_into(self._body.data, flags=zmq.DONTWAIT), 2
-            if socket.get(zmq.RCVMORE):
+        if socket.get(_RCVMORE):
+            size, parts = socket.recv_into(self._body.data, flags=_AT_ONCE), 2
+            if socket.get(_RCVMORE):
                 self._skipping, parts = socket, 3
                 self._skip()
         if parts != 2 or length > HEADER_AT_MOST or size > BODY_AT_MOST:
@@ -242,10 +258,10 @@ class Link:
         for _ in range(_PARTS_AT_MOST):
             if self._skipping is None:
                 return
-            if not self._skipping.get(zmq.RCVMORE):
+            if not self._skipping.get(_RCVMORE):
                 self._skipping = None
                 return
-            self._skipping.recv_into(bytearray(1), flags=zmq.DONTWAIT)
+            self._skipping.recv_into(bytearray(1), flags=_AT_ONCE)
 
     def _forget_ways(self) -> None:
         """A way is one connection; of ended ones only so many are remembered."""
@@ -271,7 +287,7 @@ class Link:
         for _ in range(_ASKED_AT_MOST):
             if not self._readable(self._zap):
                 break
-            self._admit(self._zap.recv_multipart(zmq.DONTWAIT))
+            self._admit(self._zap.recv_multipart(_AT_ONCE))
         for event in self._events(self._knocks):
             self.refused["handshake" if event == _UNFINISHED else "key"] += 1
 
@@ -279,15 +295,20 @@ class Link:
         """What a monitor has seen."""
         seen: list[int] = []
         while len(seen) < _ASKED_AT_MOST and self._readable(monitor):
-            seen.append(struct.unpack("=hi", monitor.recv_multipart(zmq.DONTWAIT)[0])[0])
+            seen.append(struct.unpack("=hi", monitor.recv_multipart(_AT_ONCE)[0])[0])
         return seen
 
     def _remake(self, now: int) -> None:
         """Make sockets anew that are without a connection for long."""
         for peer in self._peers.keys() - self._connected:
             if age(now, self._tried[peer]) > _REMAKE_AFTER:
-                self._disconnect(peer)
-                self._connect(self._peers[peer], now)
+                self.renew(peer, now)
+
+    def renew(self, peer: str, now: int) -> None:
+        """Make the socket to a peer anew, whatever is known of its connection."""
+        self._connected.discard(peer)
+        self._disconnect(peer)
+        self._connect(self._peers[peer], now)
 
     def _admit(self, question: list[bytes]) -> None:
         """Answer ZeroMQ's question (ZAP, RFC 27) whether a key may come in."""

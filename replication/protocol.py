@@ -45,6 +45,7 @@ class Settings(NamedTuple):
     dead_after: int = 150  # silence that makes a peer SILENT
     threshold: int = 0  # a session younger than this does not travel
     batch: int = 4  # changes are collected for this long
+    holds: bool = True  # copies know which ports rest after use
     cpus: tuple[int, ...] = ()  # where ZeroMQ's own thread may run; none: wherever it likes
 
 

@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from replication.frames import BODY_AT_MOST, Frame
+from replication.frames import KINDS, Frame
 from replication.protocol import Fields, Lag, Settings, age
-from replication.sender import Sender
-from replication.tables import BITMAP_ROWS, ORDER, Source
+from replication.sender import Load, Sender
+from replication.tables import BITMAP_ROWS, ORDER, Part, Source
 from shards.state import SESSION_0, SESSION_1, Array
 
 WAITING, ROWS, HOLDS, SENT, SYNCED = range(5)
@@ -27,8 +27,6 @@ PHASES = ("waiting", "rows", "holds", "sent", "synced")
 SWEEP = 10_000  # ticks in which every row's liveness is told once
 SWEEP_EVERY = 8  # ticks between two pieces of that
 SMALL_LAG_S = 0.1
-
-_NOTHING: Array = np.zeros(0, np.uint8)
 
 
 class Stream:
@@ -73,7 +71,6 @@ class Publisher:
         self._sweeps: dict[int, Sweep] = {}
         self._drained: dict[int, int] = {}  # by shard: when nothing was left
         self._whole: set[int] = set()  # shards of which the last turn left nothing
-        self._body = np.zeros(BODY_AT_MOST, np.uint8)
         self._series = 0
         self.drained = self._swept = 0  # ticks of the last time
 
@@ -216,59 +213,70 @@ class Publisher:
             for shard in left:
                 self._source.ripen(shard, now)
         while left:
-            left = [shard for shard in left if self._drain_once(shard, now) and self._can_drain(shard)]
+            left = [shard for shard in self._drain_once(left, now) if self._can_drain(shard)]
             if left and not spare():
                 self.drained = age(now, self._settings.batch)  # go on in the next turn
+                self._put_last(left)
                 return True
         return False
+
+    def _put_last(self, shards: list[int]) -> None:
+        """Shards of which there is always more let the others go first next time."""
+        first = {shard: peers for shard, peers in self._streams.items() if shard not in shards}
+        self._streams = first | {shard: self._streams[shard] for shard in shards}
 
     def _can_drain(self, shard: int) -> bool:
         """Whether any peer can take it. One that cannot, while another can, begins anew if it misses too much."""
         return any(stream.begun and stream.sender.ready for stream in self._streams[shard].values())
 
-    def _drain_once(self, shard: int, now: int) -> bool:
-        """One frame. True: there is more."""
-        if self._source.quiet(shard):
-            return self._note_whole(shard, now)
-        ended = self._source.ended(shard)
-        if ended.lapped:
-            self.lapped += 1
-            for stream in self._streams[shard].values():
-                stream.restart()
-            return False
-        if ended.more:
-            self._send(shard, ended.rows, _NOTHING, _NOTHING, now)
-            return True
-        everything = any(stream.everything for stream in self._streams[shard].values() if stream.begun)
-        changed = self._source.changed(shard, everything, now)
-        self._send(shard, ended.rows, changed.mappings, changed.sessions, now)
-        return changed.more or self._note_whole(shard, now)
+    def _drain_once(self, shards: list[int], now: int) -> list[int]:
+        """A frame for each peer; shards of which there is more."""
+        parts = self._source.harvest([(shard, self._wants_everything(shard)) for shard in shards], now)
+        self._ship([part for part in parts if part.rows], now)
+        lapped, more = [part.shard for part in parts if part.lapped], [part.shard for part in parts if part.more]
+        for shard in lapped:
+            self._lap(shard)
+        for shard in set(shards).difference(lapped, more):
+            self._drained[shard] = now
+            self._whole.add(shard)
+        return more
 
-    def _note_whole(self, shard: int, now: int) -> bool:
-        """Nothing is left of this shard. False, as `_drain_once` says it."""
-        self._drained[shard] = now
-        self._whole.add(shard)
-        return False
+    def _wants_everything(self, shard: int) -> bool:
+        return any(stream.everything for stream in self._streams[shard].values() if stream.begun)
 
-    def _send(self, shard: int, ended: Array, mappings: Array, sessions: Array, now: int) -> None:
-        """One frame to each peer that has a copy, or is getting one."""
-        size = self._join(ended, mappings, sessions)
-        if size == 0:
-            return
-        counts = (len(ended) // 8, len(mappings) // 32, len(sessions) // 64)
-        birth = self._drained.get(shard, now)
+    def _lap(self, shard: int) -> None:
+        """Some of what ended is not known any more."""
+        self.lapped += 1
         for stream in self._streams[shard].values():
-            if stream.begun and stream.life == stream.sender.life:
-                sent = stream.sender.put(self._frame("update", stream, counts), self._body[:size].data, now, birth)
-                if not sent:
-                    stream.restart()
+            stream.restart()
 
-    def _join(self, *parts: Array) -> int:
-        at = 0
+    def _ship(self, parts: list[Part], now: int) -> None:
+        """To each peer that has a copy of some of these shards, or is getting one: in one frame if it understands that."""
+        mine: dict[Sender, list[tuple[Stream, Part]]] = {}
         for part in parts:
-            self._body[at : at + len(part)] = part
-            at += len(part)
-        return at
+            for stream in self._streams[part.shard].values():
+                if stream.begun and stream.life == stream.sender.life:
+                    mine.setdefault(stream.sender, []).append((stream, part))
+        for sender, told in mine.items():
+            groups = [told] if sender.version >= KINDS["updates"].since else [[one] for one in told]
+            for group in groups:
+                self._send(sender, group, now)
+
+    def _send(self, sender: Sender, told: list[tuple[Stream, Part]], now: int) -> None:
+        body = np.concatenate([rows for _, part in told for rows in part.rows])
+        birth = max((self._drained.get(part.shard, now) for _, part in told), key=lambda then: age(now, then))
+        loads = {part.shard: Load(sum(part.counts), sum(map(len, part.rows))) for _, part in told}
+        if not sender.put(self._updates(told), body.data, now, birth, loads):
+            for stream, _ in told:
+                stream.restart()
+
+    def _updates(self, told: list[tuple[Stream, Part]]) -> Frame:
+        if len(told) == 1:
+            stream, part = told[0]
+            return self._frame("update", stream, part.counts)
+        rows = [[part.shard, self._source.epoch(part.shard), stream.series, *part.counts] for stream, part in told]
+        counts = tuple(map(sum, zip(*(part.counts for _, part in told), strict=True)))
+        return Frame("updates", counts=counts, fields={"p": rows})
 
     # --- copies -----------------------------------------------------------------------------------------------------------
 
@@ -306,9 +314,11 @@ class Publisher:
         stream.cursor = 0
         if stream.phase == ROWS:
             stream.klass += 1
-            if stream.klass == len(ORDER):
-                stream.phase = HOLDS
-            return
+            if stream.klass < len(ORDER):
+                return
+            stream.phase = HOLDS
+            if self._settings.holds:
+                return
         stream.phase = SENT
         if not stream.sender.put(self._frame("end", stream), b"", now, now, chunk=True):
             stream.restart()

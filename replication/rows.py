@@ -5,25 +5,26 @@ Bitmaps with a bit per half-line are looked at by extent, since all rows of an e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
+from replication import harvest
 from replication.frames import BODY_AT_MOST
-from replication.tables import BITMAP_ROWS, COMPARED_ROWS, ORDER, Changed, Ended, Piece
+from replication.tables import BITMAP_ROWS, COMPARED_ROWS, ORDER, Part, Piece
 from shards import apply, digest, doubt, gather, slabs
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import EXTENT_LINES, MAPPING_0, PERMISSION, Array, State
 
-SESSIONS_AT_ONCE, MAPPINGS_AT_ONCE, TOMBSTONES_AT_ONCE, HOLDS_AT_ONCE = 512, 512, 1024, 1024
+SESSIONS_AT_ONCE, MAPPINGS_AT_ONCE, TOMBSTONES_AT_ONCE, HOLDS_AT_ONCE = 512, 512, 2048, 1024
 _FRAME = SESSIONS_AT_ONCE * 64 + MAPPINGS_AT_ONCE * 32 + TOMBSTONES_AT_ONCE * 8
 assert max(_FRAME, HOLDS_AT_ONCE * HOLD.itemsize) <= BODY_AT_MOST
 
 RIPENED_AT_ONCE = 8192  # sessions looked at
 ENDED_AT_ONCE = 2048  # rows looked at
 
-_DIRTY_EACH, _SUMMARY_EACH = 2 * EXTENT_LINES // 64, 2 * EXTENT_LINES // 64 // 64  # words for an extent
+_DIRTY_EACH = 2 * EXTENT_LINES // 64  # words for an extent
 _NONE: Array = np.zeros(0, np.uint64)
 _ALL: Array = np.zeros(COMPARED_ROWS // 64, np.uint64)
 
@@ -33,11 +34,10 @@ class StateSource:
 
     def __init__(self, state: State, threshold: int) -> None:
         self._state, self._threshold = state, threshold // 1000  # seconds, as `gather` has it
-        self._summary = state.summary.reshape(-1, _SUMMARY_EACH)
         self._sessions, self._mappings = np.zeros(SESSIONS_AT_ONCE, SESSION_RECORD), np.zeros(MAPPINGS_AT_ONCE, MAPPING_RECORD)
         self._tombstones, self._holds = np.zeros(TOMBSTONES_AT_ONCE, TOMBSTONE), np.zeros(HOLDS_AT_ONCE, HOLD)
         self._bits, self._digests = np.zeros(BITMAP_ROWS // 64, np.uint64), np.zeros(COMPARED_ROWS, np.uint64)
-        self._extents: dict[int, tuple[int, Array]] = {}  # by shard: extents taken by all when it was looked, its own then
+        self._asked = np.zeros((len(state.shards), harvest.COLUMNS), np.int64)
         self._read: dict[int, int] = {}  # number of the next tombstone, by shard
         self._ripe: dict[int, tuple[int, int]] = {}  # where the look for old enough sessions stands: class, row
 
@@ -53,30 +53,28 @@ class StateSource:
         """See `Source`."""
         gather.clean(self._state, shard)
 
-    def ended(self, shard: int) -> Ended:
+    def harvest(self, wanted: Sequence[tuple[int, bool]], now: int) -> list[Part]:
         """See `Source`."""
-        count, self._read[shard] = gather.tombstones(self._state, shard, self._read[shard], self._tombstones)
-        if count == gather.LAPPED:
-            return Ended(flat(self._tombstones, 0), more=False, lapped=True)
-        return Ended(flat(self._tombstones, count), count == TOMBSTONES_AT_ONCE, lapped=False)
+        asked = self._asked[: len(wanted)]
+        asked[:, : harvest.ENDED] = [(shard, everything, self._read[shard]) for shard, everything in wanted]
+        harvest.harvest(self._state, asked, self._threshold, now, self._tombstones, self._mappings, self._sessions)
+        parts, at = [], (0, 0, 0)
+        for shard, _, self._read[shard], *counts, more in asked.tolist():
+            if counts[0] == gather.LAPPED:
+                parts.append(Part(shard, (0, 0, 0), [], more=False, lapped=True))
+            elif more or any(counts):
+                parts.append(Part(shard, tuple(counts), self._cut(at, counts), bool(more), lapped=False))
+                at = tuple(first + count for first, count in zip(at, counts, strict=True))
+        return parts
 
-    def changed(self, shard: int, everything: bool, now: int) -> Changed:
-        """See `Source`."""
-        given = self._state, shard, everything, self._threshold, now
-        sessions, mappings = gather.drain(*given, self._sessions, self._mappings)
-        return Changed(flat(self._mappings, mappings), flat(self._sessions, sessions), self._is_dirty(shard))
+    def _cut(self, first: Sequence[int], counts: Sequence[int]) -> list[Array]:
+        """Tombstones, mappings and sessions of one shard, as bytes."""
+        all_of = zip((self._tombstones, self._mappings, self._sessions), first, counts, strict=True)
+        return [records[begin : begin + count].view(np.uint8) for records, begin, count in all_of if count]
 
     def quiet(self, shard: int) -> bool:
         """See `Source`."""
-        return int(self._state.core[0]["tombstones"]) == self._read[shard] and not self._is_dirty(shard)
-
-    def _is_dirty(self, shard: int) -> bool:
-        """Whether a row of the shard may have changed. What is found once is kept: this is asked all the time."""
-        taken = int(self._state.core[0]["next_extent"])
-        known = self._extents.get(shard)
-        if known is None or known[0] != taken:
-            known = self._extents[shard] = taken, extents(self._state, shard)
-        return bool(np.count_nonzero(self._summary[known[1]]))
+        return int(self._state.core[0]["tombstones"]) == self._read[shard] and not harvest.is_dirty(self._state, shard)
 
     def unsent(self, shard: int) -> int:
         """See `Source`."""
@@ -125,10 +123,14 @@ class StateSource:
 
 
 class StateSink:
-    """The replica of a core. Of rows seen there is one bitmap for all shards: their extents are never shared."""
+    """The replica of a core. `holds`: a port whose mapping ends here rests as it does at its owner.
 
-    def __init__(self, state: State) -> None:
+    Of rows seen there is one bitmap for all shards: their extents are never shared.
+    """
+
+    def __init__(self, state: State, holds: bool = True) -> None:
         self._state = state
+        self._rested = 0 if holds else 1000 * int(state.settings[0]["hold_down_s"]) + 1000  # ticks since a port's use ended
         self._seen = np.zeros(len(state.dirty), np.uint64)
         self._walks: dict[int, tuple[int, int]] = {}  # of shards that get a snapshot: where `end_unseen` stands, class and row
         self._digests = np.zeros(COMPARED_ROWS, np.uint64)
@@ -142,7 +144,7 @@ class StateSink:
         """See `Sink`."""
         klass, row = self._walks[shard]
         with in_doubt(self._state):
-            row = apply.end_unseen(self._state, shard, klass, row, self._seen, now, ENDED_AT_ONCE)
+            row = apply.end_unseen(self._state, shard, klass, row, self._seen, now - self._rested, ENDED_AT_ONCE)
         self._walks[shard] = (klass, row) if row != apply.END else (klass + 1, 0)
         return self._walks[shard][0] == PERMISSION
 
@@ -157,7 +159,7 @@ class StateSink:
         """See `Sink`."""
         records = rows.view(TOMBSTONE)
         with in_doubt(self._state):
-            return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now))
+            return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now - self._rested))
 
     def apply_mappings(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""

@@ -12,7 +12,7 @@ What is in flight is bounded here, not only by ZeroMQ's queues and the kernel's:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -27,16 +27,27 @@ WAITING_AT_MOST = 64  # frames that ZeroMQ did not take yet
 STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
 PING_EVERY = 20
+_RECORDS = ("update", "updates", "holds")  # kinds whose counts are of records
 LAGS = 1024  # ticks; the histogram's last bin has all above
+
+
+class Load(NamedTuple):
+    """What a frame has of a shard."""
+
+    records: int
+    bytes: int
+
+
+Loads = Mapping[int, Load]  # by shard
+_NO_LOADS: Loads = {}
 
 
 class Flight(NamedTuple):
     """A frame that is not acknowledged yet; `birth`: when the oldest change in it may have happened."""
 
     number: int
-    shard: int
     birth: int
-    records: int
+    loads: Loads
     bytes: int
     chunk: bool
 
@@ -59,6 +70,7 @@ class Sender:
         self._flight_bytes = self._chunks = 0
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self._progress = self.pinged = now
+        self.lifeless = now  # tick of the last turn with a life
         self._asked = age(now, OPEN_EVERY)
 
     # --- life -------------------------------------------------------------------------------------------------------------
@@ -96,7 +108,9 @@ class Sender:
         if self.life and self._is_stale(now):
             self.stale += 1
             self.over()
-        if not self.life and age(now, self._asked) >= OPEN_EVERY:
+        if self.life:
+            self.lifeless = now
+        elif age(now, self._asked) >= OPEN_EVERY:
             self._asked = now
             self._link.send(self.peer, encode(Frame("open", fields={"v": list(UNDERSTOOD)}, version=UNDERSTOOD[-1])))
         if age(now, self.pinged) >= PING_EVERY:
@@ -131,23 +145,25 @@ class Sender:
         """Whether all that was put was handed to ZeroMQ."""
         return bool(self.life) and not self._waiting
 
-    def put(self, frame: Frame, body: Body, now: int, birth: int, chunk: bool = False) -> bool:
-        """Number a frame and send it, or keep it until it can be sent. False: no life, or too many are on their way already."""
+    def put(self, frame: Frame, body: Body, now: int, birth: int, loads: Loads = _NO_LOADS, chunk: bool = False) -> bool:
+        """Number a frame and send it, or keep it until it can be sent. False: no life, or too many are on their way already.
+
+        `loads`: changes in it; `chunk`: it is a piece of a snapshot.
+        """
         if not self.life or len(self._waiting) >= WAITING_AT_MOST or len(self._flight) >= 2 * FRAMES_AT_MOST:
             return False
         self._number += 1
         told = frame._replace(life=self.life, number=self._number, version=self.version)
         header = encode(told, body)
-        records = sum(frame.counts) if frame.kind in ("update", "holds") else 0
         if self._waiting or not self._link.send(self.peer, header, body):
             self._waiting.append((header, bytes(body)))
         if not self._flight:
             self._progress = now
-        self._flight.append(Flight(self._number, frame.shard, birth, records, len(body), chunk))
+        self._flight.append(Flight(self._number, birth, loads, len(body), chunk))
         self._flight_bytes += len(body)
         self._chunks += chunk
         self.frames += 1
-        self.records += records
+        self.records += sum(frame.counts) if frame.kind in _RECORDS else 0
         self.bytes += len(header) + len(body)
         return True
 
@@ -171,16 +187,17 @@ class Sender:
             done = self._flight.popleft()
             self._flight_bytes -= done.bytes
             self._chunks -= done.chunk
-            if not done.chunk and done.records:
+            if done.loads:
                 late = age(now, done.birth) - waited
-                self.lags[min(max(late, 0), LAGS - 1)] += done.records
+                self.lags[min(max(late, 0), LAGS - 1)] += sum(load.records for load in done.loads.values())
         return True
 
     def lag(self, shard: int, now: int) -> Lag:
         """What is in flight of a shard, snapshots left out."""
-        mine = [flight for flight in self._flight if flight.shard == shard and not flight.chunk]
+        mine = [flight for flight in self._flight if shard in flight.loads]
         late = age(now, mine[0].birth) if mine else 0
-        return Lag(sum(flight.records for flight in mine), sum(flight.bytes for flight in mine), late / 1000)
+        loads = [flight.loads[shard] for flight in mine]
+        return Lag(sum(load.records for load in loads), sum(load.bytes for load in loads), late / 1000)
 
     def percentile(self, part: float) -> int:
         """Ticks within which this part of all records was acknowledged."""

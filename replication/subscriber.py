@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from replication.frames import Frame, Refused, whole
+from replication.frames import Counts, Frame, Refused, parts_of, whole
 from replication.protocol import Fields, age
 from replication.receiver import Receiver
 from replication.tables import BITMAP_ROWS, Sink
@@ -115,6 +115,16 @@ class Subscriber:
             self._refresh(frame, body, now)
         elif frame.kind == "end":
             copy.ending = copy.installed != copy.series
+
+    def apply_parts(self, peer: str, frame: Frame, body: Array, now: int, refused: Counts) -> None:
+        """Changes of several shards: each is taken or refused for itself."""
+        begin = 0
+        for part, end in parts_of(frame):
+            try:
+                self._update(self.copy_for(peer, part), part, body[begin:end], now)
+            except Refused as why:
+                refused[why.reason] += 1
+            begin = end
 
     def _begin(self, copy: Copy, frame: Frame) -> None:
         snapshot = whole(frame.fields, "w", 1)

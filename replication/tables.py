@@ -6,6 +6,7 @@ of its own buffer, valid until it is asked again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from shards.state import MAPPING_0, MAPPING_1, SESSION_0, SESSION_1, Array
@@ -13,20 +14,14 @@ from shards.state import MAPPING_0, MAPPING_1, SESSION_0, SESSION_1, Array
 ORDER = (MAPPING_0, MAPPING_1, SESSION_0, SESSION_1)  # of a snapshot: a session needs its mapping
 
 
-class Ended(NamedTuple):
-    """Tombstones; as many as fit the buffer."""
+class Part(NamedTuple):
+    """What ended and changed of a shard since the last time."""
 
-    rows: Array
-    more: bool
-    lapped: bool  # some were overwritten before they were read: the copies must begin anew
-
-
-class Changed(NamedTuple):
-    """Rows that changed, as they are now."""
-
-    mappings: Array
-    sessions: Array
-    more: bool
+    shard: int
+    counts: tuple[int, ...]  # of tombstones, mappings, sessions
+    rows: list[Array]  # of these, those that there are, in that order
+    more: bool  # there was no room for all
+    lapped: bool  # tombstones were overwritten before they were read: the copies must begin anew
 
 
 class Piece(NamedTuple):
@@ -49,13 +44,14 @@ class Source(Protocol):
         """No row of the shard has changed: the snapshot that begins now tells all."""
 
     def quiet(self, shard: int) -> bool:
-        """Whether `ended` and `changed` would give nothing; never true where they would give something, and quick."""
+        """Whether a harvest would give nothing; never true where it would give something, and quick."""
 
-    def ended(self, shard: int) -> Ended:
-        """What ended since the last call."""
+    def harvest(self, wanted: Sequence[tuple[int, bool]], now: int) -> list[Part]:
+        """What ended and changed of these shards since the last call, and is unchanged from now on; of each one instant's.
 
-    def changed(self, shard: int, everything: bool, now: int) -> Changed:
-        """What changed since the last call, asked after all that ended was; unchanged from now on."""
+        Of each shard: half-open and young sessions, too? Shards of which there is nothing are left out. All parts together
+        fit into one frame.
+        """
 
     def unsent(self, shard: int) -> int:
         """How many rows have changed or ended, at most, and were not taken yet."""

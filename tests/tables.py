@@ -7,10 +7,11 @@ what `Source` and `Sink` ask for.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
-from replication.tables import BITMAP_ROWS, COMPARED_ROWS, Changed, Ended, Piece
+from replication.tables import BITMAP_ROWS, COMPARED_ROWS, Part, Piece
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import MAPPING_0, MAPPING_1, Array
 
@@ -79,26 +80,31 @@ class Tables:
     def quiet(self, shard: int) -> bool:  # noqa: D102
         return not self.lap and self.unsent(shard) == 0
 
-    def ended(self, shard: int) -> Ended:  # noqa: D102
+    def harvest(self, wanted: Sequence[tuple[int, bool]], now: int) -> list[Part]:  # noqa: D102
+        return [part for shard, _ in wanted if (part := self._part(shard)).counts != (0, 0, 0) or part.lapped]
+
+    def _part(self, shard: int) -> Part:
         if self.lap:
             self.lap = False
-            return Ended(_bytes([]), False, True)
+            return Part(shard, (0, 0, 0), [], False, True)
         mine = [end for end in self.ends if end[0][0] == shard]
         taken = mine[:AT_ONCE]
         self.ends = [end for end in self.ends if end not in taken]
         stones = np.zeros(len(taken), TOMBSTONE)
         for stone, ((_, klass, row), generation) in zip(stones, taken, strict=True):
             stone["row"], stone["klass"], stone["generation"] = row, klass, generation
-        return Ended(stones.view(np.uint8), len(mine) > AT_ONCE, False)
+        mappings, sessions = self._changed(shard) if len(mine) <= AT_ONCE else ([], [])
+        rows = [stones.view(np.uint8), *(_bytes([self.rows[name] for name in names]) for names in (mappings, sessions))]
+        counts = len(taken), len(mappings), len(sessions)
+        return Part(shard, counts, [some for some in rows if len(some)], self.unsent(shard) > 0, False)
 
-    def changed(self, shard: int, everything: bool, now: int) -> Changed:  # noqa: D102
+    def _changed(self, shard: int) -> tuple[list[Name], list[Name]]:
         mappings = sorted(name for name in self.changes if name[0] == shard and is_mapping(name[1]))[:AT_ONCE]
         sessions = sorted(name for name in self.changes if name[0] == shard and not is_mapping(name[1]))[:AT_ONCE]
         if len(mappings) == AT_ONCE:
             sessions = []
         self.changes -= {*mappings, *sessions}
-        more = AT_ONCE in (len(mappings), len(sessions))
-        return Changed(_bytes([self.rows[name] for name in mappings]), _bytes([self.rows[name] for name in sessions]), more)
+        return mappings, sessions
 
     def unsent(self, shard: int) -> int:  # noqa: D102
         return sum(name[0] == shard for name in self.changes) + sum(name[0] == shard for name, _ in self.ends)

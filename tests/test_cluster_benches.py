@@ -18,10 +18,10 @@ def _value(results: list[Result], name: str) -> Result:
 
 def test_a_takeover_is_told_with_what_it_is_a_share_of() -> None:
     made = [
-        failover.Takeover(Survival(1000, 1000), Survival(200, 199), 12.0, 0, 0.0),
-        failover.Takeover(Survival(1000, 999), Survival(0, 0), 14.0, 1, 0.2),
+        failover.Takeover(Survival(1000, 1000), Survival(200, 199), 12.0, 0, 0, 0.0),
+        failover.Takeover(Survival(1000, 999), Survival(0, 0), 14.0, 1, 0, 0.2),
     ]
-    told = failover._figures("failover", made, 100.0, 99.0)
+    told = failover._figures(failover.WAYS[0], made)
     assert _value(told, "failover/last10ms").value == 99.5
     assert _value(told, "failover/last10ms/connections").value == 200
     assert (_value(told, "failover/older").low, _value(told, "failover/older").loss) == (99.9, 0.1)

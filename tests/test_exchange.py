@@ -304,14 +304,17 @@ def test_who_was_away_itself_takes_nobody_for_dead(monkeypatch: pytest.MonkeyPat
     """Peers end connections to who is frozen; what they had said before is read together with that."""
     with Room("s1/0", "s2/0") as room:
         one = room["s1/0"].exchange
+        listen = one._link.listen
         room.until(lambda: one.evidence("s2/0", ticks()) == ALIVE)
         room.run(0.5)
         room.run(0.5, "s2/0")
+        monkeypatch.setattr(one._link, "listen", lambda: listen() or True)
         monkeypatch.setattr(one._link, "look", lambda now: Changes([], ["s2/0"]))
         room.turn("s1/0")
         assert one.evidence("s2/0", ticks()) == ALIVE
         monkeypatch.undo()
         room.run(0.5)
+        monkeypatch.setattr(one._link, "listen", lambda: listen() or True)
         monkeypatch.setattr(one._link, "look", lambda now: Changes([], ["s2/0"]))
         room.turn("s1/0")
         assert one.evidence("s2/0", ticks()) == CLOSED
@@ -347,3 +350,19 @@ def test_of_a_copy_that_differs_everywhere_a_part_is_told() -> None:
 def record() -> bytes:
     """Any session."""
     return np.ones(1, SESSION_RECORD).tobytes()
+
+
+def test_a_connection_whose_end_nobody_told_of_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The monitor has missed it, and ZeroMQ tries no more: only that the peer never answers shows it."""
+    monkeypatch.setattr("replication.exchange.LIFELESS_AT_MOST", 300)
+    with Room("s1/0", "s2/0") as room:
+        change(room, "s1/0", 3, random.Random(8), 100)
+        room.pair_up(3, "s1/0", "s2/0")
+        link = room["s1/0"].exchange._link
+        events, deaf = link._events, link._monitors["s2/0"]
+        monkeypatch.setattr(link, "_events", lambda monitor: [] if monitor is deaf else events(monitor))
+        link._dealers["s2/0"].disconnect(room["s2/0"].exchange.endpoint)
+        change(room, "s1/0", 3, random.Random(9), 100)
+        room.run(0.1)
+        assert link._connected == {"s2/0"} and not same(room, 3)  # as it believes
+        room.until(lambda: room["s1/0"].exchange.synced(3, "s2/0") and same(room, 3))

@@ -105,6 +105,19 @@ def test_a_frozen_peer_costs_nothing_and_is_in_sync_again_by_itself(far: Far) ->
     assert exchange.status()["links"][PEER]["lives"] > 1
 
 
+def test_a_peer_that_is_frozen_again_and_again_is_in_sync_each_time(far: Far) -> None:
+    """For a moment, for as long as makes it silent, until connections end, until the life is given up."""
+    exchange, chance = far.room[ME].exchange, random.Random(11)
+    for span in (0.05, 0.2, 0.35, 0.5, 1.2, 0.31, 1.05, 0.3, 0.4, 0.02):
+        far.process.send_signal(signal.SIGSTOP)
+        change(far, span + 0.05 * chance.random())
+        far.process.send_signal(signal.SIGCONT)
+        change(far, 0.1 * chance.random())  # it may be stopped again before it has all
+        if chance.random() < 0.7:
+            far.room.until(lambda: exchange.synced(SHARD, PEER))
+    agree(far)
+
+
 def test_a_killed_peer_is_known_to_be_dead_at_once_and_its_successor_gets_a_copy(far: Far) -> None:
     exchange = far.room[ME].exchange
     far.room.run(0.001 * CRASH_WITHIN + 0.1)  # who has only begun to talk might have been away

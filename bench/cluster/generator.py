@@ -24,7 +24,7 @@ import numpy as np
 from bench import clock
 from bench.cluster import datagrams, tcp
 from bench.cluster.ends import End, leave, send
-from bench.cluster.ledger import ASK, OPEN, RESIDENTS, STREAM_IN, STREAM_OUT, Ledger, Sizes, new_ledger
+from bench.cluster.ledger import ASK, CLOSE, OPEN, RESIDENTS, STREAM_IN, STREAM_OUT, Ledger, Sizes, new_ledger
 from bench.cluster.packets import PROTOCOL, is_whole, macs
 from shards import rings
 from shards.burst import Burst, new_burst
@@ -60,6 +60,7 @@ def run(client: Rings, server: Rings, burst: Burst, ledger: Ledger, box: Array) 
         busy += _take(client, burst, ledger, now)
         busy += _order(client, burst, ledger, OPEN, now)
         busy += _order(client, burst, ledger, ASK, now)
+        busy += _order(client, burst, ledger, CLOSE, now)
         busy += _order(client, burst, ledger, RESIDENTS, now)
         busy += _order(client, burst, ledger, STREAM_OUT, now)
         busy += _order(server, burst, ledger, STREAM_IN, now)
@@ -156,9 +157,11 @@ def _one(handles: Rings, burst: Burst, row: int, ledger: Ledger, kind: int, numb
         return tcp.open_one(handles, burst, row, ledger, number, now)
     if kind == ASK:
         one = ledger.connections[number]
-        if one["established"] == 0 or one["round"] > turned:
+        if one["established"] == 0 or one["closed"] == 1 or one["round"] > turned:
             return -1
         return tcp.ask_one(handles, burst, row, ledger, number, turned)
+    if kind == CLOSE:
+        return tcp.close_one(handles, burst, row, ledger, number)
     if kind == RESIDENTS:
         if ledger.residents[number]["round"] > turned:
             return -1
@@ -229,6 +232,10 @@ class Generator:
         if first + connections > len(self.ledger.connections):
             raise ValueError(f"the ledger has no room for {first + connections} connections")
         self._give(OPEN, first, first + connections, rate)
+
+    def close(self, connections: int, rate: int) -> None:
+        """End the first so many connections, `rate` a second; what is asked later is about the others."""
+        self._give(CLOSE, 0, connections, rate)
 
     @property
     def rounds(self) -> int:

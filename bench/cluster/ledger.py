@@ -13,7 +13,7 @@ from shards.jit import PURE
 from shards.state import Array
 
 # A TCP connection. Times in ns of the monotonic clock, 0: not yet. `round`: of the last answer, + 1. `moved`: something of it
-# came from or to another endpoint than before.
+# came from or to another endpoint than before. `closed`: the subscriber has ended it.
 CONNECTION = np.dtype(
     [
         ("opened", "i8"),
@@ -22,7 +22,8 @@ CONNECTION = np.dtype(
         ("round", "u1"),
         ("moved", "u1"),
         ("refused", "u1"),
-        ("spare", "u1", (5,)),
+        ("closed", "u1"),
+        ("spare", "u1", (4,)),
     ]
 )
 assert CONNECTION.itemsize == 32
@@ -39,7 +40,8 @@ PEOPLE = np.dtype([(name, "i8") for name in ("subscribers", "ports", "first_port
 # What is to be done, by kind (below): numbers from `next` to `end`, `rate` a second, in a round. `base_ns` and `done` keep the
 # pace; `missed`: how often the loop came so late that it gave up catching up.
 ORDER = np.dtype([(name, "i8") for name in ("next", "end", "rate", "round", "base_ns", "done", "missed", "skipped")])
-OPEN, ASK, RESIDENTS, STREAM_OUT, STREAM_IN = range(5)
+OPEN, ASK, RESIDENTS, STREAM_OUT, STREAM_IN, CLOSE = range(6)
+KINDS = 6
 
 TALLY = np.dtype([(name, "i8") for name in ("stop", "turns", "sent", "received", "full", "broken", "unknown", "moved")])
 
@@ -81,7 +83,7 @@ def new_ledger(sizes: Sizes, bases: Array, people: tuple[int, ...], client_macs:
     return Ledger(
         bases=np.array(bases, np.int64),
         people=np.array([people], PEOPLE),
-        orders=np.zeros(5, ORDER),
+        orders=np.zeros(KINDS, ORDER),
         connections=np.zeros(sizes.connections, CONNECTION),
         residents=np.zeros(sizes.residents, RESIDENT),
         externals=np.zeros(sizes.flows, np.int64),

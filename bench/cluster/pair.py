@@ -8,6 +8,7 @@ replicates, a turn of the exchange. All of that is timed, and nothing else.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,7 @@ import numpy as np
 
 from bench import traffic
 from bench.traffic import FRAME_BYTES
-from krononat.replica import TURN_EACH
+from krononat import warm
 from replication import keys
 from replication.exchange import Exchange
 from replication.protocol import Peer, Settings
@@ -52,21 +53,43 @@ class Who(NamedTuple):
     peer: Peer | None
 
 
+class Turn(NamedTuple):
+    """The longest turns of the exchange, ms: by the clock; in CPU time; and what is neither CPU time nor waiting for a CPU.
+
+    A turn sleeps nowhere. If it took long by the clock and not in CPU time, others had the CPU, unless it was `blocked`: by
+    the kernel, or since the host of this machine had taken the CPU away (steal), of which a thread cannot know.
+    """
+
+    longest_ms: float = 0.0
+    cpu_ms: float = 0.0
+    blocked_ms: float = 0.0
+
+    def or_longer(self, other: Turn) -> Turn:
+        """The longest of both, in each respect."""
+        return Turn(*map(max, self, other))
+
+
 class Slot(NamedTuple):
     """What a core did in a slot of busy time."""
 
     packets: int
     seconds: float
+    cpu_s: float  # of these, in which this thread had the CPU
     lost: int
     made: int  # new sessions
     lag_p99_s: float
     io_share: float  # of a CPU, by the threads of ZeroMQ
-    longest_turn_ms: float
+    turn: Turn
 
     @property
     def rate(self) -> float:
         """M packets/s of busy time."""
         return self.packets / self.seconds / 1e6
+
+    @property
+    def cpu_rate(self) -> float:
+        """M packets/s of CPU time."""
+        return self.packets / self.cpu_s / 1e6
 
 
 @hot
@@ -88,6 +111,17 @@ class Ticks:
         return traffic.NOW + (time.monotonic_ns() - self._base) // 1_000_000
 
 
+class RunDelay:
+    """For how long this thread could have run and others did (proc(5), schedstat); sees nothing of what the host takes."""
+
+    def __init__(self) -> None:
+        self._file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+
+    def ms(self) -> float:
+        """Ever."""
+        return int(os.pread(self._file, 100, 0).split()[1]) / 1e6
+
+
 class Forwarding:
     """The core that has the packets."""
 
@@ -100,33 +134,36 @@ class Forwarding:
         self._coming = traffic.packets_of(traffic.outbound(flows + np.arange(universe))).copy()
         self._frames, self._fresh = (np.zeros(rows * FRAME_BYTES, np.uint8) for rows in (KNOWN, FRESH_AT_MOST))
         self._ticks = Ticks()
-        self._at = self._next = self._turned = 0
+        self._at = self._next = 0
         self._owed = 0.0
+        self._delay, self._turn = RunDelay(), Turn()
         self.exchange = _exchange(self.state, who, self._ticks.now())
         self._peer = who.peer
 
     def slot(self, seconds: float, rate: int) -> Slot:
         """Forward for so long."""
         forwarded, began_s, io_s = self._forwarded(), time.monotonic(), _io_seconds()
-        busy, packets, made, lags = 0.0, 0, 0, []
-        if self.exchange:
-            self.exchange.longest_turn_ns = 0
+        busy, packets, made, lags, self._turn = 0.0, 0, 0, [], Turn()
+        had = 0.0
         while busy < seconds:
-            count = self._lay()
-            begun = time.perf_counter()
+            count, waited = self._lay(), self._delay.ms()
+            cpu = turn = 0
+            begun, having = time.perf_counter(), time.thread_time()
             now = self._ticks.now()
             breathe(self.state, self._frames, self._fresh, self._burst, count, now)
-            if self.exchange and now - self._turned >= TURN_EACH:  # as `krononat.replica` does
-                self._turned = now
+            if self.exchange and self.exchange.is_due(now):
+                cpu, turn = time.thread_time_ns(), time.perf_counter_ns()
                 self.exchange.turn(now)
-            took = time.perf_counter() - begun
+                cpu, turn = time.thread_time_ns() - cpu, time.perf_counter_ns() - turn
+            took, had = time.perf_counter() - begun, had + time.thread_time() - having
+            blocked = (turn - cpu) / 1e6 - (self._delay.ms() - waited)
+            self._turn = self._turn.or_longer(Turn(turn / 1e6, cpu / 1e6, blocked))
             busy, packets, made = busy + took, packets + KNOWN + count, made + count
             self._owed += rate * took
             lags.append(self.lag_s())
         share = (_io_seconds() - io_s) / (time.monotonic() - began_s)
-        turn_ms = self.exchange.longest_turn_ns / 1e6 if self.exchange else 0.0
         lost = packets - (self._forwarded() - forwarded)
-        return Slot(packets, busy, lost, made, float(np.percentile(lags, 99)), share, turn_ms)
+        return Slot(packets, busy, had, lost, made, float(np.percentile(lags, 99)), share, self._turn)
 
     def _lay(self) -> int:
         """Lay a breath's frames down; how many are of new flows."""
@@ -152,6 +189,11 @@ class Forwarding:
         for shard in SHARDS:
             assert self.exchange and self._peer
             self.exchange.stream(shard, self._peer.name, True)
+
+    def story(self) -> dict[str, Any]:
+        """What is known of the exchange."""
+        assert self.exchange
+        return self.exchange.status()
 
     def synced(self) -> bool:
         """Whether the peer has it all."""
@@ -190,6 +232,7 @@ def _io_seconds() -> float:
 def forward(channel: Connection, who: Who, flows: int, universe: int) -> None:
     """A core that does what it is told: ("slot", seconds, rate), ("stream",), ("synced",); ends with its channel."""
     core = Forwarding(who, flows, universe)
+    _settle()
     channel.send("ready")
     with contextlib.suppress(EOFError):
         while True:
@@ -210,14 +253,27 @@ def apply(channel: Connection, who: Who, room: int) -> None:
     assert exchange and who.peer
     for shard in SHARDS:
         exchange.accept(shard, who.peer.name, int(state.shards[shard]["epoch"]))
+    _settle()
     channel.send("ready")
     with contextlib.suppress(EOFError):
         while True:
             if not exchange.turn(ticks.now()):
                 time.sleep(0.001)
             if channel.poll():
-                channel.recv()
-                channel.send(int(state.shards["sessions"].sum()))
+                (what,) = channel.recv()
+                channel.send(exchange.status() if what == "story" else int(state.shards["sessions"].sum()))
+
+
+def _settle() -> None:
+    """As the worker does before its first packet.
+
+    What was never called is loaded when it is, 10 ms each; and the garbage collector walks half a million objects of the
+    compiler, for 50 ms, whenever it likes.
+    """
+    warm.load()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
 
 
 class Child(NamedTuple):

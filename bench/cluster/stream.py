@@ -49,18 +49,32 @@ class Survival(NamedTuple):
 
 
 def survival(connections: Array, turned: int, since_ns: int, until_ns: int) -> Survival:
-    """Of those whose first answer came in this span: who answered in round `turned` from the same external endpoint."""
+    """Of those whose first answer came in this span, and which were not closed: who answered in round `turned` as ever."""
     if connections.dtype != CONNECTION:
         raise TypeError("no connections")
     some = connections[(connections["established"] >= max(since_ns, 1)) & (connections["established"] < until_ns)]
+    some = some[some["closed"] == 0]
     alive = (some["round"] > turned) & (some["moved"] == 0) & (some["refused"] == 0)
     return Survival(len(some), int(alive.sum()))
 
 
 def owners(ledger: Ledger) -> int:
     """External TCP endpoints that two internal ones have had: connections of one endpoint share theirs, others must not."""
+    return _shared(ledger, ledger.connections["external"] != 0)
+
+
+def reused(ledger: Ledger) -> int:
+    """External endpoints of closed connections that other internal ones have had, too.
+
+    None should: no scene lasts as long as a port is to rest (RFC 6888 REQ-8: 120 s).
+    """
+    closed = ledger.connections["external"][ledger.connections["closed"] == 1]
+    return _shared(ledger, np.isin(ledger.connections["external"], closed[closed != 0]))
+
+
+def _shared(ledger: Ledger, chosen: Array) -> int:
+    """How many owners too many the endpoints of these connections had."""
     from bench.cluster.tcp import internal_of
 
-    some = np.flatnonzero(ledger.connections["external"])
-    pairs = {(int(ledger.connections["external"][row]), internal_of(ledger, int(row))) for row in some}
+    pairs = {(int(ledger.connections["external"][row]), internal_of(ledger, int(row))) for row in np.flatnonzero(chosen)}
     return len(pairs) - len({external for external, _ in pairs})

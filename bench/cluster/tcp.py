@@ -7,10 +7,11 @@
         ◄─────────────────────────────── answer: the connection is *established* when it arrives
     a request of a later round ────────►
         ◄─────────────────────────────── answer: it lives
+    RST ───────────────────────────────► it is *closed*, and asked no more; only where that was ordered
 
 A connection's number travels in its sequence numbers, which a NAT leaves alone: initial ones are number << 8. The server needs
 no memory but one: the external endpoint of each connection. What comes from another is *moved*, and not answered. Nothing is
-retransmitted but by asking once more; nothing is ever closed.
+retransmitted but by asking once more.
 """
 
 from __future__ import annotations
@@ -74,6 +75,15 @@ def ask_one(client: Rings, burst: Burst, row: int, ledger: Ledger, number: int, 
 
 
 @hot
+def close_one(client: Rings, burst: Burst, row: int, ledger: Ledger, number: int) -> int:
+    """Write the end of a connection into a row; rows used."""
+    used = _write(client, burst, row, ledger, number, RST, -1)
+    if used:
+        ledger.connections[number]["closed"] = 1
+    return used
+
+
+@hot
 def _write(client: Rings, burst: Burst, row: int, ledger: Ledger, number: int, flags: int, turned: int) -> int:
     at, first, data = fresh(client, burst, row), number << 8, 0
     if at == 0:
@@ -95,9 +105,11 @@ def answer(server: Rings, burst: Burst, row: int, ledger: Ledger) -> bool:
     memory, at = server.frames, burst.at[row]
     flags, sequence = read8(memory, at + FLAGS), read32(memory, at + SEQUENCE)
     number = sequence >> 8
-    if number >= len(ledger.connections) or flags & RST:
+    if number >= len(ledger.connections):
         return False
     one = ledger.connections[number]
+    if flags & RST:
+        return bool(one["closed"] == 1)
     external = read32(memory, at + SOURCE) << 16 | read16(memory, at + L4)
     if flags & SYN:
         one["external"] = external

@@ -28,6 +28,7 @@ COMMANDS = {
     "fabric": ("krononat.cli.fabric:fabric", "Print what the switches around the cores must be told."),
     "speaker": ("krononat.cli.speaker:speaker", "Hold the BGP sessions of this server's cores."),
     "bfd": ("krononat.cli.bfd:bfd", "Show whether the neighbours hear us: sessions of BFD."),
+    "metrics": ("krononat.cli.metrics:metrics", "Serve figures for Prometheus."),
     "quarantine": ("krononat.cli.quarantine:quarantine", "Show or forget what is dropped because workers died of it."),
     "worker": ("krononat.cli.worker:worker", "Replace the worker by a new process, without a packet lost."),
     "trace": ("krononat.cli.trace:trace", "Follow one packet through a copy of the state, stage by stage."),

@@ -20,6 +20,7 @@ bench = Lazy(
         "routes": ("bench.routes:routes", "Routes that follow when shards move, through ExaBGP to BIRD."),
         "migrate": ("bench.migrate:migrate", "A shard moved again and again under traffic."),
         "failover": ("bench.failover:failover", "The primary dies, the backup sleeps, the link is cut."),
+        "verify": ("bench.verify:verify", "Divergences are planted in a copy, and to be found."),
         "all": ("bench.all:everything", "All of them, with a report and plots."),
         "compare": ("bench.compare:compare", "What changed between two reports beyond the noise."),
     },
