@@ -1,0 +1,339 @@
+"""What befalls a cluster whose switches route, and its end: `fail` and `heal`, one line of a table for each kind.
+
+Nothing is written down about it: what is dead, stopped, cut or unplugged is seen (`broken`), also by another process later.
+Links fail at the switch's end: it knows at once, and the other end loses its carrier.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from krononat.client import NOT_FOUND, Trouble
+from krononat.lab import cluster, fabric, legs, namespaces, switches
+from krononat.lab.cluster import Wanted
+from krononat.lab.topology import End, home
+from routing.fabric import DOMAINS
+
+if TYPE_CHECKING:
+    from krononat.lab.laboratory import Lab
+
+_GONE_S = 5.0
+STOPPED = "T"  # proc(5)
+
+
+class Kind(NamedTuple):
+    """A kind of failure; `names` are what it can happen to."""
+
+    told: str
+    names: Callable[[Wanted], tuple[str, ...]]
+    fail: Callable[[Lab, str], None]
+    heal: Callable[[Lab, str], None]
+
+
+def fail(lab: Lab, kind: str, name: str) -> None:
+    """Have it happen; Trouble (exit 4) names what there is to break."""
+    _check(lab, kind, name)
+    KINDS[kind].fail(lab, name)
+
+
+def heal(lab: Lab, kind: str, name: str) -> None:
+    """Undo it, as much as was done of it."""
+    _check(lab, kind, name)
+    KINDS[kind].heal(lab, name)
+
+
+def heal_all(lab: Lab) -> list[str]:
+    """Undo everything that is broken; what it was."""
+    found = broken(lab)
+    for kind, name in found:
+        KINDS[kind].heal(lab, name)
+    return [f"{kind} {name}" for kind, name in found]
+
+
+def _check(lab: Lab, kind: str, name: str) -> None:
+    if lab.wanted is None or not lab.wanted.routed:
+        raise Trouble(
+            f'the laboratory "{lab.name}" has no switches', "", "krononat lab up --topology cluster --tor bird", NOT_FOUND
+        )
+    there = KINDS[kind].names(lab.wanted)
+    if name not in there:
+        raise Trouble(f"no {kind} {name!r}", "", f"there are: {', '.join(there)}", NOT_FOUND)
+
+
+# --- processes -------------------------------------------------------------------------------------------------------------
+
+
+class Process(NamedTuple):
+    """A process in a node."""
+
+    number: int
+    parent: int
+    state: str  # one letter, proc(5)
+    words: tuple[str, ...]
+
+
+def processes(lab: Lab, node: str) -> list[Process]:
+    """What runs in a node."""
+    found = []
+    for number in namespaces.processes(lab.namespace[node]):
+        with contextlib.suppress(OSError):
+            state, parent = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[:2]
+            words = Path(f"/proc/{number}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            found.append(Process(number, int(parent), state, tuple(words)))
+    return found
+
+
+def of_core(lab: Lab, core: str) -> list[Process]:
+    """A core's processes: its supervisor, and all that come from it."""
+    label = lab.label(core)
+    there = processes(lab, home(label))
+    roots = {each.number for each in there if "run" in each.words and str(lab.config_of(label)) in each.words}
+    roots -= {each.number for each in there if "speaker" in each.words}
+    while grown := {each.number for each in there if each.parent in roots} - roots:
+        roots |= grown
+    return [each for each in there if each.number in roots]
+
+
+def speaking(lab: Lab, server: str, what: str) -> list[Process]:
+    """Of a server's speaker: "speaker" itself, "exabgp", or the "helper" between ExaBGP and the cores."""
+    there = processes(lab, server)
+    fits: dict[str, Callable[[Process], bool]] = {
+        "speaker": lambda each: "speaker" in each.words and "run" in each.words,
+        "exabgp": lambda each: any("routing.speaker.launch" in word or word.endswith("exabgp") for word in each.words),
+        "helper": lambda each: any("routing.helper" in word for word in each.words),
+    }
+    return [each for each in there if fits[what](each)]
+
+
+def _kill(doomed: list[Process], wait: bool = True) -> None:
+    _signal(doomed, signal.SIGKILL)
+    deadline = time.monotonic() + _GONE_S
+    while wait and any(_lives(each.number) for each in doomed) and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def _signal(processes: list[Process], number: signal.Signals) -> None:
+    for each in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each.number, number)
+
+
+def _lives(number: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    return False
+
+
+def _kill_worker(lab: Lab, core: str) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(lab.worker(lab.label(core)), signal.SIGKILL)
+
+
+def _start_core(lab: Lab, core: str) -> None:
+    if not of_core(lab, core):
+        lab.start_appliances(lab.label(core))
+
+
+def _start_server(lab: Lab, server: str) -> None:
+    if not speaking(lab, server, "speaker"):
+        lab.start_speakers(server)
+    wanted = lab.wanted or Wanted()
+    dead = [core for core in cluster.cores(wanted) if cluster.node_of(core) == server and not of_core(lab, core)]
+    if dead:
+        lab.start_appliances(*(lab.label(core) for core in dead))
+
+
+def _returns(lab: Lab, name: str) -> None:
+    """Nothing to do: it is started anew by who looks after it."""
+
+
+# --- links and switches ----------------------------------------------------------------------------------------------------
+
+
+def _far_end(lab: Lab, name: str) -> End:
+    """The end that a link fails at: the one that is not the named node's, "s1.in0" or "ain.other"."""
+    a, b = next(link for link in lab.topology.links if name in (link[0].name, link[1].name))
+    return b if a.name == name else a
+
+
+def _link(lab: Lab, name: str, state: str) -> None:
+    end = _far_end(lab, name)
+    namespaces.command("ip", "-n", lab.namespace[end.node], "link", "set", end.interface, state)
+
+
+def _ports(lab: Lab, node: str, state: str) -> None:
+    ends = [end for link in lab.topology.links for end in link if end.node == node]
+    lines = "".join(f"link set {end.interface} {state}\n" for end in ends)
+    namespaces.command("ip", "-n", lab.namespace[node], "-batch", "-", given=lines)
+
+
+def _tor_nodes(lab: Lab, name: str) -> tuple[str, ...]:
+    wanted = lab.wanted or Wanted()
+    return tuple(dict.fromkeys(legs.node_of(name, domain, wanted.domains) for domain in DOMAINS))
+
+
+def _kill_switch(lab: Lab, name: str) -> None:
+    """All of it is without power: daemons and ports."""
+    for node in _tor_nodes(lab, name):
+        _ports(lab, node, "down")
+    for node in _tor_nodes(lab, name):
+        switches.stop_node(lab, node)
+
+
+def _start_switch(lab: Lab, name: str) -> None:
+    for node in _tor_nodes(lab, name):
+        _ports(lab, node, "up")
+        _start_daemon(lab, node)
+
+
+def _start_daemon(lab: Lab, node: str) -> None:
+    if not switches.daemons(lab, node):
+        switches.start_node(lab, node)
+
+
+def _isolated(lab: Lab, name: str, state: str) -> None:
+    """Uplinks of a switch and the links to the other one; the servers stay connected to it."""
+    for node in _tor_nodes(lab, name):
+        ends = [end for link in lab.topology.links for end in link if end.node == node]
+        for end in ends:
+            if end.interface in ("access", "core", "other"):
+                namespaces.command("ip", "-n", lab.namespace[node], "link", "set", end.interface, state)
+
+
+def _replication(lab: Lab, server: str, *words: str) -> None:
+    namespaces.command("ip", "-n", lab.namespace["fabric"], "link", "set", server, *words)
+
+
+def _other(lab: Lab, state: str) -> None:
+    for domain in DOMAINS:
+        _link(lab, f"{legs.node_of('b', domain, 2)}.other", state)
+
+
+def _servers(wanted: Wanted) -> tuple[str, ...]:
+    return tuple(f"s{n}" for n in range(1, wanted.servers + 1))
+
+
+def _links(wanted: Wanted) -> tuple[str, ...]:
+    drawn = fabric.topology(wanted, Path("/")).links
+    return tuple(end.name for link in drawn for end in link if end.node.startswith("s") or end.interface == "other")
+
+
+KINDS: dict[str, Kind] = {
+    "worker": Kind(
+        "kill -9 of a core's worker; its supervisor starts another one",
+        cluster.cores,
+        _kill_worker,
+        _returns,
+    ),
+    "core": Kind(
+        "kill -9 of all of a core",
+        cluster.cores,
+        lambda lab, core: _kill(of_core(lab, core)),
+        _start_core,
+    ),
+    "server": Kind(
+        "kill -9 of every process of a server at once",
+        _servers,
+        lambda lab, server: _kill(processes(lab, server)),
+        _start_server,
+    ),
+    "freeze": Kind(
+        "SIGSTOP of all of a core: memory and connections stay, nothing answers",
+        cluster.cores,
+        lambda lab, core: _signal(of_core(lab, core), signal.SIGSTOP),
+        lambda lab, core: _signal(of_core(lab, core), signal.SIGCONT),
+    ),
+    "link": Kind(
+        "no carrier: a leg of a core (s1.in0), a server's replication (s1.fabric0), the link between switches (ain.other)",
+        _links,
+        lambda lab, name: _link(lab, name, "down"),
+        lambda lab, name: _link(lab, name, "up"),
+    ),
+    "bgp": Kind(
+        "kill -9 of a server's ExaBGP; the speaker starts it again",
+        _servers,
+        lambda lab, server: _kill(speaking(lab, server, "exabgp"), wait=False),
+        _returns,
+    ),
+    "helper": Kind(
+        "kill -9 of the process between ExaBGP and the cores; it comes back",
+        _servers,
+        lambda lab, server: _kill(speaking(lab, server, "helper"), wait=False),
+        _returns,
+    ),
+    "tor": Kind("a switch without power", fabric.switches, _kill_switch, _start_switch),
+    "daemon": Kind(
+        "kill -9 of the routing daemons of a domain of a switch, or of a router",
+        switches.nodes,
+        lambda lab, node: switches.stop_node(lab, node) and None,
+        _start_daemon,
+    ),
+    "isolate": Kind(
+        "a switch with neither uplinks nor the other switch",
+        fabric.switches,
+        lambda lab, name: _isolated(lab, name, "down"),
+        lambda lab, name: _isolated(lab, name, "up"),
+    ),
+    "partition": Kind(
+        "a server cut off the replication network, or `switches` of each other",
+        lambda wanted: (*_servers(wanted), *(("switches",) if wanted.tors == 2 else ())),
+        lambda lab, name: _other(lab, "down") if name == "switches" else _replication(lab, name, "nomaster"),
+        lambda lab, name: _other(lab, "up") if name == "switches" else _replication(lab, name, "master", "br0"),
+    ),
+}
+
+
+# --- seen ------------------------------------------------------------------------------------------------------------------
+
+
+def broken(lab: Lab) -> list[tuple[str, str]]:
+    """Everything that is not as `up` made it: kind and name, as `heal` takes them."""
+    return [*_dark(lab), *_unplugged(lab), *_cut_off(lab), *_dead(lab)]
+
+
+def _devices(lab: Lab, node: str) -> dict[str, dict[str, Any]]:
+    told: list[dict[str, Any]] = json.loads(namespaces.command("ip", "-n", lab.namespace[node], "-json", "link", "show"))
+    return {device["ifname"]: device for device in told}
+
+
+def _dark(lab: Lab) -> Iterator[tuple[str, str]]:
+    wanted = lab.wanted or Wanted()
+    for node in switches.nodes(wanted):
+        if not switches.daemons(lab, node):
+            yield "daemon", node
+
+
+def _unplugged(lab: Lab) -> Iterator[tuple[str, str]]:
+    nodes = {node: _devices(lab, node) for node in {*fabric.nodes(lab.wanted or Wanted()), "fabric"}}
+    for a, b in lab.topology.links:
+        for own, far in ((a, b), (b, a)):
+            if own.node in nodes and "UP" not in nodes[own.node][own.interface]["flags"]:
+                yield "link", far.name
+
+
+def _cut_off(lab: Lab) -> Iterator[tuple[str, str]]:
+    devices = _devices(lab, "fabric")
+    for server in _servers(lab.wanted or Wanted()):
+        if "master" not in devices[server]:
+            yield "partition", server
+
+
+def _dead(lab: Lab) -> Iterator[tuple[str, str]]:
+    for core in cluster.cores(lab.wanted or Wanted()):
+        there = of_core(lab, core)
+        if not there:
+            yield "server" if not processes(lab, cluster.node_of(core)) else "core", _named(lab, core)
+        elif any(each.state == STOPPED for each in there):
+            yield "freeze", core
+
+
+def _named(lab: Lab, core: str) -> str:
+    server = cluster.node_of(core)
+    return core if processes(lab, server) else server
