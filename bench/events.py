@@ -1,13 +1,13 @@
 """`krononat bench events`: what happens to a cluster whose switches route by themselves, and what its users notice of it.
 
 Three servers of two cores, twelve shards, switches with BIRD (`--tor frr`: with FRR), real ExaBGP, BFD at 50 ms x 3. A numbered
-stream of 10,000 datagrams a second each way goes through all shards, 2,000 new TCP connections a second are opened, and everyday
-programs (iperf3 at 50 Mbit/s, curl, scp, a call over UDP) use shard 0. Then things happen, one after another; each time all is
-well again before the next one. What is hit are always the shards of the core that has shard 0.
+stream of 10,000 datagrams a second each way goes through all shards, 2,000 new TCP connections a second are opened, and
+everyday programs (iperf3 at 50 Mbit/s, curl, scp, ssh, a call over UDP) use shard 0. Then things happen, one after another; each
+time all is well again before the next one. What is hit are always the shards of the core that has shard 0.
 
     events/NAME/lost         datagrams of the hit shards that never came; those of the others in events/NAME/others_lost
     events/NAME/outage_ms    longest silence of the hit shards, of the worse direction
-    events/NAME/older        % of the connections established more than 10 ms before that answer afterwards, at the same endpoint
+    events/NAME/older        % of the connections established more than 10 ms before that answer afterwards
     events/NAME/last10ms     % of those established in the last 10 ms
     events/NAME/routing_ms   from the first change of a route in the switches to the last one
     events/un_natted         packets on the Internet's side that nobody had translated, in all of it
@@ -60,6 +60,7 @@ class Noticed(NamedTuple):
     outage_ms: float
     older: Survival
     last: Survival
+    routing_ms: float
     settled_s: float
 
 
@@ -73,9 +74,7 @@ def show(tor: str, happenings: Sequence[Happening], times: int, told: Told) -> l
     with stage(tor, len(happenings) * times, told) as here, Programs(here.lab) as programs, Watch(_switches(here)) as routes:
         results: list[Result] = []
         for each in happenings:
-            noticed = [_happen(here, each, told) for _ in range(times)]
-            results += _figures(each, noticed)
-        assert routes.changes
+            results += _figures(each, [_happen(here, routes, each, told) for _ in range(times)])
         return [*results, *_in_all(here, programs)]
 
 
@@ -98,7 +97,7 @@ def stage(tor: str, happenings: int, told: Told) -> Iterator[Scene]:
 # --- one ----------------------------------------------------------------------------------------------------------------------
 
 
-def _happen(here: Scene, each: Happening, told: Told) -> Noticed:
+def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
     _until_well(here)
     core = each.whose(here)
     mine = _shards_of(here, core)
@@ -107,11 +106,12 @@ def _happen(here: Scene, each: Happening, told: Told) -> Noticed:
     time.sleep(BEFORE_S)
     began = time.monotonic_ns()
     each.act(here, core)
+    routing_ms = routes.span_ms(began)
     each.undo(here, core)
     settled_s = _until_well(here)
     time.sleep(AFTER_S)
     here.generator.halt(OPEN)
-    return _noticed(here, mine, began, settled_s)
+    return _noticed(here, mine, began, routing_ms, settled_s)
 
 
 def _until_well(here: Scene) -> float:
@@ -132,7 +132,7 @@ def _shards_of(here: Scene, core: str) -> list[int]:
     return [shard for shard in range(SHARDS) if here.shard(core, shard)["role"] == "active"]
 
 
-def _noticed(here: Scene, mine: Sequence[int], began: int, settled_s: float) -> Noticed:
+def _noticed(here: Scene, mine: Sequence[int], began: int, routing_ms: float, settled_s: float) -> Noticed:
     ledger, ended = here.generator.ledger, time.monotonic_ns()
     time.sleep(0.1)
     hit = [became(_of(part, mine), began - AROUND_NS, ended) for part in (ledger.out, ledger.into)]
@@ -142,7 +142,8 @@ def _noticed(here: Scene, mine: Sequence[int], began: int, settled_s: float) -> 
     older = survival(_of(ledger.connections, mine), turned, began - 10 * 1_000_000_000, began - LAST_NS)
     last = survival(_of(ledger.connections, mine), turned, began - LAST_NS, began)
     lost, others_lost = (sum(part.lost for part in parts) for parts in (hit, others))
-    return Noticed(lost, others_lost, max(part.longest_gap_ms for part in hit), older, last, settled_s)
+    outage_ms = max(part.longest_gap_ms for part in hit)
+    return Noticed(lost, others_lost, outage_ms, older, last, routing_ms, settled_s)
 
 
 def _of(rows: Array, shards: Sequence[int]) -> Array:
@@ -165,6 +166,7 @@ def _figures(each: Happening, noticed: Sequence[Noticed]) -> list[Result]:
         report.measured(f"{name}/older/connections", "connections", [sum(one.older.established for one in noticed)]),
         report.measured(f"{name}/last10ms", "%", [_share(last)], 99),
         report.measured(f"{name}/last10ms/connections", "connections", [sum(one.established for one in last)]),
+        report.measured(f"{name}/routing_ms", "ms", [one.routing_ms for one in noticed], each.routing_ms),
         report.measured(f"{name}/settled_s", "s", [one.settled_s for one in noticed]),
     ]
 

@@ -20,6 +20,7 @@ from routing.fabric import INSIDE, OUTSIDE
 
 OUTAGE_MS = 20.0  # of a hard failure that is told, by closed connections or a lost carrier
 SILENT_MS = {"bird": 200.0, "frr": 300.0}  # of one that only BFD notices, at 50 ms x 3
+ROUTING_MS = 50.0  # of one shard's move
 RESTART_MS = 1000.0  # of the only switch's daemon
 _MOVE_S = 60.0
 _FROZEN_S, _CUT_S = 2.0, 4.0
@@ -35,6 +36,7 @@ class Happening(NamedTuple):
     undo: Callable[[Scene, str], None]
     lost: float | None = None
     outage_ms: float | None = None
+    routing_ms: float | None = None
 
 
 def _nothing(here: Scene, core: str) -> None:
@@ -143,8 +145,10 @@ def _harmless(name: str, told: str, kind: str) -> Happening:
 def graceful() -> tuple[Happening, ...]:
     """What an operator does."""
     return (
-        Happening("migrate", "a shard moves to a core that had no copy of it", _owner, _migrate, _nothing, 0.0),
-        Happening("swap", "a shard moves to its backup", _owner, _swap, _nothing, 0.0),
+        Happening(
+            "migrate", "a shard moves to a core that had no copy of it", _owner, _migrate, _nothing, 0.0, None, ROUTING_MS
+        ),
+        Happening("swap", "a shard moves to its backup", _owner, _swap, _nothing, 0.0, None, ROUTING_MS),
         Happening("drain", "all shards move off a server", _owner, _drain, _nothing, 0.0),
         Happening("undrain", "all shards move back to where they belong", _owner, _undrain_all, _nothing, 0.0),
         Happening("rebalance", "the load is spread anew", _owner, _rebalance, _undrain_all, 0.0),

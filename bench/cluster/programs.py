@@ -1,8 +1,8 @@
 """Everyday programs that go on while a shard moves: iperf3 at 50 Mbit/s, downloads with curl, copies with scp, a shell by ssh.
 
 Each is started again as soon as it has ended, so at every moment one of each kind has connections open. A run counts as broken
-where the program says so, or where what arrived is not what was sent. Besides there is one call over UDP all the time (`calls`);
-it is broken where somebody heard nothing for longer than a browser waits, or heard it from another endpoint.
+where the program says so, or where what arrived is not what was sent. All the time there is a call over UDP, too (`calls`); it
+is broken where somebody heard nothing for longer than a browser waits, or heard it from another endpoint.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class Watch:
         for line in process.stdout:
             self.changes.append(Change(time.monotonic_ns(), namespace, line.decode(errors="replace").strip()))
 
-    def last(self, since_ns: int) -> int:
-        """When the last route changed since then; that instant itself where none did."""
-        return max((change.at for change in self.changes if change.at >= since_ns), default=since_ns)
+    def span_ms(self, since_ns: int) -> float:
+        """From the first change since then to the last one; 0 where there was none."""
+        found = [change.at for change in self.changes if change.at >= since_ns]
+        return (max(found) - min(found)) / 1e6 if found else 0.0
