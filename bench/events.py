@@ -2,7 +2,7 @@
 
 Three servers of two cores, twelve shards, switches with BIRD (`--tor frr`: with FRR), real ExaBGP, BFD at 50 ms x 3. A numbered
 stream of 10,000 datagrams a second each way goes through all shards, 2,000 new TCP connections a second are opened, and
-everyday programs (iperf3 at 50 Mbit/s, curl, scp, ssh, a call over UDP) use shard 0. Then things happen, one after another; each
+everyday programs (iperf3 at 50 Mbit/s, curl, scp, ssh, a call over UDP) use shard 0. Then things happen, one by one; each
 time all is well again before the next one. What is hit are always the shards of the core that has shard 0.
 
     events/NAME/lost         datagrams of the hit shards that never came; those of the others in events/NAME/others_lost

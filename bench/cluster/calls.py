@@ -1,7 +1,7 @@
 """A call as a browser makes one (WebRTC, RFC 8834): 50 datagrams of 160 bytes a second each way, over one UDP flow.
 
 ``python -m bench.cluster.calls call ADDRESS`` sends from one port and listens there; ``… answer`` answers to where it was
-called from, with a stream of its own. Each notes what it has heard and the longest silence, and says so in JSON when SIGTERM comes.
+called from, with a stream of its own. Each notes what it has heard and the longest silence, and says so in JSON at SIGTERM.
 """
 
 from __future__ import annotations
