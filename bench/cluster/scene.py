@@ -116,4 +116,6 @@ def scene(name: str, wanted: Wanted, sizes: Sizes, people: People, told: Told) -
 
 
 def _end(lab: Lab, node: str, own: str) -> End:
-    return End(lab.namespace[node], "eth0", own, (lab.namespace["tor"], node))
+    a, b = next(link for link in lab.topology.links if node in (link[0].node, link[1].node))
+    far = b if a.node == node else a
+    return End(lab.namespace[node], "eth0", own, (lab.namespace[far.node], far.interface))

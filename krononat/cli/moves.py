@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
@@ -113,8 +114,9 @@ def _own(row: Row) -> tuple[int, int]:
 
 
 def sockets(given: str | None) -> list[str]:
-    """Control sockets to ask: the given one, else all there are."""
-    found = [] if given else sorted(str(path) for path in client.FOLDER.glob("*.sock"))
+    """Control sockets to ask: the given one, or all in the given folder, else all there are."""
+    folder = client.FOLDER if not given else Path(given)
+    found = sorted(str(path) for path in folder.glob("*.sock")) if folder.is_dir() else []
     return found or [client.find_socket(given)]
 
 

@@ -1,0 +1,191 @@
+"""What may happen to a cluster whose switches route: one line of a table each, with what its users may notice of it.
+
+`whose` names the core whose shards are hit; what happens to others is measured, too, and must be nothing. `act` returns when it
+has happened, `undo` sets right what does not come back by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bench.cluster.scene import Scene
+from krononat.cli import moves
+from krononat.client import Trouble
+from krononat.lab import chaos, cluster, legs
+from krononat.lab.cluster import Wanted
+from krononat.lab.laboratory import KRONONAT
+from routing.fabric import INSIDE, OUTSIDE
+
+OUTAGE_MS = 20.0  # of a hard failure that is told, by closed connections or a lost carrier
+SILENT_MS = {"bird": 200.0, "frr": 300.0}  # of one that only BFD notices, at 50 ms x 3
+ROUTING_MS = 50.0  # of one shard's move
+RESTART_MS = 1000.0  # of the only switch's daemon
+_MOVE_S = 60.0
+_FROZEN_S, _CUT_S = 2.0, 4.0
+
+
+class Happening(NamedTuple):
+    """One of them. Goals that are None are not set: what is seen is told."""
+
+    name: str
+    told: str
+    whose: Callable[[Scene], str]
+    act: Callable[[Scene, str], None]
+    undo: Callable[[Scene, str], None]
+    lost: float | None = None
+    outage_ms: float | None = None
+    routing_ms: float | None = None
+
+
+def _nothing(here: Scene, core: str) -> None:
+    """It comes back by itself."""
+
+
+def _owner(here: Scene) -> str:
+    return here.owner(0)
+
+
+def _wanted(here: Scene) -> Wanted:
+    return here.lab.wanted or Wanted()
+
+
+# --- graceful ---------------------------------------------------------------------------------------------------------------
+
+
+def move(here: Scene, source: str, shard: int, target: str) -> None:
+    """`krononat shard migrate`: routes follow by themselves."""
+    path = here.path(source)
+    moves.watch(path, moves.begin(path, shard, target), _MOVE_S)
+
+
+def _migrate(here: Scene, core: str) -> None:
+    """To a core that has nothing of it yet."""
+    backup = here.shard(core)["passive"]
+    others = [name for name in cluster.cores(_wanted(here)) if cluster.node_of(name) not in _servers(core, backup)]
+    move(here, core, 0, (others or [backup])[0])
+
+
+def _swap(here: Scene, core: str) -> None:
+    move(here, core, 0, here.shard(core)["passive"])
+
+
+def _servers(*cores: str) -> set[str]:
+    return {cluster.node_of(core) for core in cores}
+
+
+def _operate(here: Scene, *words: str) -> None:
+    """A command of ours, as an operator gives it on a server."""
+    lab = here.lab
+    done = lab.run("s1", *KRONONAT, *words, "--socket", str(lab.folder), timeout_s=4 * _MOVE_S)
+    if done.returncode:
+        raise Trouble(f"krononat {' '.join(words)} failed", done.stderr.strip()[-500:])
+
+
+def _drain(here: Scene, core: str) -> None:
+    _operate(here, "server", "drain", cluster.node_of(core), "--yes")
+
+
+def _undrain_all(here: Scene, core: str) -> None:
+    for server in sorted({cluster.node_of(name) for name in cluster.cores(_wanted(here))}):
+        _operate(here, "server", "undrain", server, "--yes")
+
+
+def _rebalance(here: Scene, core: str) -> None:
+    _operate(here, "shard", "rebalance", "--yes")
+
+
+# --- hard -------------------------------------------------------------------------------------------------------------------
+
+
+def _fails(kind: str, named: Callable[[str], str]) -> Callable[[Scene, str], None]:
+    return lambda here, core: chaos.fail(here.lab, kind, named(core))
+
+
+def _heals(kind: str, named: Callable[[str], str], after_s: float = 0.0) -> Callable[[Scene, str], None]:
+    def heal(here: Scene, core: str) -> None:
+        time.sleep(after_s)
+        chaos.heal(here.lab, kind, named(core))
+
+    return heal
+
+
+def _core(core: str) -> str:
+    return core
+
+
+def _leg(core: str) -> str:
+    """Its inside leg, at the first switch."""
+    return f"{cluster.node_of(core)}.{legs.leg(core, legs.LETTERS[0], INSIDE).device}"
+
+
+def _outside_leg(core: str) -> str:
+    return f"{cluster.node_of(core)}.{legs.leg(core, legs.LETTERS[0], OUTSIDE).device}"
+
+
+def _inside_switch(here: Scene) -> str:
+    wanted = _wanted(here)
+    return legs.node_of(legs.LETTERS[0], INSIDE, wanted.domains)
+
+
+def _restart(here: Scene, core: str) -> None:
+    chaos.fail(here.lab, "daemon", _inside_switch(here))
+    chaos.heal(here.lab, "daemon", _inside_switch(here))
+
+
+def _hard(name: str, told: str, kind: str, named: Callable[[str], str], after_s: float, outage_ms: float) -> Happening:
+    return Happening(name, told, _owner, _fails(kind, named), _heals(kind, named, after_s), None, outage_ms)
+
+
+def _harmless(name: str, told: str, kind: str) -> Happening:
+    return Happening(name, told, _owner, _fails(kind, cluster.node_of), _heals(kind, cluster.node_of, 1.0), 0.0)
+
+
+def graceful() -> tuple[Happening, ...]:
+    """What an operator does."""
+    return (
+        Happening(
+            "migrate", "a shard moves to a core that had no copy of it", _owner, _migrate, _nothing, 0.0, None, ROUTING_MS
+        ),
+        Happening("swap", "a shard moves to its backup", _owner, _swap, _nothing, 0.0, None, ROUTING_MS),
+        Happening("drain", "all shards move off a server", _owner, _drain, _nothing, 0.0),
+        Happening("undrain", "all shards move back to where they belong", _owner, _undrain_all, _nothing, 0.0),
+        Happening("rebalance", "the load is spread anew", _owner, _rebalance, _undrain_all, 0.0),
+    )
+
+
+def hard(tor: str) -> tuple[Happening, ...]:
+    """What nobody asked for."""
+    server = cluster.node_of
+    return (
+        _hard("worker", "kill -9 of a core's worker, without a spare", "worker", _core, 0.0, OUTAGE_MS),
+        _hard("server", "kill -9 of every process of a server at once", "server", server, 2.0, OUTAGE_MS),
+        _hard("link", "a core's inside leg loses its carrier", "link", _leg, 2.0, OUTAGE_MS),
+        _hard("outside", "a core's outside leg loses its carrier", "link", _outside_leg, 2.0, OUTAGE_MS),
+        _hard("freeze", "a core is stopped: nothing is closed, nothing answers", "freeze", _core, _FROZEN_S, SILENT_MS[tor]),
+    )
+
+
+def harmless(tor: str) -> tuple[Happening, ...]:
+    """What only control has to do with."""
+    cut = Happening(
+        "partition", "a server is cut off the others", _owner,
+        _fails("partition", cluster.node_of), _heals("partition", cluster.node_of, _CUT_S), 0.0,
+    )  # fmt: skip
+    restart = Happening(
+        "switch",
+        "the routing daemon of the only switch is killed and started again",
+        _owner,
+        _restart,
+        _nothing,
+        None,
+        RESTART_MS,
+    )
+    return (
+        _harmless("exabgp", "kill -9 of a server's ExaBGP", "bgp"),
+        _harmless("helper", "kill -9 of the helper between ExaBGP and the cores", "helper"),
+        _harmless("speaker", "kill -9 of a server's speaker", "speaker"),
+        cut,
+        restart,
+    )

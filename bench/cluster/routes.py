@@ -1,0 +1,57 @@
+"""When the switches' kernels changed a route: `ip monitor` in their namespaces, with its own clock."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+from krononat.lab import namespaces
+
+
+class Change(NamedTuple):
+    """A route that changed in a namespace; `at` in ns of the monotonic clock, when it was heard of."""
+
+    at: int
+    namespace: str
+    line: str
+
+
+class Watch:
+    """Routes of these namespaces, from `with` to its end."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.changes: list[Change] = []
+        self._processes = [
+            subprocess.Popen(
+                ["ip", "-n", name, "-oneline", "monitor", "route"], stdout=subprocess.PIPE, env={"PATH": namespaces.PATH}
+            )
+            for name in names
+        ]
+        told = zip(names, self._processes, strict=True)
+        self._threads = [threading.Thread(target=self._read, args=each, daemon=True) for each in told]
+
+    def __enter__(self) -> Watch:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.wait()
+        for thread in self._threads:
+            thread.join()
+
+    def _read(self, namespace: str, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout
+        for line in process.stdout:
+            self.changes.append(Change(time.monotonic_ns(), namespace, line.decode(errors="replace").strip()))
+
+    def span_ms(self, since_ns: int) -> float:
+        """From the first change since then to the last one; 0 where there was none."""
+        found = [change.at for change in self.changes if change.at >= since_ns]
+        return (max(found) - min(found)) / 1e6 if found else 0.0

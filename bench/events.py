@@ -1,0 +1,203 @@
+"""`krononat bench events`: what happens to a cluster whose switches route by themselves, and what its users notice of it.
+
+Three servers of two cores, twelve shards, switches with BIRD (`--tor frr`: with FRR), real ExaBGP, BFD at 50 ms x 3. A numbered
+stream of 10,000 datagrams a second each way goes through all shards, 2,000 new TCP connections a second are opened, and
+everyday programs (iperf3 at 50 Mbit/s, curl, scp, ssh, a call over UDP) use shard 0. Then things happen, one by one; each
+time all is well again before the next one. What is hit are always the shards of the core that has shard 0.
+
+    events/NAME/lost         datagrams of the hit shards that never came; those of the others in events/NAME/others_lost
+    events/NAME/outage_ms    longest silence of the hit shards, of the worse direction
+    events/NAME/older        % of the connections established more than 10 ms before that answer afterwards
+    events/NAME/last10ms     % of those established in the last 10 ms
+    events/NAME/routing_ms   from the first change of a route in the switches to the last one
+    events/un_natted         packets on the Internet's side that nobody had translated, in all of it
+    events/two_owners        external endpoints that two internal ones had, ever
+    events/broken            runs of programs that failed, in all of it
+
+Figures on veth are functional: two CPUs have the generator, six cores, all switches and programs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import click
+import numpy as np
+
+from bench import report
+from bench.cluster.generator import ask_until_settled
+from bench.cluster.happenings import Happening, graceful, hard, harmless
+from bench.cluster.ledger import OPEN, STREAM_IN, STREAM_OUT, Sizes
+from bench.cluster.programs import Programs
+from bench.cluster.routes import Watch
+from bench.cluster.scene import People, Scene, scene, until
+from bench.cluster.stream import Survival, became, owners, survival
+from bench.report import Result, Told
+from krononat.client import Trouble
+from krononat.lab import fabric, leaks, overview
+from krononat.lab.cluster import Wanted
+from shards.state import Array
+
+KIND = "veth"
+NAME = "kev"
+SERVERS, CORES, SHARDS = 3, 2, 12
+RATE, OPENED = 10_000, 2_000
+BEFORE_S, AFTER_S = 1.0, 1.0
+LAST_NS, AROUND_NS = 10_000_000, 50_000_000
+SETTLE_S = 60.0
+_EACH_S = 40  # at most, for the room of the ledger
+_PEOPLE = People(tuple(range(SHARDS)), 64, 200)
+
+
+class Noticed(NamedTuple):
+    """What was noticed of one happening."""
+
+    lost: int
+    others_lost: int
+    outage_ms: float
+    older: Survival
+    last: Survival
+    routing_ms: float
+    settled_s: float
+
+
+def run(quick: bool, told: Told, tor: str = "bird") -> list[Result]:
+    """All that may happen."""
+    return show(tor, (*graceful(), *hard(tor), *harmless(tor)), 1 if quick else 5, told)
+
+
+def show(tor: str, happenings: Sequence[Happening], times: int, told: Told) -> list[Result]:
+    """These, each so many times, in one laboratory."""
+    with stage(tor, len(happenings) * times, told) as here, Programs(here.lab) as programs, Watch(_switches(here)) as routes:
+        results: list[Result] = []
+        for each in happenings:
+            results += _figures(each, [_happen(here, routes, each, told) for _ in range(times)])
+        return [*results, *_in_all(here, programs)]
+
+
+def _switches(here: Scene) -> list[str]:
+    wanted = here.lab.wanted or Wanted()
+    return [here.lab.namespace[node] for node in fabric.nodes(wanted)]
+
+
+@contextmanager
+def stage(tor: str, happenings: int, told: Told) -> Iterator[Scene]:
+    """The cluster, the stream through all its shards, and connections."""
+    wanted = Wanted(SERVERS, SHARDS, sessions=200_000, tor=tor, cores=CORES)
+    seconds = _EACH_S * (happenings + 2)
+    sizes = Sizes(OPENED * seconds, datagrams=RATE * seconds, flows=8 * SHARDS)
+    with scene(NAME, wanted, sizes, _PEOPLE, told) as here:
+        here.generator.stream(RATE)
+        yield here
+
+
+# --- one ----------------------------------------------------------------------------------------------------------------------
+
+
+def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
+    _until_well(here)
+    core = each.whose(here)
+    mine = _shards_of(here, core)
+    told(f"{each.name}: {each.told} ({core}, shards {', '.join(map(str, mine))})")
+    here.generator.pace((OPEN,), OPENED)
+    time.sleep(BEFORE_S)
+    began = time.monotonic_ns()
+    each.act(here, core)
+    routing_ms = routes.span_ms(began)
+    each.undo(here, core)
+    settled_s = _until_well(here)
+    time.sleep(AFTER_S)
+    here.generator.halt(OPEN)
+    return _noticed(here, mine, began, routing_ms, settled_s)
+
+
+def _until_well(here: Scene) -> float:
+    """Wait until all is announced and in sync; seconds."""
+    lacks: list[str] = []
+
+    def well() -> bool:
+        lacks[:] = overview.lacks(here.lab)
+        return not lacks
+
+    try:
+        return until(well, "the cluster does not get well", SETTLE_S, 0.2)
+    except Trouble as trouble:
+        raise Trouble(trouble.what, f"{trouble.why}: {'; '.join(lacks[:4])}") from None
+
+
+def _shards_of(here: Scene, core: str) -> list[int]:
+    return [shard for shard in range(SHARDS) if here.shard(core, shard)["role"] == "active"]
+
+
+def _noticed(here: Scene, mine: Sequence[int], began: int, routing_ms: float, settled_s: float) -> Noticed:
+    ledger, ended = here.generator.ledger, time.monotonic_ns()
+    time.sleep(0.1)
+    hit = [became(_of(part, mine), began - AROUND_NS, ended) for part in (ledger.out, ledger.into)]
+    rest = [shard for shard in range(SHARDS) if shard not in mine]
+    others = [became(_of(part, rest), began - AROUND_NS, ended) for part in (ledger.out, ledger.into)]
+    turned = ask_until_settled(here.generator)
+    older = survival(_of(ledger.connections, mine), turned, began - 10 * 1_000_000_000, began - LAST_NS)
+    last = survival(_of(ledger.connections, mine), turned, began - LAST_NS, began)
+    lost, others_lost = (sum(part.lost for part in parts) for parts in (hit, others))
+    outage_ms = max(part.longest_gap_ms for part in hit)
+    return Noticed(lost, others_lost, outage_ms, older, last, routing_ms, settled_s)
+
+
+def _of(rows: Array, shards: Sequence[int]) -> Array:
+    """Rows of these shards: number n is of shard n % SHARDS."""
+    return rows[np.isin(np.arange(len(rows)) % SHARDS, shards)]
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------------
+
+
+def _figures(each: Happening, noticed: Sequence[Noticed]) -> list[Result]:
+    name = f"events/{each.name}"
+    older = [100 * one.older.share for one in noticed]
+    last = [one.last for one in noticed]
+    return [
+        report.measured(f"{name}/lost", "count", [sum(one.lost for one in noticed)], each.lost),
+        report.measured(f"{name}/others_lost", "count", [sum(one.others_lost for one in noticed)], 0),
+        report.measured(f"{name}/outage_ms", "ms", [one.outage_ms for one in noticed], each.outage_ms),
+        report.measured(f"{name}/older", "%", older, 100),
+        report.measured(f"{name}/older/connections", "connections", [sum(one.older.established for one in noticed)]),
+        report.measured(f"{name}/last10ms", "%", [_share(last)], 99),
+        report.measured(f"{name}/last10ms/connections", "connections", [sum(one.established for one in last)]),
+        report.measured(f"{name}/routing_ms", "ms", [one.routing_ms for one in noticed], each.routing_ms),
+        report.measured(f"{name}/settled_s", "s", [one.settled_s for one in noticed]),
+    ]
+
+
+def _share(parts: Sequence[Survival]) -> float:
+    return 100 * Survival(sum(each.established for each in parts), sum(each.alive for each in parts)).share
+
+
+def _in_all(here: Scene, programs: Programs) -> list[Result]:
+    for kind in (STREAM_OUT, STREAM_IN):
+        here.generator.halt(kind)
+    programs.end_call()
+    for each in programs.broken():
+        click.echo(f"{each.kind}: {each.wrong}", err=True)
+    counted = leaks.counted(here.lab)
+    if counted is None:
+        raise Trouble("nobody counts untranslated packets any more", "the counter in the Internet's router has ended")
+    return [
+        report.measured("events/un_natted", "count", [counted], 0),
+        report.measured("events/two_owners", "count", [owners(here.generator.ledger)], 0),
+        report.measured("events/broken", "count", [len(programs.broken())], 0),
+        report.measured("events/programs", "programs", [len(programs.ended)]),
+        report.measured("events/lost_at_our_ends", "count", [here.lost_at_our_ends()]),
+    ]
+
+
+_TOR = click.Option(
+    ["--tor"], type=click.Choice(["bird", "frr"]), default="bird", show_default=True, help="The switches' daemon."
+)
+
+events = report.command("events", KIND, run, "What happens to a cluster, and what its users notice of it.", (_TOR,))
+
+if __name__ == "__main__":
+    events()
