@@ -7,6 +7,7 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "delete", "lines": [[line, generation]]}  {"deleted": n}
     {"do": "connect", "line": n, "connection": ...}  the n-th memif port; its descriptors come along, null: nobody is there
     {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
+    {"do": "follow", "cluster": {...}}               go by a newer map, see `cluster.orders`
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
 
@@ -74,6 +75,7 @@ class Worker:
     def prepare(self, orders: dict[str, Any]) -> int:
         """Take over; sessions found alive. After it nothing is left to compile, and receiving can begin."""
         self._lines = orders["lines"]
+        self._cluster = orders.get("cluster", self._cluster)
         alive, self.rebuilt = resume.resume(self._state, orders["reindex"], ticks())
         also = [self._channel.fileno()]
         if self._cluster:
@@ -146,6 +148,8 @@ class Worker:
     def _obey(self, told: dict[str, Any], descriptors: list[int], now: int) -> None:
         if told["do"] == "connect":
             self._connect(told["line"], told["connection"], descriptors)
+        if told["do"] == "follow" and self._replica:
+            self._replica.follow(told["cluster"], now)
         if told["do"] == "ask" and self._replica:
             self.say({"id": told["id"], "answer": self._replica.answer(told["request"])})
         if told["do"] == "retire":

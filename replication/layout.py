@@ -193,18 +193,26 @@ def _evacuate(tally: Tally, shard: int, server: str) -> Iterator[Step]:
         )
 
 
-def even(homes: Homes, cores: Sequence[str], loads: Loads, tolerance: float = 0.0, head_room: float = HEAD_ROOM) -> list[Step]:
+def even(
+    homes: Homes,
+    cores: Sequence[str],
+    loads: Loads,
+    tolerance: float = 0.0,
+    head_room: float = HEAD_ROOM,
+    slack: float = 0.0,
+) -> list[Step]:
     """Steps that even out servers, then cores, then what a death would leave; as few as that takes.
 
-    `tolerance`: of the mean; a server gives nothing away below its share and so much more.
+    `tolerance`: of the mean; a server gives nothing away below its share and so much more. `slack`: of a shard; by so much a
+    server may fall below that, or rise above its share, which matters where it has few shards of unequal cost.
     """
     tally = Tally(cores, loads, {shard: home for shard, home in homes.items() if home.primary in cores})
-    steps = list(_even_servers(tally, tolerance))
+    steps = list(_even_servers(tally, tolerance, slack))
     steps += _even_cores(tally, max(tolerance, 0.1), {step.shard for step in steps})
     return steps + list(_make_room(tally, head_room))
 
 
-def _even_servers(tally: Tally, tolerance: float) -> Iterator[Step]:
+def _even_servers(tally: Tally, tolerance: float, slack: float) -> Iterator[Step]:
     """The server with most gives to that with least, until it would fall below its share; no shard moves twice."""
     mean, moved = tally.mean(), set[int]()
     while True:
@@ -214,7 +222,7 @@ def _even_servers(tally: Tally, tolerance: float) -> Iterator[Step]:
         room = mean * len(tally.servers[idle]) - tally.has[idle]
         target = tally.idlest_primary([idle])
         below = max(tally.has[core] for core in tally.cores) - tally.has[target]
-        shard = _fitting(tally, source, min(surplus, room, below), moved)
+        shard = _fitting(tally, source, min(min(surplus, room) / (1 - slack), below), moved)
         if shard is None:
             return
         moved.add(shard)

@@ -84,7 +84,7 @@ def test_who_joins_gets_a_share_and_nobody_else_gets_anything(given: tuple[list[
     new = [f"new/{core}" for core in range(members)]
     homes = layout.lay(loads, cores, loads)
     even = layout.following(homes, layout.even(homes, cores, loads))
-    steps = list(layout._even_servers(Tally([*cores, *new], loads, even), 0.0))
+    steps = list(layout._even_servers(Tally([*cores, *new], loads, even), 0.0, 0.5))
     then = walk(even, steps)
     before, after = Tally([*cores, *new], loads, even), Tally([*cores, *new], loads, then)
     check(then, [*cores, *new])
