@@ -36,6 +36,7 @@ wants dig bind9-dnsutils
 wants iperf3 iperf3
 wants traceroute traceroute
 wants tcpdump tcpdump
+wants bird bird2 # the switches of the laboratory
 wants make make
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$missing ca-certificates"
@@ -43,6 +44,8 @@ if [ "${1:-}" = tests ]; then # what the benches are held against: testpmd, the 
     wants dpdk-testpmd dpdk-dev
     wants nft nftables
     wants gcc gcc
+    [ -x /usr/lib/frr/bgpd ] || missing="$missing frr" # the pessimistic switch
+    wants etcd etcd-server # the optional store of the map
     wants pkg-config pkg-config
     wants sshd openssh-server # a copy by scp goes on while its shard moves
     pkg-config --exists libdpdk 2>/dev/null || missing="$missing libdpdk-dev"
@@ -75,6 +78,11 @@ if [ -n "$missing" ]; then
     case $missing in
     *openssh-server*) [ ! -d /run/systemd/system ] || systemctl -q disable ssh || true ;;
     esac
+    for name in bird2:bird frr:frr etcd-server:etcd; do # nor as routers of this machine
+        case $missing in
+        *"${name%:*}"*) [ ! -d /run/systemd/system ] || systemctl -q disable "${name#*:}" || true ;;
+        esac
+    done
     [ -z "$policy" ] || rm -f $policy
 fi
 

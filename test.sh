@@ -10,11 +10,14 @@ say "ruff"
 $bin/ruff check .
 say "mypy --strict"
 $bin/mypy
+# Two at a time where a test has nothing but itself: what makes namespaces or heeds the clock of others comes alone, at the end.
 say "pure Python, without the laboratory"
-NUMBA_DISABLE_JIT=1 $bin/pytest -q -m "not lab"
+NUMBA_DISABLE_JIT=1 $bin/pytest -q -n 2 --dist worksteal -m "not lab and not alone"
 say "compiled with bounds checks: scenarios and fuzz"
-NUMBA_BOUNDSCHECK=1 $bin/pytest -q -m "not lab" tests/test_scenarios.py tests/test_fuzz.py
-say "compiled, with the laboratory"
-$bin/pytest -q
+NUMBA_BOUNDSCHECK=1 $bin/pytest -q -n 2 --dist worksteal -m "not lab and not alone" tests/test_scenarios.py tests/test_fuzz.py
+say "compiled, two at a time"
+$bin/pytest -q -n 2 --dist worksteal -m "not lab and not alone"
+say "compiled, alone: in the laboratory, or by the clock"
+$bin/pytest -q -m "lab or alone"
 say "what is benched under pytest, once each"
 $bin/pytest -q bench --benchmark-disable

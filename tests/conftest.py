@@ -16,7 +16,7 @@ hypothesis.settings.load_profile("patient")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--rewrite`, `--fuzz` and `--worlds`."""
     parser.addoption("--rewrite", action="store_true", help="write what scenarios yield into their files; read the diff")
-    parser.addoption("--fuzz", type=int, default=0, help="frames of the fuzz test (default 100,000; pure Python: 3,000)")
+    parser.addoption("--fuzz", type=int, default=0, help="frames of the fuzz test (default 30,000; pure Python: 3,000)")
     parser.addoption(
         "--worlds", type=int, default=0, help="search for interleavings in larger cases, too, so many worlds of each"
     )

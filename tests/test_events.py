@@ -204,7 +204,7 @@ def test_whoever_reads_along_knows_what_lives() -> None:
     traffic = fuzz.Traffic(3, pair.bed, lambda: [(p, e, m.internal) for (p, e), m in pair.model.owners.items()])
     living: dict[tuple[str, int], natlog.Event] = {}
     blocks: Counter[tuple[str, int]] = Counter()
-    for number in range(20 if PURE else 400):
+    for number in range(20 if PURE else 120):
         pair.pass_time(EPOCH + 2000 * number)
         pair.receive(traffic.burst(64))
         for row in reader.rows():

@@ -17,6 +17,8 @@ from shards.records import SESSION_RECORD
 from shards.state import MAPPING_0, MAPPING_1, SESSION_0, SESSION_1
 from tests.exchanges import Node, Room, ticks
 
+pytestmark = pytest.mark.alone
+
 KLASSES = MAPPING_0, MAPPING_1, SESSION_0, SESSION_1
 
 

@@ -23,6 +23,8 @@ from shards.records import MAPPING_RECORD, SESSION_RECORD
 from shards.state import MAPPING_0, SESSION_0
 from tests.exchanges import Node, Room, ticks
 
+pytestmark = pytest.mark.alone
+
 SHARD = 3
 
 

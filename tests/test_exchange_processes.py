@@ -19,6 +19,8 @@ from replication.protocol import ALIVE, CLOSED, SILENT, Peer
 from shards.state import SESSION_0
 from tests.exchanges import ANYWHERE, Room, ticks
 
+pytestmark = pytest.mark.alone
+
 SHARD, ME, PEER = 3, "s1/0", "s2/0"
 FROZEN_S = 1.6  # longer than ZeroMQ's heartbeat and than our own patience
 

@@ -18,6 +18,8 @@ from tests.frames import address
 from tests.fuzz import RICH, Traffic, bed
 from tests.twins import Twins, differences, mapped
 
+pytestmark = pytest.mark.alone
+
 BURSTS = 12 if PURE else 120
 
 

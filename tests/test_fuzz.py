@@ -9,7 +9,7 @@ import pytest
 from shards.jit import PURE
 from tests import fuzz
 
-COMPILED, INTERPRETED = 100_000, 3_000  # frames in the test-suite
+COMPILED, INTERPRETED = 30_000, 3_000  # frames in the test-suite
 
 
 @pytest.mark.timeout(1800)
