@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
+from krononat import checks_bgp
 from krononat.locate import ANY, Complaint, Path, nearest
 from krononat.models import Config, Leg, Limits, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.values import EVERY_PORT
@@ -30,14 +31,14 @@ def refusals(config: Config) -> list[Complaint]:
     looks = (
         _interfaces, _addresses, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps, _strangers_in_pools,
         _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _shards,
-        _control,
+        _control, checks_bgp.refusals,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
 
 def doubts(config: Config) -> list[Complaint]:
     """What is accepted, but likely not what was meant."""
-    looks = (_capacity, _lost_ports, _broadcasts, _inside_out, _no_way_out, _idle_pools, _idle_rules)
+    looks = (_capacity, _lost_ports, _broadcasts, _inside_out, _no_way_out, _idle_pools, _idle_rules, checks_bgp.doubts)
     return [complaint for look in looks for complaint in look(config)]
 
 

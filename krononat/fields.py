@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from krononat.locate import Path, closest
-from krononat.models import Config
+from krononat.models import Config, key_of
 
 
 class Field(NamedTuple):
@@ -34,12 +34,8 @@ def _entry(of: Field) -> Field:
 def _member(of: Field, key: str) -> Field | None:
     model = model_of(of.annotation)
     fields = model.model_fields.items() if model else ()
-    field = next((field for name, field in fields if _alias(name) == key), None)
+    field = next((field for name, field in fields if key_of(name) == key), None)
     return field and Field(field.annotation, field.description or "", field.is_required())
-
-
-def _alias(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def model_of(annotation: Any) -> type[BaseModel] | None:
@@ -55,7 +51,7 @@ def keys_at(path: Path) -> list[str]:
     """Keys that the table at `path` may have."""
     field = field_at(path)
     model = model_of(field.annotation) if field else None
-    return [_alias(name) for name in model.model_fields] if model else []
+    return [key_of(name) for name in model.model_fields] if model else []
 
 
 def describe(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""A cluster on paper: where its shards would be, what moves when a server comes or goes, what it announces. Pure; no cluster needed.
+"""A cluster on paper: where its shards would be, what moves when a server comes or goes, what it announces. Pure.
 
-Shards cost the same here. What the cores and switches have to carry follows from the layout and from what one replica announces:
-`routing.announcements` says that, of a made-up shard with one external prefix and one shard address.
+Shards cost the same here. What cores and switches have to carry follows from the layout, and from what one replica of a shard
+announces: `routing.announcements` says that, of a made-up shard with one external prefix.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 from replication import layout
 from replication.layout import Home, Homes, Step, Tally
+from replication.placement import Loads
+from routing.announcements import Policy, Preference, Role, Standing, routes
 
 SERVERS_AT_MOST, CORES_AT_MOST, SHARDS_AT_MOST = 256, 4096, 1 << 16
 DOMAINS = 2  # inside and outside, a routing domain each on every switch
-ROUTES_EACH = {"inside": 1, "outside": 1}  # of a replica: its shard's address, its external prefix
+_PREFIX, _ADDRESSES, _AS = "203.0.113.0/28", "10.0.0.0/8", 65010  # of the made-up shard; that numbers differ changes nothing
 
 
 class Size(NamedTuple):
@@ -26,6 +28,7 @@ class Size(NamedTuple):
     cores: int  # of each server
     switches: int = 2
     domains: int = DOMAINS
+    preference: Preference = "med"
 
 
 def cores_of(servers: Sequence[int], each: int) -> list[str]:
@@ -53,12 +56,13 @@ def report(size: Size) -> dict[str, Any]:
     return found
 
 
-def placement(homes: Homes, cores: Sequence[str], loads: layout.Loads) -> dict[str, Any]:
+def placement(homes: Homes, cores: Sequence[str], loads: Loads) -> dict[str, Any]:
     """How even a layout is, and how even it stays when a server dies."""
     tally = Tally(cores, loads, homes)
     has = [tally.has[core] for core in cores]
     each = [tally.has[server] for server in tally.servers]
     core, server = layout.worst_core(tally), layout.worst_server(tally)
+    fair = sum(each) / len(each)
     return {
         "shards_a_core": [int(min(has)), int(max(has))],
         "idle_cores": sum(not count for count in has),
@@ -67,13 +71,13 @@ def placement(homes: Homes, cores: Sequence[str], loads: layout.Loads) -> dict[s
         "after_a_death": {
             "worst_core": int(core.load),
             "worst_server": int(server.load),
-            "core_growth": round(core.load / max(tally.has[core.name], 1.0), 3),
-            "server_growth": round(server.load / max(tally.has[server.name], 1.0), 3),
+            "worst_core_by_mean": round(core.load / tally.mean(), 3),
+            "worst_server_by_mean": round(server.load / fair, 3),
         },
     }
 
 
-def change(homes: Homes, steps: Sequence[Step], cores: Sequence[str], loads: layout.Loads) -> dict[str, Any]:
+def change(homes: Homes, steps: Sequence[Step], cores: Sequence[str], loads: Loads) -> dict[str, Any]:
     """What it takes to get from one layout to another, and what that is like."""
     kinds = Counter(step.kind for step in steps)
     then = layout.following(homes, steps)
@@ -87,28 +91,25 @@ def announcements(homes: Homes, cores: Sequence[str], size: Size) -> dict[str, A
     per-core: every core has a session of each in each domain of each switch. per-server: a server has one BGP session in each,
     with third-party next hops, and one BFD session; then its supervisor withdraws a dead core.
     """
-    replicas = Counter(core for home in homes.values() for core in _replicas(home))
-    routes = {domain: {"a_core": _span([each * replicas[core] for core in cores])} for domain, each in routes_each().items()}
-    for domain, each in routes_each().items():
-        routes[domain]["a_switch"] = each * sum(replicas.values())
-        routes[domain]["a_switch_best"] = each * size.shards
+    tally = {
+        "primary": Counter(home.primary for home in homes.values()),
+        "backup": Counter(home.backup for home in homes.values()),
+    }
+    found: dict[str, Any] = {}
+    for domain in ("inside", "outside"):
+        each = {role: _announced(role, domain, size.preference) for role in ("primary", "backup")}
+        has = [sum(each[role] * tally[role][core] for role in each) for core in cores]
+        found[domain] = {"a_core": [min(has), max(has)], "a_switch": sum(has), "a_switch_best": each["primary"] * size.shards}
     sessions = {"per-core": len(cores) * size.domains, "per-server": size.servers * size.domains}
     return {
-        "routes": routes,
+        "routes": found,
         "steering_rules_a_switch": size.shards,
         "sessions_a_switch": {profile: {"bgp": count, "bfd": count} for profile, count in sessions.items()},
         "sessions": {profile: {"bgp": n * size.switches, "bfd": n * size.switches} for profile, n in sessions.items()},
     }
 
 
-def routes_each() -> dict[str, int]:
-    """Routes that one replica of a shard announces, by domain."""
-    return ROUTES_EACH
-
-
-def _replicas(home: Home) -> list[str]:
-    return [core for core in home if core]
-
-
-def _span(counts: Sequence[int]) -> list[int]:
-    return [min(counts), max(counts)]
+def _announced(role: Role, domain: str, preference: Preference) -> int:
+    """Routes that one replica of a shard announces in a domain."""
+    policy = Policy(_AS, preference, shard_addresses=_ADDRESSES)
+    return sum(route.domain == domain for route in routes([Standing(0, role, 1, (_PREFIX,))], policy))

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from krononat import appliance, cluster, interfaces, memory
+from krononat import appliance, cluster, interfaces, memory, speaking
 from krononat.answers import Answers, Parts
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
 from krononat.control import Control, lock
 from krononat.crew import Crew, Given, Hooks
 from krononat.following import Follower
+from krononat.herald import Herald
 from krononat.lines import Line, Place, link_of
 from krononat.member import Message
 from krononat.memif import Wanted
@@ -98,6 +99,7 @@ class Supervisor:
         self._reach: Reach | None = None
         self._follower = Follower(config, self._cluster, _say) if self._cluster else None
         self._followed = self._cluster  # what the worker goes by
+        self._herald: Herald | None = None
 
     # --- the way up ---------------------------------------------------------------------------------------------------
 
@@ -319,9 +321,10 @@ class Supervisor:
             "cpu": self._cpu,
             "busy_poll": self._config.io.busy_poll,
             "cluster": None,
+            "bgp": speaking.orders(self._config, None),
         }
         if self._follower:
-            told["cluster"] = self._cluster_orders(self._follower.cluster)
+            told |= self._by_map(self._follower.cluster)
         return told, [self._memory.descriptor, self._frames, self._notes_descriptor, *self._sockets.fds()]
 
     def _orders(self) -> Given:
@@ -329,18 +332,20 @@ class Supervisor:
         descriptors = [descriptor for line in self._lines for descriptor in line.descriptors()]
         told: Message = {"lines": [line.told() for line in self._lines]}
         if self._follower:  # it may have been told an older one when it began to stand by
-            told["cluster"] = self._cluster_orders(self._follower.cluster)
+            told |= self._by_map(self._follower.cluster)
             self._followed = self._follower.cluster
         return told, descriptors
 
-    def _cluster_orders(self, now: cluster.Cluster) -> Message:
-        return cluster.orders(self._config, now, sorted(os.sched_getaffinity(0) - {self._cpu}))
+    def _by_map(self, now: cluster.Cluster) -> Message:
+        """What of the orders another map makes others."""
+        cpus = sorted(os.sched_getaffinity(0) - {self._cpu})
+        return {"cluster": cluster.orders(self._config, now, cpus), "bgp": speaking.orders(self._config, now.map)}
 
     def _follow(self, follower: Follower) -> None:
         """Have the worker go by the newest map; one that is too busy to be told is told later."""
         follower.turn()
         newest = follower.cluster
-        if self._followed is not newest and self._crew.send({"do": "follow", "cluster": self._cluster_orders(newest)}):
+        if self._followed is not newest and self._crew.send({"do": "follow", **self._by_map(newest)}):
             self._followed = newest
 
     def _open(self) -> None:
@@ -356,6 +361,8 @@ class Supervisor:
             self._undoing.callback(self._follower.close)
             self._reach = Reach(self._state, self._cluster.core.shunt, self._selector)
             self._undoing.callback(self._reach.close)
+        if self._config.bgp:
+            self._herald = Herald(self._config.speaker_socket, self._config.bgp.linger_ms, self._crew, _say)
         self._answers = Answers(parts)
         self._control = Control(self._config.socket, self._selector, self._answers.handlers())
         self._undoing.callback(self._control.close)
@@ -378,7 +385,8 @@ class Supervisor:
 
     def _turn(self) -> None:
         waiting = bool((self._state.neighbours["state"] == WANTED).any())
-        for key, _ in self._selector.select((SHORT if waiting else CHORES) / 1000):
+        rest = SHORT if waiting else CHORES
+        for key, _ in self._selector.select((self._herald.due(rest) if self._herald else rest) / 1000):
             if key.fd in self._selector.get_map():  # an earlier one of this turn may have closed it
                 key.data()
         now = ticks()
@@ -393,6 +401,8 @@ class Supervisor:
             self._reach.turn(now)
         if self._follower:
             self._follow(self._follower)
+        if self._herald:
+            self._herald.turn(now)
         if self._control and self._answers:
             self._control.tire(now)
             self._answers.tire(now)
@@ -412,6 +422,11 @@ class Supervisor:
                 line.announce()  # it may have changed since the worker was given its orders
             if self._control is None:
                 self._open()
+            if self._herald:
+                self._herald.hurry()
+                self._herald.turn(ticks())
+        elif "speaker" in message and self._herald:
+            self._herald.lost()
         elif "deleted" in message and self._answers:
             self._answers.deleted(message["deleted"])
         elif "answer" in message and self._answers:

@@ -7,7 +7,7 @@ would be a silent blackhole.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
@@ -25,7 +25,6 @@ PLANNED_KEYS: Mapping[str, str] = {
     "address-pooling": "pooling is always paired (RFC 4787 REQ-2)",
     "alg": "application-level gateways are not implemented in this release",
     "bfd": "BFD is not implemented in this release",
-    "bgp": "BGP is not implemented in this release",
     "cores": "a configuration is of one core: run one for each, and name them in the map of a [cluster] (docs/replication.md)",
     "file": "the log of NAT events stays in memory in this release; `krononat events --follow -o jsonl` writes it out",
     "ipfix": "export of NAT events is not implemented in this release; `krononat events` reads them",
@@ -123,6 +122,24 @@ def _refuse_overlap(network: IPv4Network, nevers: tuple[IPv4Network, ...]) -> No
             raise ValueError(f"overlaps {never}, which never holds hosts (RFC 6890)")
 
 
+def read_route(value: Any) -> str:
+    """A prefix of IPv4 or IPv6 that is told to the network, as text; bits beyond the length are refused."""
+    text = _text(value, "192.0.2.0/24")
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        raise ValueError("is not a prefix such as 192.0.2.0/24 or 2001:db8::/48") from None
+
+
+def read_community(value: Any) -> str:
+    """A community "AS:NUMBER", 16 bits each (RFC 1997)."""
+    text = _text(value, "65010:100")
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and int(part) < 1 << 16 for part in parts):
+        raise ValueError('is not a community such as "65010:100", two numbers below 65536')
+    return ":".join(str(int(part)) for part in parts)
+
+
 def read_interface_address(value: Any) -> IPv4Interface:
     """Address with the length of its on-link network, "192.0.2.2/24"."""
     if isinstance(value, IPv4Interface):
@@ -200,3 +217,5 @@ InterfaceAddress = Annotated[
 ]
 Ports = Annotated[PortRange, PlainValidator(read_ports), _WRITE, _as_text(r"^\d+(-\d+)?$", "1024-65535")]
 EndpointText = Annotated[Endpoint, PlainValidator(read_endpoint), _WRITE, _as_text(rf"^{_QUAD}:\d+$", "192.0.2.1:80")]
+RoutePrefix = Annotated[str, BeforeValidator(read_route)]
+Community = Annotated[str, BeforeValidator(read_community)]

@@ -6,8 +6,11 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "wake"}                                   neighbours have answered
     {"do": "delete", "lines": [[line, generation]]}  {"deleted": n}
     {"do": "connect", "line": n, "connection": ...}  the n-th memif port; its descriptors come along, null: nobody is there
+    {"do": "speaker", "linger": ms}                  a connection to the server's speaker comes along, see `announcer`
+                                                     {"speaker": "lost"}: it has ended
+    {"do": "linger", "ms": n}                        how long our routes may outlive us
     {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
-    {"do": "follow", "cluster": {...}}               go by a newer map, see `cluster.orders`
+    {"do": "follow", "cluster": ..., "bgp": ...}     go by a newer map, see `cluster.orders`, `speaking.orders`
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
 
@@ -27,7 +30,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from krononat import memory, replica, warm
+from krononat import announcer, memory, replica, warm
 from krononat.view import ticks
 from shards import memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
@@ -60,8 +63,11 @@ class Worker:
         self._wanted = 0
         self._cluster: dict[str, Any] | None = told["cluster"]
         self._replica: replica.Replica | None = None
+        self._announced: dict[str, Any] | None = told["bgp"]
+        self._announcer: announcer.Announcer | None = None
+        self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
-        self._nap = CLUSTER_NAP if self._cluster else NAP
+        self._nap = CLUSTER_NAP if self._cluster or self._announced else NAP
 
     def stand_by(self, spare: bool) -> None:
         """Leave the garbage collector nothing to do; and have all pages of the memory at hand if there is time for that now."""
@@ -75,7 +81,7 @@ class Worker:
     def prepare(self, orders: dict[str, Any]) -> int:
         """Take over; sessions found alive. After it nothing is left to compile, and receiving can begin."""
         self._lines = orders["lines"]
-        self._cluster = orders.get("cluster", self._cluster)
+        self._cluster, self._announced = orders.get("cluster", self._cluster), orders.get("bgp", self._announced)
         alive, self.rebuilt = resume.resume(self._state, orders["reindex"], ticks())
         also = [self._channel.fileno()]
         if self._cluster:
@@ -87,6 +93,10 @@ class Worker:
             for number, line in enumerate(self._lines)
             if (told := line["connection"])
         }
+        if self._announced:
+            self._examiner = announcer.Examiner(self._state, self._rings)
+            conductor = self._replica.conductor if self._replica else None
+            self._announcer = announcer.Announcer(self._announced, conductor, self._examiner)
         self._breathe(ticks(), 0)
         rings.wait(self._rings, 0)
         self._state.core[0]["longest_breath_us"] = 0
@@ -111,6 +121,7 @@ class Worker:
     def _rest(self, now: int) -> int:
         """How long to sleep if nothing comes, in ms."""
         nap = SHORT_NAP if self._state.core[0]["held"] else self._nap
+        nap = min(nap, self._announcer.due(now)) if self._announcer else nap
         return min(nap, self._replica.due(now)) if self._replica else nap
 
     def _breathe(self, now: int, bursts: int) -> int:
@@ -122,7 +133,19 @@ class Worker:
         return int(handled)
 
     def _stop(self, *_: object) -> None:
-        self._stopping = True
+        """End; where others are told of us, not before they had the time to look elsewhere."""
+        if self._announcer and self._announcer.attached and not self._announcer.leaving:
+            self._left_at = ticks()
+            self._announcer.leave()
+        elif not self._left_at:
+            self._stopping = True
+
+    def _announce(self, told: announcer.Announcer, now: int) -> None:
+        self._examiner.turned(now)
+        if not told.turn(now):
+            self.say({"speaker": "lost"})
+        if told.leaving and now - self._left_at >= announcer.FAREWELL:
+            self._stopping = True
 
     def _chores(self, now: int) -> None:
         """What is done between breaths; each of it is short."""
@@ -134,6 +157,8 @@ class Worker:
             rings.listen(self._rings)
         if self._replica:
             self._more = self._replica.turn(now)
+        if self._announcer:
+            self._announce(self._announcer, now)
         try:
             message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST)
         except BlockingIOError:
@@ -150,6 +175,12 @@ class Worker:
             self._connect(told["line"], told["connection"], descriptors)
         if told["do"] == "follow" and self._replica:
             self._replica.follow(told["cluster"], now)
+            if self._announcer:
+                self._announcer.replace(told["bgp"]["shards"])
+        if told["do"] == "speaker" and self._announcer:
+            self._announcer.attach(descriptors[0], told["linger"])
+        if told["do"] == "linger" and self._announcer:
+            self._announcer.linger(told["ms"])
         if told["do"] == "ask" and self._replica:
             self.say({"id": told["id"], "answer": self._replica.answer(told["request"])})
         if told["do"] == "retire":

@@ -24,6 +24,8 @@ COMMANDS = {
     "shard": ("krononat.cli.shard:shard", "Show shards, move them, compare their copies."),
     "server": ("krononat.cli.server:server", "Show servers, empty one, fill it again, have one join or leave."),
     "replication": ("krononat.cli.replication:replication", "Show how the copies of shards are kept, have one made anew."),
+    "bgp": ("krononat.cli.bgp:bgp", "Show what the network is told, and whether it listens."),
+    "speaker": ("krononat.cli.speaker:speaker", "Hold the BGP sessions of this server's cores."),
     "quarantine": ("krononat.cli.quarantine:quarantine", "Show or forget what is dropped because workers died of it."),
     "worker": ("krononat.cli.worker:worker", "Replace the worker by a new process, without a packet lost."),
     "trace": ("krononat.cli.trace:trace", "Follow one packet through a copy of the state, stage by stage."),

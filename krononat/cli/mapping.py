@@ -1,4 +1,4 @@
-"""`krononat shard map`: see the map that cores go by, have them go by a newer one; and the right to change it, for all movers."""
+"""`krononat shard map`: see the map that cores go by, have them go by a newer one; and the right to do so, for all movers."""
 
 from __future__ import annotations
 

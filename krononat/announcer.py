@@ -1,0 +1,258 @@
+"""The chore by which a core says what the network is to know of it, between two breaths: posts, standings, routes, speaker.
+
+The supervisor connects to the server's speaker and hands the connection over (`herald`); this end is the only one that stays
+open, so the connection ends with this process, however it ends. On it goes a beat each `BEAT` ticks, from the loop itself: of a
+worker that turns no more the speaker withdraws the routes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from replication.conduct import Conductor
+from replication.protocol import age
+from replication.roles import Post
+from routing import announcements, health
+from routing.announcements import Meds, Policy, Role, Route, Standing
+from shards.frames import XDP, Rings
+from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, PASSIVE, SYNCING, State
+from shards.verdict import POOL_EXHAUSTED, ROWS_EXHAUSTED, TABLE_FULL
+
+BEAT = 20  # ticks
+LOOK_EACH = 200  # ticks between two looks at the health
+ROUTES_AT_ONCE = 400  # of a message
+MESSAGE_AT_MOST = 1 << 16
+SETTLES = 1000  # ticks that a worker who comes into a living memory may take to know what it is
+FAREWELL = 300  # ticks that a core goes on forwarding after it has withdrawn its routes and before it ends
+
+_ROLES: Mapping[int, Role] = {
+    ABSENT: "silent", JOINING: "silent", SYNCING: "rejoining", PASSIVE: "backup", ACTIVE: "promoted", DRAINING: "backup",
+}  # fmt: skip
+
+
+class Property(NamedTuple):
+    """A shard as the network and the map see it."""
+
+    shard: int
+    external: tuple[str, ...]
+    internal6: tuple[str, ...]
+    epoch: int  # by the map
+    primary: bool  # by the map
+
+
+def role_of(post: Post, place: Property, before: Role) -> Role:
+    """What a core is in the network by what it is to a shard; `before`: until now."""
+    if post.role == ACTIVE and place.primary and post.epoch == place.epoch:
+        return "primary"
+    if post.role == DRAINING and not post.authority:  # nobody has taken it over yet
+        return before
+    return _ROLES[post.role]
+
+
+def standings(
+    places: Iterable[Property], posts: Mapping[int, Post] | None, before: Iterable[Standing], fit: bool
+) -> tuple[Standing, ...]:
+    """What a core is to its shards; without posts it is alone, and has them all."""
+    roles = {each.shard: each.role for each in before}
+    found = []
+    for place in places:
+        post = posts.get(place.shard) if posts is not None else None
+        epoch = post.epoch if post else place.epoch
+        role: Role = role_of(post, place, roles.get(place.shard, "silent")) if post else "silent"
+        role = "primary" if posts is None else role
+        found.append(Standing(place.shard, role, epoch, place.external, place.internal6, fit))
+    return tuple(found)
+
+
+def _places(shards: Iterable[Any]) -> list[Property]:
+    return [Property(shard, tuple(external), tuple(internal6), *rest) for shard, external, internal6, *rest in shards]
+
+
+class Announcer:
+    """Made when a worker takes over; `told` are its orders (`speaking.orders`)."""
+
+    def __init__(self, told: Mapping[str, Any], conductor: Conductor | None, examine: Callable[[int], health.Facts]) -> None:
+        self._core, self._conductor, self._examine = told["core"], conductor, examine
+        policy = dict(told["policy"])
+        lists = {name: tuple(policy[name]) for name in ("communities", "aggregates")}
+        self.policy = Policy(**{**policy, **lists, "meds": Meds(*policy["meds"])})
+        self.places = _places(told["shards"])
+        self.health = health.Health()
+        self.standings: tuple[Standing, ...] = ()
+        self.routes: tuple[Route, ...] = ()
+        self.leaving = False
+        self._posts: list[Post] = []
+        self._stream: socket.socket | None = None
+        self._linger = 0
+        self._number = self._said = self.acknowledged = 0
+        self._queue: list[dict[str, Any]] = []
+        self._anew = True  # something else than posts has changed
+        self._beat = self._looked = self._began = -1
+
+    # --- the connection ---------------------------------------------------------------------------------------------------
+
+    def attach(self, descriptor: int, linger: int) -> None:
+        """A connection to the speaker: say everything on it. `linger`: ms that our routes may outlive us."""
+        self.detach()
+        self._stream = socket.socket(fileno=descriptor)
+        self._stream.setblocking(False)
+        self._linger = linger
+        self._queue = [{"core": self._core, "linger": linger, "alarms": self.health.alarms}]
+        self._said = -1
+
+    def detach(self) -> None:
+        """Let go of the connection."""
+        if self._stream:
+            self._stream.close()
+        self._stream, self._queue = None, []
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a connection."""
+        return self._stream is not None
+
+    def linger(self, ms: int) -> None:
+        """How long our routes may outlive this process from now on."""
+        self._linger = ms
+        self._tell({"linger": ms})
+
+    def leave(self) -> None:
+        """Withdraw everything: this core is about to end."""
+        self.leaving = self._anew = True
+        self._tell({"linger": 0})
+
+    def replace(self, shards: Iterable[Any]) -> None:
+        """The map has changed: what stands in `shards` of our orders from now on."""
+        self.places, self._anew = _places(shards), True
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        if self._stream:
+            self._queue.append(message)
+
+    # --- a turn -----------------------------------------------------------------------------------------------------------
+
+    def due(self, now: int) -> int:
+        """Ticks until the next beat."""
+        return max(0, BEAT - age(now, self._beat)) if self._beat >= 0 else 0
+
+    def turn(self, now: int) -> bool:
+        """Look, and say what is new; False where the connection was lost."""
+        if self._began < 0:
+            self._began = self._looked = now
+        if age(now, self._looked) >= LOOK_EACH:
+            self._look(now)
+        self._follow(now)
+        if self._stream is None:
+            return True
+        if self._said != self._number:
+            self._say_routes()
+        if not self._queue and (self._beat < 0 or age(now, self._beat) >= BEAT):
+            self._queue = [{"beat": now}]
+            self._beat = now
+        return self._talk()
+
+    def _look(self, now: int) -> None:
+        self._looked, before = now, self.health
+        self.health = health.judge(before, self._examine(now), now)
+        if self.health.alarms != before.alarms:
+            self._tell({"alarms": self.health.alarms})
+        self._anew |= self.health.fit != before.fit
+
+    def _follow(self, now: int) -> None:
+        """From posts to routes, where something has changed."""
+        posts = self._conductor.posts if self._conductor else None
+        seen = list(posts.values()) if posts else []
+        if not self._anew and seen == self._posts:
+            return
+        if self._is_settling(seen, now):
+            return  # until then the speaker keeps what our predecessor said, or has withdrawn it already
+        self._posts, self._anew = seen, False
+        self.standings = standings(self.places, posts, self.standings, self.health.fit)
+        routes = () if self.leaving else announcements.routes(self.standings, self.policy)
+        if routes != self.routes or not self._number:
+            self.routes, self._number = routes, self._number + 1
+
+    def _is_settling(self, posts: list[Post], now: int) -> bool:
+        joining = any(post.role == JOINING and not post.cold for post in posts)
+        return joining and not self._number and age(now, self._began) < SETTLES
+
+    def _say_routes(self) -> None:
+        self._said = self._number
+        parts = [self.routes[at : at + ROUTES_AT_ONCE] for at in range(0, len(self.routes), ROUTES_AT_ONCE)] or [()]
+        self._queue += [{"routes": part, "n": self._number, "more": part is not parts[-1]} for part in parts]
+
+    def _talk(self) -> bool:
+        """Send what waits and hear what is said; never waits itself."""
+        assert self._stream
+        try:
+            while self._queue:
+                self._stream.send(json.dumps(self._queue[0]).encode())
+                self._queue.pop(0)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.detach()
+            return False
+        return self._hear()
+
+    def _hear(self) -> bool:
+        assert self._stream
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    message = self._stream.recv(MESSAGE_AT_MOST)
+                except ConnectionError:
+                    message = b""
+                if not message:
+                    self.detach()
+                    return False
+                self.acknowledged = int(json.loads(message).get("done", self.acknowledged))
+        return True
+
+
+class Examiner:
+    """Measures what `health` judges, in the worker. Cheap: a few numbers of shared memory."""
+
+    def __init__(self, state: State, rings: Rings) -> None:
+        self._state, self._rings = state, rings
+        self._turned = self._examined = -1
+        self._stall = 0
+        self._refused = self._count()
+        self._consumed: list[int] = []
+        self._moved_at = -1
+
+    def turned(self, now: int) -> None:
+        """The loop has made a turn."""
+        if self._turned >= 0:
+            self._stall = max(self._stall, age(now, self._turned))
+        self._turned = now
+
+    def __call__(self, now: int) -> health.Facts:
+        """What there is to know since the last call."""
+        seconds = max(age(now, self._examined), 1) / 1000 if self._examined >= 0 else 1.0
+        refused = self._count()
+        rows, ports = ((new - old) / seconds for new, old in zip(refused, self._refused, strict=True))
+        stall, self._stall, self._refused, self._examined = self._stall, 0, refused, now
+        fill = int(self._state.core[0]["index_entries"]) / (len(self._state.tags) * 8)
+        return health.Facts(stall, self._stuck(now), fill, rows, ports)
+
+    def _count(self) -> tuple[int, int]:
+        counted = self._state.counters[:, 0]
+        return int(counted[TABLE_FULL]) + int(counted[ROWS_EXHAUSTED]), int(counted[POOL_EXHAUSTED])
+
+    def _stuck(self, now: int) -> int:
+        """Ticks for which frames have waited in some ring of which nothing was taken."""
+        rings, consumed, waiting = self._rings, [], False
+        for queue, rx in zip(rings.queues, rings.rx, strict=True):
+            if queue["kind"] == XDP:
+                consumer = int(rings.words[rx["consumer"]])
+                consumed.append(consumer)
+                waiting |= consumer != int(rings.words[rx["producer"]])
+        consumed = consumed if waiting else []
+        if not waiting or consumed != self._consumed:
+            self._consumed, self._moved_at = consumed, now
+        return age(now, self._moved_at)

@@ -1,0 +1,77 @@
+"""The supervisor's part in announcing: it connects to the server's speaker, hands the connection to the worker, keeps no copy.
+
+The speaker may be killed, and started anew, at any time: the worker says that its connection has ended, and gets another one as
+soon as there is somebody to connect to. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from krononat.crew import Crew
+
+TRY_EACH = 200  # ticks
+
+
+class Herald:
+    """`path`: the speaker's socket. `linger`: how long routes outlive a worker while a spare stands ready, in ms."""
+
+    def __init__(self, path: str, linger: int, crew: Crew, say: Callable[[str], None]) -> None:
+        self._path, self._linger, self._crew, self._say = path, linger, crew, say
+        self._worker: int | None = None  # who has a connection
+        self._tried = -TRY_EACH
+        self._told_linger = 0
+        self._complained = False
+
+    def turn(self, now: int) -> None:
+        """See to it that the worker has a connection, and knows how long its routes may outlive it."""
+        if not self._crew.ready_at:
+            return
+        if self._worker != self._crew.pid and now - self._tried >= TRY_EACH:
+            self._tried = now
+            self._connect()
+        elif self._worker == self._crew.pid and self._wanted_linger() != self._told_linger:
+            self._tell({"do": "linger", "ms": self._wanted_linger()})
+
+    def hurry(self) -> None:
+        """A worker has taken over: connect at once."""
+        self._tried = -TRY_EACH
+        self._worker = None
+
+    def due(self, usual: int) -> int:
+        """Ticks until the next turn."""
+        return min(usual, TRY_EACH) if self._worker != self._crew.pid else usual
+
+    def lost(self) -> None:
+        """The worker says that its connection has ended."""
+        self._worker = None
+        self._say(f"the speaker at {self._path} has hung up; tried again each {TRY_EACH} ms")
+
+    def _wanted_linger(self) -> int:
+        return self._linger if self._crew.spare() == "ready" else 0
+
+    def _connect(self) -> None:
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)) as stream:
+            try:
+                stream.connect(self._path)
+            except OSError as error:
+                self._complain(error)
+                return
+            if self._tell({"do": "speaker", "linger": self._wanted_linger()}, stream.fileno()):
+                self._worker, self._complained = self._crew.pid, False
+                self._say(f"the speaker at {self._path} is told our routes")
+
+    def _tell(self, message: dict[str, Any], *descriptors: int) -> bool:
+        told = self._crew.send(message, descriptors)
+        if told:
+            self._told_linger = int(message.get("linger", message.get("ms", 0)))
+        return told
+
+    def _complain(self, error: OSError) -> None:
+        """Once until it works again: the speaker may be started later."""
+        if not self._complained:
+            self._complained = True
+            self._say(f"no speaker at {self._path} ({error.strerror}): nothing is announced; `krononat speaker run` starts it")

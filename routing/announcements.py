@@ -1,0 +1,248 @@
+"""What a core tells the network: a pure function of what it is to each shard -> routes, the same everywhere by one policy.
+
+Two kinds of routes lead to a shard. Its *external* prefixes are told outside: packets of the Internet come by them. Its *shard
+address* is told inside: subscribers' packets come by it, as every switch has a static policy "source prefix of shard k -> next
+hop: address of shard k, recursively". Nothing else moves when a shard moves.
+
+The backup's routes stand in the network beforehand, less preferred, so a withdrawal alone moves traffic. How "less preferred"
+is said is the policy's `preference`:
+
+    med             MULTI_EXIT_DISC (RFC 4271 5.1.4). Compared between routes of one neighbouring AS only, never passed on to
+                    another: enough for one switch, or for switches of one AS
+    prepend         the own AS again and again (RFC 4271 5.1.2); a step is two: the way over one more AS does not matter
+    community       LOCAL_AS:MED, which the switch maps to LOCAL_PREF by a policy of its own
+    longest-prefix  the backup tells P, the primary its halves, who was promoted its quarters. Holds in every AS, at no policy
+
+The MED always goes along. A prefix that cannot be quartered takes MED, prepending and community together, whoever tells it.
+Left out on purpose: equal routes. Two cores of one shard always differ, so no multipath ever makes two owners of one flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Literal, NamedTuple
+
+Domain = Literal["inside", "outside"]
+Preference = Literal["med", "prepend", "community", "longest-prefix"]
+Role = Literal["promoted", "primary", "backup", "rejoining", "silent"]
+Network = IPv4Network | IPv6Network
+
+GRACEFUL_SHUTDOWN = "65535:0"  # RFC 8326: whoever hears it prefers anything else
+DEEPEST = 2  # bits that a prefix grows by: quarters
+SHARD_BITS = 2  # where prefixes are split, each shard has four addresses: itself, its halves and its quarters are prefixes
+
+# Ranks, best first. How deep a prefix is split (where it is), and how many steps are prepended where it is not split and where
+# it is: there nobody who tells P itself need be worse than who tells its halves.
+_PICTURE = """
+                 depth  steps  split-steps
+promoted         2      0      0
+primary          1      1      0
+backup           0      2      0
+unfit-promoted   0      3      1
+unfit-primary    0      4      2
+unfit-backup     0      5      3
+rejoining        0      6      4
+"""
+
+
+class Rank(NamedTuple):
+    """A row of the picture."""
+
+    depth: int
+    steps: int
+    split_steps: int
+
+
+def _parse(picture: str) -> dict[str, Rank]:
+    lines = [line.split() for line in picture.strip().splitlines()[1:]]
+    return {name: Rank(*map(int, numbers)) for name, *numbers in lines}
+
+
+RANKS = _parse(_PICTURE)
+
+
+class Standing(NamedTuple):
+    """What this core is to a shard, and what the shard is made of."""
+
+    shard: int
+    role: Role
+    epoch: int
+    external: tuple[str, ...] = ()  # IPv4 and IPv6 prefixes that the Internet knows
+    internal6: tuple[str, ...] = ()  # IPv6 prefixes of subscribers: not translated, so told outside
+    fit: bool = True
+
+
+class Meds(NamedTuple):
+    """MULTI_EXIT_DISC by role: the least one wins. `unfit` counts up by role: + 0 promoted, + 1 primary, + 2 backup."""
+
+    promoted: int = 50
+    primary: int = 100
+    backup: int = 200
+    unfit: int = 250
+    rejoining: int = 300
+    aggregate: int = 400
+
+
+class Policy(NamedTuple):
+    """What is the same for all shards of a core."""
+
+    local_as: int
+    preference: Preference = "med"
+    meds: Meds = Meds()
+    shard_addresses: str | None = None  # network of them; None: none are told
+    shard_addresses6: str | None = None
+    communities: tuple[str, ...] = ()  # of every route, "65010:1"
+    aggregates: tuple[str, ...] = ()  # second line: what is told whoever has the shards
+    draining: bool = False  # the core is being emptied
+    withdraw_unfit: bool = False  # say nothing of a shard that we are not fit for, in place of a worse MED
+    prepend_step: int = 2
+
+
+class Route(NamedTuple):
+    """One destination; the next hop is the core's leg in the domain."""
+
+    prefix: str
+    domain: Domain
+    med: int | None
+    prepend: int = 0  # how many times the own AS stands there beside the one of the session itself
+    communities: tuple[str, ...] = ()
+    large_communities: tuple[str, ...] = ()
+
+
+def routes(standings: Iterable[Standing], policy: Policy) -> tuple[Route, ...]:
+    """All that is to be announced, in the order of prefixes; what is not in it is to be withdrawn."""
+    found = [route for standing in standings for route in _of_shard(standing, policy)]
+    found += [_aggregate(prefix, policy) for prefix in policy.aggregates]
+    return tuple(sorted(found, key=lambda route: (route.domain, *_order(route.prefix))))
+
+
+def rank_of(standing: Standing, withdraw_unfit: bool = False) -> str:
+    """Name in `RANKS`; empty: nothing is said."""
+    if standing.role == "silent" or (withdraw_unfit and not standing.fit):
+        return ""
+    return standing.role if standing.fit or standing.role == "rejoining" else f"unfit-{standing.role}"
+
+
+def med_of(rank: str, meds: Meds) -> int:
+    """MED of a rank."""
+    unfit = ("unfit-promoted", "unfit-primary", "unfit-backup")
+    return meds.unfit + unfit.index(rank) if rank in unfit else int(getattr(meds, rank))
+
+
+def shard_address(network: str, shard: int, preference: Preference) -> str:
+    """Address of a shard, which the switches' static policy names. ValueError where the network has no room for it."""
+    whole, place = ip_network(network), shard << _bits(preference)
+    if place + (1 << _bits(preference)) > whole.num_addresses:
+        raise ValueError(f"{network} has no address for shard {shard}")
+    return str(whole[place])
+
+
+def shards_in(network: str, preference: Preference) -> int:
+    """How many shards have an address there."""
+    return ip_network(network).num_addresses >> _bits(preference)
+
+
+def _bits(preference: Preference) -> int:
+    return SHARD_BITS if preference == "longest-prefix" else 0
+
+
+def _of_shard(standing: Standing, policy: Policy) -> Iterator[Route]:
+    rank = rank_of(standing, policy.withdraw_unfit)
+    if not rank:
+        return
+    for prefix in (*standing.external, *standing.internal6):
+        yield from _told(ip_network(prefix), "outside", rank, standing, policy)
+    for network in filter(None, (policy.shard_addresses, policy.shard_addresses6)):
+        address = ip_network(shard_address(network, standing.shard, policy.preference))
+        own = address.supernet(_bits(policy.preference))
+        yield from _told(own, "inside", rank, standing, policy)
+
+
+def _told(prefix: Network, domain: Domain, rank: str, standing: Standing, policy: Policy) -> Iterator[Route]:
+    """The prefix, or its parts, as preferred as the rank deserves."""
+    split = policy.preference == "longest-prefix" and prefix.prefixlen + DEEPEST <= prefix.max_prefixlen
+    med, large = med_of(rank, policy.meds), (f"{policy.local_as}:{standing.shard}:{standing.epoch}",)
+    communities = _communities(policy, policy.preference == "community" or _is_unsplit(policy, split), med)
+    for part in prefix.subnets(RANKS[rank].depth if split else 0):
+        yield Route(str(part), domain, med, _prepended(rank, policy, split), communities, large)
+
+
+def _is_unsplit(policy: Policy, split: bool) -> bool:
+    return policy.preference == "longest-prefix" and not split
+
+
+def _prepended(rank: str, policy: Policy, split: bool) -> int:
+    if split:
+        return RANKS[rank].split_steps * policy.prepend_step
+    wanted = policy.preference in ("prepend", "longest-prefix")
+    return RANKS[rank].steps * policy.prepend_step if wanted else 0
+
+
+def _communities(policy: Policy, ranked: bool, med: int) -> tuple[str, ...]:
+    own = (f"{policy.local_as}:{med}",) if ranked and policy.local_as < 1 << 16 else ()  # RFC 1997: 16 bits each
+    return (*policy.communities, *own, *((GRACEFUL_SHUTDOWN,) if policy.draining else ()))
+
+
+def _aggregate(prefix: str, policy: Policy) -> Route:
+    """Found only where no shard's own route is left: it is wider than all of them."""
+    return Route(prefix, domain_of(prefix, policy), policy.meds.aggregate, 0, _communities(policy, False, 0))
+
+
+def domain_of(aggregate: str, policy: Policy) -> Domain:
+    """Inside what holds shard addresses, outside what holds anything else."""
+    wide = ip_network(aggregate)
+    homes = map(ip_network, filter(None, (policy.shard_addresses, policy.shard_addresses6)))
+    return "inside" if any(home.version == wide.version and home.overlaps(wide) for home in homes) else "outside"
+
+
+def _order(prefix: str) -> tuple[int, int, int]:
+    network = ip_network(prefix)
+    return network.version, int(network.network_address), network.prefixlen
+
+
+# --- situations -----------------------------------------------------------------------------------------------------------
+
+# What a core is to a shard when something happens, by what the map wants it to be; for `krononat bgp routes --plan`.
+_SITUATIONS = """
+                 primary    backup     told
+configured       primary    backup     as the map has it
+partner-dead     primary    promoted   the other core of each shard has died, and packets have come here
+returned         rejoining  rejoining  this core is back after its own death, and has not caught up yet
+swapped          backup     promoted   each shard has moved to its backup
+drained          silent     silent     all shards have moved elsewhere
+unfit            primary    backup     health is bad (table full, rings stuck)
+draining         primary    backup     the core is about to be emptied (RFC 8326)
+"""
+
+
+class Situation(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    primary: Role
+    backup: Role
+    told: str
+
+
+def _read_situations(picture: str) -> tuple[Situation, ...]:
+    rows = (line.split(maxsplit=3) for line in picture.strip().splitlines()[1:])
+    return tuple(Situation(*row) for row in rows)  # type: ignore[arg-type]  # the words are roles, or a test says so
+
+
+SITUATIONS = _read_situations(_SITUATIONS)
+
+
+def in_situation(situation: Situation, standings: Iterable[Standing], policy: Policy) -> tuple[Route, ...]:
+    """Routes of a core that would be `standings` by the map, when that has happened."""
+    roles: dict[str, Role] = {"primary": situation.primary, "backup": situation.backup}
+    raised = situation.name in ("partner-dead", "swapped", "returned")
+    then = [
+        each._replace(
+            role=roles.get(each.role, each.role),
+            epoch=each.epoch + (raised and roles.get(each.role) != each.role),
+            fit=situation.name != "unfit",
+        )
+        for each in standings
+    ]
+    return routes(then, policy._replace(draining=situation.name == "draining"))

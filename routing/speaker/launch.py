@@ -1,0 +1,44 @@
+"""ExaBGP's process, ``python -m routing.speaker.launch PARENT server FILE``: it dies with its parent, and does not lose heart.
+
+As it comes ExaBGP waits ever longer before it tries again to connect, in the end a minute, and no command shortens that: a
+switch that was away for long would be without our routes for up to a minute after its return. Here it tries each second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PDEATHSIG = 1  # prctl(2)
+LONGEST_WAIT = 1  # s
+
+
+def main() -> None:
+    """Be ExaBGP."""
+    parent = int(sys.argv.pop(1))
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before that took effect
+        sys.exit(1)
+    keep_trying()
+    from exabgp.application.main import main as exabgp  # type: ignore[import-untyped]
+
+    sys.exit(exabgp())
+
+
+def keep_trying() -> None:
+    """Have no pause between two attempts grow beyond `LONGEST_WAIT`."""
+    from exabgp.reactor import delay  # type: ignore[import-untyped]
+
+    grow = delay.Delay.increase
+
+    def increase(self: delay.Delay) -> None:
+        grow(self)
+        self._next = min(self._next, LONGEST_WAIT)
+
+    delay.Delay.increase = increase
+
+
+if __name__ == "__main__":
+    main()
