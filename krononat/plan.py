@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from replication import layout
-from replication.layout import Home, Homes, Step, Tally
+from replication.layout import Homes, Step, Tally
 from replication.placement import Loads
 from routing.announcements import Policy, Preference, Role, Standing, routes
 
@@ -91,15 +91,12 @@ def announcements(homes: Homes, cores: Sequence[str], size: Size) -> dict[str, A
     per-core: every core has a session of each in each domain of each switch. per-server: a server has one BGP session in each,
     with third-party next hops, and one BFD session; then its supervisor withdraws a dead core.
     """
-    tally = {
-        "primary": Counter(home.primary for home in homes.values()),
-        "backup": Counter(home.backup for home in homes.values()),
-    }
+    primaries, backups = Counter(home.primary for home in homes.values()), Counter(home.backup for home in homes.values())
     found: dict[str, Any] = {}
     for domain in ("inside", "outside"):
-        each = {role: _announced(role, domain, size.preference) for role in ("primary", "backup")}
-        has = [sum(each[role] * tally[role][core] for role in each) for core in cores]
-        found[domain] = {"a_core": [min(has), max(has)], "a_switch": sum(has), "a_switch_best": each["primary"] * size.shards}
+        own, copy = (_announced(role, domain, size.preference) for role in _TOLD)
+        has = [own * primaries[core] + copy * backups[core] for core in cores]
+        found[domain] = {"a_core": [min(has), max(has)], "a_switch": sum(has), "a_switch_best": own * size.shards}
     sessions = {"per-core": len(cores) * size.domains, "per-server": size.servers * size.domains}
     return {
         "routes": found,
@@ -107,6 +104,9 @@ def announcements(homes: Homes, cores: Sequence[str], size: Size) -> dict[str, A
         "sessions_a_switch": {profile: {"bgp": count, "bfd": count} for profile, count in sessions.items()},
         "sessions": {profile: {"bgp": n * size.switches, "bfd": n * size.switches} for profile, n in sessions.items()},
     }
+
+
+_TOLD: tuple[Role, Role] = ("primary", "backup")
 
 
 def _announced(role: Role, domain: str, preference: Preference) -> int:

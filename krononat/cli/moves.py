@@ -141,20 +141,29 @@ def measured(view: View, seconds: float, by: str) -> dict[int, float]:
     from krononat import loads  # late: numpy
 
     sessions = {row["shard"]: float(row["sessions"]) for row in view.shards}
-    if by == "sessions":
-        return loads.together(sessions, {}, sessions)
-    states = [open_memory(path) for path in view.paths.values()]
-    before = [loads.look(state) for state in states]
-    time.sleep(seconds)
-    packets: dict[int, float] = {}
-    for state, then in zip(states, before, strict=True):
-        for shard, rate in loads.rates(then, loads.look(state), seconds).items():
-            packets[shard] = packets.get(shard, 0.0) + rate
+    packets = _packets(view, seconds) if by != "sessions" else {}
+    return loads.together(sessions, packets, {} if by == "packets" and packets else sessions)
+
+
+def _packets(view: View, seconds: float) -> dict[int, float]:
+    """Packets a second by shard, as two looks into the memory of all cores tell; empty, and said, where some cannot be read."""
+    from krononat import loads
+
     elsewhere = sorted({row["active"] for row in view.shards if row["active"] and row["active"] not in view.paths})
+    try:
+        states = [] if elsewhere else [open_memory(path) for path in view.paths.values()]
+    except client.Trouble as trouble:
+        states, elsewhere = [], [f"some ({trouble.what})"]
     if elsewhere:
         click.echo(f"krononat: packets of {', '.join(elsewhere)} are not counted here: by sessions alone", err=True)
-        packets = {}
-    return loads.together(sessions, packets, {} if by == "packets" and packets else sessions)
+        return {}
+    before, began = [loads.look(state) for state in states], time.monotonic()
+    time.sleep(seconds)
+    found: dict[int, float] = {}
+    for state, then in zip(states, before, strict=True):
+        for shard, rate in loads.rates(then, loads.look(state), time.monotonic() - began).items():
+            found[shard] = found.get(shard, 0.0) + rate
+    return found
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------------
