@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from krononat import cluster, mapstore
+from krononat.client import Trouble
 from krononat.cluster import Cluster
 from krononat.config import Config, ConfigError
 from krononat.following import Follower
@@ -35,10 +36,10 @@ def own(folder: Path) -> tuple[Config, Cluster]:
     return config, found
 
 
-def text_of(now: Cluster, version: int, cores: int = 0, **changed: str) -> str:
+def text_of(now: Cluster, version: int, cores: int = 0, changed: dict[str, str] | None = None) -> str:
     """A newer map, with that many more cores, and words replaced."""
     text = cluster.written(now.map).replace("version = 1", f"version = {version}")
-    for before, after in changed.items():
+    for before, after in (changed or {}).items():
         text = text.replace(before, after)
     return text + "".join(MORE.format(number, f"{number:-<40}", 10 + number) for number in range(3, 3 + cores))
 
@@ -91,12 +92,12 @@ if PURE:  # nothing here is compiled: once is enough
             (text_of(now, 2, 2), ""),
             (text_of(now, 1), ""),  # the same
             (text_of(now, 1, 1), "it is of version 1 as well, but another one: raise the version"),
-            (text_of(now, 2, **{"'s1/0'": "'s9/0'"}), "s1/0 is in it no more: this core goes on by version 1"),
-            (text_of(now, 2, **{"192.168.77.1:": "192.168.77.7:"}), "another `replication` for s1/0: 192.168.77.7:7600"),
-            (text_of(now, 2, **{"'192.0.2.1'": "'192.0.2.77'"}), "it has another `shunt` for s1/0"),
-            (text_of(now, 2, **{key: "x" * 40}), "it has another `key` for s1/0"),
+            (text_of(now, 2, 0, {"'s1/0'": "'s9/0'"}), "s1/0 is in it no more: this core goes on by version 1"),
+            (text_of(now, 2, 0, {"192.168.77.1:": "192.168.77.7:"}), "another `replication` for s1/0: 192.168.77.7:7600"),
+            (text_of(now, 2, 0, {"'192.0.2.1'": "'192.0.2.77'"}), "it has another `shunt` for s1/0"),
+            (text_of(now, 2, 0, {key: "x" * 40}), "it has another `key` for s1/0"),
             (text_of(now, 2) + "[[shard]]\nid = 2\nprimary = 's1/0'\n", "it has 3 shards, this core was started with 2"),
-            (text_of(now, 2, **{"id = 0": "id = 0\nexternal = ['10.0.0.0/8']"}), "shard[0].external: not the same everywhere"),
+            (text_of(now, 2, 0, {"id = 0": "id = 0\nexternal = ['10.0.0.0/8']"}), "shard[0].external: not the same everywhere"),
             (text_of(now, 2, room), f"it has {room + 3} cores, this core has room for {room}"),
         ):
             assert why in cluster.judge(config, now, cluster.read(text), room) and bool(why) == bool(
@@ -149,7 +150,7 @@ if PURE:  # nothing here is compiled: once is enough
         follower = Follower(config, now, said.append)
         assert not follower.look(Seen("version = 2\nnonsense", 2))
         assert follower.cluster is now and "not followed: " in follower.alarms()[0] and "not TOML" in said[0]
-        assert not follower.look(Seen(text_of(now, 2, **{"'s2/0'\nrepl": "'s2/1'\nrepl"}), 3))
+        assert not follower.look(Seen(text_of(now, 2, 0, {"'s2/0'\nrepl": "'s2/1'\nrepl"}), 3))
         assert "s2/1 is another core's, too" in follower.alarms()[0]
         assert follower.look(Seen(text_of(now, 2), 4)) and follower.alarms() == []
         assert said[-1] == "going by version 2 of the map: 3 cores"
@@ -188,6 +189,6 @@ if PURE:  # nothing here is compiled: once is enough
         assert follower.look(Seen(text_of(now, 7), 1))
         assert cluster.load(tmp_path / "map.toml").version == 7
         (tmp_path / "map.toml").unlink()
-        with pytest.raises(cluster.Trouble, match="there is no map") as refused:
+        with pytest.raises(Trouble, match="there is no map") as refused:
             cluster.of(config)
         assert "Connection refused" in refused.value.why
