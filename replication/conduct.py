@@ -144,6 +144,8 @@ class Conductor:
     def _hear(self, message: Heard) -> bool:
         """Whether it is news."""
         peer, kind, fields = message
+        if peer not in self._peers:  # it was, when it said so
+            return False
         if kind == "posts":
             self._take_mark(peer, fields.get("v"))
             return self._take_posts(peer, fields.get("posts"))
