@@ -7,13 +7,11 @@ worker that turns no more the speaker withdraws the routes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from replication.conduct import Conductor
 from replication.protocol import age
 from replication.roles import Post
 from routing import announcements, health
@@ -42,6 +40,12 @@ class Property(NamedTuple):
     internal6: tuple[str, ...]
     epoch: int  # by the map
     primary: bool  # by the map
+
+
+class HasPosts(Protocol):
+    """The conductor, as far as it matters here."""
+
+    posts: dict[int, Post]
 
 
 def role_of(post: Post, place: Property, before: Role) -> Role:
@@ -75,7 +79,7 @@ def _places(shards: Iterable[Any]) -> list[Property]:
 class Announcer:
     """Made when a worker takes over; `told` are its orders (`speaking.orders`)."""
 
-    def __init__(self, told: Mapping[str, Any], conductor: Conductor | None, examine: Callable[[int], health.Facts]) -> None:
+    def __init__(self, told: Mapping[str, Any], conductor: HasPosts | None, examine: Callable[[int], health.Facts]) -> None:
         self._core, self._conductor, self._examine = told["core"], conductor, examine
         policy = dict(told["policy"])
         lists = {name: tuple(policy[name]) for name in ("communities", "aggregates")}
@@ -96,13 +100,14 @@ class Announcer:
     # --- the connection ---------------------------------------------------------------------------------------------------
 
     def attach(self, descriptor: int, linger: int) -> None:
-        """A connection to the speaker: say everything on it. `linger`: ms that our routes may outlive us."""
+        """A connection to the speaker: say who we are, and in the next turn everything. `linger`: ms that routes outlive us."""
         self.detach()
         self._stream = socket.socket(fileno=descriptor)
         self._stream.setblocking(False)
         self._linger = linger
         self._queue = [{"core": self._core, "linger": linger, "alarms": self.health.alarms}]
         self._said = -1
+        self._flush()
 
     def detach(self) -> None:
         """Let go of the connection."""
@@ -114,6 +119,11 @@ class Announcer:
     def attached(self) -> bool:
         """Whether there is a connection."""
         return self._stream is not None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is still to be said, or sent."""
+        return self._said != self._number or bool(self._queue)
 
     def linger(self, ms: int) -> None:
         """How long our routes may outlive this process from now on."""
@@ -148,12 +158,19 @@ class Announcer:
         self._follow(now)
         if self._stream is None:
             return True
-        if self._said != self._number:
+        self._flush()
+        if self._stream and not self._queue:  # what changes while a speaker does not read is then said once
+            self._prepare(now)
+            if self._queue:
+                self._flush()
+                self._hear()
+        return self.attached
+
+    def _prepare(self, now: int) -> None:
+        if self._number and self._said != self._number:
             self._say_routes()
-        if not self._queue and (self._beat < 0 or age(now, self._beat) >= BEAT):
-            self._queue = [{"beat": now}]
-            self._beat = now
-        return self._talk()
+        elif self._beat < 0 or age(now, self._beat) >= BEAT:
+            self._queue, self._beat = [{"beat": now}], now
 
     def _look(self, now: int) -> None:
         self._looked, before = now, self.health
@@ -185,33 +202,30 @@ class Announcer:
         parts = [self.routes[at : at + ROUTES_AT_ONCE] for at in range(0, len(self.routes), ROUTES_AT_ONCE)] or [()]
         self._queue += [{"routes": part, "n": self._number, "more": part is not parts[-1]} for part in parts]
 
-    def _talk(self) -> bool:
-        """Send what waits and hear what is said; never waits itself."""
-        assert self._stream
+    def _flush(self) -> None:
+        """Send what waits; never waits itself."""
         try:
-            while self._queue:
+            while self._queue and self._stream:
                 self._stream.send(json.dumps(self._queue[0]).encode())
                 self._queue.pop(0)
         except BlockingIOError:
-            pass
+            return
         except OSError:
             self.detach()
-            return False
-        return self._hear()
 
-    def _hear(self) -> bool:
-        assert self._stream
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                try:
-                    message = self._stream.recv(MESSAGE_AT_MOST)
-                except ConnectionError:
-                    message = b""
+    def _hear(self) -> None:
+        """What the speaker says; with its end our connection ends."""
+        try:
+            while self._stream:
+                message = self._stream.recv(MESSAGE_AT_MOST)
                 if not message:
                     self.detach()
-                    return False
-                self.acknowledged = int(json.loads(message).get("done", self.acknowledged))
-        return True
+                else:
+                    self.acknowledged = int(json.loads(message).get("done", self.acknowledged))
+        except BlockingIOError:
+            return
+        except OSError:
+            self.detach()
 
 
 class Examiner:
@@ -222,8 +236,7 @@ class Examiner:
         self._turned = self._examined = -1
         self._stall = 0
         self._refused = self._count()
-        self._consumed: list[int] = []
-        self._moved_at = -1
+        self._waits: dict[int, tuple[int, int]] = {}  # by queue that had frames: its consumer, and since when it stands
 
     def turned(self, now: int) -> None:
         """The loop has made a turn."""
@@ -246,13 +259,11 @@ class Examiner:
 
     def _stuck(self, now: int) -> int:
         """Ticks for which frames have waited in some ring of which nothing was taken."""
-        rings, consumed, waiting = self._rings, [], False
-        for queue, rx in zip(rings.queues, rings.rx, strict=True):
-            if queue["kind"] == XDP:
-                consumer = int(rings.words[rx["consumer"]])
-                consumed.append(consumer)
-                waiting |= consumer != int(rings.words[rx["producer"]])
-        consumed = consumed if waiting else []
-        if not waiting or consumed != self._consumed:
-            self._consumed, self._moved_at = consumed, now
-        return age(now, self._moved_at)
+        rings, before = self._rings, self._waits
+        self._waits = {}
+        for number, (queue, rx) in enumerate(zip(rings.queues, rings.rx, strict=True)):
+            consumer = int(rings.words[rx["consumer"]])
+            if queue["kind"] == XDP and consumer != int(rings.words[rx["producer"]]):
+                taken, since = before.get(number, (consumer, now))
+                self._waits[number] = (consumer, since if taken == consumer else now)
+        return max((age(now, since) for _, since in self._waits.values()), default=0)

@@ -47,11 +47,11 @@ SHORT = 50  # while neighbours are asked for
 _NEEDED = {"NET_ADMIN": (12,), "NET_RAW": (13,), "BPF": (39, 21)}  # or SYS_ADMIN
 
 
-def run(config: Config, path: Path) -> int:
-    """Run the appliance until SIGTERM or SIGINT; its exit status. Trouble where it cannot, after all was taken back."""
-    environment = dict(os.environ)
-    # Nothing here calls compiled code, so the compiler need not be loaded (see shards.jit); the worker loads it.
-    os.environ["NUMBA_DISABLE_JIT"] = "1"
+def run(config: Config, path: Path, environment: dict[str, str]) -> int:
+    """Run the appliance until SIGTERM or SIGINT; its exit status. Trouble where it cannot, after all was taken back.
+
+    `environment`: the worker's.
+    """
     check_privileges()
     with contextlib.ExitStack() as undoing:
         Supervisor(config, path, environment, undoing).run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_network
 from itertools import product
 from typing import NamedTuple, get_args
@@ -64,11 +64,12 @@ def local_pref(route: Heard, mapped: bool) -> int:
 def chosen(table: Iterable[Heard], address: str, mapped: bool = False) -> set[str]:
     """Cores to which a switch may send a packet: longest prefix, LOCAL_PREF, path length, MED within one neighbouring AS."""
     found = [route for route in table if ip_address(address) in ip_network(route.prefix)]
-    for better in (
+    steps: tuple[Callable[[Heard], int], ...] = (
         lambda route: -ip_network(route.prefix).prefixlen,
         lambda route: -local_pref(route, mapped),
         lambda route: len(route.path),
-    ):
+    )
+    for better in steps:
         best = min(map(better, found), default=0)
         found = [route for route in found if better(route) == best]
     least = {route.path[0]: min(other.med for other in found if other.path[0] == route.path[0]) for route in found}
@@ -81,16 +82,21 @@ def targets(preference: Preference) -> list[str]:
     return ["203.0.113.0", "203.0.113.15", "203.0.113.17", "2001:db8:5::1", "2001:db8:5:ffff::1", *inside]
 
 
-BETTER = [
-    (standing(*better), standing(*worse))
-    for better, worse in product([(role, fit) for fit in (True, False) for role in ("promoted", "primary", "backup")], repeat=2)
-    if list(RANKS).index(announcements.rank_of(standing(*better))) < list(RANKS).index(announcements.rank_of(standing(*worse)))
-] + [(standing(role), standing("rejoining")) for role in ("promoted", "primary", "backup")]  # type: ignore[arg-type]
+RANKED: tuple[Role, ...] = ("promoted", "primary", "backup")
+STANDINGS = [standing(role, fit) for fit in (True, False) for role in RANKED] + [standing("rejoining")]
+
+
+def rank(of: Standing) -> int:
+    """Place in the order of ranks; less is better."""
+    return list(RANKS).index(announcements.rank_of(of))
+
+
+BETTER = [(better, worse) for better, worse in product(STANDINGS, repeat=2) if rank(better) < rank(worse)]
 
 
 @pytest.mark.parametrize("preference", PREFERENCES)
 def test_the_better_role_has_the_packets_on_one_switch(preference: Preference) -> None:
-    assert len(BETTER) == 18
+    assert len(BETTER) == 21
     for better, worse in BETTER:
         table = heard("good", routes([better], policy(preference))) + heard("bad", routes([worse], policy(preference)))
         for address in targets(preference):
@@ -144,7 +150,7 @@ def test_whatever_the_prefixes_two_cores_never_share_a_shard(
     internal6 = (str(ip_network(f"2001:db8::/{length6}", strict=False)),)
     told = policy(preference)
     first, second = (Standing(shard, role, 1, external, internal6, fit) for role, fit in (one, two))
-    ranks = [list(RANKS).index(announcements.rank_of(each)) for each in (first, second)]
+    ranks = [rank(first), rank(second)]
     if ranks[0] == ranks[1]:
         return
     table = heard("0", routes([first], told)) + heard("1", routes([second], told))
@@ -174,14 +180,14 @@ def test_external_prefixes_go_outside_and_the_shard_address_inside() -> None:
 
 
 def test_meds_by_role() -> None:
-    told = {role: routes([standing(role)], policy("med"))[0].med for role in ("promoted", "primary", "backup", "rejoining")}  # type: ignore[arg-type]
+    told = {role: routes([standing(role)], policy("med"))[0].med for role in (*RANKED, "rejoining")}
     assert told == {"promoted": 50, "primary": 100, "backup": 200, "rejoining": 300}
     assert routes([standing("silent")], policy("med")) == ()
 
 
 def test_longest_prefix_splits_what_it_can() -> None:
     told = policy("longest-prefix")
-    of = {role: by_prefix(routes([standing(role)], told)) for role in ("promoted", "primary", "backup")}  # type: ignore[arg-type]
+    of = {role: by_prefix(routes([standing(role)], told)) for role in RANKED}
     assert EXTERNAL in of["backup"] and {"203.0.113.0/29", "203.0.113.8/29"} <= of["primary"].keys()
     assert {f"203.0.113.{at}/30" for at in (0, 4, 8, 12)} <= of["promoted"].keys()
     assert "10.255.0.12/30" in of["backup"] and "10.255.0.14/31" in of["primary"] and "10.255.0.12/32" in of["promoted"]
@@ -214,8 +220,8 @@ def test_another_rooms_aggregates_are_the_second_line(preference: Preference) ->
     second = heard("B", routes([], told))
     assert {route.prefix for route in routes([], told) if route.domain == "inside"} == {"10.255.0.0/16"}
     addresses = ["203.0.113.1", announcements.shard_address("10.255.0.0/22", 3, preference), "2001:db8:5::1"]
-    for role in ("promoted", "primary", "backup", "rejoining"):
-        first = heard("A", routes([standing(role, fit=False)], policy(preference)))  # type: ignore[arg-type]
+    for role in (*RANKED, "rejoining"):
+        first = heard("A", routes([standing(role, fit=False)], policy(preference)))
         assert [chosen(first + second, address) for address in addresses] == [{"A"}] * 3
     assert [chosen(second, address) for address in addresses] == [{"B"}] * 3
 

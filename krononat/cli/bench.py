@@ -17,6 +17,7 @@ bench = Lazy(
         "start": ("bench.start:start", "From a start to the first packet, and the compiler's time."),
         "crash": ("bench.crash:crash", "The worker killed at random moments, without a backup."),
         "replication": ("bench.replication:replication", "What replication costs a core in memory."),
+        "routes": ("bench.routes:routes", "Routes that follow when shards move, through ExaBGP to BIRD."),
         "migrate": ("bench.migrate:migrate", "A shard moved again and again under traffic."),
         "failover": ("bench.failover:failover", "The primary dies, the backup sleeps, the link is cut."),
         "all": ("bench.all:everything", "All of them, with a report and plots."),

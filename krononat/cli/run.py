@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def run(path: Path) -> None:
     config = configuration.load(path)
     for doubt in configuration.warnings(config, path.read_text(), str(path)):
         click.echo(f"warning: {doubt}", err=True)
+    environment = dict(os.environ)
+    # Nothing there calls compiled code, so the compiler need not be loaded (see shards.jit); the worker loads it.
+    os.environ["NUMBA_DISABLE_JIT"] = "1"
     from krononat import supervisor
 
-    sys.exit(supervisor.run(config, path))
+    sys.exit(supervisor.run(config, path, environment))

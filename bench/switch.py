@@ -1,8 +1,12 @@
-"""A switch for tests: BIRD in a namespace, joined by a veth to the one of a server with several addresses."""
+"""A real switch to speak to: BIRD in a namespace, joined by a veth to the one of servers with many addresses.
+
+NAME-srv  up0 10.1.0.11, .12, … /16 ────────── down0 10.1.0.1/16  NAME-sw (BIRD, its routes in the kernel)
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import threading
 import time
@@ -11,19 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.netns import Namespace, namespace
+from krononat.client import Trouble
+from krononat.lab import namespaces
+from krononat.lab.namespaces import command, inside
 
 PEER, PEER6, LOCAL_AS, PEER_AS = "10.1.0.1", "2001:db8:1::1", 65010, 65000
 
 
 def core_address(number: int) -> str:
     """IPv4 address of a core of the server."""
-    return f"10.1.0.{11 + number}"
+    return f"10.1.{number // 200}.{11 + number % 200}"
 
 
 def core_address6(number: int) -> str:
     """IPv6 address of it."""
-    return f"2001:db8:1::{11 + number}"
+    return f"2001:db8:1::{11 + number:x}"
 
 
 def configuration(cores: Sequence[int]) -> str:
@@ -48,15 +54,15 @@ template bgp core {{
 class Switch:
     """BIRD that runs in a namespace."""
 
-    def __init__(self, place: Namespace, folder: Path, cores: Sequence[int]) -> None:
+    def __init__(self, place: str, folder: Path, cores: Sequence[int]) -> None:
         self.place, self._folder = place, folder
         (folder / "bird.conf").write_text(configuration(cores))
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start it."""
-        command = ["/usr/sbin/bird", "-f", "-c", str(self._folder / "bird.conf"), "-s", str(self._folder / "bird.ctl")]
-        self._process = self.place.start(*command, stderr=subprocess.DEVNULL)
+        words = ["bird", "-f", "-c", str(self._folder / "bird.conf"), "-s", str(self._folder / "bird.ctl")]
+        self._process = started(self.place, *words, stderr=subprocess.DEVNULL)
 
     def stop(self) -> None:
         """End it at once."""
@@ -67,8 +73,10 @@ class Switch:
 
     def ask(self, *words: str) -> str:
         """What it answers to a command of birdc."""
-        told = self.place.run("/usr/sbin/birdc", "-s", str(self._folder / "bird.ctl"), *words, check=False)
-        return told.stdout
+        try:
+            return command(*inside(self.place, ["birdc", "-s", str(self._folder / "bird.ctl"), *words]))
+        except Trouble:  # it is not there, or not yet
+            return ""
 
     def sessions(self) -> int:
         """How many are up."""
@@ -83,7 +91,7 @@ class Switch:
         """Next hop in the kernel by prefix."""
         told: list[dict[str, Any]] = []
         for family in ("-4", "-6"):
-            told += json.loads(self.place.ip(f"-json {family} route show proto bird"))
+            told += json.loads(command("ip", "-n", self.place, "-json", family, "route", "show", "proto", "bird") or "[]")
         return {route["dst"]: route.get("gateway", "") for route in told}
 
 
@@ -105,8 +113,8 @@ def parse(text: str) -> dict[str, dict[str, str]]:
 class Monitor:
     """When the kernel's routes of a namespace change: `ip monitor route`, each line with the time it came (monotonic, s)."""
 
-    def __init__(self, place: Namespace) -> None:
-        self._process = place.start("ip", "-o", "monitor", "route", stdout=subprocess.PIPE, bufsize=1)
+    def __init__(self, place: str) -> None:
+        self._process = started(place, "ip", "-o", "monitor", "route", stdout=subprocess.PIPE, bufsize=1)
         self.lines: list[tuple[float, str]] = []
         threading.Thread(target=self._read, daemon=True).start()
         time.sleep(0.2)
@@ -126,30 +134,46 @@ class Monitor:
         self._process.wait()
 
 
+def started(place: str, *words: str, **options: Any) -> subprocess.Popen[str]:
+    """A process in a namespace."""
+    environment = {**options.pop("env", os.environ), "PATH": namespaces.PATH}
+    return subprocess.Popen(inside(place, words), text=True, env=environment, **options)
+
+
 @contextmanager
-def pair(name: str, folder: Path, cores: Sequence[int]) -> Iterator[tuple[Namespace, Switch]]:
-    """The server's namespace, and the switch, whose BIRD runs."""
-    with namespace(f"{name}-srv") as server, namespace(f"{name}-sw") as place:
-        server.ip(f"link add up0 type veth peer name down0 netns {name}-sw")
-        for core in cores:
-            server.ip(f"address add {core_address(core)}/24 dev up0")
-            server.ip(f"address add {core_address6(core)}/64 dev up0 nodad")
-        place.ip(f"address add {PEER}/24 dev down0")
-        place.ip(f"address add {PEER6}/64 dev down0 nodad")
-        server.ip("link set up0 up")
-        place.ip("link set down0 up")
-        switch = Switch(place, folder, cores)
+def pair(name: str, folder: Path, cores: Sequence[int], speaking: Sequence[int] | None = None) -> Iterator[tuple[str, Switch]]:
+    """Name of the servers' namespace, and the switch, whose BIRD runs. `speaking`: cores with a session; default: all."""
+    namespaces.need("ip", "bird", "birdc")
+    server, place = f"{name}-srv", f"{name}-sw"
+    namespaces.delete([server, place])
+    try:
+        _build(server, place, cores)
+        switch = Switch(place, folder, cores if speaking is None else speaking)
         switch.start()
         try:
             yield server, switch
         finally:
             switch.stop()
+    finally:
+        namespaces.delete([server, place])
+
+
+def _build(server: str, place: str, cores: Sequence[int]) -> None:
+    for name in (server, place):
+        command("ip", "netns", "add", name)
+        command("ip", "-n", name, "link", "set", "lo", "up")
+    command("ip", "-n", server, "link", "add", "up0", "type", "veth", "peer", "name", "down0", "netns", place)
+    own = [f"{core_address(core)}/16" for core in cores] + [f"{core_address6(core)}/64" for core in cores]
+    for name, device, addresses in ((server, "up0", own), (place, "down0", [f"{PEER}/16", f"{PEER6}/64"])):
+        lines = [f"address add {each} dev {device}{' nodad' * (':' in each)}" for each in addresses]
+        command("ip", "-n", name, "-batch", "-", given="\n".join([*lines, f"link set {device} up"]) + "\n")
 
 
 def eventually(true: Callable[[], object], seconds: float = 10.0) -> float:
-    """Seconds until it is true; AssertionError where it does not become so."""
+    """Seconds until it is true; Trouble where it does not become so."""
     began = time.monotonic()
     while not true():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s"
+        if time.monotonic() - began > seconds:
+            raise Trouble("what should have become of the routes has not", f"not within {seconds:g} s")
         time.sleep(0.02)
     return time.monotonic() - began
