@@ -14,10 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 from krononat import bfd, memory, view
 from krononat.client import Trouble
+from krononat.cluster import written
 from krononat.cluster_answers import ClusterAnswers
 from krononat.config import canonical
 from krononat.control import Answer, Handler, error
 from krononat.crew import Crew
+from krononat.following import Follower
 from krononat.interfaces import Facts
 from krononat.lines import Line
 from krononat.memory import Memory
@@ -52,6 +54,7 @@ class Parts(NamedTuple):
     cpu: int
     began: int  # tick
     quarantine: Quarantine
+    follower: Follower | None = None  # of a core that is alone there is none
 
 
 class _Deletion(NamedTuple):
@@ -80,6 +83,7 @@ class Answers:
             "replace": self._replace,
             "quarantine": self._quarantine,
             "bfd": self._bfd,
+            "map": self._map,
         }
         return {**own, **self.cluster.handlers()}
 
@@ -88,6 +92,13 @@ class Answers:
 
     def _config(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True, "config": canonical(self._parts.config)})
+
+    def _map(self, _: dict[str, Any], reply: Answer) -> None:
+        follower = self._parts.follower
+        if follower is None:
+            told = "its configuration has no [cluster]"
+            raise Trouble("this core is alone", told, "krononat config explain cluster")
+        reply({"ok": True, "me": follower.cluster.me, "map": follower.status(), "text": written(follower.cluster.map)})
 
     def _replace(self, _: dict[str, Any], reply: Answer) -> None:
         """Begin it; how it goes on, `status` says."""
@@ -176,6 +187,8 @@ class Answers:
             "bfd": bfd.summary(parts.state, self._names()),
             "neighbours": self._neighbours(),
         }
+        if parts.follower:
+            status["map"] = parts.follower.status()
         reply({"ok": True, "status": status})
 
     def _worker(self) -> dict[str, Any]:

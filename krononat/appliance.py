@@ -18,7 +18,7 @@ import numpy as np
 from krononat import bfd, checks_bfd
 from krononat.checks import blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
-from krononat.cluster import Cluster, shunt_side
+from krononat.cluster import Cluster, room_for, shunt_side
 from krononat.models import LOG_LEVELS, Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
 from shards import sides
 from shards.state import (
@@ -109,7 +109,7 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         statics=max(len(list(config.mappings())), 1),
         ports=len(list(config.interfaces.named())),
         shards=config.shards,
-        peers=len(cluster.map.core) if cluster else 1,
+        peers=room_for(config, cluster.map) if cluster else 1,
         neighbours=_neighbours(config),
         bfd=max(len(checks_bfd.sessions(config)), 1),
     )
@@ -221,14 +221,14 @@ def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
     """What the map says; a core that should have a shard first asks the others whether one of them has it meanwhile."""
     state.peers[0]["address"] = int(cluster.core.shunt)
     state.settings[0]["shunt_side"] = SIDES[shunt_side(config, cluster.core.shunt) or "external"]
-    for number, core in enumerate(cluster.map.others(cluster.me), 1):
-        state.peers[number]["address"] = int(core.shunt)
+    for core in cluster.map.others(cluster.me):
+        state.peers[cluster.rows[core.name]]["address"] = int(core.shunt)
     for told in cluster.map.shard:
         shard = state.shards[told.id]
         shard["epoch"], shard["creates"] = told.epoch, 0
         shard["role"] = JOINING if cluster.me in (told.primary, told.backup) else ABSENT
         shard["side"] = {told.primary: 0, told.backup: 1}.get(cluster.me, NO_SIDE)
-        shard["authority"] = cluster.map.row(cluster.me, told.primary)
+        shard["authority"] = cluster.rows[told.primary]
         if told.backup:
             for number in (number for number, pool in enumerate(config.pool) if pool.shard == told.id):
                 sides.lay(state, number)

@@ -20,10 +20,15 @@ shards that it has no copy of is what it was told last, at the start the map.
     shard, peer, role, epoch, evidence, in_sync, lag_records, lag_bytes, lag_s, gaps, resyncs, refused {reason: frames, of all
     links}, alarms (sentences). The shard of a row is null where it is about a link that carries none.
   These three come in parts: {"do": ..., "from": n} with the "more" of the answer before; null: that was all.
+{"do": "map"}                                     {"ok": true, "me": core, "map": {...}, "text": TOML}: what it goes by
+    version, digest, cores, room (how many it could have), store, prefix, file, reachable (the store), alarms (sentences)
+{"do": "marks"}                                   {"ok": true, "me": core, "rows": [...]}: what each core says that it goes by
+    core, version, digest. In parts, as the three above.
 {"do": "migrate", "shard": n, "target": core, "dry_run": bool}    {"ok": true, "plan": {...}, "move": id, null after a dry run}
-    plan: shard, source, target, kind (swap: the target is the backup; copy: it has nothing yet), sessions, mappings, epoch
-    (the new one), warnings (sentences). The core that has the authority carries it out; another one passes it on, or refuses
-    and names the core to ask.
+    "copies": true moves the backup, not the authority.
+    plan: shard, source, target, kind (swap: the target is the backup; copy: it has nothing yet; backup: the copy alone moves),
+    sessions, mappings, epoch (afterwards), warnings (sentences). The core that has the authority carries it out; another one
+    refuses and names the core to ask.
 {"do": "move"}                                    {"ok": true, "move": {...}}, null: none yet. The current or last one
     id, shard, source, target, stage (a word), done, succeeded (bools), why (a sentence where it did not), duration_ms,
     lag_records, sessions, mappings, pause_ms, shunted, lost

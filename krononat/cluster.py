@@ -1,23 +1,29 @@
 """The map of a cluster: which cores there are, and which of them has each shard. One file, the same on every server.
 
 Where a shard is *now* the cores tell each other (see replication.roles); the map says who is meant to have it at the start, and
-with whom a core speaks at all. `[cluster]` of a core's configuration names the file.
+with whom a core speaks at all. `[cluster]` of a core's configuration names the file, or the store that holds it (`mapstore`).
+
+A map has a version, and every core goes by the newest that it has seen: `judge` says why it would not. What it forwards does
+not depend on that. A core keeps the row of PEER that it has given another one, as long as the map has that (`rows_for`).
 """
 
 from __future__ import annotations
 
 import tomllib
+import zlib
 from collections import Counter
-from collections.abc import Iterator
-from ipaddress import IPv4Address
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
+from krononat import mapstore
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.config import ConfigError
 from krononat.locate import Complaint, Place, Places
+from krononat.models import Cluster as Settings
 from krononat.models import Config, Model
 from krononat.values import Address, EndpointText
 
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
 CORE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}/[0-9]{1,4}$"
 CORES_AT_MOST = 4096
+ROOM_AT_LEAST = 16  # rows of PEER
 
 
 class Core(Model):
@@ -51,6 +58,10 @@ class Shard(Model):
     primary: str = Field(description="The core that has it.")
     backup: str | None = Field(default=None, description="The core, of another server, that keeps a copy.")
     epoch: int = Field(default=1, ge=1, lt=1 << 31, description="Counts its owners; raise it to make this map win.")
+    external: list[str] = Field(
+        default=[], description="Its external prefixes, if they are to be checked here: by all cores, against each other."
+    )
+    subscribers: list[str] = Field(default=[], description="Its subscribers' prefixes, for the same.")
 
 
 class Map(Model):
@@ -61,20 +72,26 @@ class Map(Model):
     shard: list[Shard] = Field(min_length=1, description="The shards.")
 
     def others(self, me: str) -> list[Core]:
-        """Every core but `me`, in the order of the file: the n-th is row n + 1 of PEER."""
+        """Every core but `me`, in the order of the file."""
         return [core for core in self.core if core.name != me]
 
-    def row(self, me: str, name: str) -> int:
-        """Row of PEER that another core has in the memory of `me`; 0 for itself."""
-        return 0 if name == me else 1 + [core.name for core in self.others(me)].index(name)
+    @property
+    def digest(self) -> int:
+        """Tells maps of one version apart."""
+        return zlib.crc32(self.model_dump_json().encode())
+
+    def names(self) -> list[str]:
+        """Cores, in the order of the file."""
+        return [core.name for core in self.core]
 
 
 class Cluster(NamedTuple):
-    """What a core knows of its cluster at the start."""
+    """What a core knows of its cluster."""
 
     me: str
     map: Map
     key: Key  # CURVE
+    rows: Mapping[str, int]  # of PEER, by core; 0 for itself
 
     @property
     def core(self) -> Core:
@@ -133,6 +150,42 @@ def refusals(told: Map) -> Iterator[Complaint]:
             yield Complaint(("shard", number, "id"), f"shard {shard.id} stands here twice")
     for missing in sorted(set(range(max(ids))) - set(ids)):
         yield Complaint(("shard",), f"shard {missing} is missing: numbers begin at 0, without gaps")
+    for field in ("external", "subscribers"):
+        yield from _overlaps(told, field)
+
+
+def _overlaps(told: Map, field: str) -> Iterator[Complaint]:
+    """Prefixes that two shards claim, or that are none."""
+    found: list[tuple[IPv4Network | IPv6Network, int, tuple[str | int, ...]]] = []
+    for number, shard in enumerate(told.shard):
+        for at, text in enumerate(getattr(shard, field)):
+            try:
+                found.append((ip_network(text), shard.id, ("shard", number, field, at)))
+            except ValueError:
+                yield Complaint(("shard", number, field, at), f"{text!r} is no prefix, such as 203.0.113.0/28")
+    found.sort(key=lambda each: (each[0].version, int(each[0].network_address), each[0].prefixlen))
+    for (wide, owner, _), (prefix, shard_id, path) in _reaching(found):
+        yield Complaint(path, f"{prefix} of shard {shard_id} overlaps {wide} of shard {owner}")
+
+
+_Claim = tuple[IPv4Network | IPv6Network, int, tuple[str | int, ...]]
+
+
+def _reaching(claims: Sequence[_Claim]) -> Iterator[tuple[_Claim, _Claim]]:
+    """Each claim with the one before it, in the order of addresses, that reaches farthest, where they overlap."""
+    reach: _Claim | None = None
+    for claim in claims:
+        if reach and reach[0].version == claim[0].version and int(claim[0][0]) <= int(reach[0][-1]):
+            yield reach, claim
+        else:
+            reach = claim
+
+
+def alarms(told: Map) -> Iterator[str]:
+    """What a map can be used with, and nobody should be content with."""
+    bare = [str(shard.id) for shard in told.shard if shard.backup is None]
+    if bare:
+        yield f"no backup by the map: shard {', '.join(bare[:8])}{f' and {len(bare) - 8} more' if len(bare) > 8 else ''}"
 
 
 def _places_of(number: int, shard: Shard, names: list[str]) -> Iterator[Complaint]:
@@ -149,11 +202,108 @@ def of(config: Config) -> Cluster | None:
     """The cluster that a configuration belongs to, None without one; ConfigError where its map or its key cannot be used."""
     if config.cluster is None:
         return None
+    if config.cluster.store and not Path(config.cluster.map).exists():
+        _fetch(config.cluster)
     told, me = load(config.cluster.map), config.core_name
     found = list(strangers(config, told))
     if found:
         raise ConfigError(config.cluster.map, Path(config.cluster.map).read_text(), found)
-    return Cluster(me, told, own_key(config, told))
+    return Cluster(me, told, own_key(config, told), rows_for(told, me, {}, room_for(config, told)))
+
+
+def _fetch(settings: Settings) -> None:
+    """The first map of a core that has none yet; later ones are seen while it runs."""
+    store = mapstore.open_store(settings.store, settings.map, settings.store_prefix)
+    try:
+        seen = store.read()
+        if not seen.revision:
+            remedy = "krononat shard map apply FILE, on a server that has it"
+            raise Trouble(f"{store.name} holds no map", f"and there is no {settings.map}", remedy, BAD_CONFIG)
+        mapstore.replace_file(Path(settings.map), seen.text)
+    except (mapstore.StoreError, OSError) as error:
+        raise Trouble("there is no map", f"no {settings.map}, and {error}", "start the store", BAD_CONFIG) from None
+
+
+# --- a newer map ------------------------------------------------------------------------------------------------------------
+
+
+def room_for(config: Config, told: Map) -> int:
+    """Cores that memory has rows for, this one too."""
+    assert config.cluster
+    return max(config.cluster.room_for_cores or max(ROOM_AT_LEAST, 2 * len(told.core)), len(told.core))
+
+
+def rows_for(told: Map, me: str, before: Mapping[str, int], room: int) -> dict[str, int]:
+    """Row of PEER of each core: as before; a new one gets a row that nobody had, or else that of one who left.
+
+    ValueError where `room` rows are not enough.
+    """
+    rows = {name: before[name] for name in told.names() if name in before} | {me: 0}
+    left = {row for name, row in before.items() if name not in rows}
+    free = [row for row in range(1, room) if row not in rows.values() and row not in left] + sorted(left)
+    new = [name for name in told.names() if name not in rows]
+    if len(new) > len(free):
+        raise ValueError(f"it has {len(told.core)} cores, this core has room for {room}")
+    return rows | dict(zip(new, free, strict=False))
+
+
+def judge(config: Config, now: Cluster, newer: Map, room: int) -> str:
+    """Why a core that goes by one map, with `room` rows of PEER, does not go by another; empty: it does, or it is the same."""
+    before = now.map
+    if newer.version < before.version:
+        return f"it is version {newer.version}, this core goes by version {before.version}: raise the version of what is to win"
+    if newer.version == before.version:
+        told = f"it is of version {newer.version} as well, but another one: raise the version of what is to win"
+        return "" if newer.digest == before.digest else told
+    if now.me not in newer.names():
+        return f"{now.me} is in it no more: this core goes on by version {before.version}; stop it once it has no shard"
+    if len(newer.shard) != len(before.shard):
+        return f"it has {len(newer.shard)} shards, this core was started with {len(before.shard)}: start it again"
+    return _misfit(config, now, newer, room)
+
+
+def _misfit(config: Config, now: Cluster, newer: Map, room: int) -> str:
+    mine = next(core for core in newer.core if core.name == now.me)
+    for field in ("replication", "shunt", "key"):
+        if getattr(mine, field) != getattr(now.core, field):
+            return f"it has another `{field}` for {now.me}: {getattr(mine, field)}; start this core again"
+    for complaint in strangers(config, newer):
+        return f"{complaint.key}: {complaint.what}"
+    try:
+        rows_for(newer, now.me, now.rows, room)
+    except ValueError as error:
+        return f"{error}: raise `cluster.room-for-cores`, and start it again"
+    return ""
+
+
+def with_map(now: Cluster, newer: Map, room: int) -> Cluster:
+    """The same core by a newer map."""
+    return now._replace(map=newer, rows=rows_for(newer, now.me, now.rows, room))
+
+
+def written(told: Map) -> str:
+    """A map as TOML, which parses to the same again."""
+    lines = [f"version = {told.version}"]
+    for core in told.core:
+        lines += [
+            "",
+            "[[core]]",
+            *(f"{field} = {_quoted(getattr(core, field))}" for field in ("name", "replication", "shunt", "key")),
+        ]
+    for shard in told.shard:
+        lines += ["", "[[shard]]", f"id = {shard.id}", f"primary = {_quoted(shard.primary)}"]
+        lines += [f"backup = {_quoted(shard.backup)}"] * (shard.backup is not None)
+        lines += [f"epoch = {shard.epoch}"] * (shard.epoch != 1)
+        for field in ("external", "subscribers"):
+            prefixes = getattr(shard, field)
+            lines += [f"{field} = [{', '.join(map(_quoted, prefixes))}]"] * bool(prefixes)
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(value: object) -> str:
+    """A TOML string: a literal one, unless there is a quote in it (a key has any printable character)."""
+    text = str(value)
+    return f"'{text}'" if "'" not in text else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def own_key(config: Config, told: Map) -> Key:
@@ -186,6 +336,21 @@ def strangers(config: Config, told: Map) -> Iterator[Complaint]:
         yield Complaint(("shard",), f"shard {missing} of the configuration's pools is missing")
     for idle in sorted(shards - pools):
         yield Complaint(("shard", [shard.id for shard in told.shard].index(idle), "id"), f"no pool is of shard {idle}")
+    for number, shard in enumerate(told.shard):
+        yield from _other_prefixes(config, number, shard)
+
+
+def _other_prefixes(config: Config, number: int, shard: Shard) -> Iterator[Complaint]:
+    """Prefixes of a shard by the map, where it says any, that are not those of the configuration."""
+    pools = [pool for pool in config.pool if pool.shard == shard.id]
+    groups = [group for group in config.subscribers if group.pool in {pool.name for pool in pools}]
+    has = {"external": {str(prefix) for pool in pools for prefix in pool.prefixes}}
+    has["subscribers"] = {str(group.prefix) for group in groups}
+    for field, ours in has.items():
+        told = {text for text in getattr(shard, field) if ":" not in text}
+        if told and told != ours:
+            here = f"this configuration has {', '.join(sorted(ours)) or 'none'}"
+            yield Complaint(("shard", number, field), f"not the same everywhere: {here} for shard {shard.id}")
 
 
 def shunt_side(config: Config, shunt: IPv4Address) -> Literal["internal", "external"] | None:
@@ -205,7 +370,11 @@ def orders(config: Config, cluster: Cluster, cpus: list[int]) -> dict[str, Any]:
         "me": cluster.me,
         "endpoint": f"tcp://{cluster.core.replication}",
         "key": [cluster.key.public.decode(), cluster.key.secret.decode()],
-        "peers": [[core.name, f"tcp://{core.replication}", core.key] for core in cluster.map.others(cluster.me)],
+        "mark": [cluster.map.version, cluster.map.digest],
+        "peers": [
+            [core.name, f"tcp://{core.replication}", core.key, cluster.rows[core.name], int(core.shunt)]
+            for core in cluster.map.others(cluster.me)
+        ],
         "shards": [[shard.id, shard.primary, shard.backup or ""] for shard in cluster.map.shard],
         "dead_after": told.dead_after_ms,
         "times": [told.join_after_ms, min(300, told.join_after_ms), 1000 * told.grace_s, told.quiet_ms],

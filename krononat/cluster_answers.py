@@ -34,6 +34,8 @@ replication  from    may   number
 migrate      shard   must  number
 migrate      target  must  core
 migrate      dry_run may   yes/no
+migrate      copies  may   yes/no
+marks        from    may   number
 move
 verify       shard   must  number
 verify       begin   may   yes/no

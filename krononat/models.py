@@ -353,7 +353,20 @@ class Log(Model):
 class Cluster(Model):
     """The other cores: who they are, and when they are believed to be dead."""
 
-    map: str = Field(description="File with the map of the cluster, the same on every server.")
+    map: str = Field(
+        description="File with the map of the cluster, the same on every server; with `store` the copy of what was seen last."
+    )
+    store: list[Annotated[str, Field(pattern=r"^https?://\S+$")]] = Field(
+        default=[],
+        description="URLs of an etcd (3.4 or later) that holds the map, http://ADDRESS:PORT each; default: the file.",
+    )
+    store_prefix: str = Field(default="/krononat", pattern=r"^/\S*$", description="What the keys in the store begin with.")
+    room_for_cores: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Cores that a newer map may have while this one runs; 0: twice as many as at the start, 16 at least.",
+    )
     key_file: str = Field(description="File with the secret key of this core, made by `krononat cluster key`.")
     port_key_file: str | None = Field(
         default=None,

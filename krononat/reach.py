@@ -48,10 +48,7 @@ class Reach:
 
     def __init__(self, state: State, source: IPv4Address, selector: selectors.BaseSelector, legs: Sequence[str] = ()) -> None:
         self._state, self._selector = state, selector
-        self._peers = [
-            _Peer(row, str(IPv4Address(int(address)))) for row, address in enumerate(state.peers["address"]) if row and address
-        ]
-        self._rows = {peer.address: peer.row for peer in self._peers}
+        self._find_peers()
         self._answered: dict[tuple[int, int, int], int] = {}  # (row, leg, size): tick of the last answer
         self._asked_at = -EACH
         self._now = 0
@@ -68,11 +65,18 @@ class Reach:
             self._selector.unregister(each)
             each.close()
 
+    def _find_peers(self) -> None:
+        """Who is in PEER: a newer map may have others."""
+        addresses = enumerate(self._state.peers["address"])
+        self._peers = [_Peer(row, str(IPv4Address(int(address)))) for row, address in addresses if row and address]
+        self._rows = {peer.address: peer.row for peer in self._peers}
+
     def turn(self, now: int) -> None:
         """Ask, once a second; call it now and then."""
         self._now = now
         if now - self._asked_at >= EACH:
             self._asked_at = now
+            self._find_peers()
             for peer in self._peers:
                 self._ask(peer)
                 self._conclude(peer)

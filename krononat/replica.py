@@ -7,7 +7,7 @@ It runs in the worker between two breaths, so nothing here may take long. What i
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from replication import migration
@@ -17,7 +17,7 @@ from replication.keys import Key
 from replication.migration import Move
 from replication.protocol import ALIVE, Peer, Settings
 from replication.rows import StateSink, StateSource
-from shards import shunt
+from shards import shunt, sides
 from shards.state import ABSENT, ACTIVE, PASSIVE, ROLES, SYNCING, State
 from shards.verdict import HOLD_OVERFLOW, NO_AUTHORITY, SHUNT_FOREIGN, SHUNT_MALFORMED, SHUNT_REFUSED, SHUNT_TOO_BIG
 
@@ -39,16 +39,16 @@ class Replica:
         settings = Settings(told["dead_after"], told["threshold"], cpus=tuple(told["cpus"]), holds=told["holds"])
         public, secret = (text.encode() for text in told["key"])
         source, sink = StateSource(state, settings.threshold), StateSink(state, settings.holds)
-        self._endpoints = {self._me: told["endpoint"]}
+        self._endpoint = told["endpoint"]
         self.exchange = Exchange(source, sink, Peer(self._me, told["endpoint"], public), Key(public, secret), settings)
-        peers: dict[str, int] = {}
-        for row, (name, endpoint, key) in enumerate(told["peers"], 1):
-            peers[name] = row
-            self._endpoints[name] = endpoint
-            self.exchange.meet(Peer(name, endpoint, key.encode(), row), now)
-        self._places = {shard: Place(primary, backup) for shard, primary, backup in told["shards"]}
-        self._peers = peers
-        self.conductor = Conductor(state, self.exchange, self._me, peers, self._places, Times(*told["times"]), now)
+        self._met = _peers(told)
+        self._peers = {name: peer.number for name, peer in self._met.items()}
+        self._places = _places(told)
+        for peer in self._met.values():
+            self.exchange.meet(peer, now)
+        self.conductor = Conductor(state, self.exchange, self._me, self._peers, self._places, Times(*told["times"]), now)
+        self.conductor.mark = _mark(told)
+        _address(state, told)
         self._numbers: dict[int, int] = {}  # shard: number of its last move
         self._lost: dict[int, tuple[int, int]] = {}  # shard: packets lost and shunted, before its last move
         self._verified: dict[int, str] = {}  # shard: the peer that its copy is compared with
@@ -59,6 +59,29 @@ class Replica:
         self._prepared = now - PREPARE_EACH
         self._more = False
         self.faults, self._fault = 0, ""
+
+    def follow(self, told: Mapping[str, Any], now: int) -> None:
+        """Go by the orders of a newer map."""
+        self._guarded(lambda now: self._follow(told, now), now)
+
+    def _follow(self, told: Mapping[str, Any], now: int) -> bool:
+        """A core that is meant otherwise than before is another one: who left goes first, who came is met then."""
+        newer, places = _peers(told), _places(told)
+        staying = {name: peer.number for name, peer in newer.items() if self._met.get(name) == peer}
+        gone = self._met.keys() - staying.keys()
+        self.conductor.follow(staying, self._places, now)
+        for name in gone:
+            self.exchange.part(name)
+        lay_sides(self._state, [shard for shard, place in places.items() if place.backup and not self._places[shard].backup])
+        _address(self._state, told)
+        for name in newer.keys() - staying.keys():
+            self.exchange.meet(newer[name], now)
+        self._met, self._places = newer, places
+        self._peers = {name: peer.number for name, peer in newer.items()}
+        self.conductor.follow(self._peers, places, now)
+        self.conductor.mark = _mark(told)
+        shunt.prepare(self._state, now)
+        return True
 
     def descriptors(self) -> list[int]:
         """To wait for while idle."""
@@ -104,7 +127,7 @@ class Replica:
         """Answer one of the questions of `cluster_answers.REQUESTS`."""
         answers = {
             "cores": self._cores, "shards": self._shards, "replication": self._replication, "migrate": self._migrate,
-            "move": self._move, "verify": self._verify, "resync": self._resync, "tallies": self._tallies,
+            "move": self._move, "verify": self._verify, "resync": self._resync, "tallies": self._tallies, "marks": self._map,
         }  # fmt: skip
         try:
             return {"ok": True, **answers[request["do"]](request)}
@@ -131,8 +154,14 @@ class Replica:
                 "passive": passives.count(name),
                 "sessions": sum(count for count, active in zip(counts, actives, strict=True) if active == name),
             }
-            for name, endpoint in self._endpoints.items()
+            for name, endpoint in [(self._me, self._endpoint), *((each.name, each.endpoint) for each in self._met.values())]
         ]
+        return self._part(request, rows)
+
+    def _map(self, request: Mapping[str, Any]) -> Answer:
+        """By which map the cores go, as far as is known: version and digest."""
+        marks = {self._me: self.conductor.mark, **self.conductor.marks}
+        rows = [{"core": name, "version": version, "digest": digest} for name, (version, digest) in marks.items()]
         return self._part(request, rows)
 
     def _shards(self, request: Mapping[str, Any]) -> Answer:
@@ -211,6 +240,7 @@ class Replica:
         resyncs: int,
         alarms: list[str],
     ) -> Answer:
+        alarms = alarms + self._link_alarms(peer)
         post = self.conductor.posts[shard] if shard is not None else None
         link = status["links"].get(peer, {})
         return {
@@ -220,6 +250,18 @@ class Replica:
             "resyncs": resyncs, "refused": status["refused"], "alarms": alarms,
         }  # fmt: skip
 
+    def _link_alarms(self, peer: str) -> list[str]:
+        if self.exchange.is_twofold(peer, self._now):
+            return [f"two servers claim the name {peer}: one of them has another's configuration and key; stop it"]
+        evidence, known = self.exchange.evidence(peer, self._now), self.conductor.marks.get(peer)
+        if evidence != ALIVE:
+            return [f"{peer} cannot be reached: it is {evidence}"]
+        if known and known[0] == self.conductor.mark[0] and known != self.conductor.mark:
+            return [f"{peer} goes by another map of version {known[0]}: raise the version of the right one"]
+        if known and known[0] < self.conductor.mark[0]:
+            return [f"{peer} goes by version {known[0]} of the map, {self._me} by {self.conductor.mark[0]}"]
+        return []
+
     # --- moves ------------------------------------------------------------------------------------------------------------
 
     def _migrate(self, request: Mapping[str, Any]) -> Answer:
@@ -228,7 +270,7 @@ class Replica:
         if active != self._me:
             told = f"{active or 'nobody'} has the authority over it"
             raise Refusal(f"shard {shard} is not {self._me}'s to move", told, f"ask {active}" if active else "")
-        move = self.conductor.migrate(shard, target, self._now, dry_run)
+        move = self.conductor.migrate(shard, target, self._now, dry_run, bool(request.get("copies")))
         if move.phase == migration.FAILED:
             raise Refusal(f"shard {shard} cannot move to {target}", move.why, "krononat server list")
         if not dry_run:
@@ -239,8 +281,10 @@ class Replica:
 
     def _plan(self, move: Move) -> Answer:
         sessions, mappings = self.conductor.counts(move.shard)
-        kind = "swap" if move.target == move.before else "copy"
+        kind = "backup" if move.copies else "swap" if move.target == move.before else "copy"
         warnings = [] if kind == "swap" else [f"{sessions + mappings:,} rows are copied first"]
+        if move.copies and move.before:
+            warnings.append(f"{move.before} keeps no copy any more")
         if move.before and kind == "copy":
             warnings.append(f"{move.before} keeps no copy any more: {move.successor} is the backup")
         mtu = int(self._state.peers[self._peers[move.target]]["mtu"])
@@ -248,7 +292,7 @@ class Replica:
             warnings.append(f"only {mtu} bytes reach {move.target}: larger packets are lost while the routes change")
         return {
             "shard": move.shard, "source": move.source, "target": move.target, "kind": kind, "sessions": sessions,
-            "mappings": mappings, "epoch": self.conductor.posts[move.shard].epoch + 1, "warnings": warnings,
+            "mappings": mappings, "epoch": self.conductor.posts[move.shard].epoch + (not move.copies), "warnings": warnings,
         }  # fmt: skip
 
     def _move(self, request: Mapping[str, Any]) -> Answer:
@@ -266,7 +310,7 @@ class Replica:
                 "stage": move.phase, "done": move.over, "succeeded": move.phase == migration.DONE, "why": move.why,
                 "duration_ms": end - move.began, "lag_records": lag.records if lag else 0,
                 "sessions": move.sessions or self.conductor.counts(shard)[0], "mappings": self.conductor.counts(shard)[1],
-                "pause_ms": pause, "shunted": shunted, "lost": lost,
+                "pause_ms": pause, "shunted": shunted, "lost": lost, "copies": move.copies,
             }
         }  # fmt: skip
 
@@ -325,6 +369,35 @@ class Replica:
         if shard not in self._places:
             raise Refusal(f"there is no shard {shard}", f"the map has {len(self._places)}", "krononat shard list")
         return shard
+
+
+def _peers(told: Mapping[str, Any]) -> dict[str, Peer]:
+    return {name: Peer(name, endpoint, key.encode(), row) for name, endpoint, key, row, _ in told["peers"]}
+
+
+def _places(told: Mapping[str, Any]) -> dict[int, Place]:
+    return {shard: Place(primary, backup) for shard, primary, backup in told["shards"]}
+
+
+def _mark(told: Mapping[str, Any]) -> tuple[int, int]:
+    version, digest = told["mark"]
+    return version, digest
+
+
+def _address(state: State, told: Mapping[str, Any]) -> None:
+    """Where packets for each core are shunted to; rows of cores that are none any more have no address. Counters stay."""
+    addresses = {row: address for _, _, _, row, address in told["peers"]}
+    for row in range(1, len(state.peers)):
+        peer = state.peers[row]
+        if int(peer["address"]) != addresses.get(row, 0):
+            peer["address"], peer["alive"], peer["mtu"] = addresses.get(row, 0), 0, 0
+
+
+def lay_sides(state: State, shards: Sequence[int]) -> None:
+    """Cut the pools of shards that have a backup from now on: what is handed out already stays."""
+    for number in range(int(state.settings[0]["pools"])):
+        if int(state.pools[number]["shard"]) in shards:
+            sides.lay(state, number)
 
 
 class Refusal(Exception):

@@ -96,6 +96,9 @@ action = "reject"
 # One of several cores, on several servers (docs/replication.md); each [[pool]] then says `shard = N`, all cores the same:
 # [cluster]
 # map = "/etc/krononat/map.toml"                # `krononat cluster check` tells whether it and this file agree
+# store = []                                    # or an etcd that holds the map: ["http://10.0.0.1:2379"]; docs/placement.md
+# store-prefix = "/krononat"
+# room-for-cores = 0            # how many a newer map may have while this one runs; 0: twice as many as now, 16 at least
 # key-file = "/etc/krononat/nat1.key"           # of this core: `krononat cluster key FILE` makes it
 # port-key-file = "/etc/krononat/cluster.key"   # the same on every server: ports are derived with it
 # dead-after-ms = 150

@@ -25,6 +25,7 @@ from krononat.carrier import Carriers
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
 from krononat.control import Control, lock
 from krononat.crew import Crew, Given, Hooks
+from krononat.following import Follower
 from krononat.herald import Herald
 from krononat.lines import Line, Place, link_of
 from krononat.member import Message
@@ -97,6 +98,8 @@ class Supervisor:
         self._control: Control | None = None
         self._answers: Answers | None = None
         self._reach: Reach | None = None
+        self._follower = Follower(config, self._cluster, _say) if self._cluster else None
+        self._followed = self._cluster  # what the worker goes by
         self._herald: Herald | None = None
 
     # --- the way up ---------------------------------------------------------------------------------------------------
@@ -329,16 +332,32 @@ class Supervisor:
             "cpu": self._cpu,
             "busy_poll": self._config.io.busy_poll,
             "cluster": None,
-            "bgp": speaking.orders(self._config, self._cluster.map if self._cluster else None),
+            "bgp": speaking.orders(self._config, None),
         }
-        if self._cluster:
-            told["cluster"] = cluster.orders(self._config, self._cluster, sorted(os.sched_getaffinity(0) - {self._cpu}))
+        if self._follower:
+            told |= self._by_map(self._follower.cluster)
         return told, [self._memory.descriptor, self._frames, self._notes_descriptor, *self._sockets.fds()]
 
     def _orders(self) -> Given:
         """What who takes over is told, and given: memif servers come and go meanwhile."""
         descriptors = [descriptor for line in self._lines for descriptor in line.descriptors()]
-        return {"lines": [line.told() for line in self._lines]}, descriptors
+        told: Message = {"lines": [line.told() for line in self._lines]}
+        if self._follower:  # it may have been told an older one when it began to stand by
+            told |= self._by_map(self._follower.cluster)
+            self._followed = self._follower.cluster
+        return told, descriptors
+
+    def _by_map(self, now: cluster.Cluster) -> Message:
+        """What of the orders another map makes others."""
+        cpus = sorted(os.sched_getaffinity(0) - {self._cpu})
+        return {"cluster": cluster.orders(self._config, now, cpus), "bgp": speaking.orders(self._config, now.map)}
+
+    def _follow(self, follower: Follower) -> None:
+        """Have the worker go by the newest map; one that is too busy to be told is told later."""
+        follower.turn()
+        newest = follower.cluster
+        if self._followed is not newest and self._crew.send({"do": "follow", **self._by_map(newest)}):
+            self._followed = newest
 
     def _open(self) -> None:
         """A worker is ready: take traffic, answer for the pools, answer on the control socket."""
@@ -346,9 +365,11 @@ class Supervisor:
         self._act(interfaces.decide_late(self._config))
         parts = Parts(
             self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
-            self._neighbours, self._crew, self._cpu, self._began, self._quarantine,
+            self._neighbours, self._crew, self._cpu, self._began, self._quarantine, self._follower,
         )  # fmt: skip
-        if self._cluster:
+        if self._follower and self._cluster:
+            self._follower.start()
+            self._undoing.callback(self._follower.close)
             side = cluster.shunt_side(self._config, self._cluster.core.shunt) or "external"
             legs = [interfaces.home(port) for port in self._config.interfaces.of(side)]
             self._reach = Reach(self._state, self._cluster.core.shunt, self._selector, legs if len(legs) > 1 else ())
@@ -391,6 +412,8 @@ class Supervisor:
                 line.watch(now)
         if self._reach:
             self._reach.turn(now)
+        if self._follower:
+            self._follow(self._follower)
         if self._herald:
             self._herald.turn(now)
         if self._control and self._answers:

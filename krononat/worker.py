@@ -10,6 +10,7 @@ is that one's, too. When it has taken over, in either direction:
                                                      {"speaker": "lost"}: it has ended
     {"do": "linger", "ms": n}                        how long our routes may outlive us
     {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
+    {"do": "follow", "cluster": ..., "bgp": ...}     go by a newer map, see `cluster.orders`, `speaking.orders`
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
 
@@ -80,6 +81,7 @@ class Worker:
     def prepare(self, orders: dict[str, Any]) -> int:
         """Take over; sessions found alive. After it nothing is left to compile, and receiving can begin."""
         self._lines = orders["lines"]
+        self._cluster, self._announced = orders.get("cluster", self._cluster), orders.get("bgp", self._announced)
         alive, self.rebuilt = resume.resume(self._state, orders["reindex"], ticks())
         also = [self._channel.fileno()]
         if self._cluster:
@@ -177,6 +179,10 @@ class Worker:
     def _obey(self, told: dict[str, Any], descriptors: list[int], now: int) -> None:
         if told["do"] == "connect":
             self._connect(told["line"], told["connection"], descriptors)
+        if told["do"] == "follow" and self._replica:
+            self._replica.follow(told["cluster"], now)
+            if self._announcer:
+                self._announcer.replace(told["bgp"]["shards"])
         if told["do"] == "speaker" and self._announcer:
             self._announcer.attach(descriptors[0], told["linger"])
         if told["do"] == "linger" and self._announcer:

@@ -6,7 +6,7 @@ Acting is three things: the row of SHARD, which the packet path reads; whose row
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +36,7 @@ from shards.state import (
 
 TELL_EACH = 50  # ticks
 LOOK_EACH = 25  # ticks between two decisions where nothing happens
+HOME_EACH = 5000  # ticks between two attempts to bring a copy to where a newer map wants it
 ROWS_AT_ONCE = 1 << 14  # of those that are looked at in one turn
 FORGOTTEN_AT_ONCE = 1 << 11  # of those that may end in one turn: an end takes a microsecond, another shard's packets wait
 EPOCHS = 1 << 31  # a map's epochs are below, and so is whatever is believed: one more never leaves 32 bits
@@ -91,6 +92,9 @@ class Conductor:
         self._quiet: dict[int, Quiet] = {}
         self.moves: dict[int, Move] = {}
         self.taken_over = 0  # shards, ever
+        self._homeless: dict[int, int] = {}  # shards whose place a newer map changed: tick of the next attempt to follow it
+        self.mark: tuple[int, int] = (0, 0)  # version and digest of the map that we follow
+        self.marks: dict[str, tuple[int, int]] = {}  # what the others say that they follow
         self._last = self._last_told = now - TELL_EACH
         self._evidence = ""
         self._nothing = np.zeros(len(state.dirty), np.uint64)  # no row was seen: all end
@@ -143,9 +147,17 @@ class Conductor:
     def _hear(self, message: Heard) -> bool:
         """Whether it is news."""
         peer, kind, fields = message
+        if peer not in self._peers:  # it was, when it said so
+            return False
         if kind == "posts":
+            self._take_mark(peer, fields.get("v"))
             return self._take_posts(peer, fields.get("posts"))
         return kind == "handover" and self._take_handover(peer, fields)
+
+    def _take_mark(self, peer: str, mark: Any) -> None:
+        match mark:
+            case [int(version), int(digest)]:
+                self.marks[peer] = version, digest
 
     def _take_posts(self, peer: str, posts: Any) -> bool:
         """What a peer is to each shard; of which it says nothing, it has nothing to do with."""
@@ -189,7 +201,7 @@ class Conductor:
         rises.note(self._state.shards[shard], rises.epoch_of_rise(before, post, others, facts.handed > 0), now)
         if post.role == ACTIVE and before.role in (SYNCING, PASSIVE) and not facts.handed:
             self.taken_over += 1
-        post = self._move(shard, post, others, now)
+        post = self._move(shard, self._go_home(shard, post, now), others, now)
         self._wanted[shard] = int(self._state.shards[shard]["wanted"])
         self.posts[shard] = post
         if post != before:
@@ -230,6 +242,62 @@ class Conductor:
             self._times.join_after, self._times.resume_after,
         )  # fmt: skip
 
+    # --- another map ------------------------------------------------------------------------------------------------------
+
+    def follow(self, peers: Mapping[str, int], places: Mapping[int, Place], now: int) -> None:
+        """Go by a newer map, of the same shards. Nothing that is forwarded changes by that.
+
+        Who has left is forgotten: to be called before its row of PEER is another's. A shard stays where it is; only its copy
+        goes to a new place by itself, and only if this core has the authority by both: in fact, and by the map.
+        """
+        gone = self._peers.keys() - peers.keys()
+        self._peers, self._names = dict(peers), {row: name for name, row in peers.items()}
+        self._heard -= gone
+        for shard in self.posts:
+            self._forget(shard, gone, now)
+            if places[shard] != self._places[shard] or not self.posts[shard].backup:
+                self._homeless[shard] = now
+        self.marks = {name: mark for name, mark in self.marks.items() if name not in gone}
+        self._places = dict(places)
+
+    def _forget(self, shard: int, gone: Collection[str], now: int) -> None:
+        for name in gone:
+            for known in (self._told[shard], self._counts[shard], self._streams[shard]):
+                known.pop(name, None)
+        if self._accepting.get(shard, (None,))[0] in gone:
+            del self._accepting[shard]
+        if self._handed.get(shard, (0, ""))[1] in gone:
+            self._handed[shard] = self._handed[shard][0], ""
+        before = post = self.posts[shard]
+        move = self.moves.get(shard)
+        if move and move.target in gone:
+            self.moves[shard], post = migration.give_up(move, post, f"the map has {move.target} no more", now)
+        elif move and move.before in gone:
+            self.moves[shard] = move._replace(before="")
+        self.posts[shard] = roles.without(post, gone, now)
+        if self.posts[shard] != before:
+            self._act(shard, before, now)
+
+    def _go_home(self, shard: int, post: Post, now: int) -> Post:
+        """Have the copy where a newer map wants it, if that is ours to see to; a post without a backup names it at once."""
+        if shard not in self._homeless or now < self._homeless[shard] or post.role == DRAINING:
+            return post
+        place, move = self._places[shard], self.moves.get(shard)
+        if post.role != ACTIVE or self._me not in place or (post.backup and self._me != place.primary):
+            del self._homeless[shard]
+            return post
+        home = place.backup if self._me == place.primary else place.primary
+        if post.backup == home or not home:
+            del self._homeless[shard]
+        elif not post.backup and not post.guest:
+            del self._homeless[shard]
+            return post._replace(backup=home)
+        elif not move or move.over:
+            self._homeless[shard] = now + HOME_EACH
+            if self._exchange.evidence(post.backup, now) == ALIVE:  # else it would not let go of its side
+                self.migrate(shard, home, now, copies=True)
+        return post
+
     # --- what is known ----------------------------------------------------------------------------------------------------
 
     def active(self, shard: int) -> str:
@@ -261,8 +329,8 @@ class Conductor:
 
     # --- moves ------------------------------------------------------------------------------------------------------------
 
-    def migrate(self, shard: int, target: str, now: int, dry_run: bool = False) -> Move:
-        """Begin to move a shard of ours; a move that is refused is over at once, and says why."""
+    def migrate(self, shard: int, target: str, now: int, dry_run: bool = False, copies: bool = False) -> Move:
+        """Begin to move a shard of ours, or its copy; a move that is refused is over at once, and says why."""
         others = self._others(shard, now)
         told = next((told for told in [*others, Told(self._me)] if told.name == target), None)
         if told is None:
@@ -271,7 +339,7 @@ class Conductor:
         moving = self.moves.get(shard)
         if moving and not moving.over:
             return moving._replace(phase=migration.FAILED, why=f"it is moving to {moving.target} already")
-        move = migration.plan(shard, self._me, self.posts[shard], told, now)
+        move = migration.plan(shard, self._me, self.posts[shard], told, now, copies=copies)
         if not dry_run and not move.over:
             self.moves[shard] = move
         return move
@@ -393,7 +461,7 @@ class Conductor:
         self._last_told = now
         for name in self._peers:
             posts = [post for shard in self.posts if (post := self._post_for(shard, name, now))]
-            self._exchange.tell(name, "posts", {"posts": posts})
+            self._exchange.tell(name, "posts", {"posts": posts, "v": list(self.mark)})
 
     def _post_for(self, shard: int, name: str, now: int) -> dict[str, Any] | None:
         """What a peer is told of a shard; nothing where this core has nothing to do with it."""

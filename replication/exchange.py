@@ -30,6 +30,8 @@ CRASH_WITHIN = 200  # ticks: a connection that ends so soon after a frame was en
 LIFELESS_AT_MOST = 3000  # ticks without a life: then the socket is made anew, whatever its monitor says or has missed
 LATE_AT_MOST = 30  # ticks in which all is read that was on its way when a connection ended; the living send a ping each 20
 HEARD_AT_MOST = 1024
+TWOFOLD_AFTER = 2000  # ticks that two connections of one peer must both have been talking
+WAYS_AT_MOST = 8  # of a peer that are remembered
 
 _ANSWERS_AT_ONCE = 32  # of a peer
 
@@ -57,6 +59,7 @@ class Exchange:
         self._seen: dict[str, int] = {}  # by peer: tick of the last frame
         self._talking: dict[str, int] = {}  # by peer: tick since which its frames come without a pause
         self._closed: dict[str, int] = {}  # by peer: tick at which its kernel ended the connection
+        self._ways: dict[str, dict[bytes, tuple[int, int]]] = {}  # by peer and connection: ticks of its first and last frame
         self._heard: list[Heard] = []
         self._verifications: dict[tuple[int, str], Verification] = {}
         self._until = self._now = 0
@@ -82,6 +85,7 @@ class Exchange:
         self._link.part(peer)
         del self._senders[peer], self._receivers[peer]
         self._seen.pop(peer, None)
+        self._ways.pop(peer, None)
         self._talking.pop(peer, None)
         self._closed.pop(peer, None)
 
@@ -249,10 +253,30 @@ class Exchange:
         if peer not in self._seen or age(now, self._seen[peer]) >= CRASH_WITHIN:
             self._talking[peer] = now
         self._seen[peer] = now
+        if message.way:
+            self._note_way(peer, message.way, now)
         if peer in self._closed:
             receiver, late = self._receivers.get(peer), age(now, self._closed[peer]) > LATE_AT_MOST
             if late or (message.way and receiver is not None and message.way != receiver.way):
                 del self._closed[peer]
+
+    def _note_way(self, peer: str, way: bytes, now: int) -> None:
+        ways = self._ways.setdefault(peer, {})
+        ways[way] = ways.get(way, (now, now))[0], now
+        if len(ways) > WAYS_AT_MOST:
+            del ways[min(ways, key=lambda each: ways[each][1])]
+
+    def is_twofold(self, peer: str, now: int) -> bool:
+        """Whether two processes have this peer's name and key: two connections have gone on talking side by side for long.
+
+        Of a peer that has begun anew, the connection before is silent.
+        """
+        talking = [
+            first
+            for first, last in self._ways.get(peer, {}).values()
+            if age(now, last) < CRASH_WITHIN and age(now, first) > TWOFOLD_AFTER
+        ]
+        return len(talking) > 1
 
     def _talked(self, peer: str, now: int) -> bool:
         """Whether a peer was talking all the time until now, as we have heard it.

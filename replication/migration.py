@@ -8,6 +8,8 @@
     drain     pass misses on to it, until no packet comes here any more
     done / failed
 
+A move may be of the copy alone (`copies`): it ends with `release`, and the authority stays where it is.
+
 Up to `pause` everything can be undone by naming the old backup again. From `handover` on the rules of `roles` hold whatever
 dies: the target has the next epoch or has not. Where it does not say so in time we go on, two epochs further: the higher one
 wins.
@@ -41,6 +43,7 @@ class Move(NamedTuple):
     since: int  # tick at which the phase began
     phase: str = JOIN
     why: str = ""  # of a failure
+    copies: bool = False  # the backup moves, not the authority
     # What was measured.
     sessions: int = 0  # when it was handed over
     paused_at: int = 0
@@ -62,10 +65,10 @@ class Seen(NamedTuple):
     sessions: int
 
 
-def plan(shard: int, me: str, post: Post, target: Told, now: int, successor: str = "") -> Move:
-    """The move of a shard of ours; one that is refused is born failed, and says why."""
-    move = Move(shard, me, target.name, successor or me, post.backup, now, now)
-    if why := _refuse(me, post, target):
+def plan(shard: int, me: str, post: Post, target: Told, now: int, successor: str = "", copies: bool = False) -> Move:
+    """The move of a shard of ours, or of its copy; one that is refused is born failed, and says why."""
+    move = Move(shard, me, target.name, successor or me, post.backup, now, now, copies=copies)
+    if why := _refuse(me, post, target) or (_refuse_copy(me, post, target) if copies else ""):
         return move._replace(phase=FAILED, why=why, ended_at=now)
     return move._replace(phase=SYNC if target.name == post.backup else JOIN)
 
@@ -79,6 +82,14 @@ def _refuse(me: str, post: Post, target: Told) -> str:
         return f"{target.name} is {target.evidence}"
     if post.side == NO_SIDE:
         return "its sides are being swapped; try again"
+    return ""
+
+
+def _refuse_copy(me: str, post: Post, target: Told) -> str:
+    if target.name == post.backup:
+        return "its copy is there already"
+    if target.name.partition("/")[0] == me.partition("/")[0]:
+        return f"{target.name} is of the same server as {me}: the shard would not outlive the server"
     return ""
 
 
@@ -113,6 +124,13 @@ _WAITED_FOR = {
 }
 
 
+def give_up(move: Move, post: Post, why: str, now: int) -> tuple[Move, Post]:
+    """End a move whose target is no core any more. Who has handed over already goes by the rules of `roles`."""
+    if move.over or move.phase in (HANDOVER, DRAIN):
+        return move._replace(phase=FAILED, why=why, since=now, ended_at=now) if not move.over else move, post
+    return _fail(move, post, why, now)
+
+
 def _fail(move: Move, post: Post, why: str, now: int) -> tuple[Move, Post]:
     if post.role == DRAINING and move.phase == PAUSE:  # nothing was said yet
         post = post._replace(role=ACTIVE, since=now, taker="")
@@ -122,9 +140,11 @@ def _fail(move: Move, post: Post, why: str, now: int) -> tuple[Move, Post]:
 
 
 def _join(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
+    """It may want them still from a move that failed: it is named all the same, or it would be released in a moment."""
+    post = post._replace(guest=move.target)
     if seen.target.wants and seen.target.epoch == post.epoch:
         return move._replace(phase=SYNC, since=now), post
-    return move, post._replace(guest=move.target)
+    return move, post
 
 
 def _sync(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
@@ -136,6 +156,8 @@ def _sync(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
 def _release(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
     if seen.target.side in (NO_SIDE, post.side):
         return move, post
+    if move.copies:
+        return move._replace(phase=DONE, since=now, sessions=seen.sessions, ended_at=now), post
     paused = post._replace(role=DRAINING, taker=move.target, authority="", since=now)
     return move._replace(phase=PAUSE, since=now, paused_at=now), paused
 

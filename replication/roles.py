@@ -20,7 +20,7 @@ and its heir, which saw it CLOSED, may have taken its side; the higher epoch win
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from replication.protocol import ALIVE, CLOSED, SILENT, Evidence
@@ -353,6 +353,19 @@ def _outdo(post: Post, others: Sequence[Told]) -> Post:
     """A core had a higher epoch when it died, and nobody knew: when it is back it follows only one that is higher still."""
     back = max((told.epoch for told in others if told.role == JOINING or told.evidence == CLOSED), default=0)
     return post._replace(epoch=back + 1) if back > post.epoch else post
+
+
+def without(post: Post, gone: Collection[str], now: int) -> Post:
+    """The same where some cores are cores no longer: the map has them no more, nobody will hear of them again.
+
+    Who followed one of them waits as after a start; whoever had handed over to one goes on itself, once that has lapsed.
+    """
+    if post.authority in gone or post.taker in gone:
+        post = post._replace(since=now)
+    backup, guest, authority, winner, taker = (
+        "" if name in gone else name for name in (post.backup, post.guest, post.authority, post.winner, post.taker)
+    )
+    return post._replace(backup=backup, guest=guest, authority=authority, winner=winner, taker=taker)
 
 
 # --- what the ACTIVE core says to another one ------------------------------------------------------------------------------

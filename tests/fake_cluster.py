@@ -11,8 +11,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from krononat import cluster as maps
 from krononat.cluster_answers import ClusterAnswers
 from krononat.control import Control
+from krononat.mapstore import FileStore
 
 CORES = ("s1/0", "s2/0", "s3/0")
 STAGES = ("copying", "handing over", "shunting", "done")
@@ -25,6 +27,17 @@ class Shard:
         self.number, self.primary, self.backup, self.sessions = number, primary, backup, sessions
         self.active, self.passive, self.epoch = primary, backup, 1
         self.in_sync, self.differing, self.alarms = True, [], []  # type: bool, list[list[int]], list[str]
+
+
+def map_text(shards: list[Shard], cores: tuple[str, ...] = CORES, version: int = 1) -> str:
+    """A map of these cores and shards."""
+    told = [f"version = {version}"]
+    for number, name in enumerate(cores, 1):
+        told += ["[[core]]", f'name = "{name}"', f'replication = "192.168.77.{number}:7600"', f'shunt = "192.0.2.{number}"']
+        told.append(f'key = "{name:-<40}"')
+    for shard in shards:
+        told += ["[[shard]]", f"id = {shard.number}", f'primary = "{shard.primary}"', f'backup = "{shard.backup}"']
+    return "\n".join(told) + "\n"
 
 
 class Cluster:
@@ -40,6 +53,10 @@ class Cluster:
         self._looks = 0
         self._later: list[Any] = []
         self._selector = selectors.DefaultSelector()
+        self.store = FileStore(folder / "map.toml")
+        self.follow = True  # cores go by what stands in the store; else by what stood there first
+        (folder / "map.toml").write_text(map_text(shards))
+        self._first = self.store.read().text
         self._controls = [self._core(folder / f"{name.replace('/', '-')}.sock", name) for name in CORES]
         self._stopping = False
         self._thread = threading.Thread(target=self._serve)
@@ -53,7 +70,23 @@ class Cluster:
             return name not in self.dead
 
         answers = ClusterAnswers(send, True)
-        return Control(str(path), self._selector, answers.handlers())
+        return Control(str(path), self._selector, {**answers.handlers(), "map": lambda _, reply: reply(self._map(name))})
+
+    def _map(self, me: str) -> dict[str, Any]:
+        """What the supervisor of a core answers."""
+        text = self.store.read().text if self.follow else self._first
+        told = maps.read(text)
+        alarms = [] if self.follow else ["the map is not followed: it is of next year"]
+        facts = {"version": told.version, "digest": told.digest, "cores": len(told.core), "room": 16, "reachable": True}
+        return {"ok": True, "me": me, "map": {**facts, **self.where(), "alarms": alarms}, "text": text}
+
+    def where(self) -> dict[str, Any]:
+        """Where the map is kept."""
+        return {"store": [], "prefix": "/krononat", "file": str(self.store.path)}
+
+    def _marks(self, me: str, _: dict[str, Any]) -> dict[str, Any]:
+        told = maps.read(self.store.read().text if self.follow else self._first)
+        return {"rows": [{"core": name, "version": told.version, "digest": told.digest} for name in told.names()], "more": None}
 
     def _serve(self) -> None:
         while not self._stopping:
@@ -109,7 +142,7 @@ class Cluster:
                 "passive": sum(shard.passive == name for shard in self.shards),
                 "sessions": sum(shard.sessions for shard in self.shards if name in (shard.active, shard.passive)),
             }
-            for number, name in enumerate(CORES, 1)
+            for number, name in enumerate(maps.read(self.store.read().text).names(), 1)
         ]
         return {"rows": rows, "more": None}
 
@@ -130,13 +163,14 @@ class Cluster:
 
     def _migrate(self, me: str, request: dict[str, Any]) -> dict[str, Any]:
         shard, target = self.shards[request["shard"]], request["target"]
-        kind = "swap" if target == shard.passive else "copy"
+        kind = "backup" if request.get("copies") else "swap" if target == shard.passive else "copy"
         plan = {"shard": shard.number, "source": shard.active, "target": target, "kind": kind, "sessions": shard.sessions}
         plan |= {"mappings": shard.sessions // 2, "epoch": shard.epoch + 1, "warnings": []}
         if request.get("dry_run"):
             return {"plan": plan, "move": None}
         self._looks = 0
         self.move = {"id": len(self.asked), "shard": shard.number, "source": shard.active, "target": target}
+        self.move["copies"] = bool(request.get("copies"))
         return {"plan": plan, "move": self.move["id"]}
 
     def _move(self, me: str, _: dict[str, Any]) -> dict[str, Any]:
@@ -145,14 +179,16 @@ class Cluster:
         stage, fails = STAGES[0 if self.stuck else self._looks], self.fails
         done = stage == "done" or (bool(fails) and stage == "handing over")
         if done and not fails:
-            self._arrive(self.shards[self.move["shard"]], self.move["target"])
+            self._arrive(self.shards[self.move["shard"]], self.move["target"], self.move["copies"])
         self._looks += not done
         figures = {"duration_ms": 312, "lag_records": 3 - self._looks, "sessions": self.shards[self.move["shard"]].sessions}
         figures |= {"mappings": 2, "pause_ms": 3.1, "shunted": 40, "lost": 0}
         return {"move": {**self.move, "stage": stage, "done": done, "succeeded": not fails, "why": fails, **figures}}
 
-    def _arrive(self, shard: Shard, target: str) -> None:
-        if shard.active != target:
+    def _arrive(self, shard: Shard, target: str, copies: bool) -> None:
+        if copies:
+            shard.passive = target
+        elif shard.active != target:
             shard.active, shard.passive, shard.epoch = target, shard.active, shard.epoch + 1
 
     def _verify(self, me: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ begins anew with every life.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -23,6 +23,21 @@ from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, NO_SIDE, PASSIVE, PI
 
 NAMES = ("a", "b", "c")
 PLACE = conduct.Place("a", "b")
+
+
+class Map(NamedTuple):
+    """What cores there are, and where the shard is meant to be."""
+
+    cores: tuple[str, ...]
+    place: conduct.Place
+
+
+MAPS = {  # by how many cores a world has and what the newer map brings: the older one, the newer one
+    (2, ""): (Map(NAMES[:2], PLACE), Map(NAMES[:2], conduct.Place("b", "a"))),
+    (3, ""): (Map(NAMES, PLACE), Map(NAMES, conduct.Place("a", "c"))),
+    (3, "join"): (Map(NAMES[:2], PLACE), Map(NAMES, PLACE)),
+    (3, "leave"): (Map(NAMES, PLACE), Map(NAMES[:2], PLACE)),
+}
 NOW = 1 << 20
 AGES = (300, 3000, 6000)  # limits that `roles` asks about
 PORTS = 2  # of each side
@@ -79,6 +94,8 @@ class Node(NamedTuple):
     backup: int = 0  # as memory has it: row of PEER
     pickup: int = 0
     pending: bool = False  # it heard something, and has not decided yet
+    map: int = 0  # which of both it follows
+    homeless: bool = False  # its copy is not yet where the newer map wants it
 
 
 class _Names:
@@ -174,6 +191,13 @@ class _Wire:
             return
         self.copy, self.seen = (Copy(peer, epoch, union) if peer else None), None
 
+    def forget(self, known: Collection[str]) -> None:
+        """See `Exchange.part`."""
+        for peer in [peer for peer in self.peers if peer not in known]:
+            self.ways[peer], self.evidences[peer] = Way(), SILENT
+            if self.copy is not None and self.copy.peer == peer:
+                self.copy, self.seen = None, None
+
     # What it does in its own turn.
 
     def pump(self) -> None:
@@ -259,10 +283,13 @@ class _Core(Conductor):
 
 
 # Attributes of a Conductor that a Node holds, or that are always the same here. A new one must be put where it belongs.
-HELD = {"posts", "_told", "_heard", "_streams", "_accepting", "moves", "_giving", "_sent_all"}
+HELD = {
+    "posts", "_told", "_heard", "_streams", "_accepting", "moves", "_giving", "_sent_all", "_peers", "_places", "_names",
+    "_homeless",
+}  # fmt: skip
 SAME = {
-    "_state", "_exchange", "_me", "_times", "_peers", "_places", "_names", "_nothing", "_last", "_last_told", "_evidence",
-    "_idle_at", "_wanted", "_counts",
+    "_state", "_exchange", "_me", "_times", "_nothing", "_last", "_last_told", "_evidence", "_idle_at", "_wanted", "_counts",
+    "mark", "marks", "taken_over",
 }  # fmt: skip
 WITHIN_A_STEP = {"_handed", "_quiet", "_forgetting"}
 
@@ -279,15 +306,25 @@ class Result(NamedTuple):
 class Machine:
     """All cores; values have numbers, so that comparing and hashing a world costs nothing."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, change: str = "") -> None:
         self.names = NAMES[:count]
         self.count = count
+        self.maps = MAPS[count, change]
         self.numbers = _Names()
         self.do = lru_cache(maxsize=None)(self._do)
 
     def value(self, number: int) -> Any:
         """What has this number."""
         return self.numbers.values[number]
+
+    def known(self, me: str, map_: int) -> dict[str, int]:
+        """Row of PEER by core, by a map; a core's row is the same in both."""
+        peers = [name for name in self.names if name != me]
+        return {name: row for row, name in enumerate(peers, 1) if name in self.maps[map_].cores}
+
+    def first_map(self, me: str) -> int:
+        """The map that a core begins with: who is not in the older one has never seen it."""
+        return 0 if me in self.maps[0].cores else 1
 
     # --- waking up --------------------------------------------------------------------------------------------------------
 
@@ -322,8 +359,9 @@ class Machine:
             if not anew:
                 wire.copy, wire.seen = node.copy, node.seen
                 wire.evidences = dict(zip(wire.peers, node.evidence, strict=True))
-        peers = {name: row for row, name in enumerate(wire.peers, 1)}
-        core = _Core(self._memory(me, node, anew), cast(Any, wire), me, peers, {0: PLACE}, Times(), NOW)
+        told = node.map if node is not None else self.first_map(me)
+        peers, places = self.known(me, told), {0: self.maps[told].place}
+        core = _Core(self._memory(me, node, anew), cast(Any, wire), me, peers, places, Times(), NOW)
         wire.epoch = lambda: core.posts[0].epoch
         if node is not None and not anew:
             self._remind(core, node)
@@ -338,6 +376,8 @@ class Machine:
             core._accepting[0] = node.accepting
         if node.move is not None:
             core.moves[0] = node.move._replace(since=NOW - node.move.since)
+        if node.homeless:
+            core._homeless[0] = NOW
         core._giving[0] = node.post.winner
         if node.sent_all:
             core._sent_all.add(0)
@@ -374,6 +414,8 @@ class Machine:
             cast(Any, core._state.shards[0])["backup"],
             int(cast(Any, core._state.shards[0])["pickup"]),
             pending,
+            int(core._places[0] == self.maps[1].place and core._peers == self.known(core._me, 1)),
+            0 in core._homeless,
         )
 
     # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -413,6 +455,9 @@ class Machine:
                 core._hear(Heard(peer, "handover", dict(message[1])))
             else:
                 return wire.take(peer, message, core.posts[0].role)
+        elif kind == "follow":
+            core.follow(self.known(core._me, 1), {0: self.maps[1].place}, NOW)
+            wire.forget(core._peers.keys())
         elif kind == "want":
             row["wanted"] = core._wanted[0] + 1
         elif kind == "age":

@@ -10,6 +10,7 @@ What is simpler than life, and why that hides nothing:
 * Rows are mappings (external port, internal endpoint). Both sides of the pool have `PORTS` ports, always the lowest is taken:
   two that hand out from one side, without knowing each other's rows, do clash.
 * A session never ends: what is lost was lost by replication, not by time.
+* A newer map comes once, and every core sees it at a moment of its own; who is not let in by another cannot be heard there.
 
 What is left out, and why:
 
@@ -40,6 +41,7 @@ class Budget(NamedTuple):
     freezes: int = 0
     timers: int = 0  # that fire although nothing is broken
     batches: int = 0  # times that several messages are heard before one decision
+    maps: int = 0  # newer maps: one at most, which the cores see one by one
 
 
 class World(NamedTuple):
@@ -53,6 +55,7 @@ class World(NamedTuple):
     used: int  # internal endpoints that have sent something
     must: frozenset[Row]  # what was handed out, and nothing has excused the loss of
     lost: frozenset[Row]  # what only a crashed core knew
+    newest: int = 0  # the newest map there is
 
 
 class Violation(Exception):
@@ -65,8 +68,8 @@ class Violation(Exception):
 class Simulation:
     """Steps of worlds."""
 
-    def __init__(self, count: int = 2) -> None:
-        self.machine = Machine(count)
+    def __init__(self, count: int = 2, change: str = "") -> None:
+        self.machine = Machine(count, change)
         self.count = count
         self.names = self.machine.names
 
@@ -108,6 +111,14 @@ class Simulation:
     def is_cut(self, world: World, one: int, other: int) -> bool:
         """Whether nothing gets from one to the other."""
         return bool(world.cut >> (min(one, other) * self.count + max(one, other)) & 1)
+
+    def knows(self, world: World, me: int, peer: int) -> bool:
+        """Whether a core is in another's map."""
+        return self.names[peer] in self.machine.maps[self.node(world, me).map].cores
+
+    def acquainted(self, world: World, one: int, other: int) -> bool:
+        """Whether both let each other in."""
+        return self.knows(world, one, other) and self.knows(world, other, one)
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Ordered pairs of cores."""
@@ -173,6 +184,7 @@ class Simulation:
             yield from self._gathering(world, gathering[0])
             return
         yield from self._links(world)
+        yield from self._maps(world)
         for me in range(self.count):
             if self.node(world, me).life == UP:
                 yield from self._core(world, me)
@@ -184,8 +196,34 @@ class Simulation:
             if sender != me and self._arrives(world, sender, me):
                 yield self._deliver(world, sender, me, "gather")
 
+    def _maps(self, world: World) -> Iterator[tuple[str, World]]:
+        """Each core sees a newer map at a moment of its own. Who is in it no more has nothing by then: that is looked after."""
+        if not world.newest and (not world.budget.maps or any(self._is_used(world, each) for each in self._leaving())):
+            return
+        newer = world if world.newest else _spend(world, "maps")._replace(newest=1)
+        for me in range(self.count):
+            node = self.node(world, me)
+            if node.life == UP and not node.map and self.names[me] in self.machine.maps[1].cores:
+                then = self._give(newer, me, "follow")
+                for other in range(self.count):
+                    if other != me and not self.knows(then, me, other):
+                        then = self._set_queue(self._set_queue(then, me, other, ()), other, me, ())
+                        then = self._set_way(then, other, me, open=False, said=None)
+                yield f"{self.names[me]} follows a newer map", then
+
+    def _leaving(self) -> list[int]:
+        return [me for me, name in enumerate(self.names) if name not in self.machine.maps[1].cores]
+
+    def _is_used(self, world: World, me: int) -> bool:
+        """Whether a core has something of the shard, or is about to get it."""
+        name = self.names[me]
+        posts = [node.post for node in self.nodes(world)]
+        named = any(name in (post.backup, post.guest, post.taker, post.winner) for post in posts)
+        moving = any(node.move and name in (node.move.target, node.move.before) for node in self.nodes(world))
+        return named or moving or self.node(world, me).post.role != ABSENT or self._is_broken(world)
+
     def _arrives(self, world: World, sender: int, receiver: int) -> bool:
-        alive = self.node(world, receiver).life == UP
+        alive = self.node(world, receiver).life == UP and self.acquainted(world, sender, receiver)
         return alive and not self.is_cut(world, sender, receiver) and bool(self.queue(world, sender, receiver))
 
     def _deliver(self, world: World, sender: int, receiver: int, how: str) -> tuple[str, World]:
@@ -206,6 +244,8 @@ class Simulation:
                     name, then = self._deliver(world, sender, receiver, "gather")
                     yield name, _spend(then, "batches")
             if self.is_cut(world, sender, receiver) or {self.node(world, each).life for each in (sender, receiver)} != {UP}:
+                continue
+            if not self.acquainted(world, sender, receiver):
                 continue
             if not self.way(world, sender, receiver).open:
                 yield f"{self.names[sender]} opens a life to {self.names[receiver]}", self._open(world, sender, receiver)
@@ -261,7 +301,7 @@ class Simulation:
             then = world if self._is_broken(world) else _spend(world, "timers")
             yield from self._changed(then, me, f"{name} has no more patience", "impatience")
         if world.budget.moves and node.post.role == ACTIVE and not node.move:
-            for target in self.names:
+            for target in self.machine.maps[world.newest].cores:
                 yield from self._changed(_spend(world, "moves"), me, f"{name} is to move it to {target}", "migrate", target)
 
     def _changed(self, world: World, me: int, name: str, *given: Any) -> Iterator[tuple[str, World]]:
@@ -306,7 +346,7 @@ class Simulation:
         return all(self._has_spoken(world, peer, me) for peer in range(self.count) if peer != me)
 
     def _has_spoken(self, world: World, peer: int, me: int) -> bool:
-        if self.node(world, peer).life == DEAD or self.is_cut(world, peer, me):
+        if self.node(world, peer).life == DEAD or self.is_cut(world, peer, me) or not self.acquainted(world, peer, me):
             return True
         opened = self.way(world, peer, me).open and self.way(world, me, peer).open
         return opened and not self.queue(world, peer, me) and self.node(world, peer).life == UP
@@ -377,6 +417,8 @@ class Simulation:
         for me, peer in self.pairs():
             if self.node(world, me).life != UP or self.evidence(world, me, peer) == CLOSED:
                 continue
+            if not self.acquainted(world, me, peer):
+                continue
             life, cut = self.node(world, peer).life, self.is_cut(world, me, peer)
             evidence = CLOSED if life == DEAD and not cut else SILENT if life != UP or cut else ALIVE
             if evidence not in (ALIVE, self.evidence(world, me, peer)):
@@ -405,11 +447,16 @@ class Simulation:
             raise Violation(f"{len(active)} cores have the authority in the end")
         (owner,) = active
         name = self.names[nodes.index(owner)]
+        place = self.machine.maps[world.newest].place
+        if world.newest and name == place.primary and owner.rises[0] == 0 and owner.homeless:
+            raise Violation(f"the copy is at {owner.post.backup} in the end, not at {place.backup}")
         if not owner.rows >= world.must:
             raise Violation(f"{sorted(world.must - owner.rows)} are lost")
         for other, node in zip(self.names, nodes, strict=True):
             if node is owner:
                 continue
+            if other not in self.machine.maps[world.newest].cores:
+                continue  # it is none any more, or not yet
             if (node.post.epoch, node.post.authority) != (owner.post.epoch, name):
                 raise Violation(f"{other} follows {node.post.authority or 'nobody'} at epoch {node.post.epoch}")
             expected = PASSIVE if other == owner.post.backup else ABSENT

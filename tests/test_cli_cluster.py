@@ -11,6 +11,7 @@ import click
 import pytest
 
 from krononat import client
+from krononat import cluster as maps
 from krononat.cli import moves
 from tests.fake_cluster import Cluster, Shard
 from tests.test_cli import Run, run
@@ -198,8 +199,8 @@ def test_a_dead_core_is_given_nothing(run: Run, cluster: Cluster) -> None:
 def test_a_plan_that_fails_midway_says_how_far_it_came(run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     arrive = cluster._arrive
 
-    def once(shard: Shard, target: str) -> None:
-        arrive(shard, target)
+    def once(shard: Shard, target: str, copies: bool) -> None:
+        arrive(shard, target, copies)
         cluster.fails = "the link is cut"
 
     monkeypatch.setattr(cluster, "_arrive", once)
@@ -219,12 +220,15 @@ def test_rebalance(run: Run, cluster: Cluster) -> None:
     for shard in cluster.shards:
         shard.active, shard.passive = "s1/0", "s2/0" if shard.number % 2 else "s3/0"
     planned = run("shard", "rebalance", "--plan")
-    assert planned.status == 0 and len(lines(planned.out)) == 4 and "s1/0 has 510 to do" in planned.out
+    assert planned.status == 0 and "s1 has 1,100.0 a core, s2 0.0" in planned.out
+    assert [line[1] for line in lines(planned.out)[1:4]] == ["migrate"] * 3
     assert json.loads(run("shard", "rebalance", "--plan", "-o", "json").out)["moves"][0]["source"] == "s1/0"
     assert cluster.move is None
     assert run("shard", "rebalance", "--yes").status == 0
     assert sorted(sum(shard.active == core for shard in cluster.shards) for core in ("s1/0", "s2/0", "s3/0")) == [1, 2, 2]
     assert run("shard", "rebalance", "--plan").out == "nothing to move\n"
+    told = maps.read(cluster.store.read().text)  # and the map knows it
+    assert told.version == 2 and [shard.primary for shard in told.shard] == [shard.active for shard in cluster.shards]
 
 
 # --- copies ---------------------------------------------------------------------------------------------------------------

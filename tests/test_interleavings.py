@@ -42,6 +42,24 @@ LARGE = [
     (3, True, Budget(flows=1, moves=1, cuts=1)),
     (3, True, Budget(flows=1, moves=1, freezes=1)),
 ]
+# What a newer map brings (see `simulated_core.MAPS`), cores, what may happen meanwhile.
+CHANGES = [
+    ("", 2, Budget(flows=2, maps=1)),
+    ("", 2, Budget(flows=1, maps=1, moves=1)),
+    ("", 2, Budget(flows=0, maps=1, crashes=1)),
+    ("", 3, Budget(flows=0, maps=1)),
+    ("join", 3, Budget(flows=1, maps=1)),
+    ("leave", 3, Budget(flows=1, maps=1)),
+]
+LARGE_CHANGES = [
+    ("", 3, Budget(flows=1, maps=1, moves=1)),
+    ("", 3, Budget(flows=1, maps=1, crashes=1)),
+    ("", 3, Budget(flows=1, maps=1, cuts=1)),
+    ("join", 3, Budget(flows=0, maps=1, moves=1)),
+    ("leave", 3, Budget(flows=0, maps=1, moves=1)),
+    ("join", 3, Budget(flows=2, maps=1, moves=1, crashes=1)),
+    ("leave", 3, Budget(flows=2, maps=1, moves=2, cuts=1)),
+]
 EVERYTHING = Budget(flows=6, moves=4, crashes=2, cold=1, cuts=2, freezes=2, timers=2, batches=5)
 
 
@@ -50,9 +68,9 @@ def told(budget: Budget) -> str:
     return " ".join(f"{count} {name}" for name, count in budget._asdict().items() if count)
 
 
-def search(count: int, at_rest: bool, budget: Budget, at_most: int = 1_000_000) -> Search:
+def search(count: int, at_rest: bool, budget: Budget, at_most: int = 1_000_000, change: str = "") -> Search:
     """A search that is over."""
-    simulation = Simulation(count)
+    simulation = Simulation(count, change)
     first = simulation.begin(budget)
     found = Search(simulation, simulation.settle(first, budget) if at_rest else first, at_most)
     found.run()
@@ -73,6 +91,31 @@ if PURE:  # nothing here is compiled: once is enough
         found = search(count, at_rest, budget, request.config.getoption("--worlds") or 2000)
         print(f"{count} cores, {told(budget)}: {len(found.before):,} worlds, {found.depth} deep, complete: {found.complete}")
         assert len(found.before) >= 2000 or found.complete
+
+    @pytest.mark.parametrize(("change", "count", "budget"), CHANGES, ids=[f"{case[0]} {told(case[2])}" for case in CHANGES])
+    def test_all_orders_in_which_a_newer_map_is_seen(change: str, count: int, budget: Budget) -> None:
+        found = search(count, True, budget, change=change)
+        print(f"{count} cores, {change} {told(budget)}: {len(found.before):,} worlds, {found.rests} at rest")
+        assert found.complete and found.rests > 0 and len(found.before) > 10
+
+    @pytest.mark.parametrize(
+        ("change", "count", "budget"), LARGE_CHANGES, ids=[f"{case[0]} {told(case[2])}" for case in LARGE_CHANGES]
+    )
+    def test_more_orders_in_which_a_newer_map_is_seen(
+        change: str, count: int, budget: Budget, request: pytest.FixtureRequest
+    ) -> None:
+        found = search(count, True, budget, request.config.getoption("--worlds") or 2000, change)
+        print(f"{count} cores, {change} {told(budget)}: {len(found.before):,} worlds, {found.depth} deep: {found.complete}")
+        assert len(found.before) >= 2000 or found.complete
+
+    @pytest.mark.parametrize(("count", "change"), [(2, ""), (3, ""), (3, "join"), (3, "leave")])
+    def test_a_newer_map_on_long_ways_by_chance(count: int, change: str, request: pytest.FixtureRequest) -> None:
+        simulation = Simulation(count, change)
+        ways = max(20, (request.config.getoption("--worlds") or 0) // 100)
+        budget = EVERYTHING._replace(maps=1, cold=0)
+        steps = [wander(simulation, seed, budget, 150) for seed in range(ways)]
+        print(f"{count} cores, {change}: {len(steps)} ways, {sum(steps):,} steps")
+        assert max(steps) > 50
 
     @pytest.mark.parametrize("count", [2, 3])
     def test_long_ways_by_chance(count: int, request: pytest.FixtureRequest) -> None:

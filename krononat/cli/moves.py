@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from krononat import client
-from krononat.cli.output import Row, print_json, print_table
+from krononat.cli.output import Row, open_memory, print_json, print_table
+from replication.layout import Home, Step
 from replication.placement import Move, Place, server_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 EVERY_S = 0.1  # between two looks at a move
-PLAN = ("shard", "source", "target", "why")
+PLAN = ("shard", "kind", "source", "target", "why")
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan as JSON and change nothing.")
@@ -68,6 +69,14 @@ class View(NamedTuple):
     def places(self) -> list[Place]:
         """Where each shard is that has an owner now."""
         return [Place(row["shard"], row["active"], row["passive"] or None) for row in self.shards if row["active"]]
+
+    def homes(self) -> dict[int, Home]:
+        """The same as a layout."""
+        return {row["shard"]: Home(row["active"], row["passive"] or None) for row in self.shards if row["active"]}
+
+    def epochs(self) -> dict[int, int]:
+        """Epoch of each shard, as the core that has it says."""
+        return {row["shard"]: row["epoch"] for row in self.shards}
 
     def loads(self) -> dict[int, float]:
         """Sessions of each shard; where there are none at all, each shard counts the same."""
@@ -129,6 +138,36 @@ def _best(rows: Iterable[dict[str, Any]], key: str, goodness: Callable[[Row], tu
     return [best[name] for name in sorted(best)]
 
 
+def measured(view: View, seconds: float, by: str) -> dict[int, float]:
+    """What each shard costs now: packets a second of the cores here, and sessions, which every core tells of all."""
+    from krononat import loads  # late: numpy
+
+    sessions = {row["shard"]: float(row["sessions"]) for row in view.shards}
+    packets = _packets(view, seconds) if by != "sessions" else {}
+    return loads.together(sessions, packets, {} if by == "packets" and packets else sessions)
+
+
+def _packets(view: View, seconds: float) -> dict[int, float]:
+    """Packets a second by shard, as two looks into the memory of all cores tell; empty, and said, where some cannot be read."""
+    from krononat import loads
+
+    elsewhere = sorted({row["active"] for row in view.shards if row["active"] and row["active"] not in view.paths})
+    try:
+        states = [] if elsewhere else [open_memory(path) for path in view.paths.values()]
+    except client.Trouble as trouble:
+        states, elsewhere = [], [f"some ({trouble.what})"]
+    if elsewhere:
+        click.echo(f"krononat: packets of {', '.join(elsewhere)} are not counted here: by sessions alone", err=True)
+        return {}
+    before, began = [loads.look(state) for state in states], time.monotonic()
+    time.sleep(seconds)
+    found: dict[int, float] = {}
+    for state, then in zip(states, before, strict=True):
+        for shard, rate in loads.rates(then, loads.look(state), time.monotonic() - began).items():
+            found[shard] = found.get(shard, 0.0) + rate
+    return found
+
+
 # --- plans ----------------------------------------------------------------------------------------------------------------
 
 
@@ -143,18 +182,33 @@ def agree(question: str, yes: bool, show: Callable[[], None]) -> None:
     click.confirm(question, abort=True)
 
 
-def carry_out_all(view: View, moves: Sequence[Move], yes: bool, dry_run: bool, timeout_s: float, form: str) -> None:
-    """A plan of several moves, one after another, those first that can be made from here; the first that fails ends it."""
+def steps_of(moves: Sequence[Move]) -> list[Step]:
+    """The same as steps of a plan."""
+    return [Step(move.shard, "migrate", move.source, move.target, move.why) for move in moves]
+
+
+def settled(moves: Sequence[Step], yes: bool, dry_run: bool, form: str) -> bool:
+    """Show a plan, or have it agreed to; whether it is to be carried out."""
     rows = [move._asdict() for move in moves]
     if dry_run or not moves:
         print_json({"moves": rows}) if dry_run or form == "json" else click.echo("nothing to move")
-        return
-    agree(f"Move {len(moves)} shard{'s' * (len(moves) > 1)}?", yes, lambda: print_table(rows, PLAN))
+        return False
+    agree(f"Make {len(moves)} move{'s' * (len(moves) > 1)}?", yes, lambda: print_table(rows, PLAN))
+    return True
+
+
+def carry_out_all(view: View, moves: Sequence[Step], timeout_s: float, form: str, may: Callable[[], None]) -> None:
+    """A plan of several moves, one after another, those first that can be made from here; the first that fails ends it.
+
+    Of one shard the steps keep their order. `may` raises Trouble where no more may be begun.
+    """
     done: list[dict[str, Any]] = []
+    elsewhere = {move.shard for move in moves if move.source not in view.paths}
     try:
-        for move in sorted(moves, key=lambda move: move.source not in view.paths):
+        for move in sorted(moves, key=lambda move: move.shard in elsewhere):
+            may()
             path = view.path(move.source, f"shard {move.shard}")
-            done.append(watch(path, begin(path, move.shard, move.target), timeout_s))
+            done.append(watch(path, begin(path, move.shard, move.target, move.kind == "copy"), timeout_s))
             if form != "json":
                 click.echo(told(done[-1]))
     except client.Trouble as trouble:
@@ -169,15 +223,17 @@ def carry_out_all(view: View, moves: Sequence[Move], yes: bool, dry_run: bool, t
 # --- moves ----------------------------------------------------------------------------------------------------------------
 
 
-def plan(path: str, shard: int, target: str) -> dict[str, Any]:
-    """What a move would be."""
-    answer = client.ask(path, {"do": "migrate", "shard": shard, "target": target, "dry_run": True})
+def plan(path: str, shard: int, target: str, copies: bool = False) -> dict[str, Any]:
+    """What a move would be, of the copy alone if so."""
+    request = {"do": "migrate", "shard": shard, "target": target, "dry_run": True, **({"copies": True} if copies else {})}
+    answer = client.ask(path, request)
     return dict(answer["plan"])
 
 
-def begin(path: str, shard: int, target: str) -> int:
-    """Begin a move; its number."""
-    return int(client.ask(path, {"do": "migrate", "shard": shard, "target": target, "dry_run": False})["move"])
+def begin(path: str, shard: int, target: str, copies: bool = False) -> int:
+    """Begin a move, of the copy alone if so; its number."""
+    request = {"do": "migrate", "shard": shard, "target": target, "dry_run": False, **({"copies": True} if copies else {})}
+    return int(client.ask(path, request)["move"])
 
 
 def watch(path: str, number: int, timeout_s: float) -> dict[str, Any]:
@@ -215,6 +271,8 @@ def _progress(move: dict[str, Any], before: str) -> str:
 
 def told(move: dict[str, Any]) -> str:
     """What a move has cost, in a line."""
+    if move.get("copies"):
+        return f"shard {move['shard']}: {move['sessions']:,} sessions copied to {move['target']} in {move['duration_ms']:,} ms"
     return (
         f"shard {move['shard']}: {move['sessions']:,} sessions from {move['source']} to {move['target']} in "
         f"{move['duration_ms']:,} ms; pause {move['pause_ms']} ms, {move['shunted']:,} packets shunted, {move['lost']:,} lost"

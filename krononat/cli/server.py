@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from krononat import client
+from krononat import cluster as clusters
+from krononat.cli import mapping
 from krononat.cli.groups import Group
-from krononat.cli.moves import View, carry_out_all, dry_run_option, look, timeout_option, yes_option
+from krononat.cli.moves import (
+    EVERY_S,
+    View,
+    carry_out_all,
+    dry_run_option,
+    look,
+    measured,
+    settled,
+    steps_of,
+    timeout_option,
+    yes_option,
+)
 from krononat.cli.output import output_option, print_rows, socket_option
-from replication import placement
-from replication.placement import Move, server_of
+from replication import layout, placement
+from replication.layout import Step
+from replication.placement import server_of
+
+Plan = TypeVar("Plan")
 
 COLUMNS = ("server", "cores", "alive", "active", "passive", "sessions")
 CORES = ("core", "evidence", "endpoint", "active", "passive", "sessions")
@@ -20,7 +38,7 @@ CORES = ("core", "evidence", "endpoint", "active", "passive", "sessions")
 
 @click.group(cls=Group)
 def server() -> None:
-    """Show servers, empty one, fill it again."""
+    """Show servers, empty one, fill it again, have one join or leave."""
 
 
 @server.command("list", epilog="Example: krononat server list")
@@ -62,10 +80,19 @@ def drain(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, sock
     """
     view = look(socket)
     _cores(view, name)
-    found = _planned(lambda: placement.drain(view.places(), view.alive(), name, view.loads()))
-    carry_out_all(view, found, yes, dry_run, timeout_s, form)
+    found = steps_of(_planned(lambda: placement.drain(view.places(), view.alive(), name, view.loads())))
+    _carry_out(view, found, yes, dry_run, timeout_s, form, socket, "server drain")
     if not dry_run:
         _conclude(look(socket), name)
+
+
+def _carry_out(
+    view: View, found: Sequence[Step], yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None, what: str
+) -> None:
+    """Have it agreed to and carried out. The map stays: what is drained comes home by it."""
+    if settled(found, yes, dry_run, form):
+        with mapping.right_to_move(socket, what) as (_, lock):
+            carry_out_all(view, found, timeout_s, form, lambda: mapping.held(lock))
 
 
 def _conclude(view: View, name: str) -> None:
@@ -92,11 +119,97 @@ def undrain(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, so
     view = look(socket)
     _cores(view, name)
     meant = {row["shard"]: row["primary"] for row in view.shards}
-    found = _planned(lambda: placement.undrain(view.places(), meant, view.alive(), name))
-    carry_out_all(view, found, yes, dry_run, timeout_s, form)
+    found = steps_of(_planned(lambda: placement.undrain(view.places(), meant, view.alive(), name)))
+    _carry_out(view, found, yes, dry_run, timeout_s, form, socket, "server undrain")
 
 
-def _planned(make: Callable[[], list[Move]]) -> list[Move]:
+@server.command(epilog="Example: krononat server join s4 --map new.toml --dry-run")
+@click.argument("name", metavar="SERVER")
+@click.option("--map", "file", type=click.Path(path_type=Path), help="A newer map that has its cores: gone by first.")
+@click.option(
+    "--over", "over_s", type=click.FloatRange(0.1), default=1.0, show_default=True, metavar="S", help="Count packets so long."
+)
+@yes_option
+@dry_run_option
+@timeout_option
+@output_option()
+@socket_option
+def join(
+    name: str, file: Path | None, over_s: float, yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None
+) -> None:
+    """Give a new server its share: shards move there one at a time, no packet is lost, no connection breaks.
+
+    Its cores must be in the map, or in the one that --map names, without a shard; they are waited for.
+    """
+    if file and not dry_run:
+        _apply(file, yes, socket)
+    view = _awaited(name, file, dry_run, timeout_s, socket)
+    found = layout.even(view.homes(), _joined(view, name, file), measured(view, over_s, "both"), slack=0.5)
+    if settled(found, yes, dry_run, form):
+        mapping.move_and_record(socket, view, found, timeout_s, form, "server join")
+
+
+def _apply(file: Path, yes: bool, socket: str | None) -> None:
+    """Go by the map, unless that is gone by already."""
+    if mapping.stored(socket).map != clusters.load(file):
+        mapping.have_applied(file, yes, False, "none", socket)
+
+
+def _awaited(name: str, file: Path | None, dry_run: bool, timeout_s: float, socket: str | None) -> View:
+    """The view once all cores of a server are alive; a dry run waits for nobody."""
+    until = time.monotonic() + timeout_s
+    while True:
+        view = look(socket)
+        rows = [row for row in view.cores if server_of(row["core"]) == name]
+        missing = [row["core"] for row in rows if row["evidence"] != "alive"]
+        if dry_run or (rows and not missing):
+            return view
+        if not rows and not file:
+            _cores(view, name)
+        if time.monotonic() > until:
+            told = f"not alive: {', '.join(missing) or name}"
+            remedy = f"start them, then krononat server join {name}"
+            raise client.Trouble(f"{name} did not come", told, remedy, client.TIMED_OUT)
+        time.sleep(EVERY_S)
+
+
+def _joined(view: View, name: str, file: Path | None) -> list[str]:
+    """Cores that may have something, those among them that are about to come."""
+    coming = [core.name for core in clusters.load(file).core if core.server == name] if file else []
+    known = [row["core"] for row in view.cores if server_of(row["core"]) == name]
+    return list(dict.fromkeys([*view.alive(), *known, *coming]))
+
+
+@server.command(epilog="Example: krononat server leave s4 --dry-run")
+@click.argument("name", metavar="SERVER")
+@yes_option
+@dry_run_option
+@timeout_option
+@output_option()
+@socket_option
+def leave(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None) -> None:
+    """Move every shard and every copy off a server, then have a map without it. It can be stopped for good then.
+
+    A server that is dead has no shard any more; its copies are made anew elsewhere as soon as the map is without it.
+    """
+    view = look(socket)
+    rows = _cores(view, name)
+    alive = any(row["evidence"] == "alive" for row in rows)
+    found = _planned(lambda: layout.leave(view.homes(), view.alive(), name, view.loads()))
+    if dry_run or (found and not settled(found, yes, dry_run, form)):
+        settled(found, yes, True, form)
+        return
+    with mapping.right_to_move(socket, "server leave") as (told, lock):
+        if alive:
+            carry_out_all(view, found, timeout_s, form, lambda: mapping.held(lock))
+            view = look(socket)
+        homes = view.homes() if alive else layout.following(view.homes(), found)
+        newer = mapping.put(told, lock, mapping.placed(told.map, homes, view.epochs(), name)).map
+    mapping.wait_followed(socket, newer.version, name)
+    click.echo(f"krononat: version {newer.version} of the map is without {name}: it can be stopped", err=True)
+
+
+def _planned(make: Callable[[], list[Plan]]) -> list[Plan]:
     try:
         return make()
     except placement.Impossible as error:

@@ -8,14 +8,20 @@ from typing import Any
 import click
 
 from krononat import client
-from krononat.cli import moves
+from krononat.cli import mapping, moves
 from krononat.cli.groups import Group
 from krononat.cli.moves import View, agree, dry_run_option, look, timeout_option, yes_option
 from krononat.cli.output import output_option, print_facts, print_json, print_rows, print_table, socket_option
-from replication import placement
+from replication import layout
+from replication.layout import HEAD_ROOM
+from replication.placement import TOLERANCE
 
 COLUMNS = ("shard", "primary", "backup", "active", "passive", "epoch", "in_sync", "sessions", "mappings", "shunted", "alarms")
 VERIFIED = ("shard", "active", "passive", "rows", "differing", "error")
+
+BY = ("both", "packets", "sessions")
+SLACK = 0.5  # of a shard: see `layout.even`
+_HEAD_ROOM = "after any server's death no core has more than so many times the mean"
 
 SHARD = click.IntRange(0, (1 << 16) - 1)
 
@@ -23,6 +29,9 @@ SHARD = click.IntRange(0, (1 << 16) - 1)
 @click.group(cls=Group)
 def shard() -> None:
     """Show shards, move them, compare their copies."""
+
+
+shard.add_command(mapping.group)
 
 
 @shard.command("list", epilog="Example: krononat shard list")
@@ -58,7 +67,7 @@ def migrate(
 ) -> None:
     """Move a shard to another core while it works: no packet is lost, no connection breaks."""
     view = look(socket)
-    _move(view, view.shard(number), target, yes, dry_run, wait, timeout_s, form)
+    _move(view, view.shard(number), target, yes, dry_run, wait, timeout_s, form, socket)
 
 
 @shard.command(epilog="Example: krononat shard swap 3 --yes")
@@ -76,12 +85,13 @@ def swap(number: int, yes: bool, dry_run: bool, wait: bool, timeout_s: float, fo
     if not row["passive"]:
         told = "no other core keeps a copy of it"
         raise client.Trouble(f"shard {number} cannot be swapped", told, f"krononat shard migrate {number} SERVER/CORE")
-    _move(view, row, row["passive"], yes, dry_run, wait, timeout_s, form)
+    _move(view, row, row["passive"], yes, dry_run, wait, timeout_s, form, socket)
 
 
 def _move(
-    view: View, row: dict[str, Any], target: str, yes: bool, dry_run: bool, wait: bool, timeout_s: float, form: str
-) -> None:
+    view: View, row: dict[str, Any], target: str, yes: bool, dry_run: bool, wait: bool, timeout_s: float, form: str,
+    socket: str | None,
+) -> None:  # fmt: skip
     view.known(target)
     path = view.path(row["active"], f"shard {row['shard']}")
     plan = moves.plan(path, row["shard"], target)
@@ -89,31 +99,78 @@ def _move(
         print_json({"plan": plan})
         return
     agree(f"Move shard {row['shard']} from {plan['source']} to {plan['target']}?", yes, lambda: print_facts(plan))
-    number = moves.begin(path, row["shard"], target)
+    with mapping.right_to_move(socket, "shard migrate"):
+        number = moves.begin(path, row["shard"], target)
+        done = moves.watch(path, number, timeout_s) if wait else {}
     if not wait:
         print_json({"move": number}) if form == "json" else click.echo(f"move {number} has begun")
         return
-    done = moves.watch(path, number, timeout_s)
     print_json({"move": done}) if form == "json" else click.echo(moves.told(done))
 
 
-@shard.command(epilog="Example: krononat shard rebalance --plan")
-@click.option("--plan", is_flag=True, help="Print the moves that it would make, and change nothing.")
+@shard.command(epilog="Example: krononat shard copy 3 s3/0 --yes")
+@click.argument("number", metavar="SHARD", type=SHARD)
+@click.argument("target", metavar="SERVER/CORE", callback=moves.core_name)
 @yes_option
 @dry_run_option
 @timeout_option
 @output_option()
 @socket_option
-def rebalance(plan: bool, yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None) -> None:
-    """Move shards until the cores that are alive have about the same number of sessions."""
+def copy(number: int, target: str, yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None) -> None:
+    """Have another core keep the copy of a shard, which itself stays where it is."""
     view = look(socket)
-    found = placement.rebalance(view.places(), view.alive(), view.loads())
+    row = view.shard(number)
+    view.known(target)
+    path = view.path(row["active"], f"shard {number}")
+    plan = moves.plan(path, number, target, True)
+    if dry_run:
+        print_json({"plan": plan})
+        return
+    agree(f"Have {target} keep the copy of shard {number}?", yes, lambda: print_facts(plan))
+    with mapping.right_to_move(socket, "shard copy"):
+        done = moves.watch(path, moves.begin(path, number, target, True), timeout_s)
+    print_json({"move": done}) if form == "json" else click.echo(moves.told(done))
+
+
+@shard.command(epilog="Example: krononat shard rebalance --plan")
+@click.option("--plan", is_flag=True, help="Print the moves that it would make, and change nothing.")
+@click.option("--by", type=click.Choice(BY), default="both", show_default=True, help="What a shard costs.")
+@click.option(
+    "--over", "over_s", type=click.FloatRange(0.1), default=1.0, show_default=True, metavar="S", help="Count packets so long."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 10),
+    default=TOLERANCE,
+    show_default=True,
+    help="Of the mean; what is within it stays.",
+)
+@click.option(
+    "--head-room",
+    type=click.FloatRange(1),
+    default=HEAD_ROOM,
+    show_default=True,
+    help=f"Copies move too, so that {_HEAD_ROOM}.",
+)
+@yes_option
+@dry_run_option
+@timeout_option
+@output_option()
+@socket_option
+def rebalance(
+    plan: bool, by: str, over_s: float, tolerance: float, head_room: float, yes: bool, dry_run: bool, timeout_s: float,
+    form: str, socket: str | None,
+) -> None:  # fmt: skip
+    """Move shards, and copies, until cores that are alive have about the same to do, and still would without any one server."""
+    view = look(socket)
+    loads = moves.measured(view, over_s, by)
+    found = layout.even(view.homes(), view.alive(), loads, tolerance, head_room, SLACK)
     if plan and form == "table" and found:
         print_table([move._asdict() for move in found], moves.PLAN)
     elif plan and form == "table":
         click.echo("nothing to move")
-    else:
-        moves.carry_out_all(view, found, yes, dry_run or plan, timeout_s, form)
+    elif moves.settled(found, yes, dry_run or plan, form):
+        mapping.move_and_record(socket, view, found, timeout_s, form, "shard rebalance")
 
 
 @shard.command(epilog="Example: krononat shard verify 3   (without SHARD: all that cores of this server have)")
