@@ -17,7 +17,7 @@ from krononat import client, view
 from tests import bfd_model
 from tests.bfd_daemons import Bird, Daemon, Frr, Pace
 from tests.test_bfd import internet_checksum
-from tests.test_supervisor import CONFIG, PATIENCE_S, Place, a_place, until
+from tests.test_supervisor import CONFIG, PATIENCE_S, Place, a_place, alive, until
 from tests.veth import drain, tap
 
 pytestmark = pytest.mark.lab
@@ -59,11 +59,11 @@ class Scene(NamedTuple):
 
 
 @contextmanager
-def scene(folder: Path, kind: type[Bird] | type[Frr], pace: Pace) -> Iterator[Scene]:
+def scene(folder: Path, kind: type[Bird] | type[Frr], pace: Pace, prefix: str = "krnbg") -> Iterator[Scene]:
     """With a daemon on the inside, before and behind it nobody."""
-    with a_place("krnbf", folder) as place:
+    with a_place(prefix, folder) as place:
         text = CONFIG.replace("SOCKET", place.socket).replace('prefix = "100.64.0.0/24"', 'prefix = "100.64.0.0/16"')
-        text = text.replace('"100.64.0.1/24"', '"100.64.0.1/16"')
+        text = text.replace('"100.64.0.1/24"', f'"100.64.0.1/24"\ngateway = "{PEER}"').replace(".64/30", ".64/26")
         place.config.write_text(
             f'{text}[bfd]\ninterval-ms = {pace.interval_ms}\nmultiplier = {pace.multiplier}\npeers = ["{PEER}"]\n'
         )
@@ -75,7 +75,7 @@ def scene(folder: Path, kind: type[Bird] | type[Frr], pace: Pace) -> Iterator[Sc
 
 @pytest.fixture(scope="module")
 def bird(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with scene(tmp_path_factory.mktemp("krnbf"), Bird, Pace()) as made:
+    with scene(tmp_path_factory.mktemp("krnbf"), Bird, Pace(), "krnbf") as made:
         yield made
 
 
@@ -100,6 +100,7 @@ def freeze(made: Scene) -> float:
     assert len(falls) == before + 1, "the daemon has noticed, once"
     made.settle()
     assert made.place.status()["worker"]["pid"] == pid, "the same worker goes on"
+    print(f"\n{type(made.daemon).__name__}, {made.pace}: noticed after {1000 * (falls[-1] - began):.0f} ms")
     return falls[-1] - began
 
 
@@ -191,6 +192,7 @@ def forge(made: Scene, packet: bfd_model.Packet, ttl: int = 255, source: str = P
 
 def test_overload_of_data_flaps_nothing(bird: Scene) -> None:
     bird.settle()
+    assert bird.place.ping() == 3, "the gateway is known"
     before, falls = bird.session(), len(bird.daemon.falls())
     first, counted = bird.place.status()["ports"][0], bird.counters()
     sent = flood(bird.place)
@@ -199,7 +201,8 @@ def test_overload_of_data_flaps_nothing(bird: Scene) -> None:
     lost = sum(last["sockets"][name] - first["sockets"][name] for name in ("rx_dropped", "rx_ring_full"))
     served = recounted["forwarded_out"] - counted["forwarded_out"]
     print(f"\nsent {sent:,}, served {served:,}, lost at full rings {lost:,}: {sent / max(sent - lost, 1):.1f} times that")
-    assert lost > 0.3 * sent, "this was no overload"
+    assert served > 10_000 and lost > 0.5 * sent, "this was no overload"
+    assert bird.place.status()["worker"]["late_compilations"] == 0
     assert (after["state"], after["flaps"], len(bird.daemon.falls())) == ("up", before["flaps"], falls)
     assert all(last["control_sockets"][name] == 0 for name in ("rx_dropped", "rx_ring_full"))
     assert after["received"] - before["received"] > 0.5 * FLOOD_S * 1000 / 50
@@ -218,15 +221,17 @@ def test_a_freeze_is_noticed_sooner_at_a_quicker_pace_and_a_clean_stop_is_said(t
         took = freeze(made)
         assert 0.05 < took < 0.2, f"{took:.3f} s"
         with tap(made.place.inside, "eth0") as wire:
-            os.kill(made.place.status()["pid"], signal.SIGTERM)
-            until(lambda: not made.place.answers(), 20)
+            supervisor = made.place.status()["pid"]
+            os.kill(supervisor, signal.SIGTERM)
+            until(lambda: not alive(supervisor), 20)
             ours = [frame for frame in drain(wire) if frame[23:24] == b"\x11" and frame[36:38] == (3784).to_bytes(2, "big")]
         last = bfd_model.decode(ours[-1][42:66])
         assert (last["state"], last["diagnostic"]) == (bfd_model.ADMIN_DOWN, 7)
-        assert made.daemon.falls()[-1] > time.time() - 2, "it was told so at once"
+        until(lambda: len(made.daemon.falls()) == 2, 1)
 
 
 @pytest.mark.parametrize("pace", [Pace(50), Pace(30)], ids=str)
 def test_frr_notices_a_frozen_worker_and_its_return(tmp_path: Path, pace: Pace) -> None:
     with scene(tmp_path, Frr, pace) as made:
-        freeze(made)
+        took = freeze(made)
+        assert 0.05 < took < 0.3, f"{took:.3f} s"

@@ -401,6 +401,10 @@ def test_promotions_are_counted_once_and_outlive_a_worker(pair: _Network) -> Non
     assert rises.lately(pair.states["b/0"].shards[0], pair.now) == 1
 
 
+def test_there_is_room_for_as_many_as_are_counted(pair: _Network) -> None:
+    assert len(pair.states["a/0"].shards[0]["risen_at"]) == roles.RISES_AT_MOST
+
+
 def test_a_handover_is_no_promotion(pair: _Network) -> None:
     pair.cores["a/0"].migrate(0, "b/0", pair.now)
     pair.run(600)
