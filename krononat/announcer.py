@@ -16,6 +16,7 @@ from replication.protocol import age
 from replication.roles import Post
 from routing import announcements, health
 from routing.announcements import Meds, Policy, Role, Route, Standing
+from routing.will import Will
 from shards.frames import XDP, Rings
 from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, PASSIVE, SYNCING, State
 from shards.verdict import POOL_EXHAUSTED, ROWS_EXHAUSTED, TABLE_FULL
@@ -91,6 +92,7 @@ class Announcer:
         self.leaving = False
         self._posts: list[Post] = []
         self._stream: socket.socket | None = None
+        self._will: Will | None = None  # made by the thread that turns: its death is what is told
         self._linger = 0
         self._number = self._said = self.acknowledged = 0
         self._queue: list[dict[str, Any]] = []
@@ -105,9 +107,13 @@ class Announcer:
         self._stream = socket.socket(fileno=descriptor)
         self._stream.setblocking(False)
         self._linger = linger
-        self._queue = [{"core": self._core, "linger": linger, "alarms": self.health.alarms}]
+        self._will = self._will or Will()
+        hello = json.dumps({"core": self._core, "linger": linger, "alarms": self.health.alarms}).encode()
+        try:
+            socket.send_fds(self._stream, [hello], [self._will.descriptor])
+        except OSError:  # it has hung up already, which the next turn sees
+            return
         self._said = -1
-        self._flush()
 
     def detach(self) -> None:
         """Let go of the connection."""

@@ -2,7 +2,8 @@
 
 It listens on a unix SEQPACKET socket; every message is JSON. What a core says, and hears:
 
-    {"core": "s1/0", "linger": ms}              first; `linger` alone later: how long its routes may outlive its connection
+    {"core": "s1/0", "linger": ms}              first, with a descriptor of its `will`, which tells of its death sooner than the
+                                                connection's end; `linger` alone later: how long its routes may outlive it
     {"routes": [[prefix, domain, med, prepend, [communities], [large communities]], ...], "n": n, "more": bool}
                                                 the whole set, in as many messages as it needs
     {"beat": n}                                 or anything else: it lives
@@ -30,6 +31,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from routing import will
 from routing.speaker import exabgp, sessions
 from routing.speaker.ledger import ALIVE, Change, Ledger, Route, route
 
@@ -75,8 +77,11 @@ class Helper:
         self._remembered: dict[str, list[str]] = {}
         self._over = False
         self._selector = selectors.DefaultSelector()
-        for descriptor in (commands, answers):
+        self._dead: deque[_Client] = deque()
+        self._alarm = os.pipe()
+        for descriptor in (commands, answers, *self._alarm):
             os.set_blocking(descriptor, False)
+        self._selector.register(self._alarm[0], selectors.EVENT_READ, self._hear_of_deaths)
         self._selector.register(answers, selectors.EVENT_READ, self._hear_exabgp)
         self._recall(now)
         self._listener = _listen(plan.socket)
@@ -182,7 +187,9 @@ class Helper:
     def _listen_to(self, client: _Client) -> None:
         try:
             for _ in range(READS_AT_ONCE):
-                message = client.stream.recv(MESSAGE_AT_MOST)
+                message, descriptors, _, _ = socket.recv_fds(client.stream, MESSAGE_AT_MOST, 1)
+                for descriptor in descriptors:
+                    will.watch(descriptor, lambda: self._note_death(client))
                 if not message:
                     return self._hung_up(client)
                 self._obey(client, message)
@@ -218,6 +225,19 @@ class Helper:
         client.core = name
         self._clients[name] = client
         self._ledger.hello(name, now)
+
+    def _note_death(self, client: _Client) -> None:
+        """In a thread of its own: the process at the other end has died, its connection's end will come later."""
+        self._dead.append(client)
+        with contextlib.suppress(BlockingIOError):  # then it is awake already
+            os.write(self._alarm[1], b"!")
+
+    def _hear_of_deaths(self) -> None:
+        os.read(self._alarm[0], 64)
+        while self._dead:
+            client = self._dead.popleft()
+            if client.stream.fileno() != -1:
+                self._hung_up(client)
 
     def _hung_up(self, client: _Client) -> None:
         self._selector.unregister(client.stream)

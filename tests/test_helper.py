@@ -17,8 +17,11 @@ import pytest
 
 from routing.speaker import sessions
 from routing.speaker.ask import ask
-from tests.test_speaker import DEAD_AFTER, A, plan
+from tests.test_speaker import A, plan
 
+pytestmark = pytest.mark.alone
+
+DEAD_AFTER = 500  # longer than a busy machine keeps this test waiting
 PREFIX, OTHER = "203.0.113.0/28", "203.0.113.16/28"
 
 
@@ -53,7 +56,8 @@ class Exabgp:
     """What started the helper; `table`: what it was told, by session."""
 
     def __init__(self, folder: Path) -> None:
-        self.plan = plan()._replace(socket=str(folder / "socket"), memory=str(folder / "said.json"))
+        cores = {name: voice._replace(dead_after_ms=DEAD_AFTER) for name, voice in plan().cores.items()}
+        self.plan = plan()._replace(cores=cores, socket=str(folder / "socket"), memory=str(folder / "said.json"))
         (folder / "plan.json").write_text(sessions.write(self.plan))
         self._file = folder / "plan.json"
         self.table: dict[tuple[str, str], str] = {}
@@ -142,9 +146,7 @@ def beaten(core: Core, exabgp: Exabgp, seconds: float) -> None:
 def test_routes_are_said_answered_and_withdrawn_with_the_connection(bgp: Exabgp) -> None:
     core = Core(bgp.plan.socket, "s1/0")
     core.want(PREFIX, n=7)
-    assert bgp.hear(0.1) == [
-        f"neighbor 10.1.0.1 local-ip 10.1.0.11 announce attributes next-hop 10.1.0.11 med 100 nlri {PREFIX}"
-    ]
+    assert bgp.hear() == [f"neighbor 10.1.0.1 local-ip 10.1.0.11 announce attributes next-hop 10.1.0.11 med 100 nlri {PREFIX}"]
     assert core.hear() == {"done": 7}
     core.close()
     assert bgp.hear() == [f"neighbor 10.1.0.1 local-ip 10.1.0.11 withdraw attributes next-hop self nlri {PREFIX}"]
@@ -154,14 +156,14 @@ def test_routes_are_said_answered_and_withdrawn_with_the_connection(bgp: Exabgp)
 def test_silence_is_death_and_a_beat_is_life(bgp: Exabgp) -> None:
     core = Core(bgp.plan.socket, "s1/0")
     core.want(PREFIX)
-    beaten(core, bgp, 0.4)
+    beaten(core, bgp, 0.8)
     assert bgp.table
     silent = time.monotonic()
     while bgp.table:
         bgp.hear(0.02)
     assert DEAD_AFTER / 1000 - 0.03 < time.monotonic() - silent < 2
     core.say({"beat": 2})
-    bgp.hear(0.3)
+    bgp.hear()
     assert (A, PREFIX) in bgp.table
     core.close()
 
@@ -172,7 +174,7 @@ def test_a_helper_that_was_held_up_blames_nobody(bgp: Exabgp) -> None:
     core.want(PREFIX)
     beaten(core, bgp, 0.1)
     bgp.helper.send_signal(signal.SIGSTOP)
-    for _ in range(30):
+    for _ in range(40):
         core.say({"beat": 1})
         time.sleep(0.02)
     bgp.helper.send_signal(signal.SIGCONT)
@@ -184,7 +186,7 @@ def test_a_helper_that_was_held_up_blames_nobody(bgp: Exabgp) -> None:
 def test_a_successor_within_the_linger_is_not_noticed(bgp: Exabgp) -> None:
     core = Core(bgp.plan.socket, "s1/0", linger=1000)
     core.want(PREFIX)
-    bgp.hear(0.2)
+    bgp.hear()
     core.close()
     successor = Core(bgp.plan.socket, "s1/0", linger=0)
     beaten(successor, bgp, 0.1)
@@ -199,7 +201,7 @@ def test_a_successor_within_the_linger_is_not_noticed(bgp: Exabgp) -> None:
 def test_a_helper_that_is_killed_leaves_what_its_successor_puts_right(bgp: Exabgp) -> None:
     core = Core(bgp.plan.socket, "s1/0")
     core.want(PREFIX, OTHER)
-    bgp.hear(0.2)
+    bgp.hear()
     bgp.helper.kill()
     bgp.helper.wait()
     bgp.start()  # as ExaBGP does; it still has both routes, and the new one knows nothing of its own
@@ -214,7 +216,7 @@ def test_a_helper_that_is_killed_leaves_what_its_successor_puts_right(bgp: Exabg
 def test_what_exabgp_refuses_is_counted_told_and_tried_again(bgp: Exabgp) -> None:
     core = Core(bgp.plan.socket, "s1/0")
     core.want(PREFIX)
-    bgp.hear(0.1, answer="error")
+    bgp.hear(answer="error")
     beaten(core, bgp, 0.1)
     _, about = ask(bgp.plan.socket, "cores")
     assert about["refused"] == 1 and PREFIX in about["last_refusal"]
@@ -282,7 +284,7 @@ def test_status_says_who_is_down_since_when_and_why(bgp: Exabgp) -> None:
     core = Core(bgp.plan.socket, "s1/0")
     core.say({"alarms": ["the table of sessions is 97% full"]})
     core.want(PREFIX)
-    bgp.hear(0.1)
+    bgp.hear()
     address = {"local": "10.1.0.11", "peer": "10.1.0.1"}
     bgp.say(json.dumps({"type": "state", "neighbor": {"address": address, "state": "up"}}))
     _within(2, lambda: ask(bgp.plan.socket, "sessions")[0][0]["up"])

@@ -92,8 +92,8 @@ class Bed:
     def end(self, name: str, by: signal.Signals = signal.SIGKILL) -> float:
         """End a core; when."""
         voice = self.voices.pop(name)
-        voice.send_signal(by)
         moment = time.monotonic()
+        voice.send_signal(by)
         voice.communicate()
         return moment
 
