@@ -338,7 +338,7 @@ def test_every_command_has_help_with_an_example(run: Run) -> None:
         told = run(name, "--help").out
         subcommands = {"sessions": "list", "pool": "list", "config": "check", "cluster": "check", "shard": "list"}
         subcommands |= {"server": "list", "replication": "status"}
-        subcommands |= {"quarantine": "list", "worker": "replace", "bgp": "status", "speaker": "run"}
+        subcommands |= {"quarantine": "list", "worker": "replace", "bgp": "status", "speaker": "run", "fabric": "show"}
         if name in subcommands:
             told = run(name, subcommands[name], "--help").out
         assert f"Example: krononat {name}" in told or "Example: eval" in told, name

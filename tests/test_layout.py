@@ -90,7 +90,9 @@ def test_who_joins_gets_a_share_and_nobody_else_gets_anything(given: tuple[list[
     check(then, [*cores, *new])
     assert len({step.shard for step in steps}) == len(steps)
     worst = max(before.share(server) for server in before.servers)
-    assert max(after.share(server) for server in after.servers) <= worst + 1e-6
+    old = {server_of(core) for core in cores}
+    assert max(after.share(server) for server in old) <= worst + 1e-6
+    assert after.share("new") <= max(worst, max(loads.values())) + 1e-6  # a shard cannot be cut
 
 
 @given(clusters())
