@@ -165,7 +165,8 @@ def cluster() -> Iterator[Lab]:
 def test_real_cores_are_scraped(cluster: Lab, run: Run) -> None:
     paths = [str(cluster.socket_of(node)) for node in ("s1", "s2")]
     found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
-    until, owners = time.monotonic() + 20, []
+    owners: list[frozenset[tuple[str, str]]] = []
+    until = time.monotonic() + 20
     while len(owners) < 2 and time.monotonic() < until:  # each shard has one, as soon as the cores have heard each other
         status, out, err = run("metrics", "--once", "--socket", paths[0], "--socket", paths[1])
         assert (status, err) == (0, "")
