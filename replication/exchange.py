@@ -184,7 +184,7 @@ class Exchange:
         A turn costs packets 0.1 ms, most of which is that nothing of it is in the caches.
         """
         since = age(now, self._now)
-        return since >= self._settings.batch or (since > 0 and self._link.has_frames())
+        return since >= self._settings.batch or (since > 1 and self._subscriber.takes() and self._link.has_frames())
 
     def turn(self, now: int) -> bool:
         """See `protocol.Exchange`."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from replication.frames import KINDS, Frame
+from replication.frames import BODY_AT_MOST, KINDS, Frame
 from replication.protocol import Fields, Lag, Settings, age
 from replication.sender import Load, Sender
 from replication.tables import BITMAP_ROWS, ORDER, Part, Source
@@ -71,6 +71,7 @@ class Publisher:
         self._sweeps: dict[int, Sweep] = {}
         self._drained: dict[int, int] = {}  # by shard: when nothing was left
         self._whole: set[int] = set()  # shards of which the last turn left nothing
+        self._body = np.zeros(BODY_AT_MOST, np.uint8)
         self._series = 0
         self.drained = self._swept = 0  # ticks of the last time
 
@@ -208,17 +209,33 @@ class Publisher:
     def _drain(self, now: int, spare: Callable[[], bool]) -> bool:
         """All that changed, as far as it can be sent. True: time ran out before."""
         self.drained = now
-        left = [shard for shard in self._streams if self._can_drain(shard)]
+        wanted = self._drainable()
         if self._settings.threshold:
-            for shard in left:
+            for shard, _ in wanted:
                 self._source.ripen(shard, now)
-        while left:
-            left = [shard for shard in self._drain_once(left, now) if self._can_drain(shard)]
-            if left and not spare():
+        while wanted:
+            left = self._drain_once(wanted, now)
+            if not left:
+                return False
+            wanted = [each for each in self._drainable() if each[0] in left]
+            if wanted and not spare():
                 self.drained = age(now, self._settings.batch)  # go on in the next turn
                 self._put_last(left)
                 return True
         return False
+
+    def _drainable(self) -> list[tuple[int, bool]]:
+        """Shards that any peer can take, and whether one wants everything. In one loop: this is asked in each turn."""
+        found = []
+        for shard, peers in self._streams.items():
+            ready = everything = False
+            for stream in peers.values():
+                if stream.phase != WAITING:
+                    ready |= stream.sender.ready
+                    everything |= stream.everything
+            if ready:
+                found.append((shard, everything))
+        return found
 
     def _put_last(self, shards: list[int]) -> None:
         """Shards of which there is always more let the others go first next time."""
@@ -229,20 +246,18 @@ class Publisher:
         """Whether any peer can take it. One that cannot, while another can, begins anew if it misses too much."""
         return any(stream.begun and stream.sender.ready for stream in self._streams[shard].values())
 
-    def _drain_once(self, shards: list[int], now: int) -> list[int]:
+    def _drain_once(self, wanted: list[tuple[int, bool]], now: int) -> list[int]:
         """A frame for each peer; shards of which there is more."""
-        parts = self._source.harvest([(shard, self._wants_everything(shard)) for shard in shards], now)
+        parts = self._source.harvest(wanted, now)
         self._ship([part for part in parts if part.rows], now)
         lapped, more = [part.shard for part in parts if part.lapped], [part.shard for part in parts if part.more]
         for shard in lapped:
             self._lap(shard)
-        for shard in set(shards).difference(lapped, more):
-            self._drained[shard] = now
-            self._whole.add(shard)
+        for shard, _ in wanted:
+            if shard not in more and shard not in lapped:
+                self._drained[shard] = now
+                self._whole.add(shard)
         return more
-
-    def _wants_everything(self, shard: int) -> bool:
-        return any(stream.everything for stream in self._streams[shard].values() if stream.begun)
 
     def _lap(self, shard: int) -> None:
         """Some of what ended is not known any more."""
@@ -263,7 +278,8 @@ class Publisher:
                 self._send(sender, group, now)
 
     def _send(self, sender: Sender, told: list[tuple[Stream, Part]], now: int) -> None:
-        body = np.concatenate([rows for _, part in told for rows in part.rows])
+        rows = [each for _, part in told for each in part.rows]
+        body = np.concatenate(rows, out=self._body[: sum(map(len, rows))])
         birth = max((self._drained.get(part.shard, now) for _, part in told), key=lambda then: age(now, then))
         loads = {part.shard: Load(sum(part.counts), sum(map(len, part.rows))) for _, part in told}
         if not sender.put(self._updates(told), body.data, now, birth, loads):

@@ -58,6 +58,10 @@ class Subscriber:
         for shard in [copy.shard for copy in self._copies.values() if copy.peer == peer]:
             self.accept(shard, None, 0, False)
 
+    def takes(self) -> bool:
+        """Whether anything is taken from anybody."""
+        return bool(self._copies)
+
     def get(self, shard: int) -> Copy | None:
         """Whose rows of a shard are taken."""
         return self._copies.get(shard)

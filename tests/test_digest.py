@@ -8,21 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.verify import FIELDS, OWN
 from shards import digest, gather, invariants, journal, slabs, tcp
-from shards.state import MAPPING, MAPPING_0, PASSIVE, SESSION, SESSION_0, Array, State
+from shards.state import MAPPING_0, PASSIVE, SESSION_0, Array, State
 from tests.frames import address
 from tests.fuzz import RICH, Traffic, bed
 from tests.pair import EPOCH
 from tests.twins import KEYS, Twins, differences, mapped
 
 NONE: Array = np.zeros(1, np.uint64)  # of 64 rows
-FREE_TO_DIFFER = {"sessions": {"expiry", "created", "packets", "rules"}, "mappings": {"sessions"}}
-COMPARED = [
-    (rows, field)
-    for rows, dtype in (("sessions", SESSION), ("mappings", MAPPING))
-    for field in dtype.names or ()
-    if field not in FREE_TO_DIFFER[rows]
-]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +52,7 @@ def test_enough_is_compared_to_mean_something(twins: Twins) -> None:
     assert len(compared_rows(twins.other.state, "sessions")) > 20 and len(compared_rows(twins.other.state, "mappings")) > 60
 
 
-@pytest.mark.parametrize(("rows", "field"), COMPARED)
+@pytest.mark.parametrize(("rows", "field"), FIELDS)
 def test_one_planted_divergence_is_found_and_where_100_of_100(twins: Twins, rows: str, field: str) -> None:
     """One bit of one field of one row of the copy; what it is, is drawn."""
     dice = random.Random(f"{rows} {field}")
@@ -74,9 +68,7 @@ def test_one_planted_divergence_is_found_and_where_100_of_100(twins: Twins, rows
     assert differences(twins.one.state, twins.other.state) == []
 
 
-@pytest.mark.parametrize(
-    ("rows", "field"), [(rows, field) for rows, fields in FREE_TO_DIFFER.items() for field in sorted(fields)]
-)
+@pytest.mark.parametrize(("rows", "field"), [(rows, field) for rows, fields in OWN.items() for field in sorted(fields)])
 def test_what_is_each_core_s_own_may_differ(twins: Twins, rows: str, field: str) -> None:
     array: Any = getattr(twins.other.state, rows)
     living = compared_rows(twins.other.state, rows)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import select
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
 from replication import keys, publisher, verify
-from replication.frames import Body
+from replication.frames import VERSION, Body, Frame
 from replication.link import Changes
 from replication.protocol import ALIVE, CLOSED, SILENT, Heard, Peer
 from shards.records import SESSION_RECORD
@@ -366,3 +367,30 @@ def test_a_connection_whose_end_nobody_told_of_is_made_anew(monkeypatch: pytest.
         room.run(0.1)
         assert link._connected == {"s2/0"} and not same(room, 3)  # as it believes
         room.until(lambda: room["s1/0"].exchange.synced(3, "s2/0") and same(room, 3))
+
+
+@pytest.mark.parametrize(("version", "kinds"), [(VERSION, {"updates"}), (VERSION - 1, {"update"})])
+def test_all_shards_of_a_link_travel_in_one_frame_to_who_understands_it(
+    monkeypatch: pytest.MonkeyPatch, version: int, kinds: set[str]
+) -> None:
+    with Room("s1/0", "s2/0") as room:
+        for shard in (3, 4, 5):
+            room["s1/0"].tables.put(shard, SESSION_0, 1, 1)
+            room.pair_up(shard, "s1/0", "s2/0")
+        sender, sent = room["s1/0"].exchange._senders["s2/0"], []
+        sender.version, put = version, sender.put
+
+        def note(frame: Frame, body: Body, *more: Any, **named: Any) -> bool:
+            sent.append(frame)
+            return put(frame, body, *more, **named)
+
+        monkeypatch.setattr(sender, "put", note)
+        for shard in (3, 4, 5):
+            room["s1/0"].tables.put(shard, SESSION_0, 2, 2)
+            room["s1/0"].tables.end(shard, SESSION_0, 1)
+        room.until(lambda: all(same(room, shard) for shard in (3, 4, 5)))
+        changes = [frame for frame in sent if frame.kind.startswith("update")]
+        assert {frame.kind for frame in changes} == kinds and len(changes) == (1 if version == VERSION else 3)
+        assert sum(sum(frame.counts) for frame in changes) == 6
+        room.until(lambda: all(room["s1/0"].exchange.lag(shard, "s2/0") == (0, 0, 0.0) for shard in (3, 4, 5)))
+        assert room["s2/0"].refused() == {}

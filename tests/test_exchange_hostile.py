@@ -450,3 +450,40 @@ def test_a_copy_without_a_number_is_none(stranger: Stranger) -> None:
     stranger.tell("begin", series=0, fields={"w": 1})
     expect(stranger, "early", 2)
     assert rows(stranger) == set()
+
+
+# --- several shards in one frame ------------------------------------------------------------------------------------------
+
+
+def parts(*told: tuple[int, int]) -> Fields:
+    """The field of `updates` that has so many sessions of each shard."""
+    return {"p": [[shard, 1, 1, 0, 0, sessions] for shard, sessions in told]}
+
+
+def test_of_several_shards_in_a_frame_each_is_taken_or_refused_for_itself(stranger: Stranger) -> None:
+    stranger.begin()
+    stranger.tell("updates", session(1) + session(2) + session(3), (0, 0, 3), fields=parts((SHARD + 1, 1), (SHARD, 2)))
+    expect(stranger, "foreign")
+    assert rows(stranger) == {2, 3}
+    assert stranger.node.refused() == {"foreign": 1}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"p": []}, {"p": 7}, {"p": [7]}, parts((SHARD, 1)), parts((SHARD, 3)), parts((SHARD, -1), (SHARD, 3)),
+     {"p": [[SHARD, 1, 1, 0, 0]]}, {"p": [[SHARD, 1, 1, 0, 0, True], [SHARD, 1, 1, 0, 0, 1]]},
+     {"p": [[1 << 16, 1, 1, 0, 0, 2]]}],
+)  # fmt: skip
+def test_parts_that_are_not_what_the_body_has_are_refused_before_any_is_taken(stranger: Stranger, fields: Fields) -> None:
+    stranger.begin()
+    stranger.tell("updates", session(1) + session(2), (0, 0, 2), fields=fields)
+    expect(stranger, "malformed")
+    assert rows(stranger) == set()
+
+
+def test_the_version_before_has_no_such_frame(stranger: Stranger) -> None:
+    stranger.open((VERSION - 1,))
+    stranger.tell("begin", fields={"w": 1}, version=VERSION - 1)
+    stranger.tell("updates", session(1), (0, 0, 1), fields=parts((SHARD, 1)), version=VERSION - 1)
+    expect(stranger, "malformed")
+    assert rows(stranger) == set()

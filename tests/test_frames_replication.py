@@ -26,7 +26,8 @@ def frames(draw: st.DrawFn) -> tuple[Frame, bytes]:
     size = sum(count * eighths for count, eighths in zip(counts, kind.eighths, strict=True)) // 8
     most = 2**64 - 1, 2**48, 2**16 - 1, 2**32 - 1, 2**32 - 1
     life, number, shard, epoch, series = (draw(st.integers(0, last)) for last in most)
-    frame = Frame(kind.name, life, number, shard, epoch, series, counts, draw(FIELDS), draw(st.sampled_from(UNDERSTOOD)))
+    version = draw(st.sampled_from([version for version in UNDERSTOOD if version >= kind.since]))
+    frame = Frame(kind.name, life, number, shard, epoch, series, counts, draw(FIELDS), version)
     return frame, draw(st.binary(min_size=size, max_size=size))
 
 
