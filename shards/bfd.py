@@ -386,6 +386,8 @@ def port_is_dead(state: State, port: int) -> bool:
 
 @hot
 def publish(state: State) -> None:
-    """Let `legs` know of each port whether its peer is lost."""
-    for p in range(whole(state.settings[0]["ports"])):
-        state.ports[p]["peer_lost"] = 1 if port_is_dead(state, p) else 0
+    """Let `legs` know of each port that has sessions whether its peer is lost."""
+    for s in range(len(state.bfd)):
+        if state.bfd[s]["address"] != 0:
+            p = whole(state.bfd[s]["port"])
+            state.ports[p]["peer_lost"] = 1 if port_is_dead(state, p) else 0
