@@ -28,6 +28,7 @@ _EVERYBODY = 1 << 30
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_held: list[mmap.mmap] = []  # the C library's list of a thread's mutexes leads through all of them: none may be unmapped
 
 
 class Will:
@@ -37,15 +38,16 @@ class Will:
         self.descriptor = os.memfd_create("krononat-will", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.descriptor, mmap.PAGESIZE)
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
-        self._memory = mmap.mmap(self.descriptor, mmap.PAGESIZE)
-        mutex = (ctypes.c_char * _MUTEX_BYTES).from_buffer(self._memory)
+        memory = mmap.mmap(self.descriptor, mmap.PAGESIZE)
+        _held.append(memory)
+        mutex = (ctypes.c_char * _MUTEX_BYTES).from_buffer(memory)
         attributes = ctypes.create_string_buffer(_MUTEX_BYTES)
         _must(_libc.pthread_mutexattr_init(attributes))
         _must(_libc.pthread_mutexattr_setpshared(attributes, _SHARED))
         _must(_libc.pthread_mutexattr_setrobust(attributes, _ROBUST))
         _must(_libc.pthread_mutex_init(mutex, attributes))
         _must(_libc.pthread_mutex_lock(mutex))
-        _word(self._memory).value |= _WAITERS  # there are, or will be: without it the kernel wakes nobody
+        _word(memory).value |= _WAITERS  # there are, or will be: without it the kernel wakes nobody
 
 
 def watch(descriptor: int, dead: Callable[[], None]) -> None:
