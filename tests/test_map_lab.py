@@ -43,7 +43,7 @@ class Routing:
                         self.at[shard] = core
 
     def _owners(self) -> dict[int, str]:
-        found = {}
+        found: dict[int, str] = {}
         for core in cluster.cores(WANTED):
             try:
                 rows = client.rows(self._here.path(core), "shards")[1]
