@@ -364,11 +364,11 @@ def nonsense(chance: random.Random, packet: bfd_model.Packet) -> bytes:
     return encode(packet)[: chance.choice([24, 24, 24, 24, 23])]
 
 
-@pytest.mark.parametrize("seed", range(4 if PURE else 12))
+@pytest.mark.parametrize("seed", range(4 if PURE else 6))
 def test_whatever_comes_row_and_model_agree(seed: int) -> None:
     chance = random.Random(seed)
     made = wire(seed, interval=chance.choice([20_000, 50_000, 400_000]), multiplier=chance.choice([1, 2, 3]))
-    for _ in range(40 if PURE else 150):
+    for _ in range(40):
         made.loss, made.delay = chance.choice([0.0, 0.0, 0.3, 1.0]), chance.choice([0, 0, 5, 40])
         made.run(chance.choice([1, 20, 200]))
         if chance.random() < 0.5:
