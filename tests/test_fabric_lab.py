@@ -177,9 +177,9 @@ def test_frr_has_the_same_switch() -> None:
     try:
         lab.up(appliance=False)
         _until(lambda: {each.neighbour for each in switches.sessions(lab) if each.up} == {"access", "core", "switch_a"})
-        assert "default" in lab.run("access", "ip", "route").stdout
+        _until(lambda: "default" in lab.run("access", "ip", "route").stdout)
         assert "blackhole" in lab.run("ain", "ip", "rule").stdout
-        assert switches.view(lab, "aout").best("0.0.0.0/0")
+        _until(lambda: switches.view(lab, "aout").best("0.0.0.0/0") is not None)
         assert {each.neighbour for each in switches.view(lab, "ain").sessions} == {"access", "s1c0in"}
         numbers = switches.daemons(lab, "ain")
         assert len(numbers) == 4
