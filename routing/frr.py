@@ -69,18 +69,26 @@ def _bgpd(fabric: Fabric, one: Instance) -> list[str]:
     lines = [line for each in kinds for version in _versions(fabric) for line in _lists(fabric, each, version)]
     lines += [line for mark in fabrics.communities(fabric) for line in _mark_list(mark)]
     lines += [line for each in kinds for line in _maps(fabric, each)]
-    loopbacks = [each.loopback for each in one.of(CORE) if each.loopback]
-    lines += [f"ip prefix-list loopbacks permit {address}/32" for address in loopbacks]
-    lines += ["route-map loopbacks permit 10", " match ip address prefix-list loopbacks", "exit"] if loopbacks else []
-    lines += [f"router bgp {one.switch.asn}", f" bgp router-id {one.switch.router_id}"]
+    return [*lines, *_loopback_map(one), *_router(fabric, one)]
+
+
+def _router(fabric: Fabric, one: Instance) -> list[str]:
+    lines = [f"router bgp {one.switch.asn}", f" bgp router-id {one.switch.router_id}"]
     lines += [" bgp bestpath as-path multipath-relax", " bgp deterministic-med", " no bgp default ipv4-unicast"]
     lines += [f" {line}" for each in one.neighbours for line in _neighbour(fabric, each)]
     for version in _versions(fabric):
         lines += [f" address-family {_FAMILY[version]} unicast", "  redistribute connected", "  maximum-paths 1"]
-        lines += ["  redistribute static route-map loopbacks"] if loopbacks and version == 4 else []
+        lines += ["  redistribute static route-map loopbacks"] if _loopback_map(one) and version == 4 else []
         lines += [f"  {line}" for each in one.neighbours for line in _activated(each)]
         lines += [" exit-address-family"]
     return [*lines, "exit"]
+
+
+def _loopback_map(one: Instance) -> list[str]:
+    """Of all static routes only those to cores are for others."""
+    found = [each.loopback for each in one.of(CORE) if each.loopback]
+    lists = [f"ip prefix-list loopbacks permit {address}/32" for address in found]
+    return [*lists, "route-map loopbacks permit 10", " match ip address prefix-list loopbacks", "exit"] if found else []
 
 
 def _lists(fabric: Fabric, to: Neighbour, version: int) -> list[str]:

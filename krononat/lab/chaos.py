@@ -294,10 +294,11 @@ KINDS: dict[str, Kind] = {
 def broken(lab: Lab) -> list[tuple[str, str]]:
     """Everything that is not as `up` made it: kind and name, as `heal` takes them."""
     found = dict.fromkeys([*_dark(lab), *_unplugged(lab), *_cut_off(lab), *_dead(lab)])
-    for switch in fabric.switches(lab.wanted or Wanted()):
-        parts = _parts(lab, switch)
+    wholes = {("tor", switch): _parts(lab, switch) for switch in fabric.switches(lab.wanted or Wanted())}
+    wholes["partition", "switches"] = {("link", f"{legs.node_of('b', domain, 2)}.other") for domain in DOMAINS}
+    for whole, parts in wholes.items():
         if parts <= found.keys():
-            found = dict.fromkeys([("tor", switch), *(each for each in found if each not in parts)])
+            found = dict.fromkeys([whole, *(each for each in found if each not in parts)])
     return list(found)
 
 

@@ -98,6 +98,7 @@ def _style(dark: bool) -> str:
 def _links(wanted: Wanted, wrong: set[tuple[str, str]]) -> list[tuple[str, str, bool]]:
     """Both ends, and whether it is cut."""
     names = {name for kind, name in wrong if kind == "link"}
+    names |= {"bin.other", "bout.other"} if ("partition", "switches") in wrong else set()
     drawn = [(client, "access", False) for client in ("c1", "c2", "users")] + [
         ("core", host, False) for host in ("h1", "hosts")
     ]
