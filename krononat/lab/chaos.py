@@ -266,6 +266,12 @@ KINDS: dict[str, Kind] = {
         lambda lab, server: _kill(speaking(lab, server, "helper"), wait=False),
         _returns,
     ),
+    "speaker": Kind(
+        "kill -9 of a server's speaker, ExaBGP and helper go with it; started again by `heal`, as a service manager does",
+        _servers,
+        lambda lab, server: _kill(speaking(lab, server, "speaker"), wait=False),
+        lambda lab, server: None if speaking(lab, server, "speaker") else lab.start_speakers(server),
+    ),
     "tor": Kind("a switch without power", fabric.switches, _kill_switch, _start_switch),
     "daemon": Kind(
         "kill -9 of the routing daemons of a domain of a switch, or of a router",
