@@ -91,9 +91,9 @@ class Replica:
         """Ticks that may pass before the next turn, if nothing comes."""
         return self.exchange.due(now)
 
-    def turn(self, now: int, idle: bool = False) -> bool:
-        """One turn; whether there is more to do at once. While packets come, only if it is due: it keeps them waiting."""
-        if not (idle or self._more or self.exchange.is_due(now) or self.conductor.is_moving):
+    def turn(self, now: int, called: bool = False) -> bool:
+        """One turn; whether there is more to do at once. Where nothing but packets has come, only if it is due: they wait."""
+        if not (called or self._more or self.exchange.is_due(now) or self.conductor.is_moving):
             return False
         self._now = now
         if now - self._prepared >= PREPARE_EACH:

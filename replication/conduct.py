@@ -35,7 +35,7 @@ from shards.state import (
 )
 
 TELL_EACH = 50  # ticks
-LOOK_EACH = 25  # ticks between two decisions where nothing happens
+LOOK_EACH = 50  # ticks between two decisions where nothing happens
 HOME_EACH = 5000  # ticks between two attempts to bring a copy to where a newer map wants it
 ROWS_AT_ONCE = 1 << 14  # of those that are looked at in one turn
 FORGOTTEN_AT_ONCE = 1 << 11  # of those that may end in one turn: an end takes a microsecond, another shard's packets wait

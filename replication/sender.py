@@ -26,7 +26,7 @@ CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than 
 WAITING_AT_MOST = 64  # frames that ZeroMQ did not take yet
 STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
-PING_EVERY = 20
+PING_EVERY = 30
 _RECORDS = ("update", "updates", "holds")  # kinds whose counts are of records
 LAGS = 1024  # ticks; the histogram's last bin has all above
 

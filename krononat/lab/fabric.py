@@ -14,6 +14,7 @@ and Internet learn from both switches and share their packets among them. Addres
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -67,6 +68,7 @@ _CONFIG = """\
 [server]
 name = "{server}"
 core = {number}
+cpu = {cpu}
 {interfaces}
 [io]
 spare = {spare}
@@ -196,6 +198,7 @@ def config(wanted: Wanted, core: str, folder: Path) -> str:
     head = _CONFIG.format(
         server=server,
         number=number,
+        cpu=_cpu(number),
         interfaces="".join(_interface(wanted, link) for link in core_legs(wanted, core)) + _loopback(wanted, core),
         spare=str(wanted.spare).lower(),
         sessions=wanted.sessions,
@@ -215,6 +218,12 @@ def config(wanted: Wanted, core: str, folder: Path) -> str:
 
 def _loopback(wanted: Wanted, core: str) -> str:
     return _LOOPBACK.format(address=legs.loopback(core), length=legs.LOOPBACKS.prefixlen) if wanted.tors > 1 else ""
+
+
+def _cpu(number: str) -> int:
+    """The cores of a server go round the CPUs there are, from the last one on: the first ones make the traffic, too."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus[-1 - int(number) % len(cpus)]
 
 
 def _interface(wanted: Wanted, link: Link) -> str:
