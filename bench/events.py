@@ -37,7 +37,7 @@ from bench.cluster.scene import People, Scene, scene, until
 from bench.cluster.stream import Survival, became, owners, survival
 from bench.report import Result, Told
 from krononat.client import Trouble
-from krononat.lab import fabric, leaks, overview
+from krononat.lab import cluster, fabric, leaks, overview
 from krononat.lab.cluster import Wanted
 from shards.state import Array
 
@@ -100,7 +100,7 @@ def stage(tor: str, happenings: int, told: Told) -> Iterator[Scene]:
 def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
     _until_well(here)
     core = each.whose(here)
-    mine = _shards_of(here, core)
+    mine = _shards_of(here, core, each.server)
     told(f"{each.name}: {each.told} ({core}, shards {', '.join(map(str, mine))})")
     here.generator.pace((OPEN,), OPENED)
     time.sleep(BEFORE_S)
@@ -128,8 +128,11 @@ def _until_well(here: Scene) -> float:
         raise Trouble(trouble.what, f"{trouble.why}: {'; '.join(lacks[:4])}") from None
 
 
-def _shards_of(here: Scene, core: str) -> list[int]:
-    return [shard for shard in range(SHARDS) if here.shard(core, shard)["role"] == "active"]
+def _shards_of(here: Scene, core: str, server: bool) -> list[int]:
+    """Shards that a core has, or all cores of its server."""
+    names = cluster.cores(here.lab.wanted or Wanted())
+    hit = [name for name in names if cluster.node_of(name) == cluster.node_of(core)] if server else [core]
+    return [shard for shard in range(SHARDS) if any(here.shard(name, shard)["role"] == "active" for name in hit)]
 
 
 def _noticed(here: Scene, mine: Sequence[int], began: int, routing_ms: float, settled_s: float) -> Noticed:

@@ -18,7 +18,7 @@ from routing import announcements, health
 from routing.announcements import Meds, Policy, Role, Route, Standing
 from routing.will import Will
 from shards.frames import XDP, Rings
-from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, PASSIVE, SYNCING, State
+from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, PASSIVE, SIDES, SYNCING, State
 from shards.verdict import POOL_EXHAUSTED, ROWS_EXHAUSTED, TABLE_FULL
 
 BEAT = 20  # ticks
@@ -90,6 +90,7 @@ class Announcer:
         self.standings: tuple[Standing, ...] = ()
         self.routes: tuple[Route, ...] = ()
         self.leaving = False
+        self.cut = ""  # side that no leg leads to any more
         self._posts: list[Post] = []
         self._stream: socket.socket | None = None
         self._will: Will | None = None  # made by the thread that turns: its death is what is told
@@ -140,6 +141,10 @@ class Announcer:
         """Withdraw everything: this core is about to end."""
         self.leaving = self._anew = True
         self._tell({"linger": 0})
+
+    def sever(self, side: str) -> None:
+        """Packets could come by the other side, and would not get on: withdraw everything while a side is cut off."""
+        self.cut, self._anew = side, True
 
     def replace(self, shards: Iterable[Any]) -> None:
         """The map has changed: what stands in `shards` of our orders from now on."""
@@ -195,7 +200,7 @@ class Announcer:
             return  # until then the speaker keeps what our predecessor said, or has withdrawn it already
         self._posts, self._anew = seen, False
         self.standings = standings(self.places, posts, self.standings, self.health.fit)
-        routes = () if self.leaving else announcements.routes(self.standings, self.policy)
+        routes = () if self.leaving or self.cut else announcements.routes(self.standings, self.policy)
         if routes != self.routes or not self._number:
             self.routes, self._number = routes, self._number + 1
 
@@ -243,12 +248,22 @@ class Examiner:
         self._stall = 0
         self._refused = self._count()
         self._waits: dict[int, tuple[int, int]] = {}  # by queue that had frames: its consumer, and since when it stands
+        sides = [int(side) for side in state.ports["side"]]
+        self._legs = {SIDES[side]: [row for row, each in enumerate(sides) if each == side] for side in set(sides)}
 
     def turned(self, now: int) -> None:
         """The loop has made a turn."""
         if self._turned >= 0:
             self._stall = max(self._stall, age(now, self._turned))
         self._turned = now
+
+    def cut(self) -> str:
+        """The side whose every leg has lost its carrier; "" where none has.
+
+        A lost peer (BFD) does not count: where a switch's daemon is away all cores lose theirs, and none would have routes.
+        """
+        lost = self._state.ports["carrier_lost"]
+        return next((side for side, rows in self._legs.items() if all(lost[row] for row in rows)), "")
 
     def __call__(self, now: int) -> health.Facts:
         """What there is to know since the last call."""

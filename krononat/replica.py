@@ -106,6 +106,12 @@ class Replica:
         self._more = any(more)
         return self._more
 
+    def hand_over(self, now: int) -> None:
+        """Give every shard to its backup, where that has a complete copy: packets will find their way there, not here."""
+        for shard, post in self.conductor.posts.items():
+            if post.role == ACTIVE and post.backup and self.exchange.synced(shard, post.backup):
+                self.conductor.migrate(shard, post.backup, now)
+
     def _guarded(self, turn: Callable[[int], bool], now: int) -> bool:
         """A fault of ours here must not end the forwarding: it is told, counted, an alarm, and the next turn goes on."""
         try:

@@ -157,6 +157,10 @@ class Worker:
 
     def _announce(self, told: announcer.Announcer, now: int) -> None:
         self._examiner.turned(now)
+        if (cut := self._examiner.cut()) != told.cut:
+            told.sever(cut)
+            if cut and self._replica:
+                self._replica.hand_over(now)
         if not told.turn(now):
             self.say({"speaker": "lost"})
         if told.leaving and now - self._left_at >= announcer.FAREWELL:

@@ -20,7 +20,7 @@ from replication.roles import Post
 from routing.announcements import Role
 from routing.health import Facts
 from shards.frames import XDP
-from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, PASSIVE, SYNCING
+from shards.state import ABSENT, ACTIVE, DRAINING, EXTERNAL, INTERNAL, JOINING, PASSIVE, PORT, SYNCING
 from shards.verdict import POOL_EXHAUSTED, TABLE_FULL
 from tests.test_speaker import core
 
@@ -171,6 +171,19 @@ def test_a_lost_connection_is_told_once_and_everything_said_anew_on_the_next() -
     assert len(again.routes() or {}) == 5
 
 
+def test_who_is_cut_off_says_nothing_until_he_is_not() -> None:
+    told, far = made(None), Far()
+    told.attach(far.descriptor, 0)
+    told.turn(0)
+    before = far.routes()
+    told.sever("internal")
+    turn(told, 0, 5)
+    assert before and far.routes() == {}
+    told.sever("")
+    turn(told, 5, 10)
+    assert far.routes() == before
+
+
 def test_acknowledgements_are_remembered() -> None:
     told, far = made(None), Far()
     told.attach(far.descriptor, 0)
@@ -244,12 +257,26 @@ class Room:
     def __init__(self) -> None:
         self.counters = np.zeros((128, 1), np.uint64)
         self.core = np.zeros(1, [("index_entries", "u4")])
-        self.state = SimpleNamespace(counters=self.counters, core=self.core, tags=np.zeros((100, 8)))
+        self.ports = np.zeros(3, PORT)
+        self.ports["side"] = INTERNAL, EXTERNAL, EXTERNAL
+        self.state = SimpleNamespace(counters=self.counters, core=self.core, tags=np.zeros((100, 8)), ports=self.ports)
         self.words = np.zeros(2, np.uint32)  # producer, consumer
         queues, rx = np.zeros(1, [("kind", "i8")]), np.array([(0, 1)], [("producer", "i8"), ("consumer", "i8")])
         queues["kind"] = XDP
         rings = SimpleNamespace(queues=queues, rx=rx, words=self.words)
         self.examine = Examiner(cast(Any, self.state), cast(Any, rings))
+
+
+def test_a_side_is_cut_off_when_its_last_leg_is() -> None:
+    room = Room()
+    assert room.examine.cut() == ""
+    room.ports["carrier_lost"][1] = 1
+    room.ports["peer_lost"][:] = 1  # a switch's daemon may be away everywhere at once
+    assert room.examine.cut() == ""
+    room.ports["carrier_lost"][2] = 1
+    assert room.examine.cut() == "external"
+    room.ports["carrier_lost"][1:], room.ports["carrier_lost"][0] = 0, 1
+    assert room.examine.cut() == "internal"
 
 
 def test_how_full_the_table_is_and_what_is_refused_a_second() -> None:

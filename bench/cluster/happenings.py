@@ -36,6 +36,7 @@ class Happening(NamedTuple):
     undo: Callable[[Scene, str], None]
     lost: float | None = None
     outage_ms: float | None = None
+    server: bool = False  # all cores of the server are hit
     routing_ms: float | None = None
 
 
@@ -148,7 +149,7 @@ def graceful() -> tuple[Happening, ...]:
         Happening(
             "migrate", "a shard moves to a core that had no copy of it", _owner, _migrate, _nothing, 0.0, None, ROUTING_MS
         ),
-        Happening("swap", "a shard moves to its backup", _owner, _swap, _nothing, 0.0, None, ROUTING_MS),
+        Happening("swap", "a shard moves to its backup", _owner, _swap, _nothing, 0.0, None, False, ROUTING_MS),
         Happening("drain", "all shards move off a server", _owner, _drain, _nothing, 0.0),
         Happening("undrain", "all shards move back to where they belong", _owner, _undrain_all, _nothing, 0.0),
         Happening("rebalance", "the load is spread anew", _owner, _rebalance, _undrain_all, 0.0),
@@ -160,7 +161,7 @@ def hard(tor: str) -> tuple[Happening, ...]:
     server = cluster.node_of
     return (
         _hard("worker", "kill -9 of a core's worker, without a spare", "worker", _core, 0.0, OUTAGE_MS),
-        _hard("server", "kill -9 of every process of a server at once", "server", server, 2.0, OUTAGE_MS),
+        _hard("server", "kill -9 of every process of a server at once", "server", server, 2.0, OUTAGE_MS)._replace(server=True),
         _hard("link", "a core's inside leg loses its carrier", "link", _leg, 2.0, OUTAGE_MS),
         _hard("outside", "a core's outside leg loses its carrier", "link", _outside_leg, 2.0, OUTAGE_MS),
         _hard("freeze", "a core is stopped: nothing is closed, nothing answers", "freeze", _core, _FROZEN_S, SILENT_MS[tor]),
