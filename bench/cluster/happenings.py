@@ -147,9 +147,9 @@ def graceful() -> tuple[Happening, ...]:
     """What an operator does."""
     return (
         Happening(
-            "migrate", "a shard moves to a core that had no copy of it", _owner, _migrate, _nothing, 0.0, None, ROUTING_MS
+            "migrate", "a shard moves to a core that had no copy", _owner, _migrate, _nothing, 0.0, routing_ms=ROUTING_MS
         ),
-        Happening("swap", "a shard moves to its backup", _owner, _swap, _nothing, 0.0, None, False, ROUTING_MS),
+        Happening("swap", "a shard moves to its backup", _owner, _swap, _nothing, 0.0, routing_ms=ROUTING_MS),
         Happening("drain", "all shards move off a server", _owner, _drain, _nothing, 0.0),
         Happening("undrain", "all shards move back to where they belong", _owner, _undrain_all, _nothing, 0.0),
         Happening("rebalance", "the load is spread anew", _owner, _rebalance, _undrain_all, 0.0),
