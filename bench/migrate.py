@@ -12,11 +12,13 @@ is asked whether it lives, at the same external endpoint.
     migrate/broken         programs, connections and sessions that did not outlive it, by kind in migrate/broken/...
     migrate/50k/...        the same at 50,000 datagrams a second, for a few moves more, as information
 
-`--count N` makes N moves. Figures on veth are functional; two CPUs have the generator, three cores and all programs.
+`--count N` makes N moves. With `--tor bird|frr` no hand moves the routes: the cores tell switches with that daemon by BGP.
+Figures on veth are functional; two CPUs have the generator, three cores and all programs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 
@@ -32,7 +34,7 @@ from bench.cluster.scene import People, Scene, scene
 from bench.cluster.stream import owners, survival
 from bench.report import Result, Told
 from krononat.lab import cluster
-from krononat.lab.cluster import Wanted
+from krononat.lab.cluster import STATIC, TORS, Wanted
 from krononat.lab.steering import Hand
 
 KIND = "veth"
@@ -48,7 +50,7 @@ _PEOPLE = People((0,), 1700, 440)  # an owner's side of the pool: 7 of 8 blocks,
 _LASTING = "[timeouts]\nudp = 7000\n"  # a hundred moves take longer than the 300 s of an unused UDP session
 
 
-def run(quick: bool, told: Told, count: int | None = None) -> list[Result]:
+def run(quick: bool, told: Told, count: int | None = None, tor: str = STATIC) -> list[Result]:
     """All moves, then the question who lives."""
     wanted = count or (QUICK_MOVES if quick else MOVES)
     sessions = QUICK_SESSIONS if quick else SESSIONS
@@ -56,7 +58,7 @@ def run(quick: bool, told: Told, count: int | None = None) -> list[Result]:
     more = 0 if quick else MORE_MOVES
     sizes = Sizes(CONNECTIONS, sessions, RATE * seconds + MORE_RATE * _A_MOVE_S * more)
     room = sessions + 4 * CONNECTIONS
-    with scene(NAME, Wanted(3, 1, sessions=room, more=_LASTING), sizes, _PEOPLE, told) as here:
+    with scene(NAME, Wanted(3, 1, sessions=room, more=_LASTING, tor=tor), sizes, _PEOPLE, told) as here:
         _fill(here, told)
         with Programs(here.lab) as programs:
             results = _moves(here, wanted, BEFORE_S if not quick else QUICK_BEFORE_S, told)
@@ -100,7 +102,9 @@ def _faster(here: Scene, count: int, told: Told) -> list[Result]:
 def _round(here: Scene, count: int, told: Told) -> list[Moved]:
     cores = cluster.cores(here.lab.wanted or Wanted())
     made: list[Moved] = []
-    with Hand(here.tor) as hand:
+    with contextlib.ExitStack() as undoing:
+        routed = here.lab.wanted is not None and here.lab.wanted.routed
+        hand = None if routed else undoing.enter_context(Hand(here.tor))
         for number in range(count):
             target = cores[(cores.index(here.owner()) + 1) % len(cores)]
             told(f"move {number + 1} of {count}, to {target}; {sum(each.lost for each in made)} lost so far")
@@ -154,8 +158,9 @@ def _broken(here: Scene, programs: Programs) -> list[Result]:
 
 
 _COUNT = click.Option(["--count"], type=click.IntRange(1, 10_000), help="How many moves.")
+_TOR = click.Option(["--tor"], type=click.Choice(TORS), default=STATIC, show_default=True, help="Who moves the routes.")
 
-migrate = report.command("migrate", KIND, run, "A shard moved again and again under traffic.", (_COUNT,))
+migrate = report.command("migrate", KIND, run, "A shard moved again and again under traffic.", (_COUNT, _TOR))
 
 if __name__ == "__main__":
     migrate()

@@ -35,15 +35,19 @@ class Moved(NamedTuple):
         return max(self.out.longest_gap_ms, self.into.longest_gap_ms)
 
 
-def move(here: Scene, hand: Hand, shard: int, target: str, inbound_first: bool) -> Moved:
-    """Move a shard; as soon as the target has it, the router's routes follow, one direction after the other."""
+def move(here: Scene, hand: Hand | None, shard: int, target: str, inbound_first: bool) -> Moved:
+    """Move a shard. As soon as the target has it, the router's routes follow, one direction after the other.
+
+    Without a hand the cores tell the switches themselves, and there is nothing to do.
+    """
     began = time.monotonic_ns()
     source = here.owner(shard)
     number = moves.begin(here.path(source), shard, target)
     _until_taken(here.path(source), number)
     for direction in (INBOUND, OUTBOUND) if inbound_first else (OUTBOUND, INBOUND):
-        hand.steer([shard], target, (direction,))
-        time.sleep(_BETWEEN_S)
+        if hand:
+            hand.steer([shard], target, (direction,))
+            time.sleep(_BETWEEN_S)
     told = moves.watch(here.path(source), number, _PATIENCE_S)
     ended = time.monotonic_ns()
     time.sleep(_AFTER_S)

@@ -19,6 +19,7 @@ bench = Lazy(
         "replication": ("bench.replication:replication", "What replication costs a core in memory."),
         "routes": ("bench.routes:routes", "Routes that follow when shards move, through ExaBGP to BIRD."),
         "migrate": ("bench.migrate:migrate", "A shard moved again and again under traffic."),
+        "show": ("bench.showing:show", "A cluster moved, drained, broken and mended, in one table."),
         "events": ("bench.events:events", "What happens to a cluster that routes by itself."),
         "failover": ("bench.failover:failover", "The primary dies, the backup sleeps, the link is cut."),
         "verify": ("bench.verify:verify", "Divergences are planted in a copy, and to be found."),
