@@ -1,7 +1,7 @@
 """`krononat bench show`: a cluster of three servers under real traffic, moved, drained, broken and mended, in one table.
 
-What ./run.sh shows at its end: of the happenings of `bench events` some that an operator would try first, a line each, with what
-its users noticed beside the goal. Exit status 0 only where every goal was met; the proof is in the folder of `--report`.
+What ./run.sh shows at its end: of the happenings of `bench events` some that an operator would try first, a line each, with
+what its users noticed beside the goal. Exit status 0 only where every goal was met; the proof is in the folder of `--report`.
 """
 
 from __future__ import annotations

@@ -97,6 +97,7 @@ map = "{folder}/map.toml"
 key-file = "{folder}/{label}.key"
 port-key-file = "{folder}/{ports}.key"
 """
+_PATIENT = "dead-after-ms = 400\n"  # six cores and all switches share two CPUs: who waits for one is not dead
 
 _CORE = """
 [[core]]
@@ -139,7 +140,7 @@ class Wanted(NamedTuple):
     bfd_times: int = 3  # as many are missed by who is dead
     hold_s: int = 9
     spare: bool = False  # whether a process stands by for every worker
-    dead_after_ms: int = 150  # what [cluster] and [bgp] say of silence
+    dead_after_ms: int = 150  # what [bgp] says of silence
 
     @property
     def routed(self) -> bool:
@@ -306,5 +307,5 @@ def common(wanted: Wanted, core: str, folder: Path) -> str:
         for shard in range(wanted.shards)
     )
     names = {"folder": folder, "label": label(wanted, core), "ports": _port_key(wanted, _number(core))}
-    tail = _CLUSTER.format(**names) if wanted.clustered else ""
+    tail = _CLUSTER.format(**names) + (_PATIENT if wanted.routed else "") if wanted.clustered else ""
     return "".join(shards) + tail + (f"\n{wanted.more}\n" if wanted.more else "")

@@ -1,7 +1,7 @@
 """ExaBGP's process, ``python -m routing.speaker.launch PARENT server FILE``: it dies with its parent, and does not lose heart.
 
 As it comes ExaBGP waits ever longer before it tries again to connect, in the end a minute, and no command shortens that: a
-switch that was away for long would be without our routes for up to a minute after its return. Here it tries four times a second.
+switch that was away for long would be without our routes for up to a minute after its return. Here it tries each 0.25 s.
 """
 
 from __future__ import annotations
