@@ -11,7 +11,8 @@ time all is well again before the next one. What is hit are always the shards of
     events/NAME/last10ms     % of those established in the last 10 ms
     events/NAME/routing_ms   from the first change of a route in the switches to the last one
     events/un_natted         packets on the Internet's side that nobody had translated, in all of it
-    events/two_owners        external endpoints that two internal ones had, ever
+    events/two_owners        external endpoints that two internal ones had, both of them alive
+    events/reused            of connections that were lost with their last owner: endpoints that others had later on
     events/broken            runs of programs that failed, in all of it
 
 Figures on veth are functional: two CPUs have the generator, six cores, all switches and programs.
@@ -104,8 +105,8 @@ def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
     told(f"{each.name}: {each.told} ({core}, shards {', '.join(map(str, mine))})")
     here.generator.pace((OPEN,), OPENED)
     time.sleep(BEFORE_S)
-    began = time.monotonic_ns()
-    each.act(here, core)
+    before = time.monotonic_ns()
+    began = each.act(here, core) or before
     routing_ms = routes.span_ms(began)
     each.undo(here, core)
     settled_s = _until_well(here)
@@ -182,6 +183,7 @@ def _in_all(here: Scene, programs: Programs) -> list[Result]:
     for kind in (STREAM_OUT, STREAM_IN):
         here.generator.halt(kind)
     programs.end_call()
+    both = owners(here.generator.ledger, alive=True)
     for each in programs.broken():
         click.echo(f"{each.kind}: {each.wrong}", err=True)
     counted = leaks.counted(here.lab)
@@ -189,7 +191,8 @@ def _in_all(here: Scene, programs: Programs) -> list[Result]:
         raise Trouble("nobody counts untranslated packets any more", "the counter in the Internet's router has ended")
     return [
         report.measured("events/un_natted", "count", [counted], 0),
-        report.measured("events/two_owners", "count", [owners(here.generator.ledger)], 0),
+        report.measured("events/two_owners", "count", [both], 0),
+        report.measured("events/reused", "count", [owners(here.generator.ledger) - both]),
         report.measured("events/broken", "count", [len(programs.broken())], 0),
         report.measured("events/programs", "programs", [len(programs.ended)]),
         report.measured("events/lost_at_our_ends", "count", [here.lost_at_our_ends()]),

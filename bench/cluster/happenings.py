@@ -32,7 +32,7 @@ class Happening(NamedTuple):
     name: str
     told: str
     whose: Callable[[Scene], str]
-    act: Callable[[Scene, str], None]
+    act: Callable[[Scene, str], int | None]  # when it happened, ns, where to find what is hit took a while
     undo: Callable[[Scene, str], None]
     lost: float | None = None
     outage_ms: float | None = None
@@ -100,7 +100,7 @@ def _rebalance(here: Scene, core: str) -> None:
 # --- hard -------------------------------------------------------------------------------------------------------------------
 
 
-def _fails(kind: str, named: Callable[[str], str]) -> Callable[[Scene, str], None]:
+def _fails(kind: str, named: Callable[[str], str]) -> Callable[[Scene, str], int]:
     return lambda here, core: chaos.fail(here.lab, kind, named(core))
 
 

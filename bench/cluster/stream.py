@@ -58,9 +58,13 @@ def survival(connections: Array, turned: int, since_ns: int, until_ns: int) -> S
     return Survival(len(some), int(alive.sum()))
 
 
-def owners(ledger: Ledger) -> int:
-    """External TCP endpoints that two internal ones have had: connections of one endpoint share theirs, others must not."""
-    return _shared(ledger, ledger.connections["external"] != 0)
+def owners(ledger: Ledger, alive: bool = False) -> int:
+    """External TCP endpoints that two internal ones have had: connections of one endpoint share theirs, others must not.
+
+    `alive`: of connections only that have answered again since they were established; what died with its owner is lost.
+    """
+    some = ledger.connections["external"] != 0
+    return _shared(ledger, some & (ledger.connections["round"] > 1) if alive else some)
 
 
 def reused(ledger: Ledger) -> int:

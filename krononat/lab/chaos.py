@@ -33,14 +33,16 @@ class Kind(NamedTuple):
 
     told: str
     names: Callable[[Wanted], tuple[str, ...]]
-    fail: Callable[[Lab, str], object]
-    heal: Callable[[Lab, str], None]
+    fail: Callable[[Lab, str], Any]  # when it happened, where it takes a while to find what is to be broken
+    heal: Callable[[Lab, str], object]
 
 
-def fail(lab: Lab, kind: str, name: str) -> None:
-    """Have it happen; Trouble (exit 4) names what there is to break."""
+def fail(lab: Lab, kind: str, name: str) -> int:
+    """Have it happen; when it did, ns of the monotonic clock. Trouble (exit 4) names what there is to break."""
     _check(lab, kind, name)
-    KINDS[kind].fail(lab, name)
+    began = time.monotonic_ns()
+    struck = KINDS[kind].fail(lab, name)
+    return struck if isinstance(struck, int) else began
 
 
 def heal(lab: Lab, kind: str, name: str) -> None:
@@ -110,17 +112,20 @@ def speaking(lab: Lab, server: str, what: str) -> list[Process]:
     return [each for each in there if fits[what](each)]
 
 
-def _kill(doomed: list[Process], wait: bool = True) -> None:
-    _signal(doomed, signal.SIGKILL)
+def _kill(doomed: list[Process], wait: bool = True) -> int:
+    began = _signal(doomed, signal.SIGKILL)
     deadline = time.monotonic() + _GONE_S
     while wait and any(_lives(each.number) for each in doomed) and time.monotonic() < deadline:
         time.sleep(0.002)
+    return began
 
 
-def _signal(processes: list[Process], number: signal.Signals) -> None:
+def _signal(processes: list[Process], number: signal.Signals) -> int:
+    began = time.monotonic_ns()
     for each in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each.number, number)
+    return began
 
 
 def _lives(number: int) -> bool:
@@ -129,9 +134,12 @@ def _lives(number: int) -> bool:
     return False
 
 
-def _kill_worker(lab: Lab, core: str) -> None:
+def _kill_worker(lab: Lab, core: str) -> int:
+    worker = lab.worker(lab.label(core))
+    began = time.monotonic_ns()
     with contextlib.suppress(ProcessLookupError):
-        os.kill(lab.worker(lab.label(core)), signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
+    return began
 
 
 def _start_core(lab: Lab, core: str) -> None:

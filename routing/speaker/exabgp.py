@@ -55,6 +55,7 @@ def _neighbor(session: Session) -> list[str]:
         f"    local-as {session.local_as};",
         f"    peer-as {session.peer_as};",
         f"    hold-time {session.hold_s};",
+        "    outgoing-ttl 1;",  # a peer is on-link; where its leg is lost, nothing finds another way to it
         f"    family {{ {FAMILIES} }}",
         f"    api {{ processes [ {PROCESS} ]; neighbor-changes; }}",
         "}",
