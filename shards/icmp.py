@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from shards import cuckoo, nat, ports, sessions, shunt, wire
+from shards import cuckoo, fragments, nat, ports, sessions, shunt, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, read32, write16, write32
 from shards.neighbours import mac_of
 from shards.parse import is_query
 from shards.rewrite import adjust_transport, link_header
-from shards.serve import passable
+from shards.serve import way
 from shards.state import EXTERNAL, ICMP, INBOUND, INTERNAL, OUTBOUND, TCP, UDP, Array, State
 from shards.timers import age, remaining
 from shards.verdict import (
@@ -65,7 +65,7 @@ def pass_error(state: State, frames: Array, burst: Burst, i: int, now: int) -> i
     turns = burst.direction[i] == OUTBOUND and burst.next_hop[i] == sessions.HAIRPIN_HOP
     if turns:
         return _turn(state, frames, burst, i, inner, now)
-    verdict = passable(state, frames, burst, i)
+    verdict = way(state, frames, burst, i)
     if verdict == UNDECIDED:
         _translate(state, frames, burst, i, inner)
         verdict = FORWARDED_OUT if burst.direction[i] == OUTBOUND else FORWARDED_IN
@@ -229,7 +229,7 @@ def _turn(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
     burst.source[i] = state.mappings[burst.mapping[i]]["external_address"]
     verdict = _find(state, frames, burst, i, inner, now)
     if verdict == UNDECIDED:
-        verdict = passable(state, frames, burst, i)
+        verdict = way(state, frames, burst, i)
     if verdict == UNDECIDED:
         _translate(state, frames, burst, i, inner)
         return HAIRPINNED
@@ -261,6 +261,8 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     if kind == 0:
         return
     port = state.ports[burst.port[i]]
+    if fragments.is_later(frames, burst.l3[i]):  # RFC 1122 3.2.2
+        return
     asked = OUTBOUND if burst.turned[i] else burst.direction[i]
     if burst.icmp_error[i] or port["address"] == 0 or not _rate_allows(state, asked, now):
         state.counters[SUPPRESSED, 0] += 1

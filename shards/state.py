@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
-LAYOUT = 3  # of rows and sections; a worker refuses memory of another layout
+LAYOUT = 4  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
@@ -341,10 +341,45 @@ CORE = np.dtype(
         ("late_compilations", "u4"),  # since the worker began to take traffic: must stay 0
         ("longest_breath_us", "u4"),  # since then
         ("in_doubt", "u4"),  # not 0: a change of what is derived is under way, see `doubt`
-        ("spare", "u1", (56,)),
+        ("fragmented", "u4"),  # rows of FRAGMENTED in use
+        ("parts", "u4"),  # fragments that wait for their first
+        ("parted", "u4"),  # as many as the loop has put aside
+        ("parts_due", "u4"),  # not 0: some of them need wait no longer
+        ("parts_at", "u4"),  # tick at which it was last looked whether one has waited long enough
+        ("swept_at", "u4"),  # and when rows of FRAGMENTED that are due were last ended
+        ("cuts", "u4"),  # rows of this burst that are longer than their next link's MTU
+        ("spare", "u1", (28,)),
     ]
 )
 assert CORE.itemsize == 128
+
+# A datagram that comes in fragments (see `fragments`). Neither replicated nor kept when the worker changes.
+FRAGMENTED = np.dtype(
+    [
+        ("source", "u4"),  # as they come; with realm, protocol and id this is whose fragment it is
+        ("destination", "u4"),
+        ("realm", "u4"),  # realm | direction << 24 | second half of a hairpin << 25
+        ("id", "u2"),
+        ("protocol", "u1"),
+        ("phase", "u1"),  # fragments.WAITING ...; 0 free
+        ("expiry", "u4"),  # tick
+        ("born", "u4"),  # tick
+        ("new_source", "u4"),  # what the first fragment was translated to
+        ("new_destination", "u4"),
+        ("new_id", "u2"),
+        ("next_hop", "u2"),
+        ("shard", "u2"),  # passed on: row of SHARD
+        ("verdict", "u1"),  # of the first fragment
+        ("turned", "u1"),  # passed on: 1 as the second half of a hairpin
+        ("end", "u4"),  # bytes of its whole payload, 0 not known yet
+        ("got", "u4"),  # of these have come
+        ("pieces", "u2"),  # rows of `covered` in use
+        ("held", "u2"),  # of its fragments wait for the first
+        ("share", "u2"),  # of `shares`, that pays for it
+        ("spare", "u1", (10,)),
+    ]
+)
+assert FRAGMENTED.itemsize == 64
 
 LOG_OFF, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS = range(4)  # each includes those before it
 
@@ -376,6 +411,9 @@ WHEEL_SLOTS = 1 << 17
 WHEEL_SHIFT = 6  # ticks a slot: 64 ms, so one turn is 8,388 s, more than the longest default timer
 TOMBSTONES = 1 << 16
 EVENTS = 1 << 16
+FRAGMENTS = 1 << 12  # datagrams in fragments at once
+PIECES_EACH = 128  # fragments of one datagram: 65,535 bytes by 576
+SHARES, IDENTITIES = 1 << 12, 1 << 12
 COUNTERS = 256
 
 
@@ -436,6 +474,10 @@ class State(NamedTuple):
     shipped: Array  # uint64 bitmap, a bit per half-line: this life of the row was sent
     tombstones: Array  # uint64 (TOMBSTONES,): half-line | generation << 32
     events: Array  # EVENT (EVENTS,): number n stands at n mod EVENTS
+    fragmented: Array  # FRAGMENTED (FRAGMENTS,)
+    covered: Array  # uint32 (FRAGMENTS, PIECES_EACH): first << 16 | last + 1 unit of 8 bytes of each fragment that has come
+    shares: Array  # uint16 (SHARES, 2): datagrams and waiting fragments of the addresses of ours whose hash is the row
+    identities: Array  # uint16 (IDENTITIES,): counts fragmented datagrams sent to the remotes whose hash is the row
     logged: Array  # uint32 (16,): [0] counts the events written; a cache line of its own, since others watch it
 
 
@@ -471,6 +513,10 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("shipped", np.uint64, (lines * 2 // 64,)),
         ("tombstones", np.uint64, (TOMBSTONES,)),
         ("events", EVENT, (EVENTS,)),
+        ("fragmented", FRAGMENTED, (FRAGMENTS,)),
+        ("covered", np.uint32, (FRAGMENTS, PIECES_EACH)),
+        ("shares", np.uint16, (SHARES, 2)),
+        ("identities", np.uint16, (IDENTITIES,)),
         ("logged", np.uint32, (16,)),
     ]
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards import neighbours, pipeline, recovery, sessions, sides
+from shards import cut, fragments, neighbours, pipeline, recovery, sessions, sides
 from shards.burst import BURST, new_burst
 from shards.state import (
     ACCEPT,
@@ -491,6 +491,7 @@ class Result(NamedTuple):
     verdict: str
     sent: bytes | None  # the frame that is to leave, if one is
     port: int  # row of PORT that it leaves by
+    pieces: tuple[bytes, ...] = ()  # as which it leaves instead, where it must be cut
 
 
 class Core:
@@ -499,7 +500,7 @@ class Core:
     def __init__(self, bed: Bed, now: int) -> None:
         self.bed = bed
         self.state = new_bed_state(bed, now)
-        self.frames = np.zeros(BURST * FRAME_BYTES, np.uint8)
+        self.frames = np.zeros((BURST + 1) * FRAME_BYTES, np.uint8)  # the last one is where pieces are made
         self.burst = new_burst()
         self.held: list[list[int]] = []  # port, at, length, deadline, slot
         self.slots = list(range(BURST))
@@ -537,10 +538,20 @@ class Core:
         else:
             self.slots.append(row[4])
         sent = self.frames[at : at + length].tobytes() if length else None
-        return Result(VERDICTS[verdict].name, sent, int(self.burst.out_port[i]))
+        return Result(VERDICTS[verdict].name, sent, int(self.burst.out_port[i]), self._pieces(i))
+
+    def _pieces(self, i: int) -> tuple[bytes, ...]:
+        """The frames that a row must be cut into, none where it leaves as it is."""
+        self.state.core[0]["cuts"] = 0
+        made, at = [], BURST * FRAME_BYTES + HEADROOM
+        for number in range(cut.pieces(self.state, self.frames, self.burst, i)):
+            length = cut.make(self.state, self.frames, self.burst, i, number, at)
+            made.append(self.frames[at : at + length].tobytes())
+        return tuple(made)
 
     def pass_time(self, now: int) -> None:
         """What the loop does beside packets: end what is due."""
+        fragments.sweep(self.state, now)
         while sessions.expire(self.state, now, 1 << 20) == 1 << 20:
             pass
 

@@ -14,8 +14,9 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 from tests import shunts
-from tests.admission import FIN, RST, SYN, admit
+from tests.admission import FIN, RST, SYN, admit, is_fragment
 from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, block_range, contains
+from tests.datagrams import Datagram, Datagrams
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
 from tests.translation import (
     TCP_TABLE,
@@ -66,6 +67,8 @@ class Outcome(NamedTuple):
     reply: tuple[int, int] | None = None  # ICMP error to the sender: type << 8 | code, last four header bytes
     shunt: shunts.Wrapping | None = None  # what is told to the core that it is passed to
     patience: int = NEIGHBOUR_WAIT  # ticks that it may wait
+    datagram: Datagram | None = None  # what it is a fragment of
+    follows: bool = False  # it is a fragment behind the first
 
 
 @dataclass
@@ -115,11 +118,12 @@ class Model:
         self.now = now
         self.begun = now
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
+        self.datagrams = Datagrams()
 
     # --- a frame ----------------------------------------------------------------------------------------------------------
 
-    def receive(self, side: str, frame: bytes, now: int, choose: Choose) -> Outcome:
-        """What becomes of a frame that arrives `inside` or `outside` at tick `now`."""
+    def receive(self, side: str, frame: bytes, now: int, choose: Choose, until: int = 0) -> Outcome:
+        """What becomes of a frame that arrives `inside` or `outside` at tick `now`; `until`: when it is served again."""
         self.pass_time(now)
         self.came = None
         try:
@@ -131,14 +135,70 @@ class Model:
             return Outcome(wrong.verdict)
         if self.bed.stick:
             side = "inside" if self._prefix_of(packet.source) else "outside"
+        if is_fragment(packet):
+            return self._receive_fragment(packet, side, choose, until)
+        return self._decide(packet, side, choose)
+
+    def _decide(self, packet: Packet, side: str, choose: Choose) -> Outcome:
+        """What becomes of a packet with a transport header."""
         try:
-            turned = self.came is not None and self.came.turned
-            return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=turned)
+            return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=self._came_turned)
         except Refused as refused:
             owed = refused.reply if not packet.is_error and self._may_tell(refused.reply, side) else None
             return Outcome(refused.verdict, reply=owed)
         except (Waits, Shunted) as going:
             return going.outcome
+
+    @property
+    def _came_turned(self) -> bool:
+        """Whether the packet in hand is the second half of a hairpin, whose first another core has done."""
+        return self.came is not None and self.came.turned
+
+    # --- fragments: the first is decided, the others follow (RFC 4787 REQ-14) ---------------------------------------------
+
+    def _receive_fragment(self, packet: Packet, side: str, choose: Choose, until: int) -> Outcome:
+        key = side, self._came_turned, packet.source, packet.destination, packet.protocol, packet.id
+        try:
+            datagram = self.datagrams.meet(key, packet, self.now, until, lambda: self._plausible(packet, side))
+            if packet.fragment & 0x1FFF:
+                return self._follow(datagram, packet, side, until)
+            first = self.datagrams.lead(datagram, packet, self.now)
+        except Malformed as wrong:
+            return Outcome(wrong.verdict)
+        outcome = self._decide(first, side, choose)._replace(datagram=datagram)
+        self.datagrams.learn(datagram, outcome, self.now)
+        return outcome
+
+    def _plausible(self, packet: Packet, side: str) -> None:
+        """Nobody has a datagram under way who could not send, or be sent, anything."""
+        if side == "inside" and not self._prefix_of(packet.source):
+            raise Malformed("spoofed_source")
+        if self._prefix_of(packet.destination):
+            raise Malformed("inside_destination")
+        if side == "outside" and packet.destination not in self.pool_of:
+            raise Malformed("not_our_destination")
+        if side == "outside" and not self._came_turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
+            raise Malformed("spoofed_source")
+
+    def _follow(self, datagram: Datagram, packet: Packet, side: str, until: int) -> Outcome:
+        first = datagram.first
+        if first is None and not datagram.refused:
+            self.datagrams.hold(datagram, self.now, until)
+            return Outcome("held", packet, patience=2000, datagram=datagram, follows=True)
+        try:
+            if first is None or first.packet is None or datagram.refused:
+                raise Refused("fragment_refused")
+            packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
+            if first.shunt:
+                self._need_authority(first.shunt.shard, packet, first.shunt.side, first.shunt.turned)
+            outcome = self._send(packet, first.side, first.verdict)._replace(datagram=datagram)
+            return Outcome("neighbour_unresolved") if outcome.verdict == "held" else outcome
+        except Refused as refused:
+            return Outcome(refused.verdict)
+        except Shunted as shunted:
+            return shunted.outcome._replace(datagram=datagram) if shunted.outcome.shunt else Outcome("no_authority")
+        finally:
+            self.datagrams.end_if_whole(datagram)
 
     # --- from core to core ------------------------------------------------------------------------------------------------
 
@@ -248,15 +308,15 @@ class Model:
             raise Refused("neighbour_unresolved", (HOST_UNREACHABLE, 0))
         if hop in self.bed.silent:
             return Outcome("held", packet, side, hop)
-        if len(build(packet)) > port.mtu:
-            if packet.fragment & 0x4000:
-                raise Refused("too_big", (FRAG_NEEDED, port.mtu))
-            raise Refused("needs_fragmenting")
+        if len(build(packet)) > port.mtu and packet.fragment & 0x4000:
+            raise Refused("too_big", (FRAG_NEEDED, port.mtu))
         return Outcome(verdict, packet, side, hop)
 
     def give_up(self, held: Outcome) -> Outcome:
         """A packet has waited for its neighbour long enough."""
         assert held.packet
+        if held.datagram:
+            self.datagrams.learn(held.datagram, Outcome("neighbour_unresolved"), self.now)
         if held.patience < NEIGHBOUR_WAIT:
             return Outcome("no_authority")
         owed = (HOST_UNREACHABLE, 0)
