@@ -135,7 +135,8 @@ SHARD = np.dtype(
         ("side", "u1"),  # replica side: which port chunks and rows it may hand out; 2: none (see replication.roles)
         ("creates", "u1"),  # 1: has the authority. All that the packet path asks
         ("pickup", "u1"),  # not 0: until `grace_until` TCP without SYN may open by its derived port
-        ("spare", "u1", (28,)),
+        ("icmp_address", "u4"),  # external one, in no pool, that ICMP errors of routers come from; 0 none
+        ("spare", "u1", (24,)),
     ]
 )
 assert SHARD.itemsize == 64

@@ -108,3 +108,10 @@ def _admit_transport(packet: Packet) -> None:
         flags = packet.flags & 0x3F
         if not flags or (flags & SYN and flags & (FIN | RST)) or flags & (FIN | ACK | RST) == FIN:
             raise Malformed("bad_tcp_flags")
+
+
+def names_no_host(port: Port, host: int) -> bool:
+    """The core itself, or its whole link."""
+    link = port.on_link
+    ends = (int(link.network_address), int(link.broadcast_address)) if link.prefixlen < 31 else ()
+    return host == port.address or host in ends

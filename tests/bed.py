@@ -89,6 +89,7 @@ class Shard:
     epoch: int = 1
     authority: int = 0  # address of the core that has it
     pickup_s: float = 0  # how long from the beginning on connections may be picked up
+    icmp: int = 0  # address that errors of routers come from
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,12 @@ class Prefix:
     def unit(self, host: int) -> IPv4Network:
         """The subscriber (or device) that `host` belongs to."""
         return IPv4Network((host, self.each), strict=False)
+
+
+def longest(prefixes: list[Prefix], host: int) -> Prefix | None:
+    """The longest of the prefixes that an address lies in."""
+    fitting = [prefix for prefix in prefixes if contains(prefix.network, host)]
+    return max(fitting, key=lambda prefix: prefix.network.prefixlen, default=None)
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,7 @@ class Bed:
         self.shards[int(words[0])] = Shard(
             told.get("role", known.role), int(told.get("side", known.side)), int(told.get("epoch", known.epoch)),
             address(told["authority"]) if "authority" in told else known.authority, float(told.get("pickup", known.pickup_s)),
+            address(told["icmp"]) if "icmp" in told else known.icmp,
         )  # fmt: skip
 
     def _say_peer(self, words: list[str]) -> None:
@@ -365,6 +373,7 @@ def fill_shards(state: State, bed: Bed, now: int) -> None:
         shard, row = bed.shard(number), state.shards[number]
         row["id"], row["epoch"], row["side"], row["role"] = number, shard.epoch, shard.side, ROLES.index(shard.role)
         row["creates"] = shard.role == "active"
+        row["icmp_address"] = shard.icmp
         row["authority"] = 1 + peers.index(shard.authority) if shard.authority else 0
         row["pickup"], row["grace_until"] = shard.pickup_s > 0, int(now + 1000 * shard.pickup_s) if shard.pickup_s else 0
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from tests.admission import beginning
 from tests.frames import TCP, Malformed, Packet
-
-if TYPE_CHECKING:
-    from tests.model import Outcome
+from tests.outcome import Outcome
 
 Key = tuple[str, bool, int, int, int, int]  # side, second half of a hairpin, source, destination, protocol, identification
 

@@ -590,6 +590,8 @@ def _translation_complaints(after: Packet, before: Packet) -> list[str]:
     told = [] if after.ttl == before.ttl - 1 else [f"TTL {before.ttl} became {after.ttl}"]
     if before.residue not in (after.residue, -1):  # -1 may have been finished: the port decides
         told.append(f"the transport checksum was off by {before.residue} and is off by {after.residue}")
+    if after.is_error and len(build(after)) < len(build(before)):
+        return told  # without extensions that tell too much
     if len(build(after)) != len(build(before)):
         told.append(f"{len(build(before))} bytes became {len(build(after))}")
     if after.about and before.about and after.about.residue != before.about.residue:

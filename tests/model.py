@@ -11,18 +11,19 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
-from typing import NamedTuple
 
 from tests import shunts
-from tests.admission import FIN, RST, SYN, admit, is_fragment
-from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, block_range, contains
+from tests.admission import FIN, RST, SYN, admit, is_fragment, names_no_host
+from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Prefix, block_range, contains, longest
 from tests.datagrams import Datagram, Datagrams
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
+from tests.outcome import Illegal, Outcome, Shunted, Waits
 from tests.translation import (
     TCP_TABLE,
     Endpoint,
     Refused,
     can_have_passed,
+    concealed,
     embedded,
     first_state,
     identifier,
@@ -35,40 +36,6 @@ from tests.translation import (
 Choose = Callable[[int, Endpoint], Endpoint]  # (protocol, internal endpoint) -> external endpoint
 
 UNREACHABLE, HOST_UNREACHABLE, FRAG_NEEDED, TIME_EXCEEDED = 0x0300, 0x0301, 0x0304, 0x0B00  # ICMP type << 8 | code
-
-
-class Waits(Exception):
-    """A next hop has not answered yet."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.verdict)
-        self.outcome = outcome
-
-
-class Shunted(Exception):
-    """The packet is for the core with the authority over its shard; it is on the way there, or waits for it."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.verdict)
-        self.outcome = outcome
-
-
-class Illegal(AssertionError):
-    """The external endpoint that was chosen for a mapping must not be used for it."""
-
-
-class Outcome(NamedTuple):
-    """What becomes of one frame."""
-
-    verdict: str
-    packet: Packet | None = None  # as it leaves, or waits to leave
-    side: str = ""  # by which port
-    hop: int = 0  # address of the next hop
-    reply: tuple[int, int] | None = None  # ICMP error to the sender: type << 8 | code, last four header bytes
-    shunt: shunts.Wrapping | None = None  # what is told to the core that it is passed to
-    patience: int = NEIGHBOUR_WAIT  # ticks that it may wait
-    datagram: Datagram | None = None  # what it is a fragment of
-    follows: bool = False  # it is a fragment behind the first
 
 
 @dataclass
@@ -246,11 +213,11 @@ class Model:
     def _outbound(self, packet: Packet, choose: Choose) -> Outcome:
         if not self._prefix_of(packet.source) and not packet.is_error:
             raise Refused("spoofed_source")
-        if _names_no_host(self.bed.inside, packet.source) and not packet.is_error:
+        if names_no_host(self.bed.inside, packet.source) and not packet.is_error:
             raise Refused("spoofed_source")
         if self._prefix_of(packet.destination):
             raise Refused("inside_destination")
-        if _names_no_host(self.bed.outside, packet.destination) and not packet.is_error:
+        if names_no_host(self.bed.outside, packet.destination) and not packet.is_error:
             raise Refused("martian_destination")
         turns = packet.destination in self.pool_of
         if packet.is_error:
@@ -517,7 +484,7 @@ class Model:
         return next(pool for pool in self.bed.pools if pool.name == prefix.pool)
 
     def _prefix_of(self, host: int) -> Prefix | None:
-        return _longest(self.bed.subscribers, host)
+        return longest(self.bed.subscribers, host)
 
     # --- policy -----------------------------------------------------------------------------------------------------------
 
@@ -543,7 +510,7 @@ class Model:
 
     def _obey_limits(self, host: int, new_mapping: bool) -> None:
         """The device's, then the subscriber's (RFC 6888 REQ-4, REQ-5)."""
-        holders = [prefix for prefix in (_longest(self.bed.devices, host), self._prefix_of(host)) if prefix]
+        holders = [prefix for prefix in (longest(self.bed.devices, host), self._prefix_of(host)) if prefix]
         for prefix in holders:
             unit = prefix.unit(host)
             sessions, mappings, rate, burst = self._limits(prefix, unit)
@@ -594,7 +561,19 @@ class Model:
             self._need_authority(self._pool(about.destination).shard, packet, "inside")
         if mapping is None:
             raise Refused("icmp_unrelated")
-        return replace(packet, source=mapping.external[0], about=with_destination(about, mapping.external))
+        shown = concealed(packet)
+        source = self._speaker(mapping.external[0]) if packet.source != mapping.internal[0] else mapping.external[0]
+        return replace(shown, source=source, about=with_destination(embedded(shown), mapping.external))
+
+    def _speaker(self, external: int) -> int:
+        """The address by which routers of the inside are known outside; that of what they speak about if none is reserved."""
+        return self.bed.shard(self.pool_of[external].shard).icmp or external
+
+    def our_name(self, packet: Packet, side: str) -> int:
+        """Where our own errors to a sender on this side come from."""
+        if side == "outside" and packet.destination in self.pool_of:
+            return self.bed.shard(self.pool_of[packet.destination].shard).icmp or self.bed.outside.address
+        return self.bed.inside.address if side == "inside" else self.bed.outside.address
 
     def _error_in(self, packet: Packet, turned: bool) -> Packet:
         """The Internet's word on a packet that we sent: outer destination and embedded source become internal."""
@@ -617,15 +596,3 @@ def side_of(pool: Pool, port: int) -> int:
     chunks, chunk = pool.block // 64, port % pool.block // 64
     end = chunks > 1 and chunk >= chunks - max(chunks // 8, 1)
     return int((port // pool.block % 8 == 7) != end)
-
-
-def _names_no_host(port: Port, host: int) -> bool:
-    """The core itself, or its whole link."""
-    link = port.on_link
-    ends = (int(link.network_address), int(link.broadcast_address)) if link.prefixlen < 31 else ()
-    return host == port.address or host in ends
-
-
-def _longest(prefixes: list[Prefix], host: int) -> Prefix | None:
-    fitting = [prefix for prefix in prefixes if contains(prefix.network, host)]
-    return max(fitting, key=lambda prefix: prefix.network.prefixlen, default=None)

@@ -14,7 +14,8 @@ from shards import invariants, sessions, tcp
 from tests import frames, shunts
 from tests.bed import INTERNAL_REALM, Bed, Core, Result
 from tests.frames import mac_of, spell
-from tests.model import Model, Outcome
+from tests.model import Model
+from tests.outcome import Outcome
 
 EPOCH = 10_000_000  # tick at which tests begin
 
@@ -167,7 +168,7 @@ class Pair:
         port = self.bed.inside if side == "inside" else self.bed.outside
         packet, received = frames.dissect(data), frames.dissect(frames.split_frame(frame)[4])
         assert (packet.kind, packet.rest) == reply, f"told {packet}"
-        assert packet.source == port.address and packet.destination == received.source
+        assert packet.source == self.model.our_name(received, side) and packet.destination == received.source
         assert (to, source, vlan) == (frame[6:12], mac_of(port.address), port.vlan)
         if received.residue == -1 and port.partial:  # has been finished before it was quoted
             received = replace(received, residue=0)
