@@ -215,6 +215,9 @@ def _fill_shards(state: State, config: Config) -> None:
     for number in range(config.shards):
         shard = state.shards[number]
         shard["id"], shard["epoch"], shard["side"], shard["role"], shard["creates"] = number, 1, 0, ACTIVE, 1
+    for pool in config.pool:
+        if pool.icmp_address:
+            state.shards[pool.shard]["icmp_address"] = int(pool.icmp_address)
 
 
 def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
@@ -247,7 +250,7 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         row["blocks_each"] = pool.max_blocks_per_subscriber
         row["filtering"] = FILTERINGS[pool.filtering]
         row["shard"] = pool.shard
-        addresses = [int(address) for prefix in sorted(pool.prefixes) for address in prefix]
+        addresses = [int(host) for prefix in sorted(pool.prefixes) for host in prefix if host != pool.icmp_address]
         state.externals["address"][first : first + count] = addresses
         state.externals["pool"][first : first + count] = number
         state.externals["blocks_free"][first : first + count] = blocks_in(pool)

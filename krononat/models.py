@@ -292,6 +292,11 @@ class Pool(Model):
         default=0, ge=0, lt=1 << 16, description="The shard that it and its subscribers belong to: what moves between cores."
     )
     prefixes: list[HostPrefix] = Field(min_length=1, description="External prefixes; every address of them is used.")
+    icmp_address: Address | None = Field(
+        default=None,
+        description="One of their addresses, kept out of the pool: ICMP errors of routers inside, and our own towards the "
+        "Internet, come from it (RFC 5508 REQ-5). Default: they come from the subscriber's, our own from the core's.",
+    )
     ports: Ports = Field(default=PortRange(1024, 65535), description="Ports handed out, in whole blocks; not below 1024.")
     block_size: int = Field(default=512, ge=64, le=32768, description="Ports of a block; a power of two from 64 on.")
     max_blocks_per_subscriber: int = Field(default=8, ge=1, le=8, description="Blocks one subscriber may have at once.")

@@ -279,6 +279,6 @@ def totals(state: State) -> dict[str, int]:
         "index_slots": len(state.tags) * 8,
         "extents_used": int(np.count_nonzero(extents)),
         "extents": len(extents),
-        "held": int(state.core[0]["held"]),
+        "held": int(state.core[0]["held"]) + int(state.core[0]["parted"]),
         "breaths": int(state.core[0]["breaths"]),
     }

@@ -10,6 +10,7 @@ Read in this order:
       serve      a hit                                             tcp       the table of connection states
       rewrite    addresses, checksums, Ethernet                    icmp      errors that pass, errors of our own
       lookahead  asks for what misses will touch                   shunt     what another core must serve
+      fragments  what comes in pieces                              cut       what leaves in pieces
     sessions   mappings and sessions: made, found, ended
       ports      blocks, derived ports, hold-down                  slabs     rows from extents
       timers     the wheel                                         journal   what a backup must be told

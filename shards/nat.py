@@ -226,7 +226,7 @@ def _find_way(state: State, frames: Array, burst: Burst, i: int, turns: bool, no
         return NEIGHBOURS_EXHAUSTED, 0
     burst.next_hop[i] = outward
     if not turns:
-        verdict = serve.passable(state, frames, burst, i)
+        verdict = serve.way(state, frames, burst, i)
     else:
         verdict = TTL_EXCEEDED if read8(frames, burst.l3[i] + 8) <= 1 else UNDECIDED
     if verdict == UNDECIDED and state.neighbours[inward]["state"] != REACHABLE:

@@ -21,6 +21,7 @@ from shards.verdict import (
     BAD_LENGTH,
     BAD_TCP_FLAGS,
     CHECKSUMS_COMPLETED,
+    ERROR_IN_FRAGMENTS,
     FOREIGN_MAC,
     FRAGMENT,
     ICMP_TYPE_NOT_SERVED,
@@ -32,6 +33,7 @@ from shards.verdict import (
     PROTOCOL_NOT_SERVED,
     RUNT,
     SOURCE_ROUTED,
+    TINY_FRAGMENT,
     UNDECIDED,
     VLAN_UNEXPECTED,
 )
@@ -115,7 +117,7 @@ def datagram(frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
     """Verdict on the IPv4 packet at `l3`, in what ends at `end`; it fills the columns from l3 on."""
     burst.l3[i] = l3
     verdict = _network(frames, l3, end)
-    if verdict != UNDECIDED:
+    if verdict != UNDECIDED and verdict != FRAGMENT:
         return verdict
     l4 = l3 + 4 * (read8(frames, l3) & 15)
     protocol = read8(frames, l3 + 9)
@@ -125,11 +127,33 @@ def datagram(frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
     burst.source[i] = read32(frames, l3 + 12)
     burst.destination[i] = read32(frames, l3 + 16)
     end = l3 + burst.ip_length[i]
+    if protocol != TCP and protocol != UDP and protocol != ICMP:
+        return PROTOCOL_NOT_SERVED
+    if verdict == FRAGMENT:
+        return FRAGMENT
     if protocol == TCP:
         return _tcp(frames, burst, i, l4, end)
+    return _udp(frames, burst, i, l4, end) if protocol == UDP else _icmp(frames, burst, i, l4, end)
+
+
+@hot
+def beginning(frames: Array, burst: Burst, i: int) -> int:
+    """Verdict on the transport header of a first fragment, which must have all of it (RFC 1858, RFC 3128).
+
+    Lengths and checksums that cover what is in other fragments are their receiver's to check.
+    """
+    l4, protocol, end = burst.l4[i], burst.protocol[i], burst.l3[i] + burst.ip_length[i]
+    if protocol == TCP:
+        verdict = _tcp(frames, burst, i, l4, end)
+        return TINY_FRAGMENT if verdict == BAD_L4_HEADER else verdict
+    if end - l4 < _UDP_BYTES:
+        return TINY_FRAGMENT
     if protocol == UDP:
-        return _udp(frames, burst, i, l4, end)
-    return _icmp(frames, burst, i, l4, end) if protocol == ICMP else PROTOCOL_NOT_SERVED
+        burst.source_port[i] = read16(frames, l4)
+        burst.destination_port[i] = read16(frames, l4 + 2)
+        return UNDECIDED if read16(frames, l4 + 4) >= _UDP_BYTES else BAD_LENGTH
+    verdict = _icmp_kind(frames, burst, i, l4)
+    return ERROR_IN_FRAGMENTS if burst.icmp_error[i] else verdict
 
 
 @hot
@@ -245,6 +269,11 @@ def _icmp(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
         return BAD_L4_HEADER
     if wire.fold(wire.sum16(frames, l4, end - l4)) != 0xFFFF:
         return BAD_ICMP_CHECKSUM
+    return _icmp_kind(frames, burst, i, l4)
+
+
+@hot
+def _icmp_kind(frames: Array, burst: Burst, i: int, l4: int) -> int:
     kind = read8(frames, l4)
     identifier = read16(frames, l4 + 4)
     burst.source_port[i] = identifier

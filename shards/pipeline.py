@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import bfd, cuckoo, doubt, icmp, lookahead, nat, parse, rewrite, serve, sessions, shunt, timers
+from shards import bfd, cuckoo, cut, doubt, fragments, icmp, lookahead, nat, parse, rewrite, serve, sessions, shunt, timers
 from shards.burst import Burst
 from shards.cuckoo import BLOCK
 from shards.jit import hot, whole
@@ -22,6 +22,7 @@ from shards.verdict import (
     DROP,
     FORWARDED_IN,
     FORWARDED_OUT,
+    FRAGMENT,
     HAIRPIN_REFUSED,
     HAIRPINNED,
     HELD_BACK,
@@ -125,6 +126,8 @@ def _begin_rest(burst: Burst, count: int) -> None:
     """Forget what columns of the slow path say of the burst before."""
     for i in range(count):
         burst.outer[i] = 0
+        burst.part[i] = 0
+        burst.identity[i] = 0
 
 
 @hot
@@ -133,6 +136,17 @@ def _serve_rest(state: State, frames: Array, burst: Burst, count: int, now: int)
     for i in range(count):
         if burst.verdict[i] == UNDECIDED:
             _serve_one(state, frames, burst, i, now)
+        if burst.verdict[i] == FRAGMENT:  # perhaps inside what came shunted
+            _serve_fragment(state, frames, burst, i, now)
+
+
+@hot
+def _serve_fragment(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    """The first of a datagram is decided like a packet; the others follow it (see `fragments`)."""
+    burst.verdict[i] = fragments.meet(state, frames, burst, i, now)
+    if burst.verdict[i] == UNDECIDED:
+        _decide_one(state, frames, burst, i, now)
+        fragments.learn(state, burst, i, now)
 
 
 @hot
@@ -143,8 +157,12 @@ def _serve_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> N
         burst.verdict[i] = shunt.receive(state, frames, burst, i)
     if burst.verdict[i] == UNDECIDED and bfd.is_for_us(state, burst, i):
         burst.verdict[i] = bfd.receive(state, frames, burst, i, now)
-    if burst.verdict[i] != UNDECIDED:
-        return
+    if burst.verdict[i] == UNDECIDED:
+        _decide_one(state, frames, burst, i, now)
+
+
+@hot
+def _decide_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     if burst.icmp_error[i]:
         burst.verdict[i] = icmp.pass_error(state, frames, burst, i, now)
     else:
@@ -173,6 +191,7 @@ def _finish_rest(state: State, frames: Array, burst: Burst, count: int, now: int
     for i in range(count):
         if burst.out_length[i] == 0:
             if burst.verdict[i] <= HAIRPINNED:
+                cut.mark(state, burst, i)
                 rewrite.rewrite(state, frames, burst, i)
             elif burst.verdict[i] >= FIRST_DROP:
                 icmp.answer(state, frames, burst, i, now)
@@ -185,8 +204,9 @@ def _limit_waiting(state: State, burst: Burst, count: int, now: int) -> None:
         if burst.verdict[i] == HELD_BACK:
             if burst.deadline[i] == 0:
                 burst.deadline[i] = now + whole(state.settings[0]["neighbour_wait"])
-            elif now >= burst.deadline[i]:
+            elif now >= burst.deadline[i] and burst.part[i] >= 0:
                 burst.verdict[i] = NEIGHBOUR_UNRESOLVED
+                fragments.give_up(state, burst, i)
             if burst.outer[i] and burst.verdict[i] == HELD_BACK:
                 burst.port[i] = burst.outer[i] - 1  # it will be unwrapped again
 
@@ -232,7 +252,7 @@ def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -
 @hot
 def _send(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     """The common end of both paths: can it go there, and then what it does to its session. Verdict, or UNDECIDED."""
-    verdict = serve.passable(state, frames, burst, i)
+    verdict = serve.way(state, frames, burst, i)
     if verdict == UNDECIDED and burst.session[i]:
         _touch(state, burst.session[i], burst.direction[i], burst.tcp_flags[i], now)
     return verdict

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, events, journal, nat, ports, sessions, slabs, timers
+from shards import cuckoo, events, fragments, journal, nat, ports, sessions, slabs, timers
 from shards.jit import hot, whole
 from shards.native import prefetch
 from shards.state import (
@@ -63,6 +63,7 @@ def _forget(state: State, now: int) -> None:
     core = state.core[0]
     core["wheel_at"] = now >> WHEEL_SHIFT
     core["held"] = 0
+    fragments.forget(state)
     for s in range(len(state.shards)):
         shard = state.shards[s]
         for klass in range(CLASSES):

@@ -7,7 +7,7 @@ over the rows does, which counts them, and marks them for the journal: a new wor
 
 from __future__ import annotations
 
-from shards import journal, recovery
+from shards import fragments, journal, recovery
 from shards.jit import hot, whole
 from shards.state import EXTENT_LINES, NAT_MAPPING, NAT_SESSION, State
 
@@ -22,6 +22,7 @@ def resume(state: State, reindex: bool, now: int) -> tuple[int, int]:
         core["in_doubt"] = 0
         return found, 1
     core["held"] = 0  # they were in the hands of the dead
+    fragments.forget(state)
     return _told(state)[0], 0
 
 

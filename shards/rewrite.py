@@ -40,6 +40,7 @@ def rewrite(state: State, frames: Array, burst: Burst, i: int) -> None:
         if burst.turned[i] > 0:
             delta = _by_session(frames, l3, l4, protocol, state.sessions[burst.turned[i]], OUTBOUND)
         delta += _by_session(frames, l3, l4, protocol, state.sessions[burst.session[i]], burst.direction[i])
+    _identify(frames, burst, i)
     _send_off(state, frames, burst, i, delta)
 
 
@@ -71,6 +72,28 @@ def turn_out(state: State, frames: Array, burst: Burst, i: int) -> None:
     """The first half of a hairpin: as if it went to the Internet."""
     l3, session = burst.l3[i], state.sessions[burst.turned[i]]
     adjust(frames, l3 + 10, _by_session(frames, l3, burst.l4[i], burst.protocol[i], session, OUTBOUND))
+    _identify(frames, burst, i)
+
+
+@hot
+def _identify(frames: Array, burst: Burst, i: int) -> None:
+    """Give a packet its own identification among all that leave from its external address in fragments (see `fragments`)."""
+    if burst.identity[i]:
+        l3, identity = burst.l3[i], burst.identity[i] - 1
+        adjust(frames, l3 + 10, wire.difference(read16(frames, l3 + 4), identity))
+        write16(frames, l3 + 4, identity)
+
+
+@hot
+def readdress(frames: Array, l3: int, source: int, destination: int, identity: int) -> None:
+    """Translate a packet without a transport header: a fragment behind the first one."""
+    delta = wire.difference(read32(frames, l3 + _SOURCE), source)
+    delta += wire.difference(read32(frames, l3 + _DESTINATION), destination)
+    delta += wire.difference(read16(frames, l3 + 4), identity)
+    write32(frames, l3 + _SOURCE, source)
+    write32(frames, l3 + _DESTINATION, destination)
+    write16(frames, l3 + 4, identity)
+    adjust(frames, l3 + 10, delta)
 
 
 @inlined

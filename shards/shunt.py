@@ -9,7 +9,8 @@ could send as any subscriber. The core that gets the packet goes on as if it had
 first check on; but it never shunts it again, so nothing goes in circles.
 
 TURNED: the second half of a hairpin between shards of two cores. The first half is done by its sender, and shows in the packet.
-Left out on purpose: fragments (what does not fit is dropped), and a hairpin whose first half was shunted already.
+What is shorter than the 28 bytes that are sealed (a last fragment may be) is filled up with zeros.
+Left out on purpose: cutting what does not fit (it is dropped), and a hairpin whose first half was shunted already.
 """
 
 from __future__ import annotations
@@ -112,15 +113,23 @@ def _find_way(state: State, frames: Array, burst: Burst, i: int, peer: Row, now:
 @hot
 def _wrap(state: State, frames: Array, burst: Burst, i: int, shard: Row, peer: Row) -> None:
     """Write all headers before the packet; it leaves at once, or never."""
-    inner, hop = burst.l3[i], burst.next_hop[i]
+    _pad(frames, burst, i)
+    inner, hop, size = burst.l3[i], burst.next_hop[i], max(burst.ip_length[i], _INNER_AT_LEAST)
     l3, out = inner - BYTES, whole(state.neighbours[hop]["port"])
     here, there = whole(state.peers[0]["address"]), whole(peer["address"])
-    _write_outer(frames, l3, here, there, BYTES + burst.ip_length[i], read8(frames, inner + 1))
+    _write_outer(frames, l3, here, there, BYTES + size, read8(frames, inner + 1))
     side = INTERNAL if burst.direction[i] == OUTBOUND else EXTERNAL
     _write_header(state, frames, inner - _HEADER_BYTES, side | (TURNED if burst.turned[i] else 0), shard)
     burst.out_at[i] = rewrite.link_header(state, frames, l3, out, mac_of(state, hop))
     burst.out_port[i] = out
-    burst.out_length[i] = l3 - burst.out_at[i] + BYTES + burst.ip_length[i]
+    burst.out_length[i] = l3 - burst.out_at[i] + BYTES + size
+
+
+@hot
+def _pad(frames: Array, burst: Burst, i: int) -> None:
+    """Fill up what is shorter than what is sealed: a last fragment may be."""
+    for at in range(burst.l3[i] + burst.ip_length[i], burst.l3[i] + _INNER_AT_LEAST):
+        write8(frames, at, 0)
 
 
 @hot
@@ -211,7 +220,7 @@ def _is_whole(frames: Array, burst: Burst, i: int, header: int) -> bool:
     """Whether everything is as long as everything else says, in this version, and undamaged."""
     l4, inner = burst.l4[i], header + _HEADER_BYTES
     length, end = read16(frames, l4 + 4), burst.l3[i] + burst.ip_length[i]
-    if l4 + length != end or end - inner < _INNER_AT_LEAST or read16(frames, inner + 2) != end - inner:
+    if l4 + length != end or end - inner < _INNER_AT_LEAST or max(read16(frames, inner + 2), _INNER_AT_LEAST) != end - inner:
         return False
     shape = read8(frames, header + 1) & 15
     side = shape & _SIDES

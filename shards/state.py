@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.bfd_rows import BFD
+from shards.fragment_rows import FRAGMENTED, FRAGMENTS, IDENTITIES, PIECES_EACH, SHARES
+
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
@@ -138,7 +141,8 @@ SHARD = np.dtype(
         ("pickup", "u1"),  # not 0: until `grace_until` TCP without SYN may open by its derived port
         ("risen_at", "u4", (3,)),  # ticks of the last promotions after failures, whoever was promoted (roles.RISES_AT_MOST)
         ("risen_epoch", "u4"),  # the last of them made this epoch
-        ("spare", "u1", (12,)),
+        ("icmp_address", "u4"),  # external one, in no pool, that ICMP errors of routers come from; 0 none
+        ("spare", "u1", (8,)),
     ]
 )
 assert SHARD.itemsize == 64
@@ -305,42 +309,6 @@ NEIGHBOUR = np.dtype(
 NEIGHBOUR_BYTES, NEIGHBOUR_MAC, NEIGHBOUR_OWN = 32, 8, 16
 assert NEIGHBOUR.itemsize == NEIGHBOUR_BYTES
 
-# A BFD session with the neighbour of a port (RFC 5880 6.8.1 names these; see `bfd`). Intervals in microseconds, as on the wire.
-BFD = np.dtype(
-    [
-        ("changed_at", "u8"),  # tick, unwrapped: when it came up, or went down
-        ("mac", "u8"),  # the peer's, as a number; 0 until it is known
-        ("address", "u4"),  # the peer's; 0: no session
-        ("discriminator", "u4"),  # ours: random, not 0, of no other session
-        ("remote_discriminator", "u4"),  # 0 until it is known
-        ("interval", "u4"),  # wished for both ways once it is up; also what we say we can receive
-        ("desired", "u4"),  # between packets of ours, now: a second at least while it is not up
-        ("remote_required", "u4"),  # between packets of ours; 0: the peer wants none
-        ("remote_desired", "u4"),  # between packets of the peer's
-        ("transmit_at", "u4"),  # tick
-        ("detect_at", "u4"),  # tick at which the peer has been silent for too long, while `watched`
-        ("received", "u4"),  # counts packets taken
-        ("sent", "u4"),
-        ("refused", "u4"),  # counts packets with this peer's address that were not taken
-        ("flaps", "u4"),  # counts how often it went down
-        ("random", "u4"),  # of the jitter; not 0
-        ("port", "u1"),  # row of PORT
-        ("state", "u1"),  # bfd.STATES
-        ("diagnostic", "u1"),  # bfd.DIAGNOSTICS: why it went down last
-        ("remote_state", "u1"),
-        ("remote_diagnostic", "u1"),
-        ("multiplier", "u1"),
-        ("remote_multiplier", "u1"),
-        ("remote_demand", "u1"),  # 1: the peer wants no packets while all is well
-        ("polling", "u1"),  # 1: asking the peer to confirm `desired`
-        ("final", "u1"),  # 1: the peer asked, and is to be answered
-        ("watched", "u1"),  # 1: the peer was heard since it was last silent for too long
-        ("ever_up", "u1"),  # 1: it was up once, so that down means something
-        ("spare", "u1", (44,)),
-    ]
-)
-assert BFD.itemsize == 128
-
 # What configuration decides; written before the worker starts. Times in ticks (ms), limits in their own unit.
 SETTINGS = np.dtype(
     [
@@ -396,7 +364,14 @@ CORE = np.dtype(
         ("in_doubt", "u4"),  # not 0: a change of what is derived is under way, see `doubt`
         ("legs_lost", "u4"),  # what `legs.settle` has settled last: a bit for each dead port, and
         ("legs_version", "u4"),  # the `neighbours_version`
-        ("spare", "u1", (48,)),
+        ("fragmented", "u4"),  # rows of FRAGMENTED in use
+        ("parts", "u4"),  # fragments that wait for their first
+        ("parted", "u4"),  # as many as the loop has put aside
+        ("parts_due", "u4"),  # not 0: some of them need wait no longer
+        ("parts_at", "u4"),  # tick at which it was last looked whether one has waited long enough
+        ("swept_at", "u4"),  # and when rows of FRAGMENTED that are due were last ended
+        ("cuts", "u4"),  # rows of this burst that are longer than their next link's MTU
+        ("spare", "u1", (20,)),
     ]
 )
 assert CORE.itemsize == 128
@@ -493,6 +468,10 @@ class State(NamedTuple):
     shipped: Array  # uint64 bitmap, a bit per half-line: this life of the row was sent
     tombstones: Array  # uint64 (TOMBSTONES,): half-line | generation << 32
     events: Array  # EVENT (EVENTS,): number n stands at n mod EVENTS
+    fragmented: Array  # FRAGMENTED (FRAGMENTS,)
+    covered: Array  # uint32 (FRAGMENTS, PIECES_EACH): first << 16 | last + 1 unit of 8 bytes of each fragment that has come
+    shares: Array  # uint16 (SHARES, 2): datagrams and waiting fragments of the addresses of ours whose hash is the row
+    identities: Array  # uint16 (IDENTITIES,): counts fragmented datagrams sent to the remotes whose hash is the row
     logged: Array  # uint32 (16,): [0] counts the events written; a cache line of its own, since others watch it
 
 
@@ -529,6 +508,10 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("shipped", np.uint64, (lines * 2 // 64,)),
         ("tombstones", np.uint64, (TOMBSTONES,)),
         ("events", EVENT, (EVENTS,)),
+        ("fragmented", FRAGMENTED, (FRAGMENTS,)),
+        ("covered", np.uint32, (FRAGMENTS, PIECES_EACH)),
+        ("shares", np.uint16, (SHARES, 2)),
+        ("identities", np.uint16, (IDENTITIES,)),
         ("logged", np.uint32, (16,)),
     ]
 

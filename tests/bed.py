@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards import legs, neighbours, pipeline, recovery, sessions, sides
+from shards import cut, fragments, legs, neighbours, pipeline, recovery, sessions, sides
 from shards.burst import BURST, new_burst
 from shards.state import (
     ACCEPT,
@@ -89,6 +89,7 @@ class Shard:
     epoch: int = 1
     authority: int = 0  # address of the core that has it
     pickup_s: float = 0  # how long from the beginning on connections may be picked up
+    icmp: int = 0  # address that errors of routers come from
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,12 @@ class Prefix:
     def unit(self, host: int) -> IPv4Network:
         """The subscriber (or device) that `host` belongs to."""
         return IPv4Network((host, self.each), strict=False)
+
+
+def longest(prefixes: list[Prefix], host: int) -> Prefix | None:
+    """The longest of the prefixes that an address lies in."""
+    fitting = [prefix for prefix in prefixes if contains(prefix.network, host)]
+    return max(fitting, key=lambda prefix: prefix.network.prefixlen, default=None)
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,7 @@ class Bed:
         self.shards[int(words[0])] = Shard(
             told.get("role", known.role), int(told.get("side", known.side)), int(told.get("epoch", known.epoch)),
             address(told["authority"]) if "authority" in told else known.authority, float(told.get("pickup", known.pickup_s)),
+            address(told["icmp"]) if "icmp" in told else known.icmp,
         )  # fmt: skip
 
     def _say_peer(self, words: list[str]) -> None:
@@ -420,6 +428,7 @@ def fill_shards(state: State, bed: Bed, now: int) -> None:
         shard, row = bed.shard(number), state.shards[number]
         row["id"], row["epoch"], row["side"], row["role"] = number, shard.epoch, shard.side, ROLES.index(shard.role)
         row["creates"] = shard.role == "active"
+        row["icmp_address"] = shard.icmp
         row["authority"] = 1 + peers.index(shard.authority) if shard.authority else 0
         row["pickup"], row["grace_until"] = shard.pickup_s > 0, int(now + 1000 * shard.pickup_s) if shard.pickup_s else 0
 
@@ -554,6 +563,7 @@ class Result(NamedTuple):
     verdict: str
     sent: bytes | None  # the frame that is to leave, if one is
     port: int  # row of PORT that it leaves by
+    pieces: tuple[bytes, ...] = ()  # as which it leaves instead, where it must be cut
 
 
 class Core:
@@ -562,7 +572,7 @@ class Core:
     def __init__(self, bed: Bed, now: int) -> None:
         self.bed = bed
         self.state = new_bed_state(bed, now)
-        self.frames = np.zeros(BURST * FRAME_BYTES, np.uint8)
+        self.frames = np.zeros((BURST + 1) * FRAME_BYTES, np.uint8)  # the last one is where pieces are made
         self.burst = new_burst()
         self.held: list[list[int]] = []  # port, at, length, deadline, slot
         self.slots = list(range(BURST))
@@ -600,10 +610,20 @@ class Core:
         else:
             self.slots.append(row[4])
         sent = self.frames[at : at + length].tobytes() if length else None
-        return Result(VERDICTS[verdict].name, sent, int(self.burst.out_port[i]))
+        return Result(VERDICTS[verdict].name, sent, int(self.burst.out_port[i]), self._pieces(i))
+
+    def _pieces(self, i: int) -> tuple[bytes, ...]:
+        """The frames that a row must be cut into, none where it leaves as it is."""
+        self.state.core[0]["cuts"] = 0
+        made, at = [], BURST * FRAME_BYTES + HEADROOM
+        for number in range(cut.pieces(self.state, self.frames, self.burst, i)):
+            length = cut.make(self.state, self.frames, self.burst, i, number, at)
+            made.append(self.frames[at : at + length].tobytes())
+        return tuple(made)
 
     def pass_time(self, now: int) -> None:
         """What the loop does beside packets: end what is due."""
+        fragments.sweep(self.state, now)
         while sessions.expire(self.state, now, 1 << 20) == 1 << 20:
             pass
 

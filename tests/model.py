@@ -11,17 +11,19 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
-from typing import NamedTuple
 
 from tests import shunts
-from tests.admission import FIN, RST, SYN, admit
-from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, block_range, contains
+from tests.admission import FIN, RST, SYN, admit, is_fragment, names_no_host
+from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, block_range, contains, longest
+from tests.datagrams import Datagram, Datagrams
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
+from tests.outcome import Illegal, Outcome, Shunted, Waits, Way
 from tests.translation import (
     TCP_TABLE,
     Endpoint,
     Refused,
     can_have_passed,
+    concealed,
     embedded,
     first_state,
     identifier,
@@ -34,45 +36,6 @@ from tests.translation import (
 Choose = Callable[[int, Endpoint], Endpoint]  # (protocol, internal endpoint) -> external endpoint
 
 UNREACHABLE, HOST_UNREACHABLE, FRAG_NEEDED, TIME_EXCEEDED = 0x0300, 0x0301, 0x0304, 0x0B00  # ICMP type << 8 | code
-
-
-class Waits(Exception):
-    """A next hop has not answered yet."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.verdict)
-        self.outcome = outcome
-
-
-class Shunted(Exception):
-    """The packet is for the core with the authority over its shard; it is on the way there, or waits for it."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.verdict)
-        self.outcome = outcome
-
-
-class Illegal(AssertionError):
-    """The external endpoint that was chosen for a mapping must not be used for it."""
-
-
-class Outcome(NamedTuple):
-    """What becomes of one frame."""
-
-    verdict: str
-    packet: Packet | None = None  # as it leaves, or waits to leave
-    side: str = ""  # by which port
-    ways: tuple[Way, ...] = ()  # by any of which it may go
-    reply: tuple[int, int] | None = None  # ICMP error to the sender: type << 8 | code, last four header bytes
-    shunt: shunts.Wrapping | None = None  # what is told to the core that it is passed to
-    patience: int = NEIGHBOUR_WAIT  # ticks that it may wait
-
-
-class Way(NamedTuple):
-    """A port, as scenarios call it, and the address of the next hop there."""
-
-    place: str
-    hop: int
 
 
 @dataclass
@@ -122,11 +85,12 @@ class Model:
         self.now = now
         self.begun = now
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
+        self.datagrams = Datagrams()
 
     # --- a frame ----------------------------------------------------------------------------------------------------------
 
-    def receive(self, side: str, frame: bytes, now: int, choose: Choose) -> Outcome:
-        """What becomes of a frame that arrives `inside`, `outside2` ... at tick `now`."""
+    def receive(self, side: str, frame: bytes, now: int, choose: Choose, until: int = 0) -> Outcome:
+        """What becomes of a frame that arrives `inside`, `outside2` ... at tick `now`; `until`: when it is served again."""
         self.pass_time(now)
         self.came = None
         try:
@@ -139,14 +103,70 @@ class Model:
             return Outcome(wrong.verdict)
         if self.bed.stick:
             side = "inside" if self._prefix_of(packet.source) else "outside"
+        if is_fragment(packet):
+            return self._receive_fragment(packet, side, choose, until)
+        return self._decide(packet, side, choose)
+
+    def _decide(self, packet: Packet, side: str, choose: Choose) -> Outcome:
+        """What becomes of a packet with a transport header."""
         try:
-            turned = self.came is not None and self.came.turned
-            return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=turned)
+            return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=self._came_turned)
         except Refused as refused:
             owed = refused.reply if not packet.is_error and self._may_tell(refused.reply, side) else None
             return Outcome(refused.verdict, reply=owed)
         except (Waits, Shunted) as going:
             return going.outcome
+
+    @property
+    def _came_turned(self) -> bool:
+        """Whether the packet in hand is the second half of a hairpin, whose first another core has done."""
+        return self.came is not None and self.came.turned
+
+    # --- fragments: the first is decided, the others follow (RFC 4787 REQ-14) ---------------------------------------------
+
+    def _receive_fragment(self, packet: Packet, side: str, choose: Choose, until: int) -> Outcome:
+        key = side, self._came_turned, packet.source, packet.destination, packet.protocol, packet.id
+        try:
+            datagram = self.datagrams.meet(key, packet, self.now, until, lambda: self._plausible(packet, side))
+            if packet.fragment & 0x1FFF:
+                return self._follow(datagram, packet, side, until)
+            first = self.datagrams.lead(datagram, packet, self.now)
+        except Malformed as wrong:
+            return Outcome(wrong.verdict)
+        outcome = self._decide(first, side, choose)._replace(datagram=datagram)
+        self.datagrams.learn(datagram, outcome, self.now)
+        return outcome
+
+    def _plausible(self, packet: Packet, side: str) -> None:
+        """Nobody has a datagram under way who could not send, or be sent, anything."""
+        if side == "inside" and not self._prefix_of(packet.source):
+            raise Malformed("spoofed_source")
+        if self._prefix_of(packet.destination):
+            raise Malformed("inside_destination")
+        if side == "outside" and packet.destination not in self.pool_of:
+            raise Malformed("not_our_destination")
+        if side == "outside" and not self._came_turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
+            raise Malformed("spoofed_source")
+
+    def _follow(self, datagram: Datagram, packet: Packet, side: str, until: int) -> Outcome:
+        first = datagram.first
+        if first is None and not datagram.refused:
+            self.datagrams.hold(datagram, self.now, until)
+            return Outcome("held", packet, patience=2000, datagram=datagram, follows=True)
+        try:
+            if first is None or first.packet is None or datagram.refused:
+                raise Refused("fragment_refused")
+            packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
+            if first.shunt:
+                self._need_authority(first.shunt.shard, packet, first.shunt.side, first.shunt.turned)
+            outcome = self._send(packet, first.side, first.verdict)._replace(datagram=datagram)
+            return Outcome("neighbour_unresolved") if outcome.verdict == "held" else outcome
+        except Refused as refused:
+            return Outcome(refused.verdict)
+        except Shunted as shunted:
+            return shunted.outcome._replace(datagram=datagram) if shunted.outcome.shunt else Outcome("no_authority")
+        finally:
+            self.datagrams.end_if_whole(datagram)
 
     # --- from core to core ------------------------------------------------------------------------------------------------
 
@@ -256,15 +276,15 @@ class Model:
             raise Refused("neighbour_unresolved", (HOST_UNREACHABLE, 0))
         if self._is_silent(ways[0]):
             return Outcome("held", packet, side, ways)
-        if len(build(packet)) > port.mtu:
-            if packet.fragment & 0x4000:
-                raise Refused("too_big", (FRAG_NEEDED, port.mtu))
-            raise Refused("needs_fragmenting")
+        if len(build(packet)) > port.mtu and packet.fragment & 0x4000:
+            raise Refused("too_big", (FRAG_NEEDED, port.mtu))
         return Outcome(verdict, packet, side, ways)
 
     def give_up(self, held: Outcome) -> Outcome:
         """A packet has waited for its neighbour long enough."""
         assert held.packet
+        if held.datagram:
+            self.datagrams.learn(held.datagram, Outcome("neighbour_unresolved"), self.now)
         if held.patience < NEIGHBOUR_WAIT:
             return Outcome("no_authority")
         owed = (HOST_UNREACHABLE, 0)
@@ -341,7 +361,7 @@ class Model:
         return way.hop in self.bed.silent or self.bed.lost.get(way.place) == "carrier"
 
     def _names_no_host(self, side: str, host: int) -> bool:
-        return any(_names_no_host(port, host) for port in self.bed.side(side).values())
+        return any(names_no_host(port, host) for port in self.bed.side(side).values())
 
     def _add(self, mapping: Mapping) -> None:
         self.mappings[mapping.protocol, mapping.internal] = mapping
@@ -484,7 +504,7 @@ class Model:
         return next(pool for pool in self.bed.pools if pool.name == prefix.pool)
 
     def _prefix_of(self, host: int) -> Prefix | None:
-        return _longest(self.bed.subscribers, host)
+        return longest(self.bed.subscribers, host)
 
     # --- policy -----------------------------------------------------------------------------------------------------------
 
@@ -510,7 +530,7 @@ class Model:
 
     def _obey_limits(self, host: int, new_mapping: bool) -> None:
         """The device's, then the subscriber's (RFC 6888 REQ-4, REQ-5)."""
-        holders = [prefix for prefix in (_longest(self.bed.devices, host), self._prefix_of(host)) if prefix]
+        holders = [prefix for prefix in (longest(self.bed.devices, host), self._prefix_of(host)) if prefix]
         for prefix in holders:
             unit = prefix.unit(host)
             sessions, mappings, rate, burst = self._limits(prefix, unit)
@@ -561,7 +581,20 @@ class Model:
             self._need_authority(self._pool(about.destination).shard, packet, "inside")
         if mapping is None:
             raise Refused("icmp_unrelated")
-        return replace(packet, source=mapping.external[0], about=with_destination(about, mapping.external))
+        shown = concealed(packet)
+        source = self._speaker(mapping.external[0]) if packet.source != mapping.internal[0] else mapping.external[0]
+        return replace(shown, source=source, about=with_destination(embedded(shown), mapping.external))
+
+    def _speaker(self, external: int) -> int:
+        """The address by which routers of the inside are known outside; that of what they speak about if none is reserved."""
+        return self.bed.shard(self.pool_of[external].shard).icmp or external
+
+    def our_name(self, packet: Packet, side: str) -> int:
+        """Where our own errors to a sender on this side come from."""
+        reserved = 0
+        if side.rstrip("2") == "outside" and packet.destination in self.pool_of:
+            reserved = self.bed.shard(self.pool_of[packet.destination].shard).icmp
+        return reserved or self.bed.at(side)[1].address
 
     def _error_in(self, packet: Packet, turned: bool) -> Packet:
         """The Internet's word on a packet that we sent: outer destination and embedded source become internal."""
@@ -584,15 +617,3 @@ def side_of(pool: Pool, port: int) -> int:
     chunks, chunk = pool.block // 64, port % pool.block // 64
     end = chunks > 1 and chunk >= chunks - max(chunks // 8, 1)
     return int((port // pool.block % 8 == 7) != end)
-
-
-def _names_no_host(port: Port, host: int) -> bool:
-    """The core itself, or its whole link."""
-    link = port.on_link
-    ends = (int(link.network_address), int(link.broadcast_address)) if link.prefixlen < 31 else ()
-    return host == port.address or host in ends
-
-
-def _longest(prefixes: list[Prefix], host: int) -> Prefix | None:
-    fitting = [prefix for prefix in prefixes if contains(prefix.network, host)]
-    return max(fitting, key=lambda prefix: prefix.network.prefixlen, default=None)

@@ -14,7 +14,8 @@ from shards import invariants, sessions, tcp
 from tests import frames, shunts
 from tests.bed import INTERNAL_REALM, Bed, Core, Port, Result
 from tests.frames import mac_of, spell
-from tests.model import Model, Outcome
+from tests.model import Model
+from tests.outcome import Outcome
 
 EPOCH = 10_000_000  # tick at which tests begin
 
@@ -53,9 +54,9 @@ class Pair:
 
     def _judge_all(self, arrivals: list[tuple[str, bytes, int]], results: list[Result]) -> None:
         for (side, frame, until), result in zip(arrivals, results, strict=True):
-            outcome = self.model.receive(side, frame, self.now, self._chosen)
+            outcome = self.model.receive(side, frame, self.now, self._chosen, until)
             until = until or self.now + outcome.patience
-            if outcome.verdict == "held" and self.now >= until:
+            if outcome.verdict == "held" and self.now >= until and not outcome.follows:
                 outcome = self.model.give_up(outcome)
             elif outcome.verdict == "held":
                 self.waiting.append((side, frame, until))
@@ -116,11 +117,34 @@ class Pair:
         to, source, vlan, _, data = frames.split_frame(result.sent)
         port, hop = self._way(result, outcome)
         packet = frames.dissect(data, arriving=False)
+        if result.pieces or outcome.datagram:
+            outcome = outcome._replace(packet=self._identified(packet, outcome, frame, result))
+        self._judge_pieces(data, result, port.mtu)
         assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
         assert len(data) == len(frames.build(outcome.packet)), "trailing bytes"
         assert (to, source, vlan) == (mac_of(hop), mac_of(port.address), port.vlan), f"{to.hex()} {source.hex()} {vlan}"
         private = self.bed.private if outcome.side == "outside" else []
         assert not (told := frames.complaints(result.sent, frame, private)), told
+
+    def _identified(self, packet: frames.Packet, outcome: Outcome, frame: bytes, result: Result) -> frames.Packet:
+        """The packet that the model expects, with the identification that the pipeline chose for its datagram (RFC 6864)."""
+        assert outcome.packet
+        before = frames.dissect(frames.split_frame(frame)[4])
+        if packet.source == before.source:
+            return outcome.packet
+        if outcome.datagram and not outcome.datagram.is_known_as(packet.id):
+            return replace(outcome.packet, id=-1)
+        return replace(outcome.packet, id=packet.id)
+
+    def _judge_pieces(self, data: bytes, result: Result, mtu: int) -> None:
+        """What is too long leaves in pieces that are none, and together what it was."""
+        assert bool(result.pieces) == (len(data) > mtu), f"{len(data)} bytes in {len(result.pieces)} pieces"
+        if result.pieces:
+            cut = [frames.split_frame(piece)[4] for piece in result.pieces]
+            assert all(len(piece) <= mtu for piece in cut) and frames.put_together(cut) == data
+            assert {piece[: -len(part)] for piece, part in zip(result.pieces, cut, strict=True)} == {
+                result.sent[: -len(data)] if result.sent else b""
+            }
 
     def _judge_shunted(self, result: Result, outcome: Outcome, told: shunts.Wrapping) -> None:
         """It goes to the other core with all that this has to know, and the packet inside is what came."""
@@ -132,6 +156,8 @@ class Pair:
         wrapping, inner = shunts.unwrap(outer)
         assert wrapping == told, f"pipeline {wrapping}\n   model {told}"
         packet = frames.dissect(inner, arriving=False)
+        if outcome.datagram and told.turned and outcome.datagram.is_known_as(packet.id):
+            outcome = outcome._replace(packet=replace(outcome.packet, id=packet.id))
         assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
         assert outer == shunts.wrap(told, inner)
         assert data == frames.build(outer) and len(data) <= port.mtu
@@ -147,7 +173,7 @@ class Pair:
         _, port = self.bed.at(side)
         packet, received = frames.dissect(data), frames.dissect(frames.split_frame(frame)[4])
         assert (packet.kind, packet.rest) == reply, f"told {packet}"
-        assert packet.source == port.address and packet.destination == received.source
+        assert packet.source == self.model.our_name(received, side) and packet.destination == received.source
         assert (to, source, vlan) == (frame[6:12], mac_of(port.address), port.vlan)
         if received.residue == -1 and port.partial:  # has been finished before it was quoted
             received = replace(received, residue=0)

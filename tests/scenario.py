@@ -10,9 +10,11 @@
 
 `$A` names an external endpoint that the pipeline chose (bound where it is first seen), `@A` its address. After `frame` stands
 what is done to the finished frame: `vlan 7`, `to MAC`, `poke OFFSET BYTE` (from the IPv4 header on), `short BYTES` (datagram
-that says so itself), `cut BYTES`, `type ETHERTYPE`. Other steps: `64 x inside udp 100.64.0.2:4000+ > ...` (what is marked by +
-counts up), `resolved ADDRESS` (a neighbour answers; what was held leaves), `waits` (what is held is served again), `delete udp
-...` (a session, named by an outbound packet), `state tcp ...` (of a session), `restart` (of the worker, on the same memory).
+that says so itself), `piece FIRST LAST` (the fragment with these bytes of the IP payload), `cut BYTES`, `type ETHERTYPE`.
+
+Other steps: `64 x inside udp 100.64.0.2:4000+ > ...` (what is marked by + counts up), `resolved ADDRESS` (a neighbour answers;
+what was held leaves), `waits` (what is held is served again), `delete udp ...` (a session, named by an outbound packet), `state
+tcp ...` (of a session), `restart` (of the worker, on the same memory).
 
 Several cores: `given peer 192.0.2.9` (another core), `given shard 0 role passive authority 192.0.2.9`. What that core shunts to
 this one: `from 192.0.2.9 inside udp ...`; before the side may stand what it says beside: `shard 1`, `epoch 7`, `turned`. What
@@ -198,6 +200,8 @@ class Runner(Pair):
             if word == "poke":
                 at, value = int(words.pop(0)), int(words.pop(0), 0)
                 data[at] = value
+            elif word == "piece":
+                data = bytearray(frames.piece(bytes(data), int(words.pop(0)), int(words.pop(0))))
             elif word == "short":
                 data = bytearray(frames.shortened(bytes(data), int(words.pop(0))))
             else:
@@ -246,7 +250,8 @@ class Runner(Pair):
         packet = frames.dissect(frames.split_frame(result.sent)[4], arriving=False)
         if result.verdict in ("forwarded_in", "forwarded_out", "hairpinned"):
             # One hop less is not worth words: the checker sees to it.
-            return f"{result.verdict} as {replace(packet, ttl=packet.ttl + 1)}"
+            cut = f" in {len(result.pieces)}" if result.pieces else ""
+            return f"{result.verdict}{cut} as {replace(packet, ttl=packet.ttl + 1)}"
         return f"{result.verdict}, told {str(packet).split()[0]}"
 
     def _bound(self, wanted: str, happened: str) -> str:
