@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shards import cuckoo, journal, nat, ports, sessions, slabs, tcp, timers
+from shards.accounts import charge
 from shards.apply_mappings import (
     external_of,
     forgotten,
@@ -128,7 +129,7 @@ def _mapping_of(state: State, shard: int, record: Row) -> int:
 @hot
 def is_living(state: State, line: int) -> bool:
     """Whether a session lives at a line (0: none does)."""
-    return bool(line != 0 and state.sessions[line]["kind"] == NAT_SESSION)
+    return line != 0 and sessions.is_living(state, line)
 
 
 @hot
@@ -171,7 +172,7 @@ def end_session(state: State, line: int) -> None:
         return
     state.sessions[line]["kind"] = FREE
     timers.disarm(state, line)
-    sessions.take_out_session(state, line)
+    sessions.take_out(state, line)
     forgotten(state, line << 1)
     slabs.free_line(state, line)
 
@@ -200,7 +201,7 @@ def _make_session(state: State, shard: int, line: int, half: int, record: Row, n
     row["kind"] = NAT_SESSION
     state.mappings[half]["sessions"] += 1
     timers.arm(state, line, now + left)
-    sessions.charge(state, whole(state.mappings[half]["account"]), 1, 0)
+    charge(state, whole(state.mappings[half]["account"]), 1, 0)
     state.shards[shard]["sessions"] += 1
     settle(state, shard, line << 1, record)
     return True
@@ -248,10 +249,10 @@ def _move_to(state: State, row: Row, half: int) -> None:
     if before == half:
         return
     state.mappings[before]["sessions"] -= 1
-    sessions.charge(state, whole(state.mappings[before]["account"]), -1, 0)
+    charge(state, whole(state.mappings[before]["account"]), -1, 0)
     row["mapping"] = half
     state.mappings[half]["sessions"] += 1
-    sessions.charge(state, whole(state.mappings[half]["account"]), 1, 0)
+    charge(state, whole(state.mappings[half]["account"]), 1, 0)
 
 
 @hot

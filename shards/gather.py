@@ -51,7 +51,7 @@ _CHUNKS_EACH = 65536 // CHUNK_PORTS
 def rows(state: State, shard: int, klass: int) -> int:
     """Rows that a class spans on this core, living or not: where walks over it end. Those that are still fresh are none."""
     slab, each = state.slabs[shard, klass], slabs.rows_each(klass)
-    return whole(slab["extents"]) * each - (whole(slab["fresh_end"]) - whole(slab["fresh"]))
+    return whole(slab["extents"]) * each - (whole(slab["fresh_end"]) - whole(slab["fresh"])) // slabs.lines_each(klass)
 
 
 # --- changes --------------------------------------------------------------------------------------------------------------

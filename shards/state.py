@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
-LAYOUT = 3  # of rows and sections; a worker refuses memory of another layout
+LAYOUT = 4  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
-FREE, NAT_SESSION, NAT_MAPPING, NAT_PERMISSION = 0, 1, 2, 3
+FREE, NAT_SESSION, NAT_MAPPING, NAT_PERMISSION, FIREWALL_SESSION6 = range(5)
 
-ICMP, TCP, UDP = 1, 6, 17
+ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58
 
 OUTBOUND, INBOUND = 0, 1  # direction of a packet: from or towards the subscriber
 INTERNAL, EXTERNAL, BOTH = 1, 2, 3  # side of a port; BOTH is the router on a stick
@@ -70,6 +70,24 @@ SESSION = np.dtype(
 )
 assert SESSION.itemsize == 64
 
+# A session of the IPv6 firewall (see `sessions6`) has two lines. The first is a SESSION whose first two words are its one key, a
+# keyed digest of what stands in the second, and which has no mapping, no external endpoint and nothing to translate.
+FLOW6 = np.dtype(
+    [
+        ("internal_high", "u8"),
+        ("internal_low", "u8"),
+        ("remote_high", "u8"),
+        ("remote_low", "u8"),
+        ("realm", "u4"),  # internal realm | protocol << 24, protocol as the last next header says
+        ("account", "u4"),
+        ("internal_port", "u2"),  # query: the identifier; 0 where the protocol has no ports
+        ("remote_port", "u2"),
+        ("filtering", "u1"),  # whom it lets in beside its remote: FILTERING + 1, 0 nobody
+        ("spare", "u1", (19,)),
+    ]
+)
+assert FLOW6.itemsize == 64
+
 # A mapping (RFC 6146: BIB entry): internal endpoint <-> external endpoint. Its key has remote 0:0.
 # The same row as a *permission* (pools that filter by address): its key is external endpoint and remote address, with
 # protocol | 128, and `sessions` counts those that have that remote.
@@ -96,8 +114,8 @@ EXTENT_LINES = 1 << 16  # rows are handed to shards in extents: 64 Ki lines, 4 M
 # Rows of a shard are numbered within their class, alike on every core that has a replica: a record names (shard, class, row). A
 # replica takes new rows from the classes of its own side only, so two that cannot hear each other never take the same one.
 # Permissions follow from the sessions: each core makes its own.
-CLASSES = 5
-SESSION_0, SESSION_1, MAPPING_0, MAPPING_1, PERMISSION = range(CLASSES)
+CLASSES = 7
+SESSION_0, SESSION_1, MAPPING_0, MAPPING_1, PERMISSION, SESSION6_0, SESSION6_1 = range(CLASSES)
 
 EXTENT = np.dtype([("shard", "u2"), ("kind", "u1"), ("klass", "u1"), ("ordinal", "u4")])  # ordinal: within shard and class
 
@@ -169,6 +187,24 @@ PREFIX = np.dtype(
 )
 assert PREFIX.itemsize == 32
 
+# An internal IPv6 prefix: its n-th subscriber is the n-th of an IPv4 prefix, of the same account and the same shard. No subscriber
+# has less than a /64, so the upper half of an address says whose it is.
+PREFIX6 = np.dtype(
+    [
+        ("network", "u8"),  # upper half
+        ("mask", "u8"),
+        ("realm", "u4"),
+        ("prefix", "u2"),  # row of PREFIX
+        ("shift", "u1"),  # 64 - length of a subscriber's prefix
+        ("tcp", "u1"),  # filtering of TCP
+        ("udp", "u1"),  # of UDP and UDP-Lite
+        ("other", "u1"),
+        ("transparent", "u1"),  # 1: nothing is filtered (RFC 6092 REC-49)
+        ("spare", "u1", (5,)),
+    ]
+)
+assert PREFIX6.itemsize == 32
+
 BLOCKS_AT_MOST = 8
 
 ACCOUNT = np.dtype(
@@ -188,7 +224,7 @@ ACCOUNT = np.dtype(
         ("shard", "u2"),
         ("pool", "u2"),
         ("full", "u1"),
-        ("spare", "u1"),
+        ("transparent", "u1"),  # 1: nothing is filtered towards its IPv6 addresses (RFC 6092 REC-49)
     ]
 )
 assert ACCOUNT.itemsize == 64
@@ -245,6 +281,31 @@ RULE = np.dtype(
 assert RULE.itemsize == 40
 ACCEPT, DROP, REJECT = 1, 2, 3
 
+# The same for IPv6; as a pinhole, what it fits is let in.
+RULE6 = np.dtype(
+    [
+        ("internal_high", "u8"),
+        ("internal_low", "u8"),
+        ("internal_mask_high", "u8"),
+        ("internal_mask_low", "u8"),
+        ("remote_high", "u8"),
+        ("remote_low", "u8"),
+        ("remote_mask_high", "u8"),
+        ("remote_mask_low", "u8"),
+        ("internal_port_low", "u2"),
+        ("internal_port_high", "u2"),
+        ("remote_port_low", "u2"),
+        ("remote_port_high", "u2"),
+        ("directions", "u1"),
+        ("action", "u1"),
+        ("protocol", "u1"),  # 0 any
+        ("spare", "u1"),
+        ("number", "u4"),
+        ("hits", "u8"),
+    ]
+)
+assert RULE6.itemsize == 88
+
 STATIC = np.dtype(
     [
         ("internal_address", "u4"),
@@ -270,7 +331,12 @@ PORT = np.dtype(
         ("external_gateway", "u2"),
         ("side", "u1"),
         ("partial", "u1"),  # 1: local (veth) senders may leave TCP/UDP checksums partial
-        ("spare", "u1", (28,)),
+        ("internal_gateway6", "u2"),
+        ("external_gateway6", "u2"),
+        ("address6_high", "u8"),  # the core's own
+        ("address6_low", "u8"),
+        ("length6", "u1"),  # of the prefix that is on-link; 0: no IPv6 here
+        ("spare", "u1", (7,)),
     ]
 )
 PORT_BYTES = 64
@@ -285,7 +351,10 @@ NEIGHBOUR = np.dtype(
         ("state", "u1"),
         ("port", "u1"),
         ("kept", "u1"),  # 1: a gateway; its row never changes hands
-        ("spare", "u1", (15,)),
+        ("six", "u1"),  # 1: an IPv6 address, of which `address` is the lowest quarter
+        ("spare", "u1", (2,)),
+        ("middle", "u4"),  # the quarter above it
+        ("high", "u8"),  # the upper half
     ]
 )
 NEIGHBOUR_BYTES, NEIGHBOUR_MAC = 32, 8  # of a row; where in it the MAC stands, with state and port one word behind it
@@ -319,7 +388,11 @@ SETTINGS = np.dtype(
         ("inbound_refresh", "u1"),
         ("reject_code", "u1"),  # ICMP code for what policy rejects
         ("log", "u1"),  # LOG_*: which events are written
-        ("spare", "u1", (40,)),
+        ("echo6", "u1"),  # 1: everyone may send echo requests in (RFC 4890 4.3.1)
+        ("prefixes6", "u2"),  # 0: IPv6 is not forwarded
+        ("rules6", "u2"),
+        ("pinholes", "u2"),
+        ("spare", "u1", (33,)),
     ]
 )
 assert SETTINGS.itemsize == 128
@@ -396,6 +469,9 @@ class Sizes(NamedTuple):
     shards: int
     peers: int  # other cores; row 0 is none
     neighbours: int  # a power of two, at most 65,536
+    prefixes6: int = 1
+    rules6: int = 1
+    pinholes: int = 1
 
 
 class State(NamedTuple):
@@ -406,6 +482,7 @@ class State(NamedTuple):
     counters: Array  # uint64 (COUNTERS, 8): column 0 packets, 1 bytes; a row is a cache line
     words: Array  # uint64: the arena, two words a unit
     sessions: Array  # SESSION, a view of the same memory, by line
+    flows6: Array  # FLOW6, the same: the second line of each session of IPv6
     mappings: Array  # MAPPING, the same, by half-line
     extents: Array  # EXTENT; the first one is never used, so that line 0 and half-line 0 mean none
     slabs: Array  # SLAB (shards, CLASSES)
@@ -427,6 +504,9 @@ class State(NamedTuple):
     chunks: Array  # CHUNK (externals, 1024)
     rules: Array  # RULE
     statics: Array  # STATIC
+    prefixes6: Array  # PREFIX6, longest first
+    rules6: Array  # RULE6
+    pinholes: Array  # RULE6
     ports: Array  # PORT
     neighbours: Array  # NEIGHBOUR
     port_bytes: Array  # uint8: the same memory as `ports`, flat
@@ -464,6 +544,9 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("chunks", CHUNK, (sizes.externals, 65536 // CHUNK_PORTS)),
         ("rules", RULE, (sizes.rules,)),
         ("statics", STATIC, (sizes.statics,)),
+        ("prefixes6", PREFIX6, (sizes.prefixes6,)),
+        ("rules6", RULE6, (sizes.rules6,)),
+        ("pinholes", RULE6, (sizes.pinholes,)),
         ("ports", PORT, (sizes.ports,)),
         ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
         ("dirty", np.uint64, (lines * 2 // 64,)),
@@ -507,6 +590,7 @@ def open_state(memory: Any, sizes: Sizes) -> State:
         arrays[name] = np.frombuffer(memory, dtype, count, at).reshape(shape)
         at = _after(at, dtype, shape)
     arrays["sessions"] = arrays["words"].view(SESSION)
+    arrays["flows6"] = arrays["words"].view(FLOW6)
     arrays["mappings"] = arrays["words"].view(MAPPING)
     arrays["refs"] = arrays["tags"].view(np.uint32)
     arrays["blooms"] = arrays["tags"].view(np.uint64)
