@@ -12,7 +12,7 @@ Every station's MAC address is made of its IPv4 address (`frames.mac_of`), so no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +35,9 @@ from shards.state import (
     new_state,
 )
 from shards.verdict import HELD_BACK, VERDICTS
+from tests import bed6
 from tests.frames import ICMP, TCP, UDP, address, endpoint, mac_of
+from tests.frames6 import address6, mac_of6
 
 PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP}
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
@@ -65,6 +67,10 @@ class Port:
     vlan: int = 0
     mtu: int = 1500
     partial: bool = False
+    address6: int = 0
+    on_link6: IPv6Network | None = None
+    gateway6: int = 0
+    inside_gateway6: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class Rule:
 
 
 @dataclass
-class Bed:
+class Bed(bed6.Bed6):
     """What is given. `say` adds a statement."""
 
     inside: Port = field(default=Port(address("100.64.0.1"), IPv4Network("100.64.0.0/16")))
@@ -228,10 +234,10 @@ class Bed:
         self.two_sides = words == ["two"]
 
     def _say_unresolved(self, words: list[str]) -> None:
-        self.silent.add(address(words[0]))
+        self.silent.add(bed6.any_address(words[0]))
 
     def _say_failed(self, words: list[str]) -> None:
-        self.failed.add(address(words[0]))
+        self.failed.add(bed6.any_address(words[0]))
 
     def _say_timeout(self, words: list[str]) -> None:
         self.timeouts_s[words[0]] = float(words[1])
@@ -310,6 +316,10 @@ def _port(port: Port, words: list[str]) -> Port:
         int(told.get("vlan", port.vlan)),
         int(told.get("mtu", port.mtu)),
         partial or port.partial,
+        address6(told["address6"].partition("/")[0]) if "address6" in told else port.address6,
+        IPv6Network(told["address6"], strict=False) if "address6" in told else port.on_link6,
+        address6(told["gateway6"]) if "gateway6" in told else port.gateway6,
+        address6(told["inside-gateway6"]) if "inside-gateway6" in told else port.inside_gateway6,
     )
 
 
@@ -324,7 +334,8 @@ def new_bed_state(bed: Bed, now: int) -> State:
         accounts=1 + sum(units), prefixes=len(bed.subscribers), devices=max(len(bed.devices), 1),
         limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=max(len(bed.rules), 1),
         statics=max(len(bed.statics), 1), ports=2, shards=1 + max(*(pool.shard for pool in bed.pools), *bed.shards, 0),
-        peers=1 + len(bed.peers), neighbours=bed.neighbours,
+        peers=1 + len(bed.peers), neighbours=bed.neighbours, prefixes6=max(len(bed.subscribers6), 1),
+        rules6=max(len(bed.rules6), 1), pinholes=max(len(bed.pinholes), 1),
     )  # fmt: skip
     state = new_state(sizes)
     fill_shards(state, bed, now)
@@ -333,6 +344,7 @@ def new_bed_state(bed: Bed, now: int) -> State:
     _fill_pools(state, bed)
     _fill_accounts(state, bed)
     _fill_policy(state, bed)
+    bed6.fill(state, bed, [number for number, _ in sorted(enumerate(bed.subscribers), key=lambda p: -p[1].network.prefixlen)])
     return state
 
 
@@ -381,6 +393,7 @@ def _fill_ports(state: State, bed: Bed, now: int) -> None:
         row["external_gateway"] = want(state, number, port.gateway, now) if port.gateway and side != INTERNAL else 0
         inside_gateway = port.gateway if side == INTERNAL else port.inside_gateway
         row["internal_gateway"] = want(state, number, inside_gateway, now) if inside_gateway and side != EXTERNAL else 0
+        bed6.fill_port(state, number, side, port, now)
 
 
 def _fill_pools(state: State, bed: Bed) -> None:
@@ -472,10 +485,10 @@ def answer(state: State, bed: Bed) -> None:
     """Resolve every wanted neighbour but the silent ones, or give it up, as the supervisor would."""
     for number in np.flatnonzero(state.neighbours["state"] == WANTED):
         row = state.neighbours[number]
-        host = int(row["address"])
+        host = bed6.host_of(row) if row["six"] else int(row["address"])
         if host not in bed.silent:
             if host not in bed.failed:
-                row["mac"] = np.frombuffer(mac_of(host), np.uint8)
+                row["mac"] = np.frombuffer(mac_of6(host) if row["six"] else mac_of(host), np.uint8)
             row["state"] = FAILED if host in bed.failed else REACHABLE
             state.core[0]["neighbours_version"] += 1
 
@@ -547,6 +560,9 @@ class Core:
     def resolve(self, *hosts: int) -> None:
         """Let neighbours be known before the packet that needs them comes."""
         for host in hosts:
+            if host >> 32:
+                bed6.resolve(self.state, self.bed, host)
+                continue
             for number, port in enumerate([self.bed.outside] if self.bed.stick else [self.bed.inside, self.bed.outside]):
                 if host & int(port.on_link.netmask) == int(port.on_link.network_address):
                     want(self.state, number, host, 0)

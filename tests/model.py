@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
-from tests import shunts
+from tests import frames, shunts
 from tests.admission import FIN, RST, SYN, admit
 from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, block_range, contains
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
+from tests.frames6 import Packet6, is_six_frame
+from tests.model6 import Model6, Session6
 from tests.translation import (
     TCP_TABLE,
     Endpoint,
@@ -60,7 +62,7 @@ class Outcome(NamedTuple):
     """What becomes of one frame."""
 
     verdict: str
-    packet: Packet | None = None  # as it leaves, or waits to leave
+    packet: Packet | Packet6 | None = None  # as it leaves, or waits to leave
     side: str = ""  # by which port
     hop: int = 0  # address of the next hop
     reply: tuple[int, int] | None = None  # ICMP error to the sender: type << 8 | code, last four header bytes
@@ -88,6 +90,11 @@ class Session:
     state: str
     expiry: int
 
+    @property
+    def protocol(self) -> int:
+        """Its mapping's."""
+        return self.mapping.protocol
+
 
 @dataclass
 class Subscriber:
@@ -114,6 +121,7 @@ class Model:
             self._add(Mapping(protocol, internal, external, static=True))
         self.now = now
         self.begun = now
+        self.six = Model6(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
 
     # --- a frame ----------------------------------------------------------------------------------------------------------
@@ -122,6 +130,8 @@ class Model:
         """What becomes of a frame that arrives `inside` or `outside` at tick `now`."""
         self.pass_time(now)
         self.came = None
+        if self.bed.subscribers6 and is_six_frame(frame):
+            return self._receive6(side, frame)
         try:
             packet = admit(self.bed.inside if side == "inside" else self.bed.outside, frame)
             if self._is_shunted(packet):
@@ -139,6 +149,29 @@ class Model:
             return Outcome(refused.verdict, reply=owed)
         except (Waits, Shunted) as going:
             return going.outcome
+
+    def _receive6(self, side: str, frame: bytes) -> Outcome:
+        try:
+            packet = self.six.admit(self.bed.inside if side == "inside" else self.bed.outside, frame)
+        except Malformed as wrong:
+            return Outcome(wrong.verdict)
+        if self.bed.stick:
+            side = "inside" if self.bed.prefix6_of(packet.source) else "outside"
+        try:
+            return self.six.receive(packet, side, 40 + int.from_bytes(frames.split_frame(frame)[4][4:6], "big"))
+        except Refused as refused:
+            owed = refused.reply if not packet.is_error and self._may_tell(refused.reply, side, six=True) else None
+            return Outcome(refused.verdict, reply=owed)
+        except (Waits, Shunted) as going:
+            return going.outcome
+
+    def wait(self, outcome: Outcome) -> None:
+        """The packet waits as it came."""
+        raise Waits(outcome)
+
+    def outcome(self, verdict: str, packet: Packet6, side: str, hop: int) -> Outcome:
+        """Of a packet of IPv6."""
+        return Outcome(verdict, packet, side, hop)
 
     # --- from core to core ------------------------------------------------------------------------------------------------
 
@@ -204,7 +237,7 @@ class Model:
         else:
             outcome = self._send(translated, "outside", "forwarded_out")
         if outcome.verdict != "held":
-            self._advance(session, "out", packet.flags)
+            self.advance(session, "out", packet.flags)
         return outcome
 
     def _turn(self, translated: Packet) -> Outcome:
@@ -233,7 +266,7 @@ class Model:
             self._filter(mapping, remote)
         outcome = self._send(with_destination(packet, mapping.internal), "inside", verdict)
         if session and outcome.verdict != "held":
-            self._advance(session, "in", packet.flags)
+            self.advance(session, "in", packet.flags)
         return outcome
 
     def _send(self, packet: Packet, side: str, verdict: str) -> Outcome:
@@ -261,11 +294,21 @@ class Model:
             return Outcome("no_authority")
         owed = (HOST_UNREACHABLE, 0)
         source = held.packet.source
+        if isinstance(held.packet, Packet6):
+            return self._give_up6(held.packet)
         side = "inside" if self._prefix_of(source) or source in self.pool_of else "outside"
         return Outcome("neighbour_unresolved", reply=owed if not held.packet.is_error and self._may_tell(owed, side) else None)
 
-    def _may_tell(self, reply: tuple[int, int] | None, side: str) -> bool:
+    def _give_up6(self, packet: Packet6) -> Outcome:
+        owed = (0x0103, 0)
+        side = "inside" if self.bed.prefix6_of(packet.source) else "outside"
+        told = not packet.is_error and self._may_tell(owed, side, six=True)
+        return Outcome("neighbour_unresolved", reply=owed if told else None)
+
+    def _may_tell(self, reply: tuple[int, int] | None, side: str, six: bool = False) -> bool:
         """The rate of ICMP errors of our own (RFC 1812 4.3.2.8), to each side."""
+        if six and self.bed.outside.on_link6 is None:
+            return False
         turned = self.came is not None and self.came.turned  # nobody here knows its sender
         side = "inside" if turned else side
         return reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors) and not turned
@@ -278,7 +321,7 @@ class Model:
         session = self._met(self.sessions.get((packet.protocol, internal, remote)))
         if session:
             return session
-        self._need_authority(self._pool(packet.source).shard, packet, "inside")
+        self._need_authority(self.pool(packet.source).shard, packet, "inside")
         mapping = self.mappings.get((packet.protocol, internal))
         if packet.protocol == ICMP and packet.kind >> 8 in REPLIES and mapping is None:
             raise Refused("icmp_type_not_served")
@@ -287,7 +330,7 @@ class Model:
             raise Refused("tcp_not_opening")
         self._obey_rules("outbound", packet, internal, remote)
         self._find_way(packet, turns)
-        self._obey_limits(packet.source, mapping is None)
+        self.obey_limits(packet.source, mapping is None)
         if mapping is None:
             mapping = Mapping(packet.protocol, internal, self._choose(packet.protocol, internal, choose))
             self._add(mapping)
@@ -295,8 +338,12 @@ class Model:
 
     def _picks_up(self, packet: Packet) -> bool:
         """A connection that is under way may be one that the authority before us had, as long as the grace lasts."""
-        grace = 1000 * self.bed.shard(self._pool(packet.source).shard).pickup_s
+        grace = 1000 * self.bed.shard(self.pool(packet.source).shard).pickup_s
         return not packet.flags & SYN and self.now - self.begun < grace
+
+    def picks_up(self, host: int, flags: int) -> bool:
+        """The same for a connection of IPv6 of the subscriber with an IPv4 address."""
+        return self._picks_up(Packet(TCP, host, 0, flags=flags))
 
     def _find_way(self, packet: Packet, turns: bool) -> None:
         """Both next hops must have answered before anything is remembered."""
@@ -321,7 +368,7 @@ class Model:
         self.owners[mapping.protocol, mapping.external] = mapping
 
     def _open(self, mapping: Mapping, remote: Endpoint, state: str) -> Session:
-        session = Session(mapping, remote, state, self.now + self._lifetime(state))
+        session = Session(mapping, remote, state, self.now + self.lifetime(state))
         self.sessions[mapping.protocol, mapping.internal, remote] = session
         self.soonest = min(self.soonest, session.expiry)
         mapping.sessions.add(remote)
@@ -356,17 +403,23 @@ class Model:
             return
         for session in [session for session in self.sessions.values() if session.expiry <= now and self._may_end(session)]:
             self.end(session)
-        self.soonest = min((session.expiry for session in self.sessions.values()), default=now)
+        self.six.pass_time(now)
+        everyone = [*self.sessions.values(), *self.six.sessions.values()]
+        self.soonest = min((session.expiry for session in everyone), default=now)
 
     def _may_end(self, session: Session) -> bool:
         """Only the core with the authority over a shard ends what is due, and not before its grace is over."""
-        shard = self.bed.shard(self.pool_of[session.mapping.external[0]].shard)
+        return self.may_end(self.pool_of[session.mapping.external[0]].shard)
+
+    def may_end(self, number: int) -> bool:
+        """The same of a shard's."""
+        shard = self.bed.shard(number)
         return shard.role in ("absent", "active") and self.now - self.begun >= 1000 * shard.pickup_s
 
     def _met(self, session: Session | None) -> Session | None:
         """A session that a packet has met; one that is due lives on where it must not end."""
         if session and session.expiry <= self.now:
-            session.expiry = self.now + self._lifetime(session.state)
+            session.expiry = self.now + self.lifetime(session.state)
         return session
 
     def _filter(self, mapping: Mapping, remote: Endpoint) -> None:
@@ -378,20 +431,20 @@ class Model:
             return
         raise Refused("filtered")
 
-    def _advance(self, session: Session, way: str, flags: int) -> None:
-        if session.mapping.protocol != TCP:
+    def advance(self, session: Session | Session6, way: str, flags: int) -> None:
+        if session.protocol != TCP:
             if way == "out" or self.bed.refresh:
-                session.expiry = self.now + self._lifetime(session.state)
+                session.expiry = self.now + self.lifetime(session.state)
             return
         event = "rst" if flags & RST else "syn" if flags & SYN else "fin" if flags & FIN else "other"
         cell = TCP_TABLE[way, session.state][event]
         if cell == "-":
             return
         session.state = session.state if cell == "." else cell
-        session.expiry = self.now + self._lifetime(session.state)
+        session.expiry = self.now + self.lifetime(session.state)
         self.soonest = min(self.soonest, session.expiry)
 
-    def _lifetime(self, state: str) -> int:
+    def lifetime(self, state: str) -> int:
         long = state in ("established", "fin_out", "fin_in")
         name = {"udp": "udp", "query": "icmp"}.get(state, "established" if long else "transitory")
         return int(self.bed.timeouts_s[name] * 1000)
@@ -400,7 +453,7 @@ class Model:
 
     def _choose(self, protocol: int, internal: Endpoint, choose: Choose) -> Endpoint:
         """The external endpoint that the other side chose, once it is proven legal."""
-        subscriber, pool = self._subscriber(internal[0]), self._pool(internal[0])
+        subscriber, pool = self._subscriber(internal[0]), self.pool(internal[0])
         old = any(self._free_port(protocol, subscriber.external, block, pool.block) for block in subscriber.blocks)
         if not old and len(subscriber.blocks) >= pool.blocks:
             raise Refused("ports_exhausted")
@@ -451,7 +504,8 @@ class Model:
         assert prefix is not None
         return self.subscribers.setdefault(prefix.unit(host), Subscriber())
 
-    def _pool(self, host: int) -> Pool:
+    def pool(self, host: int) -> Pool:
+        """Pool of a subscriber."""
         prefix = self._prefix_of(host)
         assert prefix is not None
         return next(pool for pool in self.bed.pools if pool.name == prefix.pool)
@@ -481,13 +535,15 @@ class Model:
                     raise Refused("rule_rejected", (UNREACHABLE | self.bed.reject_code, 0))
                 return
 
-    def _obey_limits(self, host: int, new_mapping: bool) -> None:
+    def obey_limits(self, host: int, new_mapping: bool, devices: bool = True) -> None:
         """The device's, then the subscriber's (RFC 6888 REQ-4, REQ-5)."""
-        holders = [prefix for prefix in (_longest(self.bed.devices, host), self._prefix_of(host)) if prefix]
+        device = _longest(self.bed.devices, host) if devices else None
+        holders = [prefix for prefix in (device, self._prefix_of(host)) if prefix]
         for prefix in holders:
             unit = prefix.unit(host)
             sessions, mappings, rate, burst = self._limits(prefix, unit)
-            if sessions and sum(contains(unit, internal[0]) for _, internal, _ in self.sessions) >= sessions:
+            six = 0 if prefix is device else self.six.count(unit)
+            if sessions and six + sum(contains(unit, internal[0]) for _, internal, _ in self.sessions) >= sessions:
                 raise Refused("session_limit")
             if new_mapping and mappings and sum(contains(unit, internal[0]) for _, internal in self.mappings) >= mappings:
                 raise Refused("mapping_limit")
@@ -531,7 +587,7 @@ class Model:
         internal = (about.destination, about.destination_port or identifier(about))
         mapping = self.mappings.get((about.protocol, internal))
         if mapping is None and can_have_passed(about) and self._prefix_of(about.destination):
-            self._need_authority(self._pool(about.destination).shard, packet, "inside")
+            self._need_authority(self.pool(about.destination).shard, packet, "inside")
         if mapping is None:
             raise Refused("icmp_unrelated")
         return replace(packet, source=mapping.external[0], about=with_destination(about, mapping.external))
