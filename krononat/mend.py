@@ -8,7 +8,7 @@ if that was wrong.
 from __future__ import annotations
 
 import copy
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
@@ -25,6 +25,7 @@ NOWHERE = IPv4Address(0)  # "this host" (RFC 6890): in no prefix that is accepte
 STAND_INS = {
     IPv4Network: IPv4Network(NOWHERE),
     IPv4Interface: IPv4Interface(NOWHERE),
+    IPv6Network: IPv6Network("::/128"),
     Endpoint: Endpoint(NOWHERE, 0),
     str: "stand-in",
 }

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from krononat import appliance, cluster, interfaces, memory
@@ -252,9 +252,17 @@ class Supervisor:
         network = port.address.network
         return own, [network.broadcast_address, network.network_address] if network.prefixlen < 31 else []
 
+    def _own6(self, number: int) -> list[IPv6Address]:
+        """The same of IPv6."""
+        ports = list(self._config.interfaces.named())
+        side, port = ports[number]
+        seen = [port, *(other for there, other in ports if side == "internal" != there)]
+        return [each.address6.ip for each in seen if each.address6]
+
     def _steering(self, number: int, queues: int) -> Steering:
         own, broadcast = self._kept(number)
-        return self._undoing.enter_context(Steering(map(str, own), map(str, broadcast), queues))
+        kept = [*map(str, own), *map(str, self._own6(number))]
+        return self._undoing.enter_context(Steering(kept, map(str, broadcast), queues))
 
     def _line(self, number: int) -> Line:
         _, port = list(self._config.interfaces.named())[number]

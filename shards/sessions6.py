@@ -3,14 +3,14 @@
 Both directions have the same tuple, internal end first, so a session has a single entry in the index, and its key is a keyed
 digest of that tuple, because two addresses do not fit two words:
 
-    word 0 = 55 bits of the digest | SIX | protocol << 56        word 1 = the other 64
+    word 0 = 54 bits of the digest | PERMISSION << 32 | SIX | protocol << 56        word 1 = the other 64
 
-SIX is the highest bit of what is the realm in a key of IPv4, where no realm has it. The digest proves nothing: whoever finds a
+SIX is the highest bit of what is the realm in a key of IPv4, where no realm has it, and PERMISSION the one below. The digest proves nothing: whoever finds a
 session compares its second line with the packet (`is_of`). The first line is as any session's is, so that wheel, states,
 journal and census need not know which they have.
 
 *Permissions* are the half-lines of IPv4's (see `sessions`): one says that an internal endpoint, or the pair of it and a remote
-address, has sessions, and so lets in what filtering lets in (RFC 6092 REC-11, 17, 33). Their 119 bits of digest stand for
+address, has sessions, and so lets in what filtering lets in (RFC 6092 REC-11, 17, 33). Their 118 bits of digest stand for
 themselves: there is no room for the addresses, nor anybody who could look for two that collide, since the seed is secret.
 """
 
@@ -38,8 +38,8 @@ from shards.verdict import SESSIONS_CREATED, TABLE_FULL
 
 _U = np.uint64
 SIX = _U(1 << 55)
-PERMISSION_BIT = 128  # of the protocol, as in IPv4's keys
-_DIGEST = _U((1 << 55) - 1)
+PERMISSION = 1 << 22  # of the realm, in the key of a permission. Not of the protocol, as IPv4's have it: here all are served
+_DIGEST = _U((1 << 54) - 1)
 
 # Digits of pi, as in `cuckoo`.
 _PI = tuple(
@@ -68,7 +68,7 @@ def key(
     one = fold_multiply(internal_high ^ seed1 ^ _PI[6], internal_low ^ seed0 ^ _PI[7])
     two = fold_multiply(remote_high ^ seed1 ^ _PI[8], remote_low ^ seed0 ^ _PI[9])
     second = fold_multiply(one ^ rest ^ _PI[5], two ^ seed1 ^ _PI[4])
-    return (first & _DIGEST) | SIX | _U(protocol) << _U(56), second
+    return (first & _DIGEST) | _U(realm & PERMISSION) << _U(32) | SIX | _U(protocol) << _U(56), second
 
 
 @hot
@@ -232,7 +232,7 @@ def find_permission(
     elif filtering != ADDRESS_DEPENDENT:
         return 0
     key0, key1 = key(
-        state, realm, protocol | PERMISSION_BIT, internal_high, internal_low, remote_high, remote_low, internal_port, 0
+        state, realm | PERMISSION, protocol, internal_high, internal_low, remote_high, remote_low, internal_port, 0
     )
     return cuckoo.lookup(state, key0, key1) >> 1
 
@@ -240,7 +240,7 @@ def find_permission(
 @hot
 def _permission_key(state: State, line: int) -> tuple[Word, Word]:
     flow = state.flows6[line + 1]
-    realm, protocol = whole(flow["realm"]) & 0xFFFFFF, whole(flow["realm"]) >> 24 | PERMISSION_BIT
+    realm, protocol = whole(flow["realm"]) & 0xFFFFFF | PERMISSION, whole(flow["realm"]) >> 24
     remote_high, remote_low = flow["remote_high"], flow["remote_low"]
     if whole(flow["filtering"]) == ENDPOINT_INDEPENDENT + 1:
         remote_high, remote_low = _U(0), _U(0)
