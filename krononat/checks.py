@@ -439,5 +439,9 @@ def _idle_pools(config: Config) -> Complaints:
 def _idle_rules(config: Config) -> Complaints:
     for path, rule, scope in _every_rule(config):
         internal = rule.internal
-        if scope is None and isinstance(internal, IPv4Network) and not any(internal.overlaps(group.prefix) for group in config.subscribers):
+        if (
+            scope is None
+            and isinstance(internal, IPv4Network)
+            and not any(internal.overlaps(group.prefix) for group in config.subscribers)
+        ):
             yield Complaint((*path, "internal"), f"{internal} holds no subscriber; this rule never matches")

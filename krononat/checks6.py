@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv6Network
+from ipaddress import IPv6Address, IPv6Network
 
 from krononat.locate import ANY, Complaint, Path
 from krononat.models import Config, Leg, Rule, Stick, Subscribers
@@ -27,7 +27,9 @@ def prefixes(config: Config) -> Complaints:
         if group.each6 < prefix.prefixlen or prefix.prefixlen > 64:
             yield Complaint((*path[:2], "each6"), f"/{group.each6} holds more than {prefix}", needs=(path,))
         elif (count := 1 << (group.each6 - prefix.prefixlen)) != (four := 1 << max(group.each - group.prefix.prefixlen, 0)):
-            told = f"{prefix} has {count:,} subscribers (/{group.each6} each), {group.prefix} has {four:,}: they are the same ones"
+            told = (
+                f"{prefix} has {count:,} subscribers (/{group.each6} each), {group.prefix} has {four:,}: they are the same ones"
+            )
             yield Complaint(path, told, needs=((*path[:2], "prefix"), (*path[:2], "each"), (*path[:2], "each6")))
         for other, network in seen:
             if prefix.overlaps(network):
@@ -64,7 +66,7 @@ def interfaces(config: Config) -> Complaints:
                 yield Complaint((*path, key), f"{gateway} is the core's own address")
 
 
-def gateways6_of(port: Leg | Stick) -> Iterator[tuple[str, object]]:
+def gateways6_of(port: Leg | Stick) -> Iterator[tuple[str, IPv6Address]]:
     """(key, address) of a port's gateways."""
     for key in ("gateway6", "internal_gateway6", "external_gateway6"):
         gateway = getattr(port, key, None)

@@ -260,7 +260,8 @@ class Subscribers(Model):
     limits: Limits = Field(default=Limits(), description="Limits of each of these subscribers.")
     subscriber: list[Subscriber] = Field(default=[], description="Those with something of their own.")
     prefix6: HostPrefix6 | None = Field(
-        default=None, description="Their IPv6 prefix: its n-th subscriber is the n-th of `prefix`. Not translated, but filtered."
+        default=None,
+        description="Their IPv6 prefix: its n-th subscriber is the n-th of `prefix`. Not translated, but filtered.",
     )
     each6: int = Field(default=56, ge=1, le=64, description="Prefix length of one subscriber's IPv6.")
     filtering6: Filtering6 = Field(default=Filtering6(), description="Who may answer by IPv6.")

@@ -104,7 +104,11 @@ def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: in
     number = int(state.settings[0]["internal_port" if side == INTERNAL else "external_port"])
     frame = build(packet, state.ports[number]["mac"].tobytes(), int(state.ports[number]["vlan"]))
     stages = [Stage("receive", f"{packet}, {len(frame)} bytes, ttl {packet.ttl}, at the {_side(state, number)} port")]
-    if kept := _kept6(state, packet.destination) if packet.destination.version == 6 else _kept(state, number, int(packet.destination)):
+    if (
+        kept := _kept6(state, packet.destination)
+        if packet.destination.version == 6
+        else _kept(state, number, int(packet.destination))
+    ):
         return Trace([*stages, Stage("steering", f"{kept}: given to the kernel")], VERDICTS[PUNTED], "")
     stages += _first_stages(state, frame, number)
     missed = stages[-1].told == MISS

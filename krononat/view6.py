@@ -20,7 +20,7 @@ _ICMP = 1  # what a filter calls ICMP, of either kind
 
 
 def slices(state: State) -> Iterator[tuple[int, Array, Array]]:
-    """(number of the first line, copies of first lines, copies of second ones); rows reborn while being copied count as free."""
+    """(number of the first line, copies of first and of second lines); rows reborn while being copied count as free."""
     for extent in range(min(int(state.core[0]["next_extent"]), len(state.extents))):
         if state.extents[extent]["kind"] == FIREWALL_SESSION6:
             for at in range(extent * EXTENT_LINES, (extent + 1) * EXTENT_LINES, SLICE):
@@ -56,10 +56,10 @@ def choose(wanted: Filter, rows: Array, flows: Array, states: tuple[str, ...]) -
 def _inside(flows: Array, end: str, prefix: IPv4Network | IPv6Network) -> Array:
     if prefix.version == 4:
         return np.zeros(len(flows), bool)
-    inside = np.ones(len(flows), bool)
+    inside: Array = np.ones(len(flows), bool)
     for half, shift in (("high", 64), ("low", 0)):
         mask, network = (np.uint64(int(told) >> shift & (1 << 64) - 1) for told in (prefix.netmask, prefix.network_address))
-        inside &= flows[f"{end}_{half}"] & mask == network
+        inside = inside & (flows[f"{end}_{half}"] & mask == network)
     return inside
 
 

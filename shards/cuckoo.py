@@ -240,7 +240,7 @@ def refresh_bulk(state: State, refs: Array, count: int, now: int, expiry: int) -
     for i in range(count):
         ref = refs[i]
         kind = state.extents[(ref >> 2) // EXTENT_LINES]["kind"]
-        if ref and (kind == NAT_SESSION or kind == FIREWALL_SESSION6):
+        if ref and kind in (NAT_SESSION, FIREWALL_SESSION6):
             row = state.sessions[ref >> 2]
             left = timers.remaining(now, whole(row["expiry"]))
             if row["kind"] == kind and 0 < left < timers.remaining(now, expiry):

@@ -4,7 +4,7 @@ Out: subscriber -> rules -> session. In: session, else rules -> pinholes, filter
 forwarded without a session, which appears with the answer, as it does for IPv4's mappings (see `nat`). Everything else from
 outside is dropped in silence. Between two subscribers of ours a packet goes out by the one's session and in by the other's.
 
-Left out on purpose: the ICMPv6 error six seconds after an unsolicited SYN (REC-34 is a should; the frame would have to be kept).
+Left out on purpose: the ICMPv6 error six seconds after an unsolicited SYN (REC-34, a should: the frame would have to be kept).
 """
 
 from __future__ import annotations
@@ -337,9 +337,7 @@ def _open(
     opening = first_state(protocol, burst.tcp_flags[i])
     expiry = now + tcp.timeout(state.settings, opening)
     filtering = permission_of(state, p, protocol)
-    verdict = sessions6.make(
-        state, shard, line, account, filtering, opening, inward, burst.next_hop[i], expiry, now
-    )
+    verdict = sessions6.make(state, shard, line, account, filtering, opening, inward, burst.next_hop[i], expiry, now)
     burst.session[i] = 0 if verdict else line
     return verdict
 
@@ -376,7 +374,9 @@ def lets_in(state: State, frames: Array, burst: Burst, i: int, p: int, account: 
     """Whether a packet with this row's tuple may come in without a session, to the subscriber `account` of prefix `p`."""
     near, far = sessions6.ends(burst, i)
     protocol, kind = burst.protocol[i], read8(frames, burst.l4[i])
-    return is_invited(state, frames, near, far, protocol, kind, sessions6.near_port(burst, i), sessions6.far_port(burst, i), p, account)
+    return is_invited(
+        state, frames, near, far, protocol, kind, sessions6.near_port(burst, i), sessions6.far_port(burst, i), p, account
+    )
 
 
 @hot
@@ -398,9 +398,10 @@ def is_invited(
             return True
     filtering = filtering_of(state, p, protocol)
     realm = whole(prefix["realm"])
-    return protocol != ICMP6 and sessions6.find_permission(
-        state, realm, protocol, filtering, high, low, remote_high, remote_low, near_port
-    ) != 0
+    return (
+        protocol != ICMP6
+        and sessions6.find_permission(state, realm, protocol, filtering, high, low, remote_high, remote_low, near_port) != 0
+    )
 
 
 @hot

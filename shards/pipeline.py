@@ -175,7 +175,12 @@ def _serve_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> N
     burst.verdict[i] = _decide_any(state, frames, burst, i, now)
     if burst.verdict[i] == SHUNTED:
         burst.verdict[i] = _shunt(state, frames, burst, i, now)
-    elif burst.six[i] == 0 and burst.session[i] == 0 and burst.icmp_error[i] == 0 and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED):
+    elif (
+        burst.six[i] == 0
+        and burst.session[i] == 0
+        and burst.icmp_error[i] == 0
+        and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED)
+    ):
         rewrite.translate_by_mapping(state, frames, burst, i)
 
 

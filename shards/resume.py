@@ -41,7 +41,9 @@ def _adds_up(state: State) -> bool:
             permissions += living * (kind != NAT_MAPPING)
     told_sessions, told_mappings = _told(state)
     entries = 2 * sessions + sessions6 + mappings + permissions
-    return sessions + sessions6 == told_sessions and mappings == told_mappings and entries == whole(state.core[0]["index_entries"])
+    return (
+        sessions + sessions6 == told_sessions and mappings == told_mappings and entries == whole(state.core[0]["index_entries"])
+    )
 
 
 @hot

@@ -5,9 +5,9 @@ digest of that tuple, because two addresses do not fit two words:
 
     word 0 = 54 bits of the digest | PERMISSION << 32 | SIX | protocol << 56        word 1 = the other 64
 
-SIX is the highest bit of what is the realm in a key of IPv4, where no realm has it, and PERMISSION the one below. The digest proves nothing: whoever finds a
-session compares its second line with the packet (`is_of`). The first line is as any session's is, so that wheel, states,
-journal and census need not know which they have.
+SIX is the highest bit of what is the realm in a key of IPv4, where no realm has it, and PERMISSION the one below. The digest
+proves nothing: whoever finds a session compares its second line with the packet (`is_of`). The first line is as any session's
+is, so that wheel, states, journal and census need not know which they have.
 
 *Permissions* are the half-lines of IPv4's (see `sessions`): one says that an internal endpoint, or the pair of it and a remote
 address, has sessions, and so lets in what filtering lets in (RFC 6092 REC-11, 17, 33). Their 118 bits of digest stand for
@@ -92,7 +92,8 @@ def ends(burst: Burst, i: int) -> tuple[int, int]:
 @hot
 def near_port(burst: Burst, i: int) -> int:
     """Internal port; of a query its identifier."""
-    return burst.source_port[i] if burst.direction[i] == OUTBOUND else burst.destination_port[i]
+    port: int = burst.source_port[i] if burst.direction[i] == OUTBOUND else burst.destination_port[i]
+    return port
 
 
 @hot
@@ -100,7 +101,8 @@ def far_port(burst: Burst, i: int) -> int:
     """Remote port; of a query 0."""
     if burst.protocol[i] == ICMP6:
         return 0
-    return burst.destination_port[i] if burst.direction[i] == OUTBOUND else burst.source_port[i]
+    port: int = burst.destination_port[i] if burst.direction[i] == OUTBOUND else burst.source_port[i]
+    return port
 
 
 @hot
@@ -123,7 +125,7 @@ def is_of(state: State, frames: Array, burst: Burst, i: int, line: int) -> bool:
 @hot
 def is_echo(protocol: int, kind: int) -> bool:
     """Whether an ICMPv6 message is a query that sessions are made of, or its answer."""
-    return protocol == ICMP6 and (kind == ECHO or kind == ECHO_REPLY)
+    return protocol == ICMP6 and kind in (ECHO, ECHO_REPLY)
 
 
 # --- born and ended -------------------------------------------------------------------------------------------------------

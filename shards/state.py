@@ -70,8 +70,8 @@ SESSION = np.dtype(
 )
 assert SESSION.itemsize == 64
 
-# A session of the IPv6 firewall (see `sessions6`) has two lines. The first is a SESSION whose first two words are its one key, a
-# keyed digest of what stands in the second, and which has no mapping, no external endpoint and nothing to translate.
+# A session of the IPv6 firewall (see `sessions6`) has two lines. The first is a SESSION whose first two words are its one key,
+# a keyed digest of what stands in the second, and which has no mapping, no external endpoint and nothing to translate.
 FLOW6 = np.dtype(
     [
         ("internal_high", "u8"),
@@ -187,8 +187,8 @@ PREFIX = np.dtype(
 )
 assert PREFIX.itemsize == 32
 
-# An internal IPv6 prefix: its n-th subscriber is the n-th of an IPv4 prefix, of the same account and the same shard. No subscriber
-# has less than a /64, so the upper half of an address says whose it is.
+# An internal IPv6 prefix: its n-th subscriber is the n-th of an IPv4 prefix, of the same account and shard. No subscriber has
+# less than a /64, so the upper half of an address says whose it is.
 PREFIX6 = np.dtype(
     [
         ("network", "u8"),  # upper half

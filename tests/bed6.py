@@ -129,9 +129,7 @@ def any_address(text: str) -> int:
 def fill(state: State, bed: Bed, order: list[int]) -> None:
     """Prefixes, rules, pinholes; `order`: of the IPv4 prefixes, as they stand in the state."""
     settings = state.settings[0]
-    settings["prefixes6"], settings["rules6"], settings["pinholes"] = map(
-        len, (bed.subscribers6, bed.rules6, bed.pinholes)
-    )
+    settings["prefixes6"], settings["rules6"], settings["pinholes"] = map(len, (bed.subscribers6, bed.rules6, bed.pinholes))
     settings["echo6"] = bed.echo6
     networks = [bed.subscribers[number].network for number in order]
     for number, prefix in enumerate(sorted(bed.subscribers6, key=lambda p: -p.network.prefixlen)):

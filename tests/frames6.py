@@ -263,7 +263,8 @@ def dissect(data: bytes, quoted: bool = False) -> Packet6:
     packet = Packet6(
         0, int.from_bytes(data[8:24], "big"), int.from_bytes(data[24:40], "big"), ttl=ttl, traffic=word & 0x0FFFFFFF
     )
-    rest, headers = data[40:] if quoted else data[40 : 40 + length], []
+    rest = data[40:] if quoted else data[40 : 40 + length]
+    headers: list[tuple[int, bytes]] = []
     while kind in EXTENSIONS:
         size = _header_size(kind, rest, headers, quoted)
         headers.append((kind, rest[1:size]))

@@ -1,4 +1,4 @@
-"""Seeded frames of IPv6 for `fuzz`: connections both ways, echo, errors, tunnels, chains of headers; a third of them damaged."""
+"""Seeded frames of IPv6 for `fuzz`: connections both ways, echo, errors, tunnels, chains of headers; a part is damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from tests.frames6 import (
     Packet6,
     address6,
     build,
-    mac_of6,
 )
 from tests.pair import EPOCH, Pair, sender_of, sender_of6
 
@@ -54,11 +53,14 @@ STICK6 = """
 pool 203.0.113.0/30 block 64 blocks 8
 subscribers 100.64.0.0/24
 subscribers6 2400:c0de::/48 each 56 of 100.64.0.0/24 udp endpoint-independent
-stick address 192.0.2.2/24 gateway 192.0.2.1 inside-gateway 192.0.2.3 address6 2600:1::2/64 gateway6 fe80::1 inside-gateway6 fe80::2
+stick address 192.0.2.2/24 gateway 192.0.2.1 inside-gateway 192.0.2.3
+stick address6 2600:1::2/64 gateway6 fe80::1 inside-gateway6 fe80::2
 hairpin off
 refresh inbound
 timeout udp 20.5
 timeout icmp 10.5
+timeout transitory 15.5
+timeout established 60.5
 """
 
 NOWHERE = [address6(text) for text in ("::1", "ff02::1", "fe80::9", "fd00::1", "100::1", "::ffff:1.2.3.4", "64:ff9b::808:808")]
@@ -110,7 +112,9 @@ class Traffic6:
             headers=self._headers(),
             payload=packet.payload if packet.is_error else filler(self.random.choice((0, 1, 18, 33, 600, 600, 1330, 1360))),
             residue=0 if chance() < 0.9 or packet.protocol == ICMP6 else self.random.choice((-1, 99)),
-            tcp_options=bytes.fromhex(self.random.choice(("", "020405b4", "01020405b4010101"))) if packet.protocol == TCP else b"",
+            tcp_options=bytes.fromhex(self.random.choice(("", "020405b4", "01020405b4010101")))
+            if packet.protocol == TCP
+            else b"",
         )
 
     def _subscriber(self) -> int:
@@ -121,7 +125,9 @@ class Traffic6:
     def _remote(self) -> int:
         if self.random.random() < 0.04:
             return self.random.choice(NOWHERE)
-        return address6(self.random.choice(("2600::", "2600::", "2600::", "2600:1::"))) + self.random.choice((1, 2, 3, 4, 5, 0x66))
+        return address6(self.random.choice(("2600::", "2600::", "2600::", "2600:1::"))) + self.random.choice(
+            (1, 2, 3, 4, 5, 0x66)
+        )
 
     def _between(self, near: int, far: int, out: bool) -> Packet6:
         protocol = self.random.choice((UDP, UDP, UDP, TCP, TCP, TCP, ICMP6, 50, 136, 132, 47, 59, 209, 81))

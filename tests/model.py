@@ -432,6 +432,7 @@ class Model:
         raise Refused("filtered")
 
     def advance(self, session: Session | Session6, way: str, flags: int) -> None:
+        """Let a packet move a session on."""
         if session.protocol != TCP:
             if way == "out" or self.bed.refresh:
                 session.expiry = self.now + self.lifetime(session.state)
@@ -445,6 +446,7 @@ class Model:
         self.soonest = min(self.soonest, session.expiry)
 
     def lifetime(self, state: str) -> int:
+        """Ticks that a session in this state lives on without a packet."""
         long = state in ("established", "fin_out", "fin_in")
         name = {"udp": "udp", "query": "icmp"}.get(state, "established" if long else "transitory")
         return int(self.bed.timeouts_s[name] * 1000)

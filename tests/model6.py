@@ -337,4 +337,3 @@ def _with_residue(data: bytes, protocol: int, residue: int) -> bytes:
     bare = data[:field] + b"\0\0" + data[field + 2 :]
     check = (residue - _residue(bare, protocol)) % 0xFFFF
     return data[:field] + (check or (0xFFFF if protocol == 17 else 0)).to_bytes(2, "big") + data[field + 2 :]
-

@@ -92,7 +92,8 @@ class Pair:
         for line in invariants.lines6(state).tolist():
             row, flow = state.sessions[line], state.flows6[line + 1]
             ends = [
-                (int(flow[f"{end}_high"]) << 64 | int(flow[f"{end}_low"]), int(flow[f"{end}_port"])) for end in ("internal", "remote")
+                (int(flow[f"{end}_high"]) << 64 | int(flow[f"{end}_low"]), int(flow[f"{end}_port"]))
+                for end in ("internal", "remote")
             ]
             theirs[int(flow["realm"]) >> 24, ends[0], ends[1]] = tcp.STATES[row["state"]], int(row["expiry"])
         assert theirs == ours, f"sessions differ: only pipeline {_missing(theirs, ours)}, only model {_missing(ours, theirs)}"

@@ -35,8 +35,8 @@ from shards.state import NAT_SESSION
 from tests import bed6, frames, frames6, shunts
 from tests.bed import Bed, Result, fill_shards
 from tests.frames import endpoint, mac_of, spell
-from tests.model6 import Session6
 from tests.model import Session
+from tests.model6 import Session6
 from tests.pair import EPOCH, Pair, sender_of, sender_of6
 
 SCENARIOS = Path(__file__).parent / "scenarios"

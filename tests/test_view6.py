@@ -113,7 +113,8 @@ if PURE:
         assert verdict == "forwarded_out" and stages["next hop"].startswith("2600:1::1 at the external port")
         assert stages["session"].startswith("opened") and "ttl 63" in stages["send"]
         verdict, stages = told("tcp [2400:c0de:0:700::5]:4000 > [2600::9]:25", INTERNAL)
-        assert verdict == "rule_rejected" and stages["rules"] == "rule 0 decides: its own" and "icmp error 1/1" in stages["send"]
+        assert verdict == "rule_rejected" and stages["rules"] == "rule 0 decides: its own"
+        assert "icmp error 1/1" in stages["send"]
         assert told("tcp [2600::9]:999 > [2400:c0de:0:800::5]:80", EXTERNAL)[0] == "unsolicited"
         verdict, stages = told("tcp [2600::9]:999 > [2400:c0de:0:700::5]:80", EXTERNAL)
         assert verdict == "forwarded_in"
