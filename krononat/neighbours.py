@@ -1,9 +1,10 @@
 """Next hops by the kernel's neighbour table: what the worker wants is resolved there, kept fresh, and written back.
 
 The kernel does ARP (RFC 826) and neighbour discovery (RFC 4861) and decides who is reachable (its states: linux/neighbour.h);
-this service asks it by rtnetlink(7) and follows its news. Packets pass the kernel by, so nothing there would notice that a neighbour is in use: it is told so from
-time to time (NTF_USE). Messages are made and read by pyroute2; the socket is our own, in the supervisor's selector, because
-pyroute2's sockets bring an event loop. Reading a message takes some 30 µs, so a call takes in no more than a portion.
+this service asks it by rtnetlink(7) and follows its news. Packets pass the kernel by, so nothing there would notice that a
+neighbour is in use: it is told so from time to time (NTF_USE). Messages are made and read by pyroute2; the socket is our own,
+in the supervisor's selector, because pyroute2's sockets bring an event loop. Reading a message takes some 30 µs, so a call
+takes in no more than a portion.
 
 A row's second word holds MAC, state and port: written at once, so a worker never sees half a MAC.
 """

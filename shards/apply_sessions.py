@@ -218,9 +218,15 @@ def _next_hops(state: State, record: Row, now: int) -> tuple[int, int]:
 
 @hot
 def _update_session(state: State, shard: int, line: int, half: int, record: Row, now: int) -> None:
-    """Both have it: take its life's number, state and lifetime from the authority, or merge them."""
+    """Both have it: the mapping may be in another row than it was, and its life goes on."""
+    _move_to(state, state.sessions[line], half)
+    update_life(state, shard, line, record, now)
+
+
+@hot
+def update_life(state: State, shard: int, line: int, record: Row, now: int) -> None:
+    """Take a session's life's number, state and lifetime from the authority, or merge them."""
     row = state.sessions[line]
-    _move_to(state, row, half)
     merging = whole(state.shards[shard]["role"]) in (ACTIVE, DRAINING)
     ours, theirs = timers.remaining(now, whole(row["expiry"])), whole(record["remaining"])
     told, left = whole(record["state"]), theirs + SLACK
