@@ -76,10 +76,8 @@ MANY = [f"udp [2400:c0de:0:{n:x}00::5]:4000 > [2600::9]:53" for n in range(1, 10
 
 def test_what_one_opens_the_other_has() -> None:
     made = twins()
-    assert set(inside(made, *MANY, "udp [2400:c0de:0:100::5]:4000 > [2400:c0de:0:200::5]:53")) == {
-        "forwarded_out",
-        "unsolicited",
-    }
+    verdicts = inside(made, *MANY, "udp [2400:c0de:0:100::5]:4000 > [2400:c0de:0:200::5]:53")
+    assert set(verdicts) == {"forwarded_out", "unsolicited"}
     told(made)
     assert rows(made.one.state) == rows(made.other.state) and len(rows(made.one.state)) == 100
     assert made.receiver.refused == 0 and gather.unsent(made.one.state, 0) == 0
@@ -161,7 +159,8 @@ def records() -> tuple[Twins, Array]:
     [
         (0, "klass", 4), (0, "klass", 7), (0, "klass", SESSION_0), (1, "klass", 0), (1, "klass", SESSION6_0), (0, "state", 1),
         (0, "protocol", TCP), (0, "protocol", ICMP6), (0, "protocol", 50), (0, "internal_realm", 0), (0, "flags", 1),
-        (0, "remaining", 1 << 31), (0, "row", 2**32 - 1), (1, "row", 0x2600_0000), (1, "row", 0xFC00_0000), (1, "mapping_row", 0),
+        (0, "remaining", 1 << 31), (0, "row", 2**32 - 1), (1, "row", 0x2600_0000), (1, "row", 0xFC00_0000),
+        (1, "mapping_row", 0),
         (1, "external_address", 0xFF02_0000), (1, "external_address", 0),
     ],
 )  # fmt: skip
