@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import selectors
+import struct
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
 from krononat import memif
@@ -40,6 +41,7 @@ class Place(NamedTuple):
     tap: int
     own: Sequence[IPv4Address]
     broadcast: Sequence[IPv4Address]
+    own6: Sequence[IPv6Address] = ()
 
 
 class Line:
@@ -61,7 +63,10 @@ class Line:
     def told(self) -> Told:
         """What a worker is told at its start."""
         own, broadcast = ([*map(int, some), -1, -1][:2] for some in (self.place.own, self.place.broadcast))
-        return Told(port=self.place.port, tap=self.place.tap, own=own, broadcast=broadcast, connection=self.connection)
+        six = [quarter for address in self.place.own6 for quarter in struct.unpack("!4I", address.packed)]
+        own6 = [*six, *[-1] * 8][:8]
+        here = self.place
+        return Told(port=here.port, tap=here.tap, own=own, broadcast=broadcast, own6=own6, connection=self.connection)
 
     def descriptors(self) -> list[int]:
         """What a worker inherits: the tap, and the rings and events of a connection that stands."""

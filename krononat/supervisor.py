@@ -278,7 +278,7 @@ class Supervisor:
             entries.bit_length() - 1,
         )
         row = len(self._lines)
-        place = Place(number, port.name, port.memif.socket, wanted, self._taps[port.name], own, broadcast)
+        place = Place(number, port.name, port.memif.socket, wanted, self._taps[port.name], own, broadcast, self._own6(number))
         line = Line(row, place, link_of(self._notes.links, row), self._selector, self._tell, _say)
         self._lines.append(line)
         self._undoing.callback(line.close)

@@ -20,7 +20,7 @@ Read in this order:
       neighbours next hops                                         events    the log, for whoever reads it
     sides      whose ports are whose                               census   do packets of a shard still come?
     records    what replicas tell each other of rows:
-      gather     rows to records, in pieces                        apply     records to rows (apply_mappings, apply_sessions and -6)
+      gather     rows to records, in pieces                        apply     records to rows (apply_mappings, _sessions)
       digest     ranges of rows, compared
     recovery   attach to memory that another worker left: rebuild what is derived
       doubt      whether it can be believed                          resume    if so, go on at once

@@ -54,6 +54,7 @@ class Line(TypedDict):
     tap: int
     own: list[int]
     broadcast: list[int]
+    own6: list[int]  # the quarters of two
     connection: Connection | None
 
 

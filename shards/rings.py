@@ -134,7 +134,7 @@ def _lines(description: xsk.Description, lines: Sequence[memif.Line], queues: in
         row = rows[sockets + number]
         row["out"], row["tap"] = first + number * memif.LINE_BYTES, line["tap"]
         row["link"], row["slots"] = number * LINK_WORDS, number * 2 * SLOTS
-        row["own"], row["broadcast"] = line["own"], line["broadcast"]
+        row["own"], row["broadcast"], row["own6"] = line["own"], line["broadcast"], line["own6"]
     return rows
 
 

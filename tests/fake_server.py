@@ -44,7 +44,7 @@ class FakeServer:
 
     def line(self) -> Line:
         """What a worker is told of it."""
-        return Line(port=self.port, tap=self.tap, own=[-1, -1], broadcast=[-1, -1], connection=self.connection)
+        return Line(port=self.port, tap=self.tap, own=[-1, -1], broadcast=[-1, -1], own6=[-1] * 8, connection=self.connection)
 
     def close(self) -> None:
         """Be gone."""
