@@ -94,10 +94,10 @@ def _ipv6(frames: Array, l3: int, end: int, line: Any) -> int:
 @hot
 def _is_own6(frames: Array, at: int, own: Array, first: int) -> bool:
     """Whether the address at `at` is that whose quarters stand from `first` on."""
+    different = 0
     for quarter in range(4):
-        if read32(frames, at + 4 * quarter) != own[first + quarter]:
-            return False
-    return True
+        different |= read32(frames, at + 4 * quarter) ^ own[first + quarter]
+    return different == 0
 
 
 @hot
