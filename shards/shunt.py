@@ -163,10 +163,12 @@ def _write_header(state: State, frames: Array, at: int, shape: int, shard: Row) 
 
 @hot
 def seal(state: State, frames: Array, at: int) -> Word:
-    """Seal of the header at `at` and of the first 24 bytes of the packet behind it, two words chained into one at a time."""
+    """Seal of the header at `at` and of the first 24 bytes of the packet behind it (IPv6: of its header's 40), two words chained
+    into one at a time.
+    """
     secret0, secret1 = state.settings[0]["secret"][0] ^ _FOR_SHUNTS, state.settings[0]["secret"][1] ^ _FOR_SHUNTS
     told = _word(frames, at)
-    for k in range(3):
+    for k in range(5 if read8(frames, at + _HEADER_BYTES) >> 4 == 6 else 3):
         told = siphash(secret0, secret1, told, _word(frames, at + _HEADER_BYTES + 8 * k))
     return told
 

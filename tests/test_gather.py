@@ -7,7 +7,20 @@ import pytest
 
 from shards import gather, invariants, journal, sessions, slabs, tcp
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
-from shards.state import MAPPING_0, MAPPING_1, SESSION6_0, SESSION6_1, SESSION_0, SESSION_1, TOMBSTONES, UDP, Array, Sizes, State, new_state
+from shards.state import (
+    MAPPING_0,
+    MAPPING_1,
+    SESSION6_0,
+    SESSION6_1,
+    SESSION_0,
+    SESSION_1,
+    TOMBSTONES,
+    UDP,
+    Array,
+    Sizes,
+    State,
+    new_state,
+)
 from tests.bed import Core
 from tests.fuzz import bed
 from tests.pair import EPOCH
