@@ -163,8 +163,8 @@ def _write_header(state: State, frames: Array, at: int, shape: int, shard: Row) 
 
 @hot
 def seal(state: State, frames: Array, at: int) -> Word:
-    """Seal of the header at `at` and of the first 24 bytes of the packet behind it (IPv6: of its header's 40), two words chained
-    into one at a time.
+    """Seal of the header at `at` and of the first 24 bytes of the packet behind it (IPv6: 40), two words chained into one at a
+    time.
     """
     secret0, secret1 = state.settings[0]["secret"][0] ^ _FOR_SHUNTS, state.settings[0]["secret"][1] ^ _FOR_SHUNTS
     told = _word(frames, at)
