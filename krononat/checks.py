@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
-from krononat import checks_bfd, checks_bgp
+from krononat import checks6, checks_bfd, checks_bgp
 from krononat.locate import ANY, Complaint, Path, nearest
 from krononat.models import SIDES, Config, Leg, Limits, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.values import EVERY_PORT
@@ -32,7 +32,7 @@ def refusals(config: Config) -> list[Complaint]:
     looks = (
         _interfaces, _addresses, _loopback, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps,
         _strangers_in_pools, _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _shards,
-        _control, _icmp_addresses, checks_bgp.refusals, checks_bfd.refusals,
+        _control, _icmp_addresses, *checks6.REFUSALS, checks_bgp.refusals, checks_bfd.refusals,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -338,7 +338,7 @@ def _rules(config: Config) -> Complaints:
             if rule.protocol in ("any", "icmp") and ports != EVERY_PORT:
                 told = f'needs `protocol = "tcp"` or "udp"; this rule is for {rule.protocol}'
                 yield Complaint((*path, key), told, needs=((*path, "protocol"),))
-        if scope and rule.internal and not rule.internal.subnet_of(scope):
+        if scope and isinstance(rule.internal, IPv4Network) and not rule.internal.subnet_of(scope):
             told = f"{rule.internal} is not inside {scope}, whose rule this is"
             yield Complaint((*path, "internal"), told, needs=((*path[:-2], "prefix"),))
     if count >= RULES_AT_MOST:
@@ -523,5 +523,9 @@ def _idle_pools(config: Config) -> Complaints:
 def _idle_rules(config: Config) -> Complaints:
     for path, rule, scope in _every_rule(config):
         internal = rule.internal
-        if scope is None and internal and not any(internal.overlaps(group.prefix) for group in config.subscribers):
+        if (
+            scope is None
+            and isinstance(internal, IPv4Network)
+            and not any(internal.overlaps(group.prefix) for group in config.subscribers)
+        ):
             yield Complaint((*path, "internal"), f"{internal} holds no subscriber; this rule never matches")

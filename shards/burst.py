@@ -31,7 +31,7 @@ class Burst(NamedTuple):
     # parse (l3 and l4 are known to lie inside the frame)
     l3: Array
     l4: Array
-    ip_length: Array  # IPv4 total length
+    ip_length: Array  # of the whole IP packet
     protocol: Array
     source: Array
     destination: Array
@@ -39,6 +39,7 @@ class Burst(NamedTuple):
     destination_port: Array
     tcp_flags: Array
     icmp_error: Array  # 1: it carries an embedded packet
+    six: Array  # 1: IPv6, whose addresses stay in the frame
     direction: Array
     # lookup
     key0: Array

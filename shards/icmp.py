@@ -313,7 +313,7 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
         return
     out = burst.port[i]
     asked = OUTBOUND if burst.turned[i] else burst.direction[i]
-    if burst.icmp_error[i] or state.ports[out]["address"] == 0 or not _rate_allows(state, asked, now):
+    if burst.icmp_error[i] or state.ports[out]["address"] == 0 or not rate_allows(state, asked, now):
         state.counters[SUPPRESSED, 0] += 1
         return
     # Not the column: a hairpinned packet's has turned round already.
@@ -385,7 +385,7 @@ def _write_header(frames: Array, l3: int, source: int, destination: int, payload
 
 
 @hot
-def _rate_allows(state: State, direction: int, now: int) -> bool:
+def rate_allows(state: State, direction: int, now: int) -> bool:
     """Token bucket of the core (RFC 1812 4.3.2.8): `icmp_rate` a second, `icmp_burst` saved; counted in thousandths.
 
     One for each direction of what is answered, so that nobody outside can use up what subscribers need for path MTU discovery.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import wire
+from shards import parse6, wire
 from shards.burst import Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16, read32, read64, write16
@@ -109,7 +109,11 @@ def _look_closely(state: State, frames: Array, burst: Burst, i: int) -> int:
     at, length = burst.at[i], burst.length[i]
     verdict, l3 = _link(state, frames, at, length, burst.port[i])
     burst.l3[i] = l3
-    return datagram(frames, burst, i, l3, at + length) if verdict == UNDECIDED else verdict
+    if verdict != UNDECIDED:
+        return verdict
+    if read16(frames, l3 - 2) == wire.ETHERTYPE_IPV6:
+        return parse6.datagram(frames, burst, i, l3, at + length)
+    return datagram(frames, burst, i, l3, at + length)
 
 
 @hot
@@ -158,7 +162,7 @@ def beginning(frames: Array, burst: Burst, i: int) -> int:
 
 @hot
 def _link(state: State, frames: Array, at: int, length: int, port: int) -> tuple[int, int]:
-    """Verdict and offset of the IPv4 header: right station, right VLAN, IPv4."""
+    """Verdict and offset of the IP header: right station, right VLAN, IPv4, or IPv6 where anyone has it."""
     if length < wire.ETHERNET_BYTES:
         return RUNT, 0
     ethertype, l3 = read16(frames, at + 12), at + wire.ETHERNET_BYTES
@@ -173,7 +177,7 @@ def _link(state: State, frames: Array, at: int, length: int, port: int) -> tuple
     if vlan != whole(state.ports[port]["vlan"]):
         return VLAN_UNEXPECTED, 0
     if ethertype == wire.ETHERTYPE_IPV6:
-        return IPV6_NOT_SERVED, 0
+        return (UNDECIDED if state.settings[0]["prefixes6"] != 0 else IPV6_NOT_SERVED), l3
     if ethertype != wire.ETHERTYPE_IPV4:
         return NOT_IP, 0
     return UNDECIDED, l3
@@ -311,11 +315,11 @@ def _complete(state: State, frames: Array, burst: Burst, i: int) -> None:
     A field that is right as it stands is left alone, and so is every wrong one that is not this very sum: damage stays damage.
     """
     protocol, l3, l4 = burst.protocol[i], burst.l3[i], burst.l4[i]
-    if burst.verdict[i] != UNDECIDED or protocol == ICMP:
+    if burst.verdict[i] != UNDECIDED or protocol not in (TCP, UDP):
         return
     length = l3 + burst.ip_length[i] - l4 if protocol == TCP else read16(frames, l4 + 4)
     field = l4 + 16 if protocol == TCP else l4 + 6
-    pseudo = pseudo_sum(frames, l3, protocol, length)
+    pseudo = parse6.pseudo_sum(frames, l3, protocol, length) if burst.six[i] else pseudo_sum(frames, l3, protocol, length)
     if read16(frames, field) != pseudo:
         return
     total = wire.fold(wire.sum16(frames, l4, length))

@@ -12,7 +12,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import bfd, cuckoo, cut, doubt, fragments, icmp, lookahead, nat, parse, rewrite, serve, sessions, shunt, timers
+from shards import (
+    bfd,
+    cuckoo,
+    cut,
+    doubt,
+    firewall6,
+    fragments,
+    icmp,
+    icmp6,
+    lookahead,
+    nat,
+    parse,
+    parse6,
+    rewrite,
+    serve,
+    sessions,
+    shunt,
+    timers,
+)
 from shards.burst import Burst
 from shards.cuckoo import BLOCK
 from shards.jit import hot, whole
@@ -90,13 +108,15 @@ def _parse(state: State, frames: Array, burst: Burst, begin: int, end: int, coun
             prefetch(frames, burst.at[i + FRAMES_AHEAD])
         parse.parse(state, frames, burst, i)
         nat.choose_key(state, burst, i)
+        if burst.six[i] and burst.verdict[i] == UNDECIDED:
+            firewall6.choose_key(state, frames, burst, i)
 
 
 @hot
 def clear(burst: Burst, count: int) -> None:
     """Forget what columns say of the burst before ; a loop each, for that is what compilers make fast."""
     for column in (
-        burst.tcp_flags, burst.icmp_error, burst.session, burst.mapping,
+        burst.tcp_flags, burst.icmp_error, burst.six, burst.session, burst.mapping,
         burst.next_hop, burst.turned, burst.detail, burst.out_length,
     ):  # fmt: skip
         for i in range(count):
@@ -107,9 +127,19 @@ def clear(burst: Burst, count: int) -> None:
 def _serve_hits(state: State, frames: Array, burst: Burst, begin: int, end: int, now: int) -> None:
     for i in range(begin, end):
         if burst.ref[i] > 0 and burst.verdict[i] == UNDECIDED:
+            if burst.six[i]:
+                _serve_hit6(state, frames, burst, i, now)
+                continue
             serve.serve_hit(state, frames, burst, i, now)
             if burst.verdict[i] in (FORWARDED_OUT, FORWARDED_IN):
                 rewrite.rewrite_hit(state, frames, burst, i)
+
+
+@hot
+def _serve_hit6(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    firewall6.serve_hit(state, frames, burst, i, now)
+    if burst.verdict[i] in (FORWARDED_OUT, FORWARDED_IN):
+        rewrite.send_off6(state, frames, burst, i)
 
 
 @hot
@@ -151,26 +181,46 @@ def _serve_fragment(state: State, frames: Array, burst: Burst, i: int, now: int)
 
 @hot
 def _serve_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
-    if burst.icmp_error[i] == 0:
-        burst.verdict[i] = parse.refuse_addresses(burst, i)
-    if burst.verdict[i] == UNDECIDED and shunt.is_for_us(state, burst, i):
-        burst.verdict[i] = shunt.receive(state, frames, burst, i)
-    if burst.verdict[i] == UNDECIDED and bfd.is_for_us(state, burst, i):
-        burst.verdict[i] = bfd.receive(state, frames, burst, i, now)
+    if burst.six[i] == 0:
+        _receive_one(state, frames, burst, i, now)
+    if burst.six[i] and burst.icmp_error[i] == 0 and burst.verdict[i] == UNDECIDED:  # perhaps inside what came shunted
+        burst.verdict[i] = parse6.refuse_addresses(frames, burst.l3[i])
     if burst.verdict[i] == UNDECIDED:
         _decide_one(state, frames, burst, i, now)
 
 
 @hot
+def _receive_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    """What is addressed to this core itself is opened, or has its verdict here."""
+    if burst.icmp_error[i] == 0:
+        burst.verdict[i] = parse.refuse_addresses(burst, i)
+    if burst.verdict[i] == UNDECIDED and shunt.is_for_us(state, burst, i):
+        burst.verdict[i] = shunt.receive(state, frames, burst, i)
+    elif burst.verdict[i] == UNDECIDED and bfd.is_for_us(state, burst, i):
+        burst.verdict[i] = bfd.receive(state, frames, burst, i, now)
+
+
+@hot
 def _decide_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
-    if burst.icmp_error[i]:
-        burst.verdict[i] = icmp.pass_error(state, frames, burst, i, now)
-    else:
-        burst.verdict[i] = decide(state, frames, burst, i, now)
+    burst.verdict[i] = _decide_any(state, frames, burst, i, now)
     if burst.verdict[i] == SHUNTED:
         burst.verdict[i] = _shunt(state, frames, burst, i, now)
-    elif burst.session[i] == 0 and burst.icmp_error[i] == 0 and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED):
+    elif (
+        burst.six[i] == 0
+        and burst.session[i] == 0
+        and burst.icmp_error[i] == 0
+        and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED)
+    ):
         rewrite.translate_by_mapping(state, frames, burst, i)
+
+
+@hot
+def _decide_any(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
+    if burst.six[i]:
+        if burst.icmp_error[i]:
+            return icmp6.pass_error(state, frames, burst, i, now)
+        return firewall6.decide(state, frames, burst, i, now)
+    return icmp.pass_error(state, frames, burst, i, now) if burst.icmp_error[i] else decide(state, frames, burst, i, now)
 
 
 @hot
@@ -191,10 +241,21 @@ def _finish_rest(state: State, frames: Array, burst: Burst, count: int, now: int
     for i in range(count):
         if burst.out_length[i] == 0:
             if burst.verdict[i] <= HAIRPINNED:
-                cut.mark(state, burst, i)
-                rewrite.rewrite(state, frames, burst, i)
+                _send_off(state, frames, burst, i)
             elif burst.verdict[i] >= FIRST_DROP:
-                icmp.answer(state, frames, burst, i, now)
+                if burst.six[i]:
+                    icmp6.answer(state, frames, burst, i, now)
+                else:
+                    icmp.answer(state, frames, burst, i, now)
+
+
+@hot
+def _send_off(state: State, frames: Array, burst: Burst, i: int) -> None:
+    if burst.six[i]:
+        rewrite.send_off6(state, frames, burst, i)
+    else:
+        cut.mark(state, burst, i)
+        rewrite.rewrite(state, frames, burst, i)
 
 
 @hot

@@ -14,7 +14,7 @@ from shards.native import read16, read32, write16, write32, write64
 from shards.neighbours import mac_of
 from shards.state import ICMP, INBOUND, OUTBOUND, PORT_BYTES, TCP, Array, Row, State
 from shards.verdict import MSS_CLAMPED
-from shards.wire import SYN, adjust, read8
+from shards.wire import SYN, adjust, read8, write8
 
 _SOURCE, _DESTINATION = 12, 16  # offsets of the addresses in the IPv4 header
 _MSS_KIND, _MSS_BYTES = 2, 4  # RFC 9293 3.7.1
@@ -53,6 +53,22 @@ def _send_off(state: State, frames: Array, burst: Burst, i: int, delta: int) -> 
     _age(frames, l3, delta)
     out = whole(state.neighbours[np.uint64(hop)]["port"])
     at = link_header(state, frames, l3, out, mac_of(state, hop))
+    burst.out_port[i] = out
+    burst.out_at[i] = at
+    burst.out_length[i] = l3 - at + burst.ip_length[i]
+
+
+@hot
+def send_off6(state: State, frames: Array, burst: Burst, i: int) -> None:
+    """What befalls a packet of IPv6 that is forwarded: one hop less to live, which no checksum covers, and nothing else."""
+    l3, hop = burst.l3[i], burst.next_hop[i]
+    mss = whole(state.settings[0]["mss"])
+    if burst.tcp_flags[i] & SYN and mss != 0:
+        state.counters[MSS_CLAMPED, 0] += clamp_mss(frames, burst.l4[i], mss - (wire.IPV6_BYTES - wire.IPV4_BYTES))
+    write8(frames, l3 + 7, read8(frames, l3 + 7) - 1)
+    out = whole(state.neighbours[hop]["port"])
+    at = link_header(state, frames, l3, out, mac_of(state, hop))
+    write16(frames, l3 - 2, wire.ETHERTYPE_IPV6)
     burst.out_port[i] = out
     burst.out_at[i] = at
     burst.out_length[i] = l3 - at + burst.ip_length[i]

@@ -141,7 +141,7 @@ def _lines(description: xsk.Description, lines: Sequence[memif.Line], queues: in
         row["out"], row["tap"] = first + number * memif.LINE_BYTES, line["tap"]
         row["link"], row["slots"] = number * LINK_WORDS, number * 2 * SLOTS
         row["bfd"] = line["bfd"]
-        row["own"], row["broadcast"] = line["own"], line["broadcast"]
+        row["own"], row["broadcast"], row["own6"] = line["own"], line["broadcast"], line["own6"]
     return rows
 
 

@@ -39,19 +39,19 @@ drop      vlan_unexpected        tagged for a VLAN that this port does not carry
           > compare `vlan` of the interface with the switch's port
 drop      not_ip                 neither IPv4 nor something the kernel handles
           > nothing to do; steering should have passed it
-drop      ipv6_not_served        IPv6 is not forwarded by this release
-          > keep IPv6 off this path, or route around it
-drop      bad_ip_header          IPv4 version or header length impossible
+drop      ipv6_not_served        IPv6, and no subscriber has an IPv6 prefix
+          > `prefix6` of [[subscribers]] gives them one
+drop      bad_ip_header          IP version or header length impossible
           > look for a broken or hostile sender
-drop      bad_length             IPv4 total length or UDP length does not fit the frame
+drop      bad_length             length of the IP packet or of UDP does not fit the frame
           > look for a broken or hostile sender
 drop      bad_ip_checksum        IPv4 header checksum wrong (RFC 1812 5.2.2)
           > look for damage on the path before us
 drop      bad_icmp_checksum      ICMP checksum wrong (RFC 5508 REQ-3)
           > look for damage on the path before us
-drop      source_routed          carries a source-route option (RFC 7126)
+drop      source_routed          carries a source-route option (RFC 7126) or such a routing header (RFC 5095)
           > nothing to do; source routing is refused on purpose
-drop      martian_source         source can never be a sender (0/8, 127/8, multicast, broadcast)
+drop      martian_source         source can never be a sender (0/8, 127/8, multicast, broadcast; fc00::/7, fe80::/10)
           > look for a broken or hostile sender
 drop      martian_destination    destination can never be forwarded to
           > look for a broken or hostile sender
@@ -151,6 +151,12 @@ drop      bfd_authenticated      BFD with authentication, which this release doe
           > switch authentication off at the peer
 drop      bfd_closed             BFD for a session that is administratively down: this core is stopping
           > nothing to do
+drop      bad_extension_header   IPv6 extension headers cut short, out of place, too many, or of a kind that is not known
+          > look for a broken or hostile sender
+drop      fragment6              a fragment of IPv6, other than an atomic one (RFC 6946): not forwarded by this release
+          > lower the sender's MTU; IPv4's fragments pass
+drop      unsolicited            came unasked for an IPv6 subscriber: no session, filtering or pinhole lets it in
+          > normal background noise of the Internet; [[pinhole]] would let it in
 drop      tx_full                the transmit ring was full, or nobody is connected to the memif port
           > the link is slower than the traffic (counted loss); `krononat status` has the state of memif ports
 """
@@ -180,9 +186,10 @@ BY_NAME = {verdict.name: verdict for verdict in VERDICTS}
     NO_MAPPING, FILTERED, TCP_NOT_OPENING, RULE_DROPPED, RULE_REJECTED, SESSION_LIMIT, MAPPING_LIMIT, RATE_LIMIT,
     PORTS_EXHAUSTED, POOL_EXHAUSTED, TABLE_FULL, ROWS_EXHAUSTED, NEIGHBOUR_UNRESOLVED, NEIGHBOURS_EXHAUSTED, HOLD_OVERFLOW,
     ICMP_EMBEDDED_BAD, ICMP_UNRELATED, HAIRPIN_REFUSED, NO_AUTHORITY, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN,
-    SHUNT_MALFORMED, BFD_HOPS, BFD_MALFORMED, BFD_UNKNOWN_PEER, BFD_UNKNOWN_SESSION, BFD_AUTHENTICATED, BFD_CLOSED, TX_FULL,
-) = range(69)  # fmt: skip
-assert len(VERDICTS) == 69
+    SHUNT_MALFORMED, BFD_HOPS, BFD_MALFORMED, BFD_UNKNOWN_PEER, BFD_UNKNOWN_SESSION, BFD_AUTHENTICATED, BFD_CLOSED,
+    BAD_EXTENSION_HEADER, FRAGMENT6, UNSOLICITED, TX_FULL,
+) = range(72)  # fmt: skip
+assert len(VERDICTS) == 72
 FRAGMENT = -1  # no outcome: what `parse` says of a fragment, for which the slow path is (see `fragments`)
 
 # --- meters: what is counted beside the verdicts, in the same array, from METERS on ---------------------------------------

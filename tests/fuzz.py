@@ -20,8 +20,10 @@ from dataclasses import replace
 from shards import invariants, sessions
 from shards.verdict import DROP, VERDICTS
 from tests import frames, shunts
-from tests.bed import Bed, Core, fill_shards
+from tests.bare_core import Core
+from tests.bed import Bed, fill_shards
 from tests.frames import ICMP, TCP, UDP, Packet, address, build, build_frame, mac_of
+from tests.fuzz6 import RICH6, STICK6, compared6
 from tests.pair import EPOCH, Pair, described, sender_of
 
 BURST = 64
@@ -405,6 +407,8 @@ def everything(count: int, seed: int) -> Iterator[tuple[str, Counter[str]]]:
     """All beds, with their names and verdicts."""
     small = min(count // 20, 640)  # an arena of one extent is soon full
     yield "rich", compared(RICH, count - 2 * (count // 5) - count // 20 - small, seed)
+    yield "ipv6", compared6(bed(RICH6), count // 5, seed + 5)
+    yield "ipv6 on a stick", compared6(bed(STICK6), count // 10, seed + 6)
     yield "stick", compared(STICK, count // 5, seed + 1)
     yield "cluster", clustered(count // 5, seed + 4)
     yield "full index", crowded(count // 20, seed + 2, buckets=64, neighbours=64)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests import shunts
 from tests.bed import NEIGHBOUR_WAIT
 from tests.frames import Packet
+from tests.frames6 import Packet6
 
 if TYPE_CHECKING:
     from tests.datagrams import Datagram
@@ -36,7 +37,7 @@ class Outcome(NamedTuple):
     """What becomes of one frame."""
 
     verdict: str
-    packet: Packet | None = None  # as it leaves, or waits to leave
+    packet: Packet | Packet6 | None = None  # as it leaves, or waits to leave
     side: str = ""  # by which port
     ways: tuple[Way, ...] = ()  # by any of which it may go
     reply: tuple[int, int] | None = None  # ICMP error to the sender: type << 8 | code, last four header bytes

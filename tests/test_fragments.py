@@ -11,7 +11,8 @@ from shards.frames import census
 from shards.jit import PURE
 from shards.verdict import BY_NAME, PIECES, RECEIVED, SENT
 from tests import frames
-from tests.bed import Bed, Core, answer, new_bed_state
+from tests.bare_core import Core
+from tests.bed import Bed, answer, new_bed_state
 from tests.fake_kernel import FakeKernel
 from tests.frames import address, build, build_frame, mac_of, read, split_frame
 from tests.pair import EPOCH

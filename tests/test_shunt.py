@@ -13,7 +13,8 @@ import pytest
 from shards import invariants, shunt
 from shards.jit import PURE
 from tests import frames, fuzz, shunts
-from tests.bed import Bed, Core, Result, answer
+from tests.bare_core import Core, Result
+from tests.bed import Bed, answer
 from tests.frames import address, mac_of
 from tests.pair import EPOCH
 from tests.replicas import mappings, replicate
