@@ -103,7 +103,7 @@ class Bed6:
         """First IPv4 address of the subscriber with an IPv6 address."""
         prefix = self.prefix6_of(host)
         assert prefix
-        each = next(p.each for p in self.subscribers if p.network == prefix.of)  # type: ignore[attr-defined]
+        each: int = next(p.each for p in self.subscribers if p.network == prefix.of)  # type: ignore[attr-defined]
         number = (host - int(prefix.network.network_address)) >> (128 - prefix.each)
         return int(prefix.of.network_address) + (number << (32 - each))
 
@@ -129,7 +129,8 @@ def any_address(text: str) -> int:
 def fill(state: State, bed: Bed, order: list[int]) -> None:
     """Prefixes, rules, pinholes; `order`: of the IPv4 prefixes, as they stand in the state."""
     settings = state.settings[0]
-    settings["prefixes6"], settings["rules6"], settings["pinholes"] = map(len, (bed.subscribers6, bed.rules6, bed.pinholes))
+    settings["prefixes6"], settings["rules6"] = len(bed.subscribers6), len(bed.rules6)
+    settings["pinholes"] = len(bed.pinholes)
     settings["echo6"] = bed.echo6
     networks = [bed.subscribers[number].network for number in order]
     for number, prefix in enumerate(sorted(bed.subscribers6, key=lambda p: -p.network.prefixlen)):

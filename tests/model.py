@@ -404,8 +404,9 @@ class Model:
         for session in [session for session in self.sessions.values() if session.expiry <= now and self._may_end(session)]:
             self.end(session)
         self.six.pass_time(now)
-        everyone = [*self.sessions.values(), *self.six.sessions.values()]
-        self.soonest = min((session.expiry for session in everyone), default=now)
+        expiries = [session.expiry for session in self.sessions.values()]
+        expiries += [session.expiry for session in self.six.sessions.values()]
+        self.soonest = min(expiries, default=now)
 
     def _may_end(self, session: Session) -> bool:
         """Only the core with the authority over a shard ends what is due, and not before its grace is over."""
