@@ -107,11 +107,11 @@ def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: in
     number = int(state.settings[0]["internal_port" if side == INTERNAL else "external_port"])
     frame = build(packet, state.ports[number]["mac"].tobytes(), int(state.ports[number]["vlan"]))
     stages = [Stage("receive", f"{packet}, {len(frame)} bytes, ttl {packet.ttl}, at the {_side(state, number)} port")]
-    if (
-        kept := _kept6(state, packet.destination)
-        if packet.destination.version == 6
-        else _kept(state, number, int(packet.destination))
-    ):
+    if isinstance(packet.destination, IPv6Address):
+        kept = _kept6(state, number, packet.destination)
+    else:
+        kept = _kept(state, number, int(packet.destination))
+    if kept:
         return Trace([*stages, Stage("steering", f"{kept}: given to the kernel")], VERDICTS[PUNTED], "")
     stages += _first_stages(state, frame, number)
     missed = stages[-1].told == MISS
@@ -167,12 +167,14 @@ def _kept(state: State, number: int, destination: int) -> str:
     return ""
 
 
-def _kept6(state: State, destination: IPv4Address | IPv6Address) -> str:
+def _kept6(state: State, number: int, destination: IPv6Address) -> str:
     """The same for IPv6."""
-    high, low = (np.uint64(int(destination) >> shift & (1 << 64) - 1) for shift in (64, 0))
-    if firewall6.is_own(state, high, low):
-        return "the core's own address"
-    return "multicast or link-local" if destination.is_multicast or destination.is_link_local else ""
+    if destination.is_multicast or destination.is_link_local:
+        return "multicast or link-local"
+    reached = (state.ports["side"] != INTERNAL) | (state.ports[number]["side"] == INTERNAL)
+    seen = state.ports[reached & (state.ports["length6"] > 0)]
+    own = {int(port["address6_high"]) << 64 | int(port["address6_low"]) for port in seen}
+    return "the core's own address" if int(destination) in own else ""
 
 
 def _first_stages(state: State, frame: bytes, port: int) -> Iterator[Stage]:

@@ -36,7 +36,7 @@ def copied(state: State, first: int, end: int) -> tuple[Array, Array]:
 
 def choose(wanted: Filter, rows: Array, flows: Array, states: tuple[str, ...]) -> Array:
     """Boolean column: which of these are wanted."""
-    chosen = rows["kind"] == FIREWALL_SESSION6
+    chosen: Array = rows["kind"] == FIREWALL_SESSION6
     for values, value in (
         (flows["internal_port"], wanted.source_port),
         (flows["remote_port"], wanted.destination_port),

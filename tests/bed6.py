@@ -103,7 +103,7 @@ class Bed6:
         """First IPv4 address of the subscriber with an IPv6 address."""
         prefix = self.prefix6_of(host)
         assert prefix
-        each = next(p.each for p in self.subscribers if p.network == prefix.of)  # type: ignore[attr-defined]
+        each: int = next(p.each for p in self.subscribers if p.network == prefix.of)  # type: ignore[attr-defined]
         number = (host - int(prefix.network.network_address)) >> (128 - prefix.each)
         return int(prefix.of.network_address) + (number << (32 - int(each)))
 

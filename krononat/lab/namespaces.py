@@ -111,7 +111,7 @@ def _setting_up(topology: Topology, node: str) -> list[str]:
         lines += [f"address add {end.address} dev {end.interface}"] if end.address else []
         lines += [f"link set {end.interface} mtu {end.mtu}"] if end.mtu != _USUAL_MTU else []
         lines += [] if end.unaddressed else [f"link set {end.interface} up"]
-    lines += [f"-6 address add {address} dev {interface} nodad" for name, interface, address in topology.six if name == node]
+    lines += [f"address add {address} dev {interface} nodad" for name, interface, address in topology.six if name == node]
     return lines + [f"route add {to} via {via}" for name, to, via in (*topology.routes, *topology.routes6) if name == node]
 
 
