@@ -34,7 +34,7 @@ OUT_OF_REACH = {
     "hold_overflow": "the loop decides it, which is above the pipeline: see test_shard",
     "needs_fragmenting": "and this, too",
     "fragment_limit": "the model does not say who makes room: see test_fragments",
-}
+} | {verdict.name: "the bed speaks no BFD: see test_bfd" for verdict in VERDICTS if verdict.name.startswith("bfd_")}
 FIRST_CHECKS = {
     "runt", "foreign_mac", "vlan_unexpected", "not_ip", "ipv6_not_served", "bad_ip_header", "bad_length", "bad_ip_checksum",
     "bad_icmp_checksum", "source_routed", "martian_source", "martian_destination", "land", "bad_l4_header",
