@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from krononat import bfd, checks_bfd
+from krononat import appliance6, bfd, checks_bfd
 from krononat.checks import blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Cluster, room_for, shunt_side
@@ -93,11 +93,11 @@ class ScopedRule(NamedTuple):
 def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
     """How many rows of each the configuration needs."""
     sessions = config.memory.sessions
-    filtered = any(pool.filtering != "endpoint-independent" for pool in config.pool)
+    filtered = any(pool.filtering != "endpoint-independent" for pool in config.pool) or appliance6.has_permissions(config)
     halves = (2 if filtered else 1) * sessions + len(list(config.mappings()))
     entries = (_ENTRIES + (_PERMISSIONS if filtered else 0)) * sessions
     return Sizes(
-        extents=1 + -(-sessions // EXTENT_LINES) + -(-halves // (2 * EXTENT_LINES)) + _begun(config, filtered, cluster),
+        extents=1 + -(-_lines(config) // EXTENT_LINES) + -(-halves // (2 * EXTENT_LINES)) + _begun(config, filtered, cluster),
         buckets=_power_of_two(int(entries / (_LOAD * _SLOTS)) + 1),
         externals=sum(map(externals_in, config.pool)),
         accounts=1 + sum(map(subscribers_in, config.subscribers)) + sum(map(_devices_in, _devices(config))),
@@ -105,19 +105,29 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         devices=max(len(list(_devices(config))), 1),
         limits=len(_limits_rows(config)),
         pools=len(config.pool),
-        rules=max(len(list(rules(config))), 1),
+        rules=max(len(list(_rules4(config))), 1),
         statics=max(len(list(config.mappings())), 1),
         ports=len(list(config.interfaces.named())),
         shards=config.shards,
         peers=room_for(config, cluster.map) if cluster else 1,
         neighbours=_neighbours(config),
         bfd=max(len(checks_bfd.sessions(config)), 1),
+        prefixes6=max(sum(group.prefix6 is not None for group in config.subscribers), 1),
+        rules6=max(len(list(appliance6.rules6(config, list(rules(config))))), 1),
+        pinholes=max(len(config.pinhole), 1),
     )
+
+
+def _lines(config: Config) -> int:
+    """Lines of all sessions; those of IPv6 take two, but need no mapping, whose half-lines are as many for two of them."""
+    six = any(group.prefix6 is not None for group in config.subscribers)
+    return config.memory.sessions * (2 if six else 1)
 
 
 def _begun(config: Config, filtered: bool, cluster: Cluster | None) -> int:
     """Extents that are begun and not full: of each class that a shard can have, but one of sessions and one of mappings."""
-    classes = 2 * (2 if cluster else 1) + filtered
+    six = any(group.prefix6 is not None for group in config.subscribers)
+    classes = (3 if six else 2) * (2 if cluster else 1) + filtered
     return config.shards * classes - 2
 
 
@@ -160,6 +170,7 @@ def fill(
     _fill_pools(state, config.pool)
     _fill_accounts(state, config)
     _fill_rules(state, config)
+    appliance6.fill(state, config, list(appliance6.rules6(config, list(rules(config)))))
     _fill_statics(state, config)
     _fill_shards(state, config)
     if cluster:
@@ -167,6 +178,8 @@ def fill(
     for number, ((side, port), link) in enumerate(zip(config.interfaces.named(), links, strict=True)):
         _fill_port(state, number, SIDES[side], port, link)
         _fill_gateways(state, number, port)
+        appliance6.fill_port(state, number, port)
+        appliance6.fill_gateways(state, number, port)
     bfd.fill(state, config, random)
 
 
@@ -196,7 +209,7 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row["hairpin"] = config.nat.hairpin
     row["inbound_refresh"] = config.nat.inbound_refresh
     row["log"] = LOG_LEVELS.index(config.log.events)
-    row["rules"] = len(list(rules(config)))
+    row["rules"] = len(list(_rules4(config)))
     row["rules_version"] = 1
     row["prefixes"] = len(config.subscribers)
     row["devices"] = len(list(_devices(config)))
@@ -215,6 +228,9 @@ def _fill_shards(state: State, config: Config) -> None:
     for number in range(config.shards):
         shard = state.shards[number]
         shard["id"], shard["epoch"], shard["side"], shard["role"], shard["creates"] = number, 1, 0, ACTIVE, 1
+    for pool in config.pool:
+        if pool.icmp_address:
+            state.shards[pool.shard]["icmp_address"] = int(pool.icmp_address)
 
 
 def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
@@ -247,7 +263,7 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         row["blocks_each"] = pool.max_blocks_per_subscriber
         row["filtering"] = FILTERINGS[pool.filtering]
         row["shard"] = pool.shard
-        addresses = [int(address) for prefix in sorted(pool.prefixes) for address in prefix]
+        addresses = [int(host) for prefix in sorted(pool.prefixes) for host in prefix if host != pool.icmp_address]
         state.externals["address"][first : first + count] = addresses
         state.externals["pool"][first : first + count] = number
         state.externals["blocks_free"][first : first + count] = blocks_in(pool)
@@ -335,13 +351,19 @@ def rules(config: Config) -> Iterator[ScopedRule]:
     yield from (ScopedRule(rule, None) for rule in config.rule)
 
 
+def _rules4(config: Config) -> Iterator[tuple[int, ScopedRule]]:
+    """(place among all rules, rule) of those that IPv4 packets meet: they name no IPv6 address."""
+    for number, told in enumerate(rules(config)):
+        if all(prefix is None or prefix.version == 4 for prefix in (told.rule.internal, told.rule.remote)):
+            yield number, told
+
+
 _ANYWHERE = IPv4Network("0.0.0.0/0")
 
 
 def _fill_rules(state: State, config: Config) -> None:
-    for number, (rule, scope) in enumerate(rules(config)):
+    for row, (number, (rule, scope)) in zip(state.rules, _rules4(config), strict=False):
         internal, remote = rule.internal or scope or _ANYWHERE, rule.remote or _ANYWHERE
-        row = state.rules[number]
         row["number"] = number
         row["internal_network"], row["internal_mask"] = int(internal.network_address), int(internal.netmask)
         row["remote_network"], row["remote_mask"] = int(remote.network_address), int(remote.netmask)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
-from krononat import checks_bfd, checks_bgp
+from krononat import checks6, checks_bfd, checks_bgp
 from krononat.locate import ANY, Complaint, Path, nearest
 from krononat.models import SIDES, Config, Leg, Limits, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.values import EVERY_PORT
@@ -32,7 +32,7 @@ def refusals(config: Config) -> list[Complaint]:
     looks = (
         _interfaces, _addresses, _loopback, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps,
         _strangers_in_pools, _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _shards,
-        _control, checks_bgp.refusals, checks_bfd.refusals,
+        _control, _icmp_addresses, *checks6.REFUSALS, checks_bgp.refusals, checks_bfd.refusals,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -257,14 +257,32 @@ def _pool_shapes(config: Config) -> Complaints:
         yield Complaint(("pool",), f"{externals:,} external addresses; one core holds {EXTERNALS_AT_MOST:,}")
 
 
+def _icmp_addresses(config: Config) -> Complaints:
+    """Each shard has one at most; it lies in a pool's prefixes, so that it is announced, and leaves something to hand out."""
+    speakers: dict[int, int] = {}
+    for number, pool in enumerate(config.pool):
+        path, told = ("pool", number, "icmp-address"), pool.icmp_address
+        if told is None:
+            continue
+        if not any(told in prefix for prefix in pool.prefixes):
+            yield Complaint(path, f"{told} is in none of this pool's prefixes", needs=(("pool", number, "prefixes", ANY),))
+        elif not externals_in(pool):
+            yield Complaint(path, f"{told} is all that this pool has; add a prefix, or leave it out")
+        if speakers.setdefault(pool.shard, number) != number:
+            first = speakers[pool.shard]
+            yield Complaint(
+                path, f"shard {pool.shard} has {config.pool[first].icmp_address} of pool[{first}] already; name one"
+            )
+
+
 def blocks_in(pool: Pool) -> int:
     """Whole blocks that each address of the pool has."""
     return max((pool.ports.high + 1) // pool.block_size - -(-pool.ports.low // pool.block_size), 0)
 
 
 def externals_in(pool: Pool) -> int:
-    """External addresses of the pool."""
-    return sum(prefix.num_addresses for prefix in pool.prefixes)
+    """External addresses of the pool that are handed out."""
+    return sum(prefix.num_addresses for prefix in pool.prefixes) - (pool.icmp_address is not None)
 
 
 def _pool_names(config: Config) -> Complaints:
@@ -320,7 +338,7 @@ def _rules(config: Config) -> Complaints:
             if rule.protocol in ("any", "icmp") and ports != EVERY_PORT:
                 told = f'needs `protocol = "tcp"` or "udp"; this rule is for {rule.protocol}'
                 yield Complaint((*path, key), told, needs=((*path, "protocol"),))
-        if scope and rule.internal and not rule.internal.subnet_of(scope):
+        if scope and isinstance(rule.internal, IPv4Network) and not rule.internal.subnet_of(scope):
             told = f"{rule.internal} is not inside {scope}, whose rule this is"
             yield Complaint((*path, "internal"), told, needs=((*path[:-2], "prefix"),))
     if count >= RULES_AT_MOST:
@@ -353,6 +371,8 @@ def _outside_of(config: Config, path: Path, outside: IPv4Address, number: int | 
     wanted = None if number is None else config.subscribers[number].pool
     if pool is None:
         yield Complaint(path, f"{outside} is in no pool", needs=(("pool", ANY, "prefixes", ANY),))
+    elif outside == pool.icmp_address:
+        yield Complaint(path, f"{outside} is kept for ICMP errors: the icmp-address of pool {pool.name!r}")
     elif wanted != pool.name and wanted in [pool.name for pool in config.pool]:
         told = f"{outside} is in pool {pool.name!r}, but this subscriber's is {wanted!r}"
         yield Complaint(path, told, needs=(("pool", ANY, "name"), ("subscribers", ANY, "pool")))
@@ -503,5 +523,9 @@ def _idle_pools(config: Config) -> Complaints:
 def _idle_rules(config: Config) -> Complaints:
     for path, rule, scope in _every_rule(config):
         internal = rule.internal
-        if scope is None and internal and not any(internal.overlaps(group.prefix) for group in config.subscribers):
+        if (
+            scope is None
+            and isinstance(internal, IPv4Network)
+            and not any(internal.overlaps(group.prefix) for group in config.subscribers)
+        ):
             yield Complaint((*path, "internal"), f"{internal} holds no subscriber; this rule never matches")

@@ -19,7 +19,7 @@ from pyroute2 import IPRoute, NetlinkError
 from pyroute2.ethtool import Ethtool
 from pyroute2.ethtool.ioctl import NotSupportedError
 
-from krononat import memory
+from krononat import appliance6, memory
 from krononat.appliance import SIDES, Link, gateways
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.models import MTU_AT_MOST, Config, Leg, Stick
@@ -46,6 +46,9 @@ _GC_DEFAULT = 1024
 
 _MAIN, _LOCAL = 254, 255  # routing tables, rtnetlink(7)
 _HOST_SCOPE = 254
+_IPV4, _IPV6 = 2, 10  # families
+_DEFAULT6 = "::/0"
+_NO_DETECTION = 2  # IFA_F_NODAD: the address is ours at once, as IPv4's is
 _METRIC = 4242  # of our routes, and so on by interface for the same destination: any other one wins
 _OURS = range(_METRIC, _METRIC + 8)
 _LOOPBACK = "lo"
@@ -106,8 +109,12 @@ def observe(config: Config) -> Host:
                 raise Trouble(f"there is no interface {port.name!r}", why, told, BAD_CONFIG)
             for name in {port.name, home(port)} & links.keys():
                 found[name] = _facts(ip, ethtool, name, links[name])
-        found_routes = [route for route in ip.get_routes(table=_MAIN, family=2) if route.get("priority") not in _OURS]
-        routes = frozenset(map(_destination, found_routes))
+        routes = frozenset(
+            _destination(route)
+            for family in (_IPV4, _IPV6)
+            for route in ip.get_routes(table=_MAIN, family=family)
+            if route.get("priority") not in _OURS
+        )
         loopback = frozenset(_addresses(ip, links[_LOOPBACK]["index"])) if _LOOPBACK in links else frozenset()
     return Host(found, routes, {path: told for path in _GC_THRESHOLDS if (told := _sysctl(path))}, loopback)
 
@@ -158,7 +165,8 @@ def _sysctl(path: str) -> str:
 
 
 def _destination(route: Any) -> str:
-    return f"{route.get('dst')}/{route['dst_len']}" if route["dst_len"] else "default"
+    nothing = "default" if route["family"] == _IPV4 else _DEFAULT6
+    return f"{route.get('dst')}/{route['dst_len']}" if route["dst_len"] else nothing
 
 
 def links(config: Config, host: Host) -> list[Link]:
@@ -229,8 +237,9 @@ def _address(config: Config, host: Host, side: str, port: Leg | Stick) -> Iterat
         before = facts.sysctls.get(path, "") if facts else ""
         if before != value and (facts is None or path in facts.sysctls):
             yield Step("sysctl", name, path, value, before)
-    if facts is None or str(port.address) not in facts.addresses:
-        yield Step("address", name, "", str(port.address))
+    for address in (port.address, port.address6):
+        if address is not None and (facts is None or str(address) not in facts.addresses):
+            yield Step("address", name, "", str(address))
     if facts is None or not facts.up:
         yield Step("link", name, "", "up", "down")
 
@@ -246,6 +255,11 @@ def _routes(config: Config, host: Host, side: str, port: Leg | Stick) -> Iterato
         for destination in wanted:
             if destination not in host.routes:
                 yield Step("route", home(port), destination, f"{gateway} metric {_METRIC + rank}" if rank else str(gateway))
+    for towards, gateway6 in appliance6.gateways6(port, SIDES[side]):
+        inside = [str(group.prefix6) for group in config.subscribers if group.prefix6]
+        for destination in inside if towards == INTERNAL else [_DEFAULT6]:
+            if destination not in host.routes:
+                yield Step("route", home(port), destination, f"{gateway6} metric {_METRIC + rank}" if rank else str(gateway6))
 
 
 def _other_loopbacks(config: Config) -> list[str]:
@@ -326,7 +340,8 @@ def _apply_by_netlink(ip: Any, step: Step, value: str, *, undo: bool) -> None:
         ip.link("set", index=index, state=value)
     elif step.kind == "address":
         address, _, length = step.value.partition("/")
-        ip.addr("del" if undo else "add", index=index, address=address, prefixlen=int(length))
+        more = {"flags": _NO_DETECTION} if ":" in address and not undo else {}
+        ip.addr("del" if undo else "add", index=index, address=address, prefixlen=int(length), **more)
     elif step.kind == "route":
         gateway, _, metric = step.value.partition(" metric ")
         ip.route("del" if undo else "replace", dst=step.key, gateway=gateway, oif=index, priority=int(metric or _METRIC))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import selectors
+import struct
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
 from krononat import memif
@@ -41,6 +42,7 @@ class Place(NamedTuple):
     own: Sequence[IPv4Address]
     broadcast: Sequence[IPv4Address]
     bfd: bool = False
+    own6: Sequence[IPv6Address] = ()
 
 
 class Line:
@@ -62,12 +64,16 @@ class Line:
     def told(self) -> Told:
         """What a worker is told at its start."""
         own, broadcast = ([*map(int, some), -1, -1][:2] for some in (self.place.own, self.place.broadcast))
+        here = self.place
+        six = [quarter for address in here.own6 for quarter in struct.unpack("!4I", address.packed)]
+        own6 = [*six, *[-1] * 8][:8]
         return Told(
-            port=self.place.port,
-            tap=self.place.tap,
+            port=here.port,
+            tap=here.tap,
             own=own,
             broadcast=broadcast,
-            bfd=self.place.bfd,
+            own6=own6,
+            bfd=here.bfd,
             connection=self.connection,
         )
 

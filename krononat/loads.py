@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards.state import EXTENT_LINES, NAT_SESSION, SESSION_0, SESSION_1, Array, State
+from replication.tables import SESSIONS
+from shards.state import EXTENT_LINES, FIREWALL_SESSION6, NAT_SESSION, Array, State
 
 IDLE = 0.1  # of the mean: what a shard without any packet or session counts, so that those are shared out, too
 
@@ -29,9 +30,10 @@ def look(state: State) -> dict[int, Extent]:
     """Every extent of sessions."""
     found = {}
     for number, told in enumerate(state.extents):
-        if number and told["kind"] and told["klass"] in (SESSION_0, SESSION_1):
+        if number and told["kind"] and told["klass"] in SESSIONS:
             rows = state.sessions[number * EXTENT_LINES : (number + 1) * EXTENT_LINES]
-            packets = np.where(rows["kind"] == NAT_SESSION, rows["packets"], np.uint32(0))
+            living = (rows["kind"] == NAT_SESSION) | (rows["kind"] == FIREWALL_SESSION6)  # second lines of IPv6 have no kind
+            packets = np.where(living, rows["packets"], np.uint32(0))
             found[number] = Extent(int(told["shard"]), rows["generation"].copy(), packets)
     return found
 

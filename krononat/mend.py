@@ -8,7 +8,7 @@ if that was wrong.
 from __future__ import annotations
 
 import copy
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
@@ -26,6 +26,7 @@ STAND_INS = {
     IPv4Address: NOWHERE,
     IPv4Network: IPv4Network(NOWHERE),
     IPv4Interface: IPv4Interface(NOWHERE),
+    IPv6Network: IPv6Network("::/128"),
     Endpoint: Endpoint(NOWHERE, 0),
     str: "stand-in",
 }

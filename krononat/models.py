@@ -20,10 +20,10 @@ from krononat.values import (
     InterfaceAddress,
     PortRange,
     Ports,
-    Prefix,
     RoutePrefix,
     one_of,
 )
+from krononat.values6 import Address6, AnyPrefix, HostPrefix6, InterfaceAddress6, Prefix6
 
 LONGEST_TIMER_S = 8000  # shorter than a neighbour is remembered (shards.neighbours) and than a turn of the timer wheel
 SIDES = ("internal", "external", "both")
@@ -78,6 +78,9 @@ class Port(Model):
         "is made for the core's own traffic.",
     )
     address: InterfaceAddress = Field(description="The core's own address, and with its length what is on-link.")
+    address6: InterfaceAddress6 | None = Field(
+        default=None, description="The core's own IPv6 address, and with its length what is on-link."
+    )
     mtu: int | None = Field(default=None, ge=576, le=MTU_AT_MOST, description="MTU to set; default: what the interface has.")
     vlan: int = Field(default=0, ge=0, le=4094, description="802.1Q tag of the frames; 0: untagged.")
     checksums: Checksums = Field(
@@ -93,6 +96,7 @@ class Leg(Port):
     gateway: Address | None = Field(
         default=None, description="Next hop to what is not on-link; of several interfaces, each has its own."
     )
+    gateway6: Address6 | None = Field(default=None, description="The same for IPv6; it may be link-local.")
 
 
 class Stick(Port):
@@ -100,6 +104,8 @@ class Stick(Port):
 
     internal_gateway: Address | None = Field(default=None, description="Next hop to subscribers that are not on-link.")
     external_gateway: Address | None = Field(default=None, description="Next hop to the Internet.")
+    internal_gateway6: Address6 | None = Field(default=None, description="Next hop to IPv6 subscribers that are not on-link.")
+    external_gateway6: Address6 | None = Field(default=None, description="Next hop to the IPv6 Internet.")
 
 
 class Loopback(Model):
@@ -225,15 +231,30 @@ Action = Annotated[
 
 
 class Rule(Model):
-    """One firewall rule, looked at when a session would begin; of an ordered list the first match decides."""
+    """One firewall rule, looked at when a session would begin; of an ordered list the first match decides.
+
+    One that names no address is for IPv4 and IPv6.
+    """
 
     direction: Literal["outbound", "inbound", "both"] = Field(default="outbound", description="Which packets it looks at.")
     protocol: RuleProtocol = Field(default="any", description="Protocol it matches.")
-    internal: Prefix | None = Field(default=None, description="Internal addresses it matches; default: all in its scope.")
+    internal: AnyPrefix | None = Field(default=None, description="Internal addresses it matches; default: all in its scope.")
     internal_ports: Ports = Field(default=EVERY_PORT, description="Internal ports it matches (TCP and UDP).")
-    remote: Prefix | None = Field(default=None, description="Remote addresses it matches; default: all.")
+    remote: AnyPrefix | None = Field(default=None, description="Remote addresses it matches; default: all.")
     remote_ports: Ports = Field(default=EVERY_PORT, description="Remote ports it matches (TCP and UDP).")
     action: Action = Field(description="What happens: accept, drop silently, or reject with an ICMP error.")
+
+
+class Pinhole(Model):
+    """IPv6 that may come in unasked (RFC 6092 REC-48): a service of a subscriber."""
+
+    protocol: Annotated[Literal["any", "tcp", "udp", "icmp", "esp"], one_of(("any", "tcp", "udp", "icmp", "esp"))] = Field(
+        default="any", description="Protocol it is for."
+    )
+    internal: Prefix6 = Field(description="The addresses that may be reached, in a subscriber's `prefix6`.")
+    internal_ports: Ports = Field(default=EVERY_PORT, description="Their ports (TCP and UDP).")
+    remote: Prefix6 | None = Field(default=None, description="From where; default: everywhere.")
+    remote_ports: Ports = Field(default=EVERY_PORT, description="From which ports (TCP and UDP).")
 
 
 class Mapping(Model):
@@ -263,6 +284,21 @@ class Subscriber(Model):
     rules: list[Rule] = Field(default=[], description="Rules of this subscriber, before the global ones.")
     mappings: list[Mapping] = Field(default=[], description="Static mappings of this subscriber.")
     device: list[Device] = Field(default=[], description="Devices behind this subscriber.")
+    transparent: bool = Field(default=False, description="Nothing is filtered towards its IPv6 addresses (RFC 6092 REC-49).")
+
+
+Filtering = Annotated[
+    Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"],
+    one_of(("endpoint-independent", "address-dependent", "address-and-port-dependent")),
+]
+
+
+class Filtering6(Model):
+    """Who may write to an internal IPv6 endpoint that has a session, beside the remote of that (RFC 6092 REC-11, 17, 33)."""
+
+    tcp: Filtering = Field(default="address-dependent", description="For TCP.")
+    udp: Filtering = Field(default="address-dependent", description="For UDP and UDP-Lite.")
+    other: Filtering = Field(default="address-dependent", description="For everything else.")
 
 
 def _one_pool(value: Any) -> Any:
@@ -279,6 +315,13 @@ class Subscribers(Model):
     pool: Annotated[str, BeforeValidator(_one_pool)] = Field(description="Name of the pool they are translated to.")
     limits: Limits = Field(default=Limits(), description="Limits of each of these subscribers.")
     subscriber: list[Subscriber] = Field(default=[], description="Those with something of their own.")
+    prefix6: HostPrefix6 | None = Field(
+        default=None,
+        description="Their IPv6 prefix: its n-th subscriber is the n-th of `prefix`. Not translated, but filtered.",
+    )
+    each6: int = Field(default=56, ge=1, le=64, description="Prefix length of one subscriber's IPv6.")
+    filtering6: Filtering6 = Field(default=Filtering6(), description="Who may answer by IPv6.")
+    transparent: bool = Field(default=False, description="Nothing is filtered towards their IPv6 addresses (RFC 6092 REC-49).")
 
 
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
@@ -292,6 +335,11 @@ class Pool(Model):
         default=0, ge=0, lt=1 << 16, description="The shard that it and its subscribers belong to: what moves between cores."
     )
     prefixes: list[HostPrefix] = Field(min_length=1, description="External prefixes; every address of them is used.")
+    icmp_address: Address | None = Field(
+        default=None,
+        description="One of their addresses, kept out of the pool: ICMP errors of routers inside, and our own towards the "
+        "Internet, come from it (RFC 5508 REQ-5). Default: they come from the subscriber's, our own from the core's.",
+    )
     ports: Ports = Field(default=PortRange(1024, 65535), description="Ports handed out, in whole blocks; not below 1024.")
     block_size: int = Field(default=512, ge=64, le=32768, description="Ports of a block; a power of two from 64 on.")
     max_blocks_per_subscriber: int = Field(default=8, ge=1, le=8, description="Blocks one subscriber may have at once.")
@@ -313,6 +361,12 @@ class Nat(Model):
     inbound_refresh: bool = Field(
         default=False, description="Inbound packets, too, keep UDP and ICMP sessions alive (RFC 4787 REQ-6)."
     )
+
+
+class Firewall6(Model):
+    """The IPv6 firewall, where `prefix6` gives subscribers IPv6."""
+
+    echo: bool = Field(default=True, description="Everyone may ping subscribers (RFC 4890 4.3.1).")
 
 
 class Timeouts(Model):
@@ -507,6 +561,8 @@ class Config(Model):
     subscribers: list[Subscribers] = Field(min_length=1, description="Internal prefixes.")
     pool: list[Pool] = Field(min_length=1, description="External addresses.")
     nat: Nat = Field(default=Nat(), description="Behaviour of the translation.")
+    firewall6: Firewall6 = Field(default=Firewall6(), description="Behaviour of the IPv6 firewall.")
+    pinhole: list[Pinhole] = Field(default=[], description="IPv6 that may come in unasked.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Lifetimes of sessions.")
     icmp: Icmp = Field(default=Icmp(), description="ICMP errors of our own.")
     log: Log = Field(default=Log(), description="The log of NAT events.")

@@ -1,9 +1,10 @@
 """Next hops by the kernel's neighbour table: what the worker wants is resolved there, kept fresh, and written back.
 
-The kernel does ARP (RFC 826) and decides who is reachable (its states: linux/neighbour.h); this service asks it by rtnetlink(7)
-and follows its news. Packets pass the kernel by, so nothing there would notice that a neighbour is in use: it is told so from
-time to time (NTF_USE). Messages are made and read by pyroute2; the socket is our own, in the supervisor's selector, because
-pyroute2's sockets bring an event loop. Reading a message takes some 30 µs, so a call takes in no more than a portion.
+The kernel does ARP (RFC 826) and neighbour discovery (RFC 4861) and decides who is reachable (its states: linux/neighbour.h);
+this service asks it by rtnetlink(7) and follows its news. Packets pass the kernel by, so nothing there would notice that a
+neighbour is in use: it is told so from time to time (NTF_USE). Messages are made and read by pyroute2; the socket is our own,
+in the supervisor's selector, because pyroute2's sockets bring an event loop. Reading a message takes some 30 µs, so a call
+takes in no more than a portion.
 
 A row's own word holds MAC, state and port: written at once, so a worker never sees half a MAC. What packets go by is written by
 the worker (see shards.legs), as soon as it sees another `neighbours_version`.
@@ -15,6 +16,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Container, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,8 +48,10 @@ GIVE_UP = 8000  # ticks without the kernel's verdict after which a wanted one co
 AT_ONCE = 200  # questions in one go; a large access network is walked in several
 PORTION = 256  # messages after which `listen` leaves the rest to its next call
 
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _NEVER = -(1 << 40)
 _OWN = NEIGHBOUR_OWN // 8  # which word of a row is ours
+Address = IPv4Address | IPv6Address
 _CODEC = MarshalRtnl()
 
 
@@ -55,38 +59,45 @@ class News(NamedTuple):
     """What the kernel says of a neighbour."""
 
     interface: int
-    address: int
+    address: Address
     mac: bytes  # empty: none
     state: int
 
 
 def read(messages: bytes, interfaces: Container[int]) -> Iterator[News]:
-    """IPv4 neighbours on `interfaces` in a datagram of netlink messages; a deleted one comes as NUD_NONE without a MAC.
+    """Neighbours on `interfaces` in a datagram of netlink messages; a deleted one comes as NUD_NONE without a MAC.
 
     Other interfaces need not be Ethernet: what they call an address is not even decoded.
     """
     for message in _CODEC.parse(messages):
         kind = message["header"]["type"]
-        if kind in (RTM_NEWNEIGH, RTM_DELNEIGH) and message["family"] == socket.AF_INET and message["ifindex"] in interfaces:
-            address = int.from_bytes(socket.inet_aton(message.get_attr("NDA_DST")), "big")
+        told = kind in (RTM_NEWNEIGH, RTM_DELNEIGH) and message["family"] in _FAMILIES.values()
+        if told and message["ifindex"] in interfaces:
+            address = ip_address(message.get_attr("NDA_DST"))
             mac = bytes.fromhex((message.get_attr("NDA_LLADDR") or "").replace(":", ""))
             news = News(message["ifindex"], address, mac, message["state"])
             yield news if kind == RTM_NEWNEIGH else news._replace(mac=b"", state=NUD_NONE)
+
+
+def address_of(row: Any) -> Address:
+    """Address of a row of `state.neighbours`."""
+    if not row["six"]:
+        return IPv4Address(int(row["address"]))
+    return IPv6Address(int(row["high"]) << 64 | int(row["middle"]) << 32 | int(row["address"]))
 
 
 def _is_valid(news: News) -> bool:
     return bool(news.state & _VALID) and len(news.mac) == 6
 
 
-def question(interface: int, address: int) -> bytes:
+def question(interface: int, address: Address) -> bytes:
     """Message that has the kernel resolve, or confirm, a neighbour as if it had a packet for it."""
-    attributes = [("NDA_DST", socket.inet_ntoa(address.to_bytes(4, "big")))]
-    told = {"ifindex": interface, "flags": NTF_USE, "attrs": attributes}
-    return _message(RTM_NEWNEIGH, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE, told)
+    told = {"ifindex": interface, "flags": NTF_USE, "attrs": [("NDA_DST", str(address))]}
+    return _message(RTM_NEWNEIGH, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE, _FAMILIES[address.version], told)
 
 
-def _message(kind: int, flags: int, told: dict[str, Any]) -> bytes:
-    message = ndmsg().load({"header": {"type": kind, "flags": flags}, "family": socket.AF_INET, **told})
+def _message(kind: int, flags: int, family: int, told: dict[str, Any]) -> bytes:
+    message = ndmsg().load({"header": {"type": kind, "flags": flags}, "family": family, **told})
     message.encode()
     return bytes(message.data)
 
@@ -100,7 +111,7 @@ class Neighbours:
     def __init__(self, state: State, interfaces: Sequence[int]) -> None:
         self._state = state
         self._interfaces = list(interfaces)
-        self._known: dict[tuple[int, int], News] = {}
+        self._known: dict[tuple[int, Address], News] = {}
         self._asked = np.full(len(state.neighbours), _NEVER, np.int64)  # tick of the last question
         self._wanted: dict[int, int] = {}  # row -> tick since its first question
         self._words = state.neighbours.view(np.uint64).reshape(len(state.neighbours), -1)
@@ -120,7 +131,7 @@ class Neighbours:
 
     def _dump(self) -> None:
         """Ask for everything the kernel knows; the answer comes as news."""
-        self._send(_message(RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, {}))
+        self._send(_message(RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, socket.AF_UNSPEC, {}))
 
     def _send(self, message: bytes) -> None:
         # What the kernel cannot take now is asked again later; what it refuses (a link that is down) comes as a message.
@@ -177,9 +188,9 @@ class Neighbours:
         due = np.flatnonzero(since >= _PAUSES[np.minimum(states, FAILED)])
         return due[np.lexsort((self._asked[due], states[due]))]
 
-    def _key(self, row: int) -> tuple[int, int]:
+    def _key(self, row: int) -> tuple[int, Address]:
         told = self._state.neighbours[row]
-        return self._interfaces[int(told["own_port"])], int(told["address"])
+        return self._interfaces[int(told["own_port"])], address_of(told)
 
     def _take(self, news: News, now: int) -> bool:
         if news.state == NUD_NONE:
@@ -203,10 +214,10 @@ class Neighbours:
         self._asked[row] = _NEVER
         return self._write(row, b"", WANTED)
 
-    def _row(self, interface: int, address: int) -> int:
+    def _row(self, interface: int, address: Address) -> int:
         rows = self._state.neighbours
-        for row in np.flatnonzero((rows["address"] == address) & (rows["own_state"] != 0)).tolist():
-            if self._interfaces[int(rows[row]["own_port"])] == interface:
+        for row in np.flatnonzero((rows["address"] == int(address) & 0xFFFFFFFF) & (rows["own_state"] != 0)).tolist():
+            if self._key(row) == (interface, address):
                 return int(row)
         return 0
 
@@ -245,7 +256,7 @@ class Neighbours:
         return [
             {
                 "row": row,
-                "address": socket.inet_ntoa(int(rows[row]["address"]).to_bytes(4, "big")),
+                "address": str(address_of(rows[row])),
                 "port": int(rows[row]["own_port"]),
                 "mac": ":".join(f"{byte:02x}" for byte in rows[row]["own_mac"]),
                 "state": names.get(int(rows[row]["own_state"]), "unknown"),

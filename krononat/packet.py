@@ -3,31 +3,37 @@
 udp 100.64.0.2:4000 > 198.51.100.9:53
 tcp syn,ack 198.51.100.9:443 > 203.0.113.1:40000 ttl 3
 icmp echo 100.64.0.2 > 198.51.100.9 id 7 length 1400
+udp [2001:db8::2]:4000 > [2600::9]:53
 """
 
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from krononat.client import Trouble
 from krononat.values import read_address
+from krononat.values6 import read_address6
+
+Address = IPv4Address | IPv6Address
 
 USAGE = 2
 FLAGS = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32}
+QUERIES6 = {8: 128, 0: 129}  # what those are in IPv6; it has no timestamps
+ICMP6 = 58
 QUERIES = {"echo": 8, "echo-reply": 0, "timestamp": 13, "timestamp-reply": 14}
 NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17}
 EXAMPLE = "write it like 'udp 100.64.0.2:4000 > 198.51.100.9:53' or 'tcp syn ...' or 'icmp echo 100.64.0.2 > 198.51.100.9'"
 
 
 class Packet(NamedTuple):
-    """One IPv4 packet; `length` is that of the IP packet in bytes, 0: as short as it can be."""
+    """One packet; `length` is that of the IP packet in bytes, 0: as short as it can be."""
 
     protocol: str
-    source: IPv4Address
+    source: Address
     source_port: int
-    destination: IPv4Address
+    destination: Address
     destination_port: int
     flags: int = 0  # TCP
     kind: int = 8  # ICMP type
@@ -41,7 +47,13 @@ class Packet(NamedTuple):
             return f"icmp {word} {self.source} > {self.destination} id {self.identifier}"
         words = ",".join(word for word, bit in FLAGS.items() if self.flags & bit)
         flags = f" {words}" if words else ""
-        return f"{self.protocol}{flags} {self.source}:{self.source_port} > {self.destination}:{self.destination_port}"
+        source, destination = endpoint(self.source, self.source_port), endpoint(self.destination, self.destination_port)
+        return f"{self.protocol}{flags} {source} > {destination}"
+
+
+def endpoint(address: Address, port: int) -> str:
+    """An address and a port as people write them."""
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 def read_packet(text: str) -> Packet:
@@ -57,19 +69,31 @@ def read_packet(text: str) -> Packet:
     protocol, *about, source = words
     with_ports = protocol != "icmp"
     packet = Packet(protocol, *_endpoint(source, with_ports), *_endpoint(rest[0], with_ports))
+    if packet.source.version != packet.destination.version:
+        raise Trouble(f"{text!r} is of two kinds", "source and destination are IPv4 or IPv6 both", EXAMPLE, USAGE)
     if protocol == "tcp":
         packet = packet._replace(flags=_flags(about))
     elif protocol == "icmp":
         packet = packet._replace(kind=_kind(about))
+        if packet.source.version == 6 and packet.kind not in QUERIES6:
+            raise Trouble("IPv6 has no ICMP timestamps", "there are echo and echo-reply", EXAMPLE, USAGE)
     elif about:
         raise Trouble(f"{' '.join(about)!r} means nothing for {protocol}", "only TCP has flags", EXAMPLE, USAGE)
     return _with_options(packet, rest[1:])
 
 
-def _endpoint(text: str, with_port: bool) -> tuple[IPv4Address, int]:
-    address, colon, port = text.partition(":")
+def _endpoint(text: str, with_port: bool) -> tuple[Address, int]:
+    told: Address
+    six = text.startswith("[") or text.count(":") > 1
+    if six and "]" in text:
+        address, _, rest = text.removeprefix("[").partition("]")
+        _, colon, port = rest.partition(":")
+    elif six:
+        address, colon, port = text, "", ""
+    else:
+        address, colon, port = text.partition(":")
     try:
-        told = read_address(address)
+        told = read_address6(address) if six else read_address(address)
     except ValueError as error:
         raise Trouble(f"{address!r} {error}", "", EXAMPLE, USAGE) from None
     if with_port != bool(colon):
@@ -118,13 +142,23 @@ def _with_options(packet: Packet, words: list[str]) -> Packet:
 def build(packet: Packet, destination_mac: bytes, vlan: int = 0) -> bytes:
     """The packet as an Ethernet frame, tagged if `vlan`, with right checksums; not to be fragmented."""
     head = 8 if packet.protocol != "tcp" else 20
-    payload = bytes(max(packet.length - 20 - head, 0))
+    below = 40 if packet.source.version == 6 else 20
+    payload = bytes(max(packet.length - below - head, 0))
     body = {"udp": _udp, "tcp": _tcp, "icmp": _icmp}[packet.protocol](packet, payload)
+    tag = struct.pack("!HH", 0x8100, vlan) if vlan else b""
+    ethernet = destination_mac + bytes((2, 0, 0, 0, 0, 254)) + tag
+    if packet.source.version == 6:
+        ip = struct.pack("!IHBB", 6 << 28, len(body), _number_of(packet), packet.ttl)
+        return ethernet + b"\x86\xdd" + ip + packet.source.packed + packet.destination.packed + body
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0x4000, packet.ttl, NUMBERS[packet.protocol], 0)
     ip += packet.source.packed + packet.destination.packed
     ip = ip[:10] + struct.pack("!H", _checksum(ip)) + ip[12:]
-    tag = struct.pack("!HH", 0x8100, vlan) if vlan else b""
-    return destination_mac + bytes((2, 0, 0, 0, 0, 254)) + tag + b"\x08\x00" + ip + body
+    return ethernet + b"\x08\x00" + ip + body
+
+
+def _number_of(packet: Packet) -> int:
+    """Its protocol on the wire."""
+    return ICMP6 if packet.protocol == "icmp" and packet.source.version == 6 else NUMBERS[packet.protocol]
 
 
 def _udp(packet: Packet, payload: bytes) -> bytes:
@@ -142,12 +176,17 @@ def _tcp(packet: Packet, payload: bytes) -> bytes:
 def _icmp(packet: Packet, payload: bytes) -> bytes:
     if packet.kind >= 13:  # timestamps (RFC 792): three of them
         payload = payload.ljust(12, b"\0")
-    head = struct.pack("!BBHHH", packet.kind, 0, 0, packet.identifier, 1)
-    return head[:2] + struct.pack("!H", _checksum(head + payload)) + head[4:] + payload
+    six = packet.source.version == 6
+    head = struct.pack("!BBHHH", QUERIES6[packet.kind] if six else packet.kind, 0, 0, packet.identifier, 1)
+    pseudo = _pseudo(packet, head + payload) if six else b""
+    return head[:2] + struct.pack("!H", _checksum(pseudo + head + payload)) + head[4:] + payload
 
 
 def _pseudo(packet: Packet, body: bytes) -> bytes:
-    return packet.source.packed + packet.destination.packed + struct.pack("!HH", NUMBERS[packet.protocol], len(body))
+    ends = packet.source.packed + packet.destination.packed
+    if packet.source.version == 6:
+        return ends + struct.pack("!II", len(body), _number_of(packet))
+    return ends + struct.pack("!HH", NUMBERS[packet.protocol], len(body))
 
 
 def _checksum(data: bytes) -> int:

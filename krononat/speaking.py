@@ -24,11 +24,12 @@ class Property(NamedTuple):
 
 
 def properties(config: Config) -> dict[int, Property]:
-    """Prefixes of each shard."""
+    """Prefixes of each shard; a subscriber's is that of his pool, IPv6 too."""
     found: dict[int, Property] = {}
     for pool in config.pool:
         before = found.get(pool.shard, Property((), ()))
-        found[pool.shard] = before._replace(external=before.external + tuple(map(str, pool.prefixes)))
+        six = (str(group.prefix6) for group in config.subscribers if group.prefix6 and group.pool == pool.name)
+        found[pool.shard] = Property(before.external + tuple(map(str, pool.prefixes)), before.internal6 + tuple(six))
     return dict(sorted(found.items()))
 
 

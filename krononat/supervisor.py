@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from krononat import appliance, cluster, interfaces, memory, speaking
@@ -261,10 +261,18 @@ class Supervisor:
         network = port.address.network
         return own, [network.broadcast_address, network.network_address] if network.prefixlen < 31 else []
 
+    def _own6(self, number: int) -> list[IPv6Address]:
+        """The same of IPv6."""
+        ports = list(self._config.interfaces.named())
+        side, port = ports[number]
+        reached = [other for there, other in ports if side == "internal" or there != "internal"]
+        seen = [port, *(other for other in reached if other is not port)]
+        return [each.address6.ip for each in seen if each.address6]
+
     def _steering(self, number: int, queues: int) -> Steering:
         own, broadcast = self._kept(number)
-        steering = Steering(map(str, own), map(str, broadcast), queues, self._speaks_bfd())
-        return self._undoing.enter_context(steering)
+        kept = [*map(str, own), *map(str, self._own6(number))]
+        return self._undoing.enter_context(Steering(kept, map(str, broadcast), queues, self._speaks_bfd()))
 
     def _speaks_bfd(self) -> bool:
         return bool((self._state.bfd["address"] != 0).any())
@@ -283,7 +291,10 @@ class Supervisor:
             entries.bit_length() - 1,
         )
         row = len(self._lines)
-        place = Place(number, port.name, port.memif.socket, wanted, self._taps[port.name], own, broadcast, self._speaks_bfd())
+        place = Place(
+            number, port.name, port.memif.socket, wanted, self._taps[port.name], own, broadcast, self._speaks_bfd(),
+            self._own6(number),
+        )  # fmt: skip
         line = Line(row, place, link_of(self._notes.links, row), self._selector, self._tell, _say)
         self._lines.append(line)
         self._undoing.callback(line.close)

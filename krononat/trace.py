@@ -9,19 +9,21 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 import numpy as np
 
-from krononat import view
-from krononat.packet import Packet, build
-from shards import cuckoo, hops, nat, parse, pipeline, recovery
+from krononat import view, view6
+from krononat.neighbours import address_of
+from krononat.packet import Packet, build, endpoint
+from shards import cuckoo, firewall6, hops, nat, parse, parse6, pipeline, recovery
 from shards.burst import Burst, new_burst
 from shards.state import (
     BOTH,
     EXTERNAL,
     FAILED,
+    FIREWALL_SESSION6,
     INTERNAL,
     OUTBOUND,
     PROTOCOLS,
@@ -91,6 +93,9 @@ def settle_in(state: State, now: int) -> None:
 def side_of(state: State, packet: Packet) -> int:
     """Side a packet would come from: internal for a subscriber's source."""
     port = state.ports[int(state.settings[0]["internal_port"])]
+    if isinstance(packet.source, IPv6Address):
+        high = np.uint64(int(packet.source) >> 64)
+        return INTERNAL if firewall6.prefix_of(state, int(port["internal_realm"]), high) >= 0 else EXTERNAL
     return INTERNAL if nat.is_internal(state, int(port["internal_realm"]), int(packet.source)) else EXTERNAL
 
 
@@ -102,11 +107,17 @@ def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: in
     number = int(state.settings[0]["internal_port" if side == INTERNAL else "external_port"])
     frame = build(packet, state.ports[number]["mac"].tobytes(), int(state.ports[number]["vlan"]))
     stages = [Stage("receive", f"{packet}, {len(frame)} bytes, ttl {packet.ttl}, at the {_side(state, number)} port")]
-    if kept := _kept(state, number, int(packet.destination)):
+    if isinstance(packet.destination, IPv6Address):
+        kept = _kept6(state, number, packet.destination)
+    else:
+        kept = _kept(state, number, int(packet.destination))
+    if kept:
         return Trace([*stages, Stage("steering", f"{kept}: given to the kernel")], VERDICTS[PUNTED], "")
     stages += _first_stages(state, frame, number)
     missed = stages[-1].told == MISS
-    hits = state.rules["hits"].copy()
+    six = packet.source.version == 6
+    rows = state.rules6 if six else state.rules
+    hits, holes = rows["hits"].copy(), state.pinholes["hits"].copy()
     assumed: list[str] = []
     for _ in range(TRIES):
         frames, burst = _receive(frame, number)
@@ -116,7 +127,9 @@ def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: in
         if burst.verdict[0] != HELD_BACK or not unknown:
             break
     if missed:
-        stages += _rule_stage(state, burst, hits, rules)
+        stages += _rule_stage(rows, burst, hits, rules)
+        if len(struck := np.flatnonzero(state.pinholes["hits"] != holes)):
+            stages.append(Stage("pinhole", f"pinhole {struck[0]} lets it in"))
     stages += [*_service_stages(state, burst, missed), *_shard_stage(state, burst), *_hop_stage(state, burst, assumed)]
     verdict = VERDICTS[int(burst.verdict[0])]
     sent = _sent(frames, burst)
@@ -154,16 +167,32 @@ def _kept(state: State, number: int, destination: int) -> str:
     return ""
 
 
+def _kept6(state: State, number: int, destination: IPv6Address) -> str:
+    """The same for IPv6."""
+    if destination.is_multicast or destination.is_link_local:
+        return "multicast or link-local"
+    reached = (state.ports["side"] != INTERNAL) | (state.ports[number]["side"] == INTERNAL)
+    seen = state.ports[reached & (state.ports["length6"] > 0)]
+    own = {int(port["address6_high"]) << 64 | int(port["address6_low"]) for port in seen}
+    return "the core's own address" if int(destination) in own else ""
+
+
 def _first_stages(state: State, frame: bytes, port: int) -> Iterator[Stage]:
     """The stages that change nothing, run on their own to be told."""
     frames, burst = _receive(frame, port)
     parse.parse(state, frames, burst, 0)
-    burst.verdict[0] = burst.verdict[0] or parse.refuse_addresses(burst, 0)
+    six = bool(burst.six[0])
+    refused = parse6.refuse_addresses(frames, int(burst.l3[0])) if six else parse.refuse_addresses(burst, 0)
+    burst.verdict[0] = burst.verdict[0] or refused
     if burst.verdict[0] != UNDECIDED:
         yield Stage("parse", f"refused: {VERDICTS[int(burst.verdict[0])].name}")
         return
-    yield Stage("parse", f"IPv4 and {PROTOCOLS[int(burst.protocol[0])]} headers are sound")
-    nat.choose_key(state, burst, 0)
+    names = view6.PROTOCOLS if six else PROTOCOLS
+    yield Stage("parse", f"IPv{6 if six else 4} and {names[int(burst.protocol[0])]} headers are sound")
+    if six:
+        firewall6.choose_key(state, frames, burst, 0)
+    else:
+        nat.choose_key(state, burst, 0)
     outbound = burst.direction[0] == OUTBOUND
     why = (
         "its source is a subscriber's" if int(state.ports[port]["side"]) == BOTH and outbound else f"{_side(state, port)} port"
@@ -180,17 +209,23 @@ def _endpoint(address: int, port: int) -> str:
 
 def _told_session(state: State, line: int) -> str:
     row = state.sessions[line]
+    if row["kind"] == FIREWALL_SESSION6:
+        flow = state.flows6[line + 1]
+        internal, remote = (
+            endpoint(IPv6Address(view6.address(flow, end)), int(flow[f"{end}_port"])) for end in ("internal", "remote")
+        )
+        return f"{line}, {internal} with {remote}, {view.SESSION_STATES[int(row['state'])]}"
     internal = _endpoint(int(row["internal_address"]), int(row["internal_port"]))
     external = _endpoint(int(row["external_address"]), int(row["external_port"]))
     remote = _endpoint(int(row["remote_address"]), int(row["remote_port"]))
     return f"{line}, {internal} = {external} with {remote}, {view.SESSION_STATES[int(row['state'])]}"
 
 
-def _rule_stage(state: State, burst: Burst, before: Array, rules: Sequence[str]) -> Iterator[Stage]:
+def _rule_stage(rows: Array, burst: Burst, before: Array, rules: Sequence[str]) -> Iterator[Stage]:
     """The rule that decided: the one whose hits grew."""
-    struck = np.flatnonzero(state.rules["hits"] != before)
+    struck = np.flatnonzero(rows["hits"] != before)
     if len(struck):
-        number = int(state.rules[int(struck[0])]["number"])
+        number = int(rows[int(struck[0])]["number"])
         told = rules[number] if number < len(rules) else ""
         yield Stage("rules", f"rule {number} decides: {told}".rstrip(": "))
     elif burst.session[0] or burst.mapping[0] or burst.turned[0]:
@@ -230,13 +265,13 @@ def _shard_stage(state: State, burst: Burst) -> Iterator[Stage]:
 
 def _hop_stage(state: State, burst: Burst, assumed: Sequence[str]) -> Iterator[Stage]:
     hop = int(burst.next_hop[0])
-    told_already = str(IPv4Address(int(state.neighbours[hop]["address"]))) if 0 < hop < len(state.neighbours) else ""
+    told_already = str(address_of(state.neighbours[hop])) if 0 < hop < len(state.neighbours) else ""
     for address in assumed:
         if address != told_already:
             yield Stage("way back", f"{address} has not answered yet; assumed to, else the packet waits and is dropped")
     if 0 < hop < len(state.neighbours):
         row = state.neighbours[hop]
-        address = str(IPv4Address(int(row["address"])))
+        address = str(address_of(row))
         mac = ":".join(f"{byte:02x}" for byte in row["mac"])
         told = "nobody answers for it" if row["state"] == FAILED else f"MAC {mac}"
         told = "its MAC is not known yet; assumed to answer" if address in assumed else told
@@ -252,7 +287,7 @@ def _answer_for_neighbours(state: State) -> list[str]:
         for own in ("", "own_"):
             state.neighbours[int(number)][f"{own}mac"] = (2, 0, 0, 0, 0, 255)
             state.neighbours[int(number)][f"{own}state"] = REACHABLE
-    return [str(IPv4Address(int(state.neighbours[int(number)]["address"]))) for number in asked]
+    return [str(address_of(state.neighbours[int(number)])) for number in asked]
 
 
 def _sent(frames: Array, burst: Burst) -> str:
@@ -262,17 +297,20 @@ def _sent(frames: Array, burst: Burst) -> str:
     at = int(burst.out_at[0])
     frame = frames[at : at + int(burst.out_length[0])].tobytes()
     ip = frame[18 if frame[12:14] == b"\x81\x00" else 14 :]
-    return f"{describe(ip)}, {len(frame)} bytes, ttl {ip[8]}"
+    return f"{describe(ip)}, {len(frame)} bytes, ttl {ip[7 if ip[0] >> 4 == 6 else 8]}"
 
 
 def describe(ip: bytes) -> str:
-    """An IPv4 packet as people write it."""
-    body = ip[4 * (ip[0] & 15) :]
-    protocol = PROTOCOLS[ip[9]]
-    source, destination = IPv4Address(ip[12:16]), IPv4Address(ip[16:20])
+    """A packet as people write it."""
+    if ip[0] >> 4 == 6:  # without extension headers: what is described is what `build` made, or an error of ours
+        body, protocol, ends = ip[40:], view6.PROTOCOLS[ip[6]].removesuffix("6"), (ip[8:24], ip[24:40])
+    else:
+        body, protocol, ends = ip[4 * (ip[0] & 15) :], PROTOCOLS[ip[9]], (ip[12:16], ip[16:20])
+    source, destination = map(ip_address, ends)
     first, second = int.from_bytes(body[0:2], "big"), int.from_bytes(body[2:4], "big")
     if protocol != "icmp":
         return str(Packet(protocol, source, first, destination, second, flags=body[13] if protocol == "tcp" else 0))
-    if body[0] in (3, 11, 12):
+    if body[0] in ((1, 2, 3, 4) if ip[0] >> 4 == 6 else (3, 11, 12)):
         return f"icmp error {body[0]}/{body[1]} {source} > {destination}"
-    return str(Packet(protocol, source, 0, destination, 0, kind=body[0], identifier=int.from_bytes(body[4:6], "big")))
+    kind = {128: 8, 129: 0}.get(body[0], body[0])
+    return str(Packet(protocol, source, 0, destination, 0, kind=kind, identifier=int.from_bytes(body[4:6], "big")))

@@ -28,7 +28,7 @@ PLANNED_KEYS: Mapping[str, str] = {
     "cores": "a configuration is of one core: run one for each, and name them in the map of a [cluster] (docs/replication.md)",
     "file": "the log of NAT events stays in memory in this release; `krononat events --follow -o jsonl` writes it out",
     "ipfix": "export of NAT events is not implemented in this release; `krononat events` reads them",
-    "ipv6": "IPv6 is not implemented in this release",
+    "ipv6": "IPv6 is a matter of `prefix6` of [[subscribers]] and `address6` of the interfaces",
     "mode": "port blocks are the only mode in this release; deterministic NAT and one-to-one NAT are not implemented",
     "nat64": "NAT64 is not implemented in this release",
     "pools": "each pool is a [[pool]], and subscribers name one of them as `pool`; several are not implemented in this release",
@@ -77,7 +77,7 @@ def _text(value: Any, example: str) -> str:
 
 def _refuse_ipv6(text: str) -> None:
     if text.count(":") > 1:
-        raise ValueError("IPv6 is not implemented in this release")
+        raise ValueError("is an IPv6 address; here one of IPv4 is wanted (`prefix6`, `address6`, `gateway6` are IPv6's)")
 
 
 def read_address(value: Any) -> IPv4Address:

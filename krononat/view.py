@@ -10,14 +10,16 @@ import mmap
 import os
 import time
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from krononat import view6
 from shards.state import (
     CHUNK_PORTS,
     EXTENT_LINES,
+    FIREWALL_SESSION6,
     NAT_MAPPING,
     NAT_SESSION,
     PROTOCOLS,
@@ -51,11 +53,11 @@ class Filter(NamedTuple):
     """Which sessions are wanted; None: whatever. `source` and `destination` are the outbound tuple's."""
 
     protocol: int | None = None
-    source: IPv4Network | None = None
-    destination: IPv4Network | None = None
+    source: IPv4Network | IPv6Network | None = None
+    destination: IPv4Network | IPv6Network | None = None
     source_port: int | None = None
     destination_port: int | None = None
-    external: IPv4Network | None = None
+    external: IPv4Network | IPv6Network | None = None
     external_port: int | None = None
     state: str | None = None
 
@@ -75,7 +77,9 @@ class Filter(NamedTuple):
             ("remote_address", self.destination),
             ("external_address", self.external),
         ):
-            if prefix is not None:
+            if isinstance(prefix, IPv6Network):
+                wanted &= False
+            elif prefix is not None:
                 wanted &= (rows[field] & np.uint32(int(prefix.netmask))) == int(prefix.network_address)
         if self.protocol is not None:
             wanted &= rows["internal_realm"] >> 24 == self.protocol
@@ -108,6 +112,11 @@ def sessions(state: State, wanted: Filter = Filter(), now: int | None = None) ->
         chosen = (rows["kind"] == NAT_SESSION) & (_ticks_left(rows["expiry"], moment) > 0) & wanted.choose(rows)
         for index in np.flatnonzero(chosen):
             yield _session(at + int(index), rows[index], moment)
+    for at, rows, flows in view6.slices(state):
+        moment = ticks() if now is None else now
+        chosen = (_ticks_left(rows["expiry"], moment) > 0) & view6.choose(wanted, rows, flows, SESSION_STATES)
+        for index in np.flatnonzero(chosen):
+            yield _session6(at + 2 * int(index), rows[index], flows[index], moment)
 
 
 def count_sessions(state: State, wanted: Filter = Filter(), now: int | None = None) -> int:  # noqa: B008
@@ -116,12 +125,19 @@ def count_sessions(state: State, wanted: Filter = Filter(), now: int | None = No
     for _, rows in _slices(state, NAT_SESSION):
         alive = (rows["kind"] == NAT_SESSION) & (_ticks_left(rows["expiry"], ticks() if now is None else now) > 0)
         total += int(np.count_nonzero(alive & wanted.choose(rows)))
+    for _, rows, flows in view6.slices(state):
+        alive = _ticks_left(rows["expiry"], ticks() if now is None else now) > 0
+        total += int(np.count_nonzero(alive & view6.choose(wanted, rows, flows, SESSION_STATES)))
     return total
 
 
 def session(state: State, line: int, now: int | None = None) -> Session | None:
     """The living session of a row, None where there is none."""
-    if not 0 < line < len(state.sessions) or state.extents[line // EXTENT_LINES]["kind"] != NAT_SESSION:
+    if not 0 < line < len(state.sessions):
+        return None
+    if state.extents[line // EXTENT_LINES]["kind"] == FIREWALL_SESSION6 and line % 2 == 0:
+        return _living6(state, line, ticks() if now is None else now)
+    if state.extents[line // EXTENT_LINES]["kind"] != NAT_SESSION:
         return None
     rows = state.sessions[line : line + 1].copy()
     moment = ticks() if now is None else now
@@ -163,6 +179,21 @@ def _session(line: int, row: Any, now: int) -> Session:
         int(row["packets"]),
         int(row["shard"]),
     )
+
+
+def _living6(state: State, line: int, now: int) -> Session | None:
+    rows, flows = view6.copied(state, line, line + 2)
+    alive = rows["kind"][0] == FIREWALL_SESSION6 and _ticks_left(rows["expiry"], now)[0] > 0
+    return _session6(line, rows[0], flows[0], now) if alive else None
+
+
+def _session6(line: int, row: Any, flow: Any, now: int) -> Session:
+    """Outside it has the addresses that it has inside."""
+    internal, port = view6.address(flow, "internal"), int(flow["internal_port"])
+    return _session(line, row, now)._replace(
+        protocol=view6.protocol(flow), internal=internal, internal_port=port, external=internal, external_port=port,
+        remote=view6.address(flow, "remote"), remote_port=int(flow["remote_port"]),
+    )  # fmt: skip
 
 
 class Pool(NamedTuple):
@@ -279,6 +310,6 @@ def totals(state: State) -> dict[str, int]:
         "index_slots": len(state.tags) * 8,
         "extents_used": int(np.count_nonzero(extents)),
         "extents": len(extents),
-        "held": int(state.core[0]["held"]),
+        "held": int(state.core[0]["held"]) + int(state.core[0]["parted"]),
         "breaths": int(state.core[0]["breaths"]),
     }

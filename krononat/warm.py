@@ -17,7 +17,7 @@ from shards.burst import Burst, new_burst
 from shards.frames import LOCAL, QUEUE, RING, Rings, owner
 from shards.memif_rings import LINE
 from shards.notes import LEDGER
-from shards.state import MAPPING_0, SESSION_0, Array, Sizes, State, new_state
+from shards.state import MAPPING_0, SESSION6_0, SESSION_0, Array, Sizes, State, new_state
 
 _SMALL = Sizes(
     extents=2, buckets=64, externals=1, accounts=2, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
@@ -92,7 +92,7 @@ def _replication() -> None:
     source.harvest([(0, False)], 0)
     source.quiet(0)
     source.ripen(0, 0)
-    for klass in (SESSION_0, MAPPING_0):
+    for klass in (SESSION_0, MAPPING_0, SESSION6_0):
         source.living(0, klass, 0, False, 0)
     slabs.local_row(state, 0, SESSION_0, 0)
     source.holds(0, 0, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from shards import gather
 from shards.gather import LAPPED
 from shards.jit import hot
-from shards.state import EXTENT_LINES, MAPPING_1, SESSION_0, Array, State
+from shards.state import EXTENT_LINES, MAPPING_0, MAPPING_1, SESSION6_0, SESSION6_1, SESSION_0, SESSION_1, Array, State
 
 # Columns of a row of `asked`, int64: what is asked, then what was found.
 SHARD, EVERYTHING, NEXT, ENDED, MAPPINGS, SESSIONS, MORE = range(7)
@@ -50,7 +50,7 @@ def harvest(
 @hot
 def is_dirty(state: State, shard: int) -> bool:
     """Whether a row of the shard may have changed; never false where one has."""
-    for klass in range(SESSION_0, MAPPING_1 + 1):
+    for klass in (SESSION_0, SESSION_1, MAPPING_0, MAPPING_1, SESSION6_0, SESSION6_1):
         for ordinal in range(state.slabs[shard, klass]["extents"]):
             first = state.extent_of[shard, klass, ordinal] * _SUMMARY_EACH
             for word in range(first, first + _SUMMARY_EACH):

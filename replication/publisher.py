@@ -18,8 +18,8 @@ import numpy as np
 from replication.frames import BODY_AT_MOST, KINDS, Frame
 from replication.protocol import Fields, Lag, Settings, age
 from replication.sender import Load, Sender
-from replication.tables import BITMAP_ROWS, ORDER, Part, Source
-from shards.state import SESSION_0, SESSION_1, Array
+from replication.tables import BITMAP_ROWS, ORDER, SESSIONS, Part, Source
+from shards.state import Array
 
 WAITING, ROWS, HOLDS, SENT, SYNCED = range(5)
 PHASES = ("waiting", "rows", "holds", "sent", "synced")
@@ -56,7 +56,7 @@ class Sweep:
     """Where the telling of liveness stands in a shard."""
 
     def __init__(self, now: int) -> None:
-        self.klass, self.row = SESSION_0, 0
+        self.klass, self.row = SESSIONS[0], 0
         self.since = self.began = self.at = now
 
 
@@ -317,7 +317,7 @@ class Publisher:
             klass = ORDER[stream.klass]
             piece = self._source.living(stream.shard, klass, stream.cursor, stream.everything, now)
             kind, size = "update", len(piece.rows)
-            counts = (0, 0, size // 64) if klass in (SESSION_0, SESSION_1) else (0, size // 32, 0)
+            counts = (0, 0, size // 64) if klass in SESSIONS else (0, size // 32, 0)
         if len(piece.rows) and not stream.sender.put(self._frame(kind, stream, counts), piece.rows.data, now, now, chunk=True):
             stream.restart()
             return
@@ -348,11 +348,11 @@ class Publisher:
             sweep = self._sweeps.setdefault(shard, Sweep(now))
             if not synced or age(sweep.at, now) - 1 < 1 << 31:
                 continue
-            spans = [self._source.extent(shard, klass) for klass in (SESSION_0, SESSION_1)]
+            spans = [self._source.extent(shard, klass) for klass in SESSIONS]
             self._tell(shard, sweep, spans, synced, now)
 
     def _tell(self, shard: int, sweep: Sweep, spans: list[int], synced: list[Stream], now: int) -> None:
-        if sweep.row < spans[sweep.klass - SESSION_0]:
+        if sweep.row < spans[SESSIONS.index(sweep.klass)]:
             bits = self._source.refreshed(shard, sweep.klass, sweep.row, sweep.since, now)
             fields = {"k": sweep.klass, "r": sweep.row}
             if bits.any():
@@ -360,9 +360,9 @@ class Publisher:
                     stream.sender.put(self._frame("bitmap", stream, (BITMAP_ROWS,), fields), bits.data, now, now, chunk=True)
             sweep.row += BITMAP_ROWS
             sweep.at = now + max(1, SWEEP * BITMAP_ROWS // (sum(spans) + BITMAP_ROWS))
-        elif sweep.klass == SESSION_0:
-            sweep.klass, sweep.row = SESSION_1, 0
+        elif sweep.klass != SESSIONS[-1]:
+            sweep.klass, sweep.row = SESSIONS[SESSIONS.index(sweep.klass) + 1], 0
         else:
-            sweep.klass, sweep.row = SESSION_0, 0
+            sweep.klass, sweep.row = SESSIONS[0], 0
             sweep.since, sweep.began = sweep.began, now
             sweep.at = max(now + 1, sweep.since + SWEEP)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from replication.tables import SESSIONS
 from shards import census
-from shards.state import EXTENT_LINES, SESSION_0, SESSION_1, State
+from shards.state import EXTENT_LINES, SESSION6_0, State
 
 
 class Quiet:
@@ -13,8 +14,11 @@ class Quiet:
 
     def __init__(self, state: State, shard: int, now: int) -> None:
         self._state, self._shard = state, shard
-        self._at = (SESSION_0, 0)
-        rows = {klass: int(state.slabs[shard, klass]["extents"]) * EXTENT_LINES for klass in (SESSION_0, SESSION_1)}
+        self._at = (SESSIONS[0], 0)
+        rows = {
+            klass: int(state.slabs[shard, klass]["extents"]) * EXTENT_LINES // (2 if klass >= SESSION6_0 else 1)
+            for klass in SESSIONS
+        }
         self._packets = {klass: np.zeros(count, np.uint32) for klass, count in rows.items()}
         self._lives = {klass: np.zeros(count, np.uint16) for klass, count in rows.items()}
         self._shunted = int(state.shards[shard]["shunted"])
@@ -30,10 +34,10 @@ class Quiet:
             self._stirred, self._shunted = now, shunted
         if following >= 0:
             self._at = (klass, int(following))
-        elif klass == SESSION_0:
-            self._at = (SESSION_1, 0)
+        elif klass != SESSIONS[-1]:
+            self._at = (SESSIONS[SESSIONS.index(klass) + 1], 0)
         else:
-            self._at, self._began = (SESSION_0, 0), now
+            self._at, self._began = (SESSIONS[0], 0), now
             self._rounds += 1
 
     def for_long(self, now: int, ticks: int) -> bool:

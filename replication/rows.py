@@ -12,10 +12,10 @@ import numpy as np
 
 from replication import harvest
 from replication.frames import BODY_AT_MOST
-from replication.tables import BITMAP_ROWS, COMPARED_ROWS, ORDER, Part, Piece
+from replication.tables import BITMAP_ROWS, COMPARED_ROWS, MAPPINGS, ORDER, SESSIONS, Part, Piece
 from shards import apply, digest, doubt, gather, slabs
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
-from shards.state import EXTENT_LINES, MAPPING_0, PERMISSION, Array, State
+from shards.state import EXTENT_LINES, SESSION6_0, Array, State
 
 SESSIONS_AT_ONCE, MAPPINGS_AT_ONCE, TOMBSTONES_AT_ONCE, HOLDS_AT_ONCE = 512, 512, 2048, 1024
 _FRAME = SESSIONS_AT_ONCE * 64 + MAPPINGS_AT_ONCE * 32 + TOMBSTONES_AT_ONCE * 8
@@ -25,6 +25,7 @@ RIPENED_AT_ONCE = 8192  # sessions looked at
 ENDED_AT_ONCE = 2048  # rows looked at
 
 _DIRTY_EACH = 2 * EXTENT_LINES // 64  # words for an extent
+_ENDED, _NO_CLASS = sorted(ORDER), 99  # classes that end what a snapshot did not tell of, in this order; after the last
 _NONE: Array = np.zeros(0, np.uint64)
 _ALL: Array = np.zeros(COMPARED_ROWS // 64, np.uint64)
 
@@ -83,13 +84,14 @@ class StateSource:
 
     def ripen(self, shard: int, now: int) -> None:
         """See `Source`."""
-        klass, row = self._ripe.get(shard, (0, 0))
+        klass, row = self._ripe.get(shard, (SESSIONS[0], 0))
         row = gather.sweep_young(self._state, shard, klass, row, self._threshold, now, RIPENED_AT_ONCE)
-        self._ripe[shard] = (klass, row) if row != gather.END else (1 - klass, 0)  # the two classes of sessions
+        following = SESSIONS[(SESSIONS.index(klass) + 1) % len(SESSIONS)]
+        self._ripe[shard] = (klass, row) if row != gather.END else (following, 0)
 
     def living(self, shard: int, klass: int, row: int, everything: bool, now: int) -> Piece:
         """See `Source`."""
-        out = self._mappings if klass >= MAPPING_0 else self._sessions
+        out = self._mappings if klass in MAPPINGS else self._sessions
         count, row = gather.snapshot(self._state, shard, klass, row, everything, now, out)
         return Piece(flat(out, count), row)
 
@@ -116,8 +118,8 @@ class StateSource:
         """A byte for each of COMPARED_ROWS rows: 1 where it is dirty."""
         if first >= self.extent(shard, klass):
             return np.zeros(COMPARED_ROWS, np.uint8)
-        step = 1 if klass >= MAPPING_0 else 2  # half-lines of a row
-        word = int(slabs.local_row(self._state, shard, klass, first)) * step // 64
+        step = 1 if klass in MAPPINGS else 4 if klass >= SESSION6_0 else 2  # half-lines of a row
+        word = int(slabs.local_row(self._state, shard, klass, first)) * (1 if klass in MAPPINGS else 2) // 64
         words = self._state.dirty[word : word + COMPARED_ROWS * step // 64]
         return np.unpackbits(words.view(np.uint8), bitorder="little")[::step]
 
@@ -138,15 +140,17 @@ class StateSink:
     def begin(self, shard: int) -> None:
         """See `Sink`."""
         self._seen.reshape(-1, _DIRTY_EACH)[extents(self._state, shard)] = 0
-        self._walks[shard] = 0, 0
+        self._walks[shard] = _ENDED[0], 0
 
     def end_unseen(self, shard: int, now: int) -> bool:
         """See `Sink`."""
         klass, row = self._walks[shard]
         with in_doubt(self._state):
             row = apply.end_unseen(self._state, shard, klass, row, self._seen, now - self._rested, ENDED_AT_ONCE)
-        self._walks[shard] = (klass, row) if row != apply.END else (klass + 1, 0)
-        return self._walks[shard][0] == PERMISSION
+        if row == apply.END:
+            klass, row = next((each for each in _ENDED if each > klass), _NO_CLASS), 0
+        self._walks[shard] = klass, row
+        return klass == _NO_CLASS
 
     def finish(self, shard: int) -> None:
         """See `Sink`."""

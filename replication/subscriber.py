@@ -7,8 +7,8 @@ from collections.abc import Callable
 from replication.frames import Counts, Frame, Refused, parts_of, whole
 from replication.protocol import Fields, age
 from replication.receiver import Receiver
-from replication.tables import BITMAP_ROWS, Sink
-from shards.state import SESSION_1, Array
+from replication.tables import BITMAP_ROWS, SESSIONS, Sink
+from shards.state import Array
 
 _ROW_AT_MOST = 2**32 - BITMAP_ROWS
 ANEW_AFTER, ANEW_AT_MOST = 1000, 600_000  # ticks between two copies that are asked for since rows were refused; ever longer
@@ -162,8 +162,8 @@ class Subscriber:
         return 0 if copy is None or copy.union else copy.refused
 
     def _refresh(self, frame: Frame, body: Array, now: int) -> None:
-        klass, first = whole(frame.fields, "k", SESSION_1), whole(frame.fields, "r", _ROW_AT_MOST)  # of sessions only
-        if frame.counts[0] != BITMAP_ROWS or first % BITMAP_ROWS:
+        klass, first = whole(frame.fields, "k", SESSIONS[-1]), whole(frame.fields, "r", _ROW_AT_MOST)
+        if klass not in SESSIONS or frame.counts[0] != BITMAP_ROWS or first % BITMAP_ROWS:
             raise Refused("malformed")
         self._sink.refresh(frame.shard, klass, first, body, now)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from shards.state import MAPPING_0, MAPPING_1, SESSION_0, SESSION_1, Array
+from shards.state import MAPPING_0, MAPPING_1, SESSION6_0, SESSION6_1, SESSION_0, SESSION_1, Array
 
-ORDER = (MAPPING_0, MAPPING_1, SESSION_0, SESSION_1)  # of a snapshot: a session needs its mapping
+MAPPINGS, SESSIONS = (MAPPING_0, MAPPING_1), (SESSION_0, SESSION_1, SESSION6_0, SESSION6_1)  # classes
+ORDER = (*MAPPINGS, *SESSIONS)  # of a snapshot: a session needs its mapping
 
 
 class Part(NamedTuple):

@@ -10,13 +10,18 @@ Read in this order:
       serve      a hit                                             tcp       the table of connection states
       rewrite    addresses, checksums, Ethernet                    icmp      errors that pass, errors of our own
       lookahead  asks for what misses will touch                   shunt     what another core must serve
+      fragments  what comes in pieces                              cut       what leaves in pieces
+      parse6     the boundary of IPv6, which is not translated     firewall6 whose it is, what opens a session, what is let in
+      icmp6      its errors
     sessions   mappings and sessions: made, found, ended
       ports      blocks, derived ports, hold-down                  slabs     rows from extents
+      sessions6  those of IPv6: two lines, one key                 permissions  who is let in beside a session's remote
+      accounts   what subscribers use
       timers     the wheel                                         journal   what a backup must be told
       neighbours next hops; hops: which one; legs: that live       events    the log, for whoever reads it
     sides      whose ports are whose                               census   do packets of a shard still come?
     records    what replicas tell each other of rows:
-      gather     rows to records, in pieces                        apply     records to rows (apply_mappings, apply_sessions)
+      gather     rows to records, in pieces                        apply     records to rows (apply_mappings, _sessions)
       digest     ranges of rows, compared
     recovery   attach to memory that another worker left: rebuild what is derived
       doubt      whether it can be believed                          resume    if so, go on at once

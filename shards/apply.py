@@ -23,10 +23,11 @@ import numpy as np
 from shards import gather, slabs, tcp, timers
 from shards.apply_mappings import ask_for_mapping, end_mapping, take_mapping
 from shards.apply_sessions import SLACK, ask_for_session, end_session, is_living, take_session
+from shards.apply_sessions6 import take_session6
 from shards.jit import hot, whole
 from shards.sessions import end_mapping as end_and_tell
 from shards.sessions import external_ordinal
-from shards.state import CHUNK_PORTS, HELD, MAPPING_0, MAPPING_1, NAT_MAPPING, PORT_SPACES, Array, Row, State
+from shards.state import CHUNK_PORTS, CLASSES, HELD, NAT_MAPPING, PERMISSION, PORT_SPACES, SESSION6_0, Array, Row, State
 
 AHEAD = 8  # records between asking for what one touches and touching it
 END = gather.END
@@ -47,12 +48,17 @@ def mappings(state: State, shard: int, records: Array, count: int, seen: Array, 
 
 @hot
 def sessions(state: State, shard: int, records: Array, count: int, seen: Array, now: int) -> int:
-    """Take `count` SESSION_RECORDs, whose mappings were told of before; how many were not refused."""
-    taken = 0
-    for k in range(count):
+    """Take `count` SESSION_RECORDs, two for a session of IPv6; mappings were told of before. How many were not refused."""
+    taken, k = 0, 0
+    while k < count:
         if k + AHEAD < count:
             ask_for_session(state, shard, records[k + AHEAD])
-        taken += take_session(state, shard, records[k], seen, now)
+        if whole(records[k]["klass"]) >= SESSION6_0 and k + 1 < count:
+            taken += 2 * take_session6(state, shard, records[k], records[k + 1], seen, now)
+            k += 2
+        else:
+            taken += take_session(state, shard, records[k], seen, now)
+            k += 1
     return taken
 
 
@@ -62,10 +68,10 @@ def tombstones(state: State, shard: int, records: Array, count: int, seen: Array
     taken = 0
     for k in range(count):
         klass, generation = whole(records[k]["klass"]), whole(records[k]["generation"])
-        if klass > MAPPING_1:
+        if klass == PERMISSION or klass >= CLASSES:
             continue
         row = slabs.local_row(state, shard, klass, whole(records[k]["row"]))
-        if klass >= MAPPING_0:
+        if not slabs.in_lines(klass):
             taken += _bury_mapping(state, row, generation, seen, now)
         else:
             if is_living(state, row) and whole(state.sessions[row]["generation"]) == generation:
@@ -96,10 +102,10 @@ def end_unseen(state: State, shard: int, klass: int, row: int, seen: Array, now:
     last = min(row + at_most, end)
     for number in range(row, last):
         local = slabs.local_row(state, shard, klass, number)
-        half = local if klass >= MAPPING_0 else local << 1
+        half = local << 1 if slabs.in_lines(klass) else local
         if (seen[half >> 6] >> _U(half & 63)) & _U(1) != _U(0):
             continue
-        if klass < MAPPING_0:
+        if slabs.in_lines(klass):
             end_session(state, local)
         elif state.mappings[half]["kind"] == NAT_MAPPING and state.mappings[half]["sessions"] == 0:
             end_mapping(state, half, now)

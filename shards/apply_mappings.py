@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards import cuckoo, gather, journal, nat, ports, sessions, slabs
+from shards.accounts import charge
 from shards.jit import hot, whole
 from shards.native import Word, prefetch
 from shards.records import SHADOW, STATIC
@@ -283,7 +284,7 @@ def _make_mapping(state: State, shard: int, half: int, account: int, external: i
     row["generation"] = generation(state, shard, half, record, whole(row["generation"]))
     row["kind"] = NAT_MAPPING
     _own_port(state, external, whole(record["protocol"]), whole(record["external_port"]), half)
-    sessions.charge(state, account, stale, 1)
+    charge(state, account, stale, 1)
     state.shards[shard]["mappings"] += 1
     settle(state, shard, half, record)
     return True
@@ -299,7 +300,7 @@ def _write_over(state: State, shard: int, half: int, now: int) -> int:
     external, port = sessions.take_out_mapping(state, shard, half, now)
     ports.vacate(state, external, port)
     stale = whole(row["sessions"])
-    sessions.charge(state, whole(row["account"]), -stale, 0)
+    charge(state, whole(row["account"]), -stale, 0)
     return stale
 
 

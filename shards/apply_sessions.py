@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shards import cuckoo, hops, journal, nat, ports, sessions, slabs, tcp, timers
+from shards.accounts import charge
 from shards.apply_mappings import (
     external_of,
     forgotten,
@@ -128,7 +129,7 @@ def _mapping_of(state: State, shard: int, record: Row) -> int:
 @hot
 def is_living(state: State, line: int) -> bool:
     """Whether a session lives at a line (0: none does)."""
-    return bool(line != 0 and state.sessions[line]["kind"] == NAT_SESSION)
+    return line != 0 and sessions.is_living(state, line)
 
 
 @hot
@@ -171,7 +172,7 @@ def end_session(state: State, line: int) -> None:
         return
     state.sessions[line]["kind"] = FREE
     timers.disarm(state, line)
-    sessions.take_out_session(state, line)
+    sessions.take_out(state, line)
     forgotten(state, line << 1)
     slabs.free_line(state, line)
 
@@ -200,7 +201,7 @@ def _make_session(state: State, shard: int, line: int, half: int, record: Row, n
     row["kind"] = NAT_SESSION
     state.mappings[half]["sessions"] += 1
     timers.arm(state, line, now + left)
-    sessions.charge(state, whole(state.mappings[half]["account"]), 1, 0)
+    charge(state, whole(state.mappings[half]["account"]), 1, 0)
     state.shards[shard]["sessions"] += 1
     settle(state, shard, line << 1, record)
     return True
@@ -218,9 +219,15 @@ def _next_hops(state: State, record: Row, now: int) -> tuple[int, int]:
 
 @hot
 def _update_session(state: State, shard: int, line: int, half: int, record: Row, now: int) -> None:
-    """Both have it: take its life's number, state and lifetime from the authority, or merge them."""
+    """Both have it: the mapping may be in another row than it was, and its life goes on."""
+    _move_to(state, state.sessions[line], half)
+    update_life(state, shard, line, record, now)
+
+
+@hot
+def update_life(state: State, shard: int, line: int, record: Row, now: int) -> None:
+    """Take a session's life's number, state and lifetime from the authority, or merge them."""
     row = state.sessions[line]
-    _move_to(state, row, half)
     merging = whole(state.shards[shard]["role"]) in (ACTIVE, DRAINING)
     ours, theirs = timers.remaining(now, whole(row["expiry"])), whole(record["remaining"])
     told, left = whole(record["state"]), theirs + SLACK
@@ -249,10 +256,10 @@ def _move_to(state: State, row: Row, half: int) -> None:
     if before == half:
         return
     state.mappings[before]["sessions"] -= 1
-    sessions.charge(state, whole(state.mappings[before]["account"]), -1, 0)
+    charge(state, whole(state.mappings[before]["account"]), -1, 0)
     row["mapping"] = half
     state.mappings[half]["sessions"] += 1
-    sessions.charge(state, whole(state.mappings[half]["account"]), 1, 0)
+    charge(state, whole(state.mappings[half]["account"]), 1, 0)
 
 
 @hot

@@ -4,7 +4,7 @@ Each stage reads the columns to its left and fills its own:
 
     receive: port at length | parse: l3 .. direction | lookup: key0 key1 ref | serve: verdict .. detail | rewrite: out_*
 
-The last two are of packets that one core passes to another (see `shunt`); the fast path does not know them.
+The last four are of packets that one core passes to another (`shunt`) and of fragments; the fast path does not know them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Burst(NamedTuple):
     # parse (l3 and l4 are known to lie inside the frame)
     l3: Array
     l4: Array
-    ip_length: Array  # IPv4 total length
+    ip_length: Array  # of the whole IP packet
     protocol: Array
     source: Array
     destination: Array
@@ -39,6 +39,7 @@ class Burst(NamedTuple):
     destination_port: Array
     tcp_flags: Array
     icmp_error: Array  # 1: it carries an embedded packet
+    six: Array  # 1: IPv6, whose addresses stay in the frame
     direction: Array
     # lookup
     key0: Array
@@ -58,6 +59,9 @@ class Burst(NamedTuple):
     # shunt
     outer: Array  # of a packet that came shunted: row of PORT it really came by + 1; else 0
     shard: Array  # row of SHARD + 1: whose it is; of what came shunted, for which its sender believes us to have the authority
+    # fragments (nor these)
+    part: Array  # of a first fragment: row of FRAGMENTED + 1; of one behind it the same, negative; else 0
+    identity: Array  # IP identification that it leaves with + 1; 0: its own
 
 
 def new_burst() -> Burst:

@@ -6,9 +6,9 @@ differ where a packet came between; rows that were born or reborn meanwhile (the
 
 from __future__ import annotations
 
-from shards import slabs
+from shards import sessions, slabs
 from shards.jit import hot, whole
-from shards.state import NAT_SESSION, Array, State
+from shards.state import Array, State
 
 
 @hot
@@ -20,9 +20,10 @@ def look(state: State, shard: int, klass: int, first: int, at_most: int, packets
     end = min(whole(state.slabs[shard, klass]["extents"]) * slabs.rows_each(klass), len(packets))
     last, moved = min(first + at_most, end), 0
     for row in range(first, last):
-        session = state.sessions[slabs.local_row(state, shard, klass, row)]
-        if session["kind"] != NAT_SESSION:
+        line = slabs.local_row(state, shard, klass, row)
+        if not sessions.is_living(state, line):
             continue
+        session = state.sessions[line]
         moved += session["generation"] == lives[row] and session["packets"] != packets[row]
         packets[row] = session["packets"]
         lives[row] = session["generation"]

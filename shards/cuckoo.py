@@ -23,7 +23,7 @@ import numpy as np
 from shards import timers
 from shards.jit import hot, whole
 from shards.native import Word, choose, first_bit, fold_multiply, match_tags, prefetch, prefetch_line, word_32, word_64
-from shards.state import EXTENT_LINES, NAT_SESSION, Array, State
+from shards.state import EXTENT_LINES, FIREWALL_SESSION6, NAT_SESSION, Array, State
 
 SLOTS = 8
 DISPLACED = 0x8000  # of a tag: this slot's bucket is the secondary one of its key
@@ -239,10 +239,11 @@ def refresh_bulk(state: State, refs: Array, count: int, now: int, expiry: int) -
     """
     for i in range(count):
         ref = refs[i]
-        if ref and state.extents[(ref >> 2) // EXTENT_LINES]["kind"] == NAT_SESSION:
+        kind = state.extents[(ref >> 2) // EXTENT_LINES]["kind"]
+        if ref and kind in (NAT_SESSION, FIREWALL_SESSION6):
             row = state.sessions[ref >> 2]
             left = timers.remaining(now, whole(row["expiry"]))
-            if row["kind"] == NAT_SESSION and 0 < left < timers.remaining(now, expiry):
+            if row["kind"] == kind and 0 < left < timers.remaining(now, expiry):
                 row["expiry"] = expiry & 0xFFFFFFFF
 
 

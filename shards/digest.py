@@ -20,11 +20,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import gather, hops, slabs, tcp
+from shards import gather, hops, hops6, slabs, tcp
 from shards.jit import hot, whole
 from shards.native import Word, fold_multiply
 from shards.sessions import HAIRPIN_HOP
-from shards.state import EXTERNAL, INTERNAL, MAPPING, MAPPING_0, NAT_MAPPING, NAT_SESSION, SESSION, Array, Row, State
+from shards.state import (
+    EXTERNAL,
+    FIREWALL_SESSION6,
+    INTERNAL,
+    MAPPING,
+    NAT_MAPPING,
+    NAT_SESSION,
+    SESSION,
+    SESSION6_0,
+    Array,
+    Row,
+    State,
+)
 
 ROWS_OF_A_WORD = 64  # of a bitmap with a bit a row: ranges begin at a multiple
 
@@ -58,8 +70,10 @@ def digest(
         at, found = row - first, _U(0)
         if row < spans and (left_out[at >> 6] >> _U(at & 63)) & _U(1) == _U(0):
             local = slabs.local_row(state, shard, klass, row)
-            if klass >= MAPPING_0:
+            if not slabs.in_lines(klass):
                 found = _of_mapping(state, key0 ^ _U(row), key1 ^ _U(klass), local)
+            elif klass >= SESSION6_0:
+                found = _of_session6(state, key0 ^ _U(row), key1 ^ _U(klass), local, shard)
             else:
                 found = _of_session(state, key0 ^ _U(row), key1 ^ _U(klass), local, shard)
         total += found
@@ -74,7 +88,7 @@ def unsettled(state: State, shard: int, klass: int, first: int, end: int, bits: 
     bits[:] = 0
     for row in range(first, min(end, gather.rows(state, shard, klass))):
         local = slabs.local_row(state, shard, klass, row)
-        half = local if klass >= MAPPING_0 else local << 1
+        half = local << 1 if slabs.in_lines(klass) else local
         if not gather.is_shipped(state, half) or (state.dirty[half >> 6] >> _U(half & 63)) & _U(1) != _U(0):
             bits[(row - first) >> 6] |= _U(1) << _U((row - first) & 63)
 
@@ -92,6 +106,28 @@ def _of_session(state: State, key0: Word, key1: Word, line: int, shard: int) -> 
     last0 = (words[at + 6] ^ _U(shard) << _U(48)) & _SESSION_MASK[6]
     last1 = words[at + 7] & _SESSION_MASK[7] ^ _U(_hops(state, row)) << _U(16)
     return _mix(mixed, key1 ^ _PI[3], last0, last1)
+
+
+@hot
+def _of_session6(state: State, key0: Word, key1: Word, line: int, shard: int) -> Word:
+    """The same of IPv6: its tuple, since the key that each core finds it by is its own."""
+    row, flow = state.sessions[line], state.flows6[line + 1]
+    if row["kind"] != FIREWALL_SESSION6 or tcp.half_open(whole(row["state"])) or not gather.is_shipped(state, line << 1):
+        return _U(0)
+    mixed = _mix(key0, key1 ^ _PI[0], flow["internal_high"], flow["internal_low"])
+    mixed = _mix(mixed, key1 ^ _PI[1], flow["remote_high"], flow["remote_low"])
+    ends = _U(flow["realm"]) | _U(flow["internal_port"]) << _U(32) | _U(flow["remote_port"]) << _U(48)
+    life = _U(row["generation"]) | _U(row["state"]) << _U(16) | _U(_hops6(state, row, flow)) << _U(24)
+    return _mix(mixed, key1 ^ _PI[3], ends, life | _U(whole(row["shard"]) ^ shard) << _U(32))
+
+
+@hot
+def _hops6(state: State, session: Row, flow: Row) -> int:
+    """As `_hops`."""
+    right = int(hops6.leads(state, INTERNAL, whole(session["inward"]), flow["internal_high"], flow["internal_low"]))
+    if session["outward"] == HAIRPIN_HOP:
+        return right | 4
+    return right | int(hops6.leads(state, EXTERNAL, whole(session["outward"]), flow["remote_high"], flow["remote_low"])) << 1
 
 
 @hot

@@ -27,7 +27,7 @@ def judge(
             and (rule["protocol"] == 0 or rule["protocol"] == protocol)
             and internal & whole(rule["internal_mask"]) == whole(rule["internal_network"])
             and remote & whole(rule["remote_mask"]) == whole(rule["remote_network"])
-            and _ports_fit(rule, protocol, internal_port, remote_port)
+            and ports_fit(rule, protocol != ICMP, internal_port, remote_port)
         ):
             rule["hits"] += 1
             return whole(rule["action"]), whole(rule["number"]) + 1
@@ -35,14 +35,15 @@ def judge(
 
 
 @hot
-def _ports_fit(rule: Row, protocol: int, internal_port: int, remote_port: int) -> bool:
+def ports_fit(rule: Row, has_ports: bool, internal_port: int, remote_port: int) -> bool:
+    """Whether a rule's ports are a packet's; one that has none fits where every port does."""
     everything = (
         rule["internal_port_low"] == 0
         and rule["internal_port_high"] == 0xFFFF
         and rule["remote_port_low"] == 0
         and rule["remote_port_high"] == 0xFFFF
     )
-    if everything or protocol == ICMP:
+    if everything or not has_ports:
         return bool(everything)
     return bool(
         rule["internal_port_low"] <= internal_port

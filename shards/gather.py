@@ -16,18 +16,20 @@ import numpy as np
 from shards import journal, ports, slabs, tcp, timers
 from shards.jit import hot, whole
 from shards.native import Word, first_bit, prefetch
-from shards.records import HAIRPIN, SHADOW, STATIC
-from shards.sessions import HAIRPIN_HOP
+from shards.records import CONTINUED, HAIRPIN, SHADOW, STATIC
+from shards.sessions import HAIRPIN_HOP, is_living
 from shards.state import (
     BLOCKS_AT_MOST,
     CHUNK_PORTS,
+    CLASSES,
     EXTENT_LINES,
     HELD,
     MAPPING_0,
     MAPPING_1,
     NAT_MAPPING,
-    NAT_SESSION,
     PORT_SPACES,
+    SESSION6_0,
+    SESSION6_1,
     SESSION_0,
     SESSION_1,
     TOMBSTONES,
@@ -43,6 +45,7 @@ CHUNKS_AT_ONCE = 4096  # of ports
 AHEAD = 16  # records between asking for an account and reading it
 
 _U = np.uint64
+_LOW = _U(0xFFFF_FFFF)
 _SUMMARY_EACH = 2 * EXTENT_LINES // 64 // 64  # words of `summary` for an extent
 _CHUNKS_EACH = 65536 // CHUNK_PORTS
 
@@ -51,7 +54,7 @@ _CHUNKS_EACH = 65536 // CHUNK_PORTS
 def rows(state: State, shard: int, klass: int) -> int:
     """Rows that a class spans on this core, living or not: where walks over it end. Those that are still fresh are none."""
     slab, each = state.slabs[shard, klass], slabs.rows_each(klass)
-    return whole(slab["extents"]) * each - (whole(slab["fresh_end"]) - whole(slab["fresh"]))
+    return whole(slab["extents"]) * each - (whole(slab["fresh_end"]) - whole(slab["fresh"])) // slabs.lines_each(klass)
 
 
 # --- changes --------------------------------------------------------------------------------------------------------------
@@ -85,7 +88,27 @@ def drain(
         if _travels(state, line, everything, threshold, now):
             _write_session(state, line, now, sessions[count])
             count += 1
-    return count, mapped
+    return _drain6(state, shard, everything, threshold, now, sessions, count), mapped
+
+
+@hot
+def _drain6(
+    state: State, shard: int, everything: bool, threshold: int, now: int, sessions: Array, count: int
+) -> int:  # fmt: skip
+    """Add sessions of IPv6, two records each; how many records there are then.
+
+    The rows' numbers are kept at the end of the array meanwhile: as the records grow towards them, those met were read before.
+    """
+    kept = sessions[len(sessions) - (len(sessions) - count) // 2 :]
+    found = 0
+    for klass in range(SESSION6_0, SESSION6_1 + 1):
+        found = _collect(state, shard, klass, kept, found)
+    for k in range(found):
+        line = whole(kept[k]["row"]) >> 1
+        if _travels(state, line, everything, threshold, now):
+            _write_session6(state, line, now, sessions[count], sessions[count + 1])
+            count += 2
+    return count
 
 
 @hot
@@ -118,7 +141,7 @@ def _collect_word(state: State, word: int, records: Array, found: int) -> int:
 @hot
 def clean(state: State, shard: int) -> None:
     """No row of the shard has changed: the snapshot that begins now tells all."""
-    for klass in range(SESSION_0, MAPPING_1 + 1):
+    for klass in range(CLASSES):
         for ordinal in range(whole(state.slabs[shard, klass]["extents"])):
             extent = whole(state.extent_of[shard, klass, ordinal])
             for at in range(extent * _SUMMARY_EACH, (extent + 1) * _SUMMARY_EACH):
@@ -132,7 +155,7 @@ def clean(state: State, shard: int) -> None:
 def unsent(state: State, shard: int) -> int:
     """Rows of the shard that have changed and were not drained; half-open connections count."""
     count = 0
-    for klass in range(SESSION_0, MAPPING_1 + 1):
+    for klass in range(CLASSES):
         for ordinal in range(whole(state.slabs[shard, klass]["extents"])):
             extent = whole(state.extent_of[shard, klass, ordinal])
             for at in range(extent * _SUMMARY_EACH, (extent + 1) * _SUMMARY_EACH):
@@ -157,7 +180,7 @@ def _bits(word: Word) -> int:
 def _travels(state: State, line: int, everything: bool, threshold: int, now: int) -> bool:
     """Whether the backup is to know a session: it does already, or the session is open and old enough."""
     row = state.sessions[line]
-    if row["kind"] != NAT_SESSION:
+    if not is_living(state, line):
         return False
     if everything or is_shipped(state, line << 1):
         return True
@@ -201,6 +224,38 @@ def _write_session(state: State, line: int, now: int, record: Row) -> None:
     record["protocol"] = whole(row["internal_realm"]) >> 24
     record["state"] = row["state"]
     record["flags"] = HAIRPIN if row["outward"] == HAIRPIN_HOP else 0
+    ship(state, line << 1)
+
+
+@hot
+def _write_session6(state: State, line: int, now: int, record: Row, more: Row) -> None:
+    row, flow = state.sessions[line], state.flows6[line + 1]
+    _, klass, number = slabs.wire_row(state, line << 1)
+    record["row"] = number
+    record["mapping_row"] = 0
+    record["internal_address"] = 0
+    record["remote_address"] = 0
+    record["external_address"] = 0
+    record["internal_realm"] = whole(flow["realm"]) & 0xFFFFFF
+    record["external_realm"] = 0
+    record["age_s"] = timers.age(now, whole(row["created"])) // 1000
+    record["remaining"] = max(timers.remaining(now, whole(row["expiry"])), 0)
+    record["packets"] = row["packets"]
+    record["internal_port"] = flow["internal_port"]
+    record["remote_port"] = flow["remote_port"]
+    record["external_port"] = 0
+    record["generation"] = row["generation"]
+    record["rules"] = row["rules"]
+    record["klass"] = klass
+    record["mapping_klass"] = 0
+    record["protocol"] = whole(flow["realm"]) >> 24
+    record["state"] = row["state"]
+    record["flags"] = HAIRPIN if row["outward"] == HAIRPIN_HOP else 0
+    more["klass"] = CONTINUED
+    more["row"], more["mapping_row"] = flow["internal_high"] >> _U(32), flow["internal_high"] & _LOW
+    more["internal_address"], more["remote_address"] = flow["internal_low"] >> _U(32), flow["internal_low"] & _LOW
+    more["external_address"], more["internal_realm"] = flow["remote_high"] >> _U(32), flow["remote_high"] & _LOW
+    more["external_realm"], more["age_s"] = flow["remote_low"] >> _U(32), flow["remote_low"] & _LOW
     ship(state, line << 1)
 
 
@@ -268,8 +323,7 @@ def sweep_young(state: State, shard: int, klass: int, row: int, threshold: int, 
     last = min(row + at_most, end)
     for number in range(row, last):
         line = slabs.local_row(state, shard, klass, number)
-        session = state.sessions[line]
-        if session["kind"] == NAT_SESSION and not is_shipped(state, line << 1) and _travels(state, line, False, threshold, now):
+        if is_living(state, line) and not is_shipped(state, line << 1) and _travels(state, line, False, threshold, now):
             journal.mark(state, line << 1)
     return last if last < end else END
 
@@ -284,8 +338,10 @@ def snapshot(state: State, shard: int, klass: int, row: int, everything: bool, n
     dirty stays so: a snapshot is for one peer, changes may be for several. A session whose mapping is still to be drained is
     left to the drain, too.
     """
-    if klass >= MAPPING_0:
+    if klass in (MAPPING_0, MAPPING_1):
         return living_mappings(state, shard, klass, row, out)
+    if klass >= SESSION6_0:
+        return living_sessions6(state, shard, klass, row, everything, now, out)
     return living_sessions(state, shard, klass, row, everything, now, out)
 
 
@@ -313,6 +369,22 @@ def living_sessions(state: State, shard: int, klass: int, row: int, everything: 
         if _travels(state, local, everything, 0, now) and is_shipped(state, whole(state.sessions[local]["mapping"])):
             _write_session(state, local, now, out[count])
             count += 1
+        row += 1
+    return count, row if row < end else END
+
+
+@hot
+def living_sessions6(
+    state: State, shard: int, klass: int, row: int, everything: bool, now: int, out: Array
+) -> tuple[int, int]:  # fmt: skip
+    """`snapshot` of a class of sessions of IPv6, two records each."""
+    end = rows(state, shard, klass)
+    last, count = min(row + ROWS_AT_ONCE, end), 0
+    while row < last and count + 1 < len(out):
+        local = slabs.local_row(state, shard, klass, row)
+        if _travels(state, local, everything, 0, now):
+            _write_session6(state, local, now, out[count], out[count + 1])
+            count += 2
         row += 1
     return count, row if row < end else END
 
@@ -364,8 +436,8 @@ def refreshed(state: State, shard: int, klass: int, first: int, since: int, now:
     bits[:] = 0
     count = 0
     for row in range(first, min(first + 64 * len(bits), rows(state, shard, klass))):
-        session = state.sessions[slabs.local_row(state, shard, klass, row)]
-        if session["kind"] == NAT_SESSION and _unused_for(state, session, now) <= timers.age(now, since):
+        line = slabs.local_row(state, shard, klass, row)
+        if is_living(state, line) and _unused_for(state, state.sessions[line], now) <= timers.age(now, since):
             bits[(row - first) >> 6] |= _U(1) << _U(row & 63)
             count += 1
     return count

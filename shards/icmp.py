@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from shards import cuckoo, hops, nat, ports, sessions, shunt, wire
+from shards import cuckoo, fragments, hops, nat, ports, sessions, shunt, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, read32, write16, write32
 from shards.neighbours import mac_of
 from shards.parse import is_query
 from shards.rewrite import adjust_transport, link_header
-from shards.serve import passable
+from shards.serve import way
 from shards.state import EXTERNAL, ICMP, INBOUND, INTERNAL, OUTBOUND, TCP, UDP, Array, State
 from shards.timers import age, remaining
 from shards.verdict import (
@@ -39,6 +39,8 @@ from shards.verdict import (
 from shards.wire import adjust, read8, write8
 
 _HEADER = 8  # of an ICMP error, before the embedded packet
+_MPLS = 1  # class of the object in an extension (RFC 4950)
+_QUOTED_WORDS = 32  # before an extension, at least (RFC 4884 3)
 _QUOTE_BYTES = 548  # so that the whole error has at most 576 bytes (RFC 1812 4.3.2.3)
 
 # --- errors that pass -----------------------------------------------------------------------------------------------------
@@ -65,7 +67,7 @@ def pass_error(state: State, frames: Array, burst: Burst, i: int, now: int) -> i
     turns = burst.direction[i] == OUTBOUND and burst.next_hop[i] == sessions.HAIRPIN_HOP
     if turns:
         return _turn(state, frames, burst, i, inner, now)
-    verdict = passable(state, frames, burst, i)
+    verdict = way(state, frames, burst, i)
     if verdict == UNDECIDED:
         _translate(state, frames, burst, i, inner)
         verdict = FORWARDED_OUT if burst.direction[i] == OUTBOUND else FORWARDED_IN
@@ -186,12 +188,59 @@ def _translate(state: State, frames: Array, burst: Burst, i: int, inner: int) ->
         _replace(frames, burst.l3[i], 16, internal)
         _replace_embedded(frames, inner, burst.l3[i] + burst.ip_length[i], 12, internal, internal_port)
     else:
-        # From a router inside as well: outside nobody knows its address (RFC 5508 REQ-5).
-        _replace(frames, burst.l3[i], 12, external)
+        _conceal(frames, burst, i)
+        _replace(frames, burst.l3[i], 12, _speaker(state, frames, burst, i, internal, external))
         _replace_embedded(frames, inner, burst.l3[i] + burst.ip_length[i], 16, external, external_port)
     l4, length = burst.l4[i], burst.ip_length[i] - (burst.l4[i] - burst.l3[i])
     write16(frames, l4 + 2, 0)
     write16(frames, l4 + 2, wire.checksum(frames, l4, length))
+
+
+@hot
+def _speaker(state: State, frames: Array, burst: Burst, i: int, internal: int, external: int) -> int:
+    """Source of an error from inside: for a router's, which nobody outside knows, stands the shard's (RFC 5508 REQ-5)."""
+    shard = nat.shard_of(state, sessions.external_ordinal(state, external))
+    reserved = whole(state.shards[shard]["icmp_address"])
+    return reserved if reserved and read32(frames, burst.l3[i] + 12) != internal else external
+
+
+@hot
+def _conceal(frames: Array, burst: Burst, i: int) -> None:
+    """Cut off extensions that may name interfaces or addresses of the inside (RFC 5837); others pass (RFC 4884)."""
+    l3, l4 = burst.l3[i], burst.l4[i]
+    end = l3 + burst.ip_length[i]
+    at = _extension(frames, l4, end)
+    if at and _names_interfaces(frames, at, end):
+        adjust(frames, l3 + 10, wire.difference(burst.ip_length[i], at - l3))
+        write16(frames, l3 + 2, at - l3)
+        write8(frames, l4 + 5, 0)
+        burst.ip_length[i] = at - l3
+
+
+@hot
+def _extension(frames: Array, l4: int, end: int) -> int:
+    """Where the extension structure of an error is, 0 if there is none (RFC 4884 3 and 5.5: where old routers have it)."""
+    kind, words = read8(frames, l4), read8(frames, l4 + 5)
+    at = l4 + _HEADER + 4 * max(words, _QUOTED_WORDS)
+    if kind == wire.SOURCE_QUENCH or at + 4 > end:
+        return 0
+    if words < _QUOTED_WORDS and (
+        read8(frames, at) >> 4 != 2 or read16(frames, at + 2) == 0 or wire.checksum(frames, at, end - at)
+    ):
+        return 0
+    return at
+
+
+@hot
+def _names_interfaces(frames: Array, at: int, end: int) -> bool:
+    """Whether objects of an extension structure are other than MPLS labels (RFC 4950), or not sound."""
+    at += 4
+    while at + 4 <= end:
+        size = read16(frames, at)
+        if size < 4 or at + size > end or read8(frames, at + 2) != _MPLS:
+            return True
+        at += size
+    return at != end
 
 
 @hot
@@ -226,10 +275,10 @@ def _turn(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
     _translate(state, frames, burst, i, inner)
     burst.turned[i] = 1
     burst.direction[i] = INBOUND
-    burst.source[i] = state.mappings[burst.mapping[i]]["external_address"]
+    burst.source[i] = read32(frames, burst.l3[i] + 12)
     verdict = _find(state, frames, burst, i, inner, now)
     if verdict == UNDECIDED:
-        verdict = passable(state, frames, burst, i)
+        verdict = way(state, frames, burst, i)
     if verdict == UNDECIDED:
         _translate(state, frames, burst, i, inner)
         return HAIRPINNED
@@ -260,9 +309,11 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     kind = reply_type(state.settings, burst.verdict[i])
     if kind == 0:
         return
+    if fragments.is_later(frames, burst.l3[i]):  # RFC 1122 3.2.2
+        return
     out = burst.port[i]
     asked = OUTBOUND if burst.turned[i] else burst.direction[i]
-    if burst.icmp_error[i] or state.ports[out]["address"] == 0 or not _rate_allows(state, asked, now):
+    if burst.icmp_error[i] or state.ports[out]["address"] == 0 or not rate_allows(state, asked, now):
         state.counters[SUPPRESSED, 0] += 1
         return
     # Not the column: a hairpinned packet's has turned round already.
@@ -277,13 +328,25 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
         out, sender = whole(state.neighbours[hop]["port"]), mac_of(state, hop)
     mtu = _next_mtu(state, burst, i) if burst.verdict[i] == TOO_BIG else 0
     quote = min(burst.ip_length[i], _QUOTE_BYTES)
+    source = _our_name(state, frames, burst, i, out)
     l3 = burst.l3[i] - wire.IPV4_BYTES - _HEADER
     _write_error(frames, l3 + wire.IPV4_BYTES, kind, mtu, quote)
-    _write_header(frames, l3, whole(state.ports[out]["address"]), asker, _HEADER + quote, _next_id(state))
+    _write_header(frames, l3, source, asker, _HEADER + quote, _next_id(state))
     burst.out_at[i] = link_header(state, frames, l3, out, sender)
     burst.out_port[i] = out
     burst.out_length[i] = l3 - burst.out_at[i] + wire.IPV4_BYTES + _HEADER + quote
     state.counters[ORIGINATED, 0] += 1
+
+
+@hot
+def _our_name(state: State, frames: Array, burst: Burst, i: int, out: int) -> int:
+    """Where our own errors come from: towards the Internet from the shard's address for that, if it has one."""
+    external = sessions.external_ordinal(state, read32(frames, burst.l3[i] + 16))
+    if burst.direction[i] == INBOUND and burst.turned[i] == 0 and external >= 0:
+        reserved = whole(state.shards[nat.shard_of(state, external)]["icmp_address"])
+        if reserved:
+            return reserved
+    return whole(state.ports[out]["address"])
 
 
 @hot
@@ -322,7 +385,7 @@ def _write_header(frames: Array, l3: int, source: int, destination: int, payload
 
 
 @hot
-def _rate_allows(state: State, direction: int, now: int) -> bool:
+def rate_allows(state: State, direction: int, now: int) -> bool:
     """Token bucket of the core (RFC 1812 4.3.2.8): `icmp_rate` a second, `icmp_burst` saved; counted in thousandths.
 
     One for each direction of what is answered, so that nobody outside can use up what subscribers need for path MTU discovery.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from shards import cuckoo, ports, sessions
-from shards.state import CHUNK_PORTS, EXTENT_LINES, HELD, NAT_MAPPING, NAT_SESSION, Array, State
+from shards import cuckoo, ports, sessions, sessions6
+from shards.state import CHUNK_PORTS, EXTENT_LINES, FIREWALL_SESSION6, HELD, NAT_MAPPING, NAT_SESSION, Array, State
 from shards.verdict import RECEIVED, SHUNTED, VERDICTS
 
 
@@ -24,12 +24,17 @@ def check(state: State, received: int, held: int) -> None:
 
 def complaints(state: State) -> list[str]:
     """What is wrong with the rows and what is derived from them; packets are not counted."""
-    return [*cuckoo.check(state), *_sessions(state), *_mappings(state), *_accounts(state)]
+    return [*cuckoo.check(state), *_sessions(state), *_sessions6(state), *_mappings(state), *_accounts(state)]
 
 
 def lines(state: State) -> Array:
     """Lines of all sessions that are alive."""
     return _rows(state, NAT_SESSION, state.sessions["kind"], 1)
+
+
+def lines6(state: State) -> Array:
+    """First lines of all sessions of IPv6 that are alive."""
+    return _rows(state, FIREWALL_SESSION6, state.sessions["kind"], 1)
 
 
 def halves(state: State) -> Array:
@@ -59,6 +64,22 @@ def _sessions(state: State) -> list[str]:
         for name in ("internal_address", "internal_port", "external_address", "external_port"):
             if row[name] != mapping[name] or mapping["kind"] != NAT_MAPPING:
                 told.append(f"session {line}: its mapping has another {name}")
+    return told
+
+
+def _sessions6(state: State) -> list[str]:
+    """The one key finds the session, and is that of its tuple."""
+    told = []
+    for line in lines6(state).tolist():
+        words, flow = state.words[line * 8 : line * 8 + 2], state.flows6[line + 1]
+        if line & 1 or cuckoo.lookup(state, words[0], words[1]) != line << 2:
+            told.append(f"session {line}: its tuple does not find it")
+        key = sessions6.key(
+            state, int(flow["realm"]) & 0xFFFFFF, int(flow["realm"]) >> 24, flow["internal_high"], flow["internal_low"],
+            flow["remote_high"], flow["remote_low"], int(flow["internal_port"]), int(flow["remote_port"]),
+        )  # fmt: skip
+        if key != (words[0], words[1]):
+            told.append(f"session {line}: its key is not that of its tuple")
     return told
 
 
@@ -141,7 +162,8 @@ def _accounts(state: State) -> list[str]:
     told = []
     counted: dict[tuple[int, str], int] = {}
     accounts = state.mappings["account"]
-    owners = {"sessions": accounts[state.sessions["mapping"][lines(state)]], "mappings": accounts[halves(state)]}
+    users = [accounts[state.sessions["mapping"][lines(state)]], state.flows6["account"][lines6(state) + 1]]
+    owners = {"sessions": np.concatenate(users), "mappings": accounts[halves(state)]}
     for name, charged in owners.items():
         for account in charged.tolist():
             while account:

@@ -13,7 +13,7 @@ Where no gateway can take its place a row keeps its own way; frames to it wait i
 
 from __future__ import annotations
 
-from shards import hops, nat
+from shards import firewall6, hops, hops6, nat
 from shards.jit import hot, whole
 from shards.native import read64, write64
 from shards.state import (
@@ -106,11 +106,11 @@ def _way(state: State, at: int) -> int:
 @hot
 def _instead_of(state: State, at: int, p: int) -> int:
     """Row of a gateway of another port of the same side that answers, 0 for none; of several, each address has its own."""
-    side = _side_of(state, at, p)
+    side, six = _side_of(state, at, p), state.neighbours[at]["six"] != 0
     first, end = hops.ports_of(state, side)
     best, chosen = -1, 0
     for q in range(first, end):
-        gateway = hops.gateway_of(state, q, side)
+        gateway = hops6.gateway_of(state, q, side) if six else hops.gateway_of(state, q, side)
         if q == p or gateway == 0 or state.ports[q]["dead"] != 0 or state.neighbours[gateway]["own_state"] != REACHABLE:
             continue
         heavy = hops.weight(state, q, whole(state.neighbours[at]["address"]), 0)
@@ -125,7 +125,9 @@ def _side_of(state: State, at: int, p: int) -> int:
     port = state.ports[p]
     if port["side"] != BOTH:
         return whole(port["side"])
-    if state.neighbours[at]["kept"] != 0:
-        return EXTERNAL if port["external_gateway"] == at else INTERNAL
-    inside = nat.is_internal(state, whole(port["internal_realm"]), whole(state.neighbours[at]["address"]))
-    return INTERNAL if inside else EXTERNAL
+    row, realm = state.neighbours[at], whole(port["internal_realm"])
+    if row["kept"] != 0:
+        return EXTERNAL if at in (whole(port["external_gateway"]), whole(port["external_gateway6"])) else INTERNAL
+    if row["six"] != 0:
+        return INTERNAL if firewall6.prefix_of(state, realm, row["high"]) >= 0 else EXTERNAL
+    return INTERNAL if nat.is_internal(state, realm, whole(row["address"])) else EXTERNAL

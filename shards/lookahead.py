@@ -40,14 +40,14 @@ def misses(state: State, burst: Burst, count: int) -> None:
             else:
                 _ask_for_target(state, burst, i)
     for i in range(count):
-        if burst.verdict[i] == UNDECIDED and burst.direction[i] == OUTBOUND and burst.ref[i]:
+        if burst.verdict[i] == UNDECIDED and burst.direction[i] == OUTBOUND and burst.ref[i] and burst.six[i] == 0:
             mapping = state.mappings[burst.ref[i] >> 1]
             _ask_for_answers(state, burst, i, whole(mapping["external_address"]), whole(mapping["external_port"]))
 
 
 @hot
 def _is_left(burst: Burst, i: int) -> bool:
-    return bool(burst.verdict[i] == UNDECIDED and burst.ref[i] == 0 and burst.icmp_error[i] == 0)
+    return bool(burst.verdict[i] == UNDECIDED and burst.ref[i] == 0 and burst.icmp_error[i] == 0 and burst.six[i] == 0)
 
 
 @hot

@@ -58,6 +58,7 @@ class Line(TypedDict):
     own: list[int]
     broadcast: list[int]
     bfd: bool
+    own6: list[int]  # the quarters of two
     connection: Connection | None
 
 

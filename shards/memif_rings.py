@@ -48,7 +48,7 @@ from shards.xsk import FRAME_BYTES, FRAME_SHIFT, HEADROOM
 LINE = np.dtype(
     [(name, "i8") for name in ("up", "connection", "mask", "chained", "out", "back", "link", "slots")]
     + [(name, "i8") for name in ("out_event", "back_event", "tap", "bfd")]
-    + [("own", "i8", (2,)), ("broadcast", "i8", (2,))]
+    + [("own", "i8", (2,)), ("broadcast", "i8", (2,)), ("own6", "i8", (8,))]  # own6: two addresses in quarters
 )
 
 _A_LINE = 4  # descriptors of a cache line

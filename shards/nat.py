@@ -70,11 +70,16 @@ def find_account(state: State, realm: int, address: int) -> tuple[int, int]:
 
 @hot
 def _account_in(state: State, prefixes: Array, count: int, realm: int, address: int) -> int:
-    """Account of the longest of `prefixes` that holds the address; first use writes the account's constant facts."""
+    """Account of the longest of `prefixes` that holds the address, 0 if none does."""
     p = _prefix_of(prefixes, count, realm, address)
     if p < 0:
         return 0
-    prefix = prefixes[p]
+    return use_account(state, prefixes[p], address)
+
+
+@hot
+def use_account(state: State, prefix: Row, address: int) -> int:
+    """Account of an address of a prefix; first use writes the account's constant facts."""
     account = _account_of(prefix, address)
     row = state.accounts[account]
     if row["base"] == 0:
@@ -168,7 +173,7 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
     half = sessions.find_mapping(state, source, realm, protocol, source_port)
     if protocol == ICMP and half == 0 and not is_query(read8(frames, burst.l4[i])):
         return ICMP_TYPE_NOT_SERVED
-    if not tcp.may_open(protocol, burst.tcp_flags[i], half != 0 or _picks_up(state, shard, burst.tcp_flags[i], now)):
+    if not tcp.may_open(protocol, burst.tcp_flags[i], half != 0 or picks_up(state, shard, burst.tcp_flags[i], now)):
         return TCP_NOT_OPENING
     verdict = _obey_rules(state, burst, i, OUTBOUND, source, source_port, burst.destination[i], burst.destination_port[i])
     inward = 0
@@ -198,7 +203,7 @@ def serves(state: State, burst: Burst, i: int, shard: int) -> bool:
 
 
 @hot
-def _picks_up(state: State, shard: int, tcp_flags: int, now: int) -> bool:
+def picks_up(state: State, shard: int, tcp_flags: int, now: int) -> bool:
     """Whether a connection that is under way may be one that the authority before us had not told us of."""
     row = state.shards[shard]
     if row["pickup"] != 0 and remaining(now, whole(row["grace_until"])) <= 0:
@@ -226,7 +231,7 @@ def _find_way(state: State, frames: Array, burst: Burst, i: int, turns: bool, no
         return NEIGHBOURS_EXHAUSTED, 0
     burst.next_hop[i] = outward
     if not turns:
-        verdict = serve.passable(state, frames, burst, i)
+        verdict = serve.way(state, frames, burst, i)
     else:
         verdict = TTL_EXCEEDED if read8(frames, burst.l3[i] + 8) <= 1 else UNDECIDED
     if verdict == UNDECIDED and state.neighbours[inward]["state"] != REACHABLE:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards.jit import hot, inlined
+from shards.jit import hot, inlined, whole
+from shards.native import Word, fold_multiply
 from shards.state import FAILED, NEIGHBOUR_BYTES, NEIGHBOUR_MAC, NEIGHBOUR_OWN, WANTED, Row, State
 from shards.wire import mac_at
 
@@ -20,6 +21,8 @@ PROBES = 64  # rows looked at, at most
 FORGOTTEN, NEVER_ANSWERED = 8_400_000, 10_000  # ticks
 LAST = 0xFFFF  # never handed out: a session's next hop of this number means something else (sessions.HAIRPIN_HOP)
 
+_U = np.uint64
+_PI = _U(0x452821E638D01377)
 _ODD = 0x45D9F3B5  # below 2**31, so that its product with 32 bits is the same number in Python and in 64-bit registers
 
 
@@ -61,7 +64,7 @@ def find(state: State, port: int, address: int) -> int:
         row = state.neighbours[at]
         if _is_row(at) and int(row["own_state"]) == 0:
             return 0
-        if _is_row(at) and int(row["address"]) == address and int(row["own_port"]) == port:
+        if _is_row(at) and int(row["address"]) == address and int(row["own_port"]) == port and row["six"] == 0:
             return at
         at = (at + 1) & (len(state.neighbours) - 1)
     return 0
@@ -72,8 +75,9 @@ def want(state: State, port: int, address: int, now: int) -> int:
     """Row of the neighbour, marked as used at tick `now`; a new one starts out WANTED. 0 where there is no room."""
     at = find(state, port, address)
     if at == 0:
-        at = _vacant(state, port, address, now)
+        at = _vacant(state, first(state, port, address), now)
         if at != 0:
+            state.neighbours[at]["six"] = 0
             _occupy(state, at, port, address)
     if at != 0:
         state.neighbours[at]["used"] = now & 0xFFFFFFFF
@@ -81,9 +85,53 @@ def want(state: State, port: int, address: int, now: int) -> int:
 
 
 @hot
-def _vacant(state: State, port: int, address: int, now: int) -> int:
-    """A row that may be taken: an empty one, else the first that is forgotten, else 0."""
-    at, forgotten = first(state, port, address), 0
+def first6(state: State, port: int, high: Word, low: Word) -> int:
+    """Where probing for a neighbour of IPv6 begins."""
+    mixed = fold_multiply(high ^ state.settings[0]["seed"][1], low ^ _U(port) ^ _PI)
+    return whole(mixed & _U(len(state.neighbours) - 1))
+
+
+@hot
+def find6(state: State, port: int, high: Word, low: Word) -> int:
+    """Row of the neighbour with an IPv6 address (its two halves) on `port`, or 0."""
+    at = first6(state, port, high, low)
+    for _ in range(min(PROBES, len(state.neighbours))):
+        row = state.neighbours[at]
+        if _is_row(at) and whole(row["own_state"]) == 0:
+            return 0
+        if _is_row(at) and row["six"] != 0 and whole(row["own_port"]) == port and row["high"] == high and low_half(row) == low:
+            return at
+        at = (at + 1) & (len(state.neighbours) - 1)
+    return 0
+
+
+@hot
+def low_half(row: Row) -> Word:
+    """Lower half of a neighbour's IPv6 address."""
+    return _U(row["middle"]) << _U(32) | _U(row["address"])
+
+
+@hot
+def want6(state: State, port: int, high: Word, low: Word, now: int) -> int:
+    """`want` for an IPv6 address."""
+    at = find6(state, port, high, low)
+    if at == 0:
+        at = _vacant(state, first6(state, port, high, low), now)
+        if at != 0:
+            row: Row = state.neighbours[at]
+            row["six"] = 1
+            row["high"] = high
+            row["middle"] = low >> _U(32)
+            _occupy(state, at, port, whole(low & _U(0xFFFF_FFFF)))
+    if at != 0:
+        state.neighbours[at]["used"] = now & 0xFFFFFFFF
+    return at
+
+
+@hot
+def _vacant(state: State, at: int, now: int) -> int:
+    """A row that may be taken, probing from `at`: an empty one, else the first that is forgotten, else 0."""
+    forgotten = 0
     for _ in range(min(PROBES, len(state.neighbours))):
         row = state.neighbours[at]
         if _is_row(at) and int(row["own_state"]) == 0:

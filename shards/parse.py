@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import wire
+from shards import parse6, wire
 from shards.burst import Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16, read32, read64, write16
@@ -21,6 +21,7 @@ from shards.verdict import (
     BAD_LENGTH,
     BAD_TCP_FLAGS,
     CHECKSUMS_COMPLETED,
+    ERROR_IN_FRAGMENTS,
     FOREIGN_MAC,
     FRAGMENT,
     ICMP_TYPE_NOT_SERVED,
@@ -32,6 +33,7 @@ from shards.verdict import (
     PROTOCOL_NOT_SERVED,
     RUNT,
     SOURCE_ROUTED,
+    TINY_FRAGMENT,
     UNDECIDED,
     VLAN_UNEXPECTED,
 )
@@ -107,7 +109,11 @@ def _look_closely(state: State, frames: Array, burst: Burst, i: int) -> int:
     at, length = burst.at[i], burst.length[i]
     verdict, l3 = _link(state, frames, at, length, burst.port[i])
     burst.l3[i] = l3
-    return datagram(frames, burst, i, l3, at + length) if verdict == UNDECIDED else verdict
+    if verdict != UNDECIDED:
+        return verdict
+    if read16(frames, l3 - 2) == wire.ETHERTYPE_IPV6:
+        return parse6.datagram(frames, burst, i, l3, at + length)
+    return datagram(frames, burst, i, l3, at + length)
 
 
 @hot
@@ -115,7 +121,7 @@ def datagram(frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
     """Verdict on the IPv4 packet at `l3`, in what ends at `end`; it fills the columns from l3 on."""
     burst.l3[i] = l3
     verdict = _network(frames, l3, end)
-    if verdict != UNDECIDED:
+    if verdict != UNDECIDED and verdict != FRAGMENT:
         return verdict
     l4 = l3 + 4 * (read8(frames, l3) & 15)
     protocol = read8(frames, l3 + 9)
@@ -125,16 +131,38 @@ def datagram(frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
     burst.source[i] = read32(frames, l3 + 12)
     burst.destination[i] = read32(frames, l3 + 16)
     end = l3 + burst.ip_length[i]
+    if protocol != TCP and protocol != UDP and protocol != ICMP:
+        return PROTOCOL_NOT_SERVED
+    if verdict == FRAGMENT:
+        return FRAGMENT
     if protocol == TCP:
         return _tcp(frames, burst, i, l4, end)
+    return _udp(frames, burst, i, l4, end) if protocol == UDP else _icmp(frames, burst, i, l4, end)
+
+
+@hot
+def beginning(frames: Array, burst: Burst, i: int) -> int:
+    """Verdict on the transport header of a first fragment, which must have all of it (RFC 1858, RFC 3128).
+
+    Lengths and checksums that cover what is in other fragments are their receiver's to check.
+    """
+    l4, protocol, end = burst.l4[i], burst.protocol[i], burst.l3[i] + burst.ip_length[i]
+    if protocol == TCP:
+        verdict = _tcp(frames, burst, i, l4, end)
+        return TINY_FRAGMENT if verdict == BAD_L4_HEADER else verdict
+    if end - l4 < _UDP_BYTES:
+        return TINY_FRAGMENT
     if protocol == UDP:
-        return _udp(frames, burst, i, l4, end)
-    return _icmp(frames, burst, i, l4, end) if protocol == ICMP else PROTOCOL_NOT_SERVED
+        burst.source_port[i] = read16(frames, l4)
+        burst.destination_port[i] = read16(frames, l4 + 2)
+        return UNDECIDED if read16(frames, l4 + 4) >= _UDP_BYTES else BAD_LENGTH
+    verdict = _icmp_kind(frames, burst, i, l4)
+    return ERROR_IN_FRAGMENTS if burst.icmp_error[i] else verdict
 
 
 @hot
 def _link(state: State, frames: Array, at: int, length: int, port: int) -> tuple[int, int]:
-    """Verdict and offset of the IPv4 header: right station, right VLAN, IPv4."""
+    """Verdict and offset of the IP header: right station, right VLAN, IPv4, or IPv6 where anyone has it."""
     if length < wire.ETHERNET_BYTES:
         return RUNT, 0
     ethertype, l3 = read16(frames, at + 12), at + wire.ETHERNET_BYTES
@@ -149,7 +177,7 @@ def _link(state: State, frames: Array, at: int, length: int, port: int) -> tuple
     if vlan != whole(state.ports[port]["vlan"]):
         return VLAN_UNEXPECTED, 0
     if ethertype == wire.ETHERTYPE_IPV6:
-        return IPV6_NOT_SERVED, 0
+        return (UNDECIDED if state.settings[0]["prefixes6"] != 0 else IPV6_NOT_SERVED), l3
     if ethertype != wire.ETHERTYPE_IPV4:
         return NOT_IP, 0
     return UNDECIDED, l3
@@ -245,6 +273,11 @@ def _icmp(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
         return BAD_L4_HEADER
     if wire.fold(wire.sum16(frames, l4, end - l4)) != 0xFFFF:
         return BAD_ICMP_CHECKSUM
+    return _icmp_kind(frames, burst, i, l4)
+
+
+@hot
+def _icmp_kind(frames: Array, burst: Burst, i: int, l4: int) -> int:
     kind = read8(frames, l4)
     identifier = read16(frames, l4 + 4)
     burst.source_port[i] = identifier
@@ -282,11 +315,11 @@ def _complete(state: State, frames: Array, burst: Burst, i: int) -> None:
     A field that is right as it stands is left alone, and so is every wrong one that is not this very sum: damage stays damage.
     """
     protocol, l3, l4 = burst.protocol[i], burst.l3[i], burst.l4[i]
-    if burst.verdict[i] != UNDECIDED or protocol == ICMP:
+    if burst.verdict[i] != UNDECIDED or protocol not in (TCP, UDP):
         return
     length = l3 + burst.ip_length[i] - l4 if protocol == TCP else read16(frames, l4 + 4)
     field = l4 + 16 if protocol == TCP else l4 + 6
-    pseudo = pseudo_sum(frames, l3, protocol, length)
+    pseudo = parse6.pseudo_sum(frames, l3, protocol, length) if burst.six[i] else pseudo_sum(frames, l3, protocol, length)
     if read16(frames, field) != pseudo:
         return
     total = wire.fold(wire.sum16(frames, l4, length))

@@ -12,7 +12,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import bfd, cuckoo, doubt, icmp, lookahead, nat, parse, rewrite, serve, sessions, shunt, timers
+from shards import (
+    bfd,
+    cuckoo,
+    cut,
+    doubt,
+    firewall6,
+    fragments,
+    icmp,
+    icmp6,
+    lookahead,
+    nat,
+    parse,
+    parse6,
+    rewrite,
+    serve,
+    sessions,
+    shunt,
+    timers,
+)
 from shards.burst import Burst
 from shards.cuckoo import BLOCK
 from shards.jit import hot, whole
@@ -22,6 +40,7 @@ from shards.verdict import (
     DROP,
     FORWARDED_IN,
     FORWARDED_OUT,
+    FRAGMENT,
     HAIRPIN_REFUSED,
     HAIRPINNED,
     HELD_BACK,
@@ -89,13 +108,15 @@ def _parse(state: State, frames: Array, burst: Burst, begin: int, end: int, coun
             prefetch(frames, burst.at[i + FRAMES_AHEAD])
         parse.parse(state, frames, burst, i)
         nat.choose_key(state, burst, i)
+        if burst.six[i] and burst.verdict[i] == UNDECIDED:
+            firewall6.choose_key(state, frames, burst, i)
 
 
 @hot
 def clear(burst: Burst, count: int) -> None:
     """Forget what columns say of the burst before ; a loop each, for that is what compilers make fast."""
     for column in (
-        burst.tcp_flags, burst.icmp_error, burst.session, burst.mapping,
+        burst.tcp_flags, burst.icmp_error, burst.six, burst.session, burst.mapping,
         burst.next_hop, burst.turned, burst.detail, burst.out_length,
     ):  # fmt: skip
         for i in range(count):
@@ -106,9 +127,19 @@ def clear(burst: Burst, count: int) -> None:
 def _serve_hits(state: State, frames: Array, burst: Burst, begin: int, end: int, now: int) -> None:
     for i in range(begin, end):
         if burst.ref[i] > 0 and burst.verdict[i] == UNDECIDED:
+            if burst.six[i]:
+                _serve_hit6(state, frames, burst, i, now)
+                continue
             serve.serve_hit(state, frames, burst, i, now)
             if burst.verdict[i] in (FORWARDED_OUT, FORWARDED_IN):
                 rewrite.rewrite_hit(state, frames, burst, i)
+
+
+@hot
+def _serve_hit6(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    firewall6.serve_hit(state, frames, burst, i, now)
+    if burst.verdict[i] in (FORWARDED_OUT, FORWARDED_IN):
+        rewrite.send_off6(state, frames, burst, i)
 
 
 @hot
@@ -125,6 +156,8 @@ def _begin_rest(burst: Burst, count: int) -> None:
     """Forget what columns of the slow path say of the burst before."""
     for i in range(count):
         burst.outer[i] = 0
+        burst.part[i] = 0
+        burst.identity[i] = 0
 
 
 @hot
@@ -133,26 +166,61 @@ def _serve_rest(state: State, frames: Array, burst: Burst, count: int, now: int)
     for i in range(count):
         if burst.verdict[i] == UNDECIDED:
             _serve_one(state, frames, burst, i, now)
+        if burst.verdict[i] == FRAGMENT:  # perhaps inside what came shunted
+            _serve_fragment(state, frames, burst, i, now)
+
+
+@hot
+def _serve_fragment(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    """The first of a datagram is decided like a packet; the others follow it (see `fragments`)."""
+    burst.verdict[i] = fragments.meet(state, frames, burst, i, now)
+    if burst.verdict[i] == UNDECIDED:
+        _decide_one(state, frames, burst, i, now)
+        fragments.learn(state, burst, i, now)
 
 
 @hot
 def _serve_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    if burst.six[i] == 0:
+        _receive_one(state, frames, burst, i, now)
+    if burst.six[i] and burst.icmp_error[i] == 0 and burst.verdict[i] == UNDECIDED:  # perhaps inside what came shunted
+        burst.verdict[i] = parse6.refuse_addresses(frames, burst.l3[i])
+    if burst.verdict[i] == UNDECIDED:
+        _decide_one(state, frames, burst, i, now)
+
+
+@hot
+def _receive_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    """What is addressed to this core itself is opened, or has its verdict here."""
     if burst.icmp_error[i] == 0:
         burst.verdict[i] = parse.refuse_addresses(burst, i)
     if burst.verdict[i] == UNDECIDED and shunt.is_for_us(state, burst, i):
         burst.verdict[i] = shunt.receive(state, frames, burst, i)
-    if burst.verdict[i] == UNDECIDED and bfd.is_for_us(state, burst, i):
+    elif burst.verdict[i] == UNDECIDED and bfd.is_for_us(state, burst, i):
         burst.verdict[i] = bfd.receive(state, frames, burst, i, now)
-    if burst.verdict[i] != UNDECIDED:
-        return
-    if burst.icmp_error[i]:
-        burst.verdict[i] = icmp.pass_error(state, frames, burst, i, now)
-    else:
-        burst.verdict[i] = decide(state, frames, burst, i, now)
+
+
+@hot
+def _decide_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    burst.verdict[i] = _decide_any(state, frames, burst, i, now)
     if burst.verdict[i] == SHUNTED:
         burst.verdict[i] = _shunt(state, frames, burst, i, now)
-    elif burst.session[i] == 0 and burst.icmp_error[i] == 0 and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED):
+    elif (
+        burst.six[i] == 0
+        and burst.session[i] == 0
+        and burst.icmp_error[i] == 0
+        and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED)
+    ):
         rewrite.translate_by_mapping(state, frames, burst, i)
+
+
+@hot
+def _decide_any(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
+    if burst.six[i]:
+        if burst.icmp_error[i]:
+            return icmp6.pass_error(state, frames, burst, i, now)
+        return firewall6.decide(state, frames, burst, i, now)
+    return icmp.pass_error(state, frames, burst, i, now) if burst.icmp_error[i] else decide(state, frames, burst, i, now)
 
 
 @hot
@@ -173,9 +241,21 @@ def _finish_rest(state: State, frames: Array, burst: Burst, count: int, now: int
     for i in range(count):
         if burst.out_length[i] == 0:
             if burst.verdict[i] <= HAIRPINNED:
-                rewrite.rewrite(state, frames, burst, i)
+                _send_off(state, frames, burst, i)
             elif burst.verdict[i] >= FIRST_DROP:
-                icmp.answer(state, frames, burst, i, now)
+                if burst.six[i]:
+                    icmp6.answer(state, frames, burst, i, now)
+                else:
+                    icmp.answer(state, frames, burst, i, now)
+
+
+@hot
+def _send_off(state: State, frames: Array, burst: Burst, i: int) -> None:
+    if burst.six[i]:
+        rewrite.send_off6(state, frames, burst, i)
+    else:
+        cut.mark(state, burst, i)
+        rewrite.rewrite(state, frames, burst, i)
 
 
 @hot
@@ -185,8 +265,9 @@ def _limit_waiting(state: State, burst: Burst, count: int, now: int) -> None:
         if burst.verdict[i] == HELD_BACK:
             if burst.deadline[i] == 0:
                 burst.deadline[i] = now + whole(state.settings[0]["neighbour_wait"])
-            elif now >= burst.deadline[i]:
+            elif now >= burst.deadline[i] and burst.part[i] >= 0:
                 burst.verdict[i] = NEIGHBOUR_UNRESOLVED
+                fragments.give_up(state, burst, i)
             if burst.outer[i] and burst.verdict[i] == HELD_BACK:
                 burst.port[i] = burst.outer[i] - 1  # it will be unwrapped again
 
@@ -232,7 +313,7 @@ def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -
 @hot
 def _send(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     """The common end of both paths: can it go there, and then what it does to its session. Verdict, or UNDECIDED."""
-    verdict = serve.passable(state, frames, burst, i)
+    verdict = serve.way(state, frames, burst, i)
     if verdict == UNDECIDED and burst.session[i]:
         _touch(state, burst.session[i], burst.direction[i], burst.tcp_flags[i], now)
     return verdict

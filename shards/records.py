@@ -40,6 +40,10 @@ SESSION_RECORD = np.dtype(
 )
 assert SESSION_RECORD.itemsize == 64
 
+# A session of IPv6 takes two of these. The first has no mapping and no external endpoint; of the second, whose class is
+# CONTINUED, the first eight fields, `row` to `age_s`, are the quarters of the internal and of the remote address.
+CONTINUED = 255
+
 STATIC, SHADOW = 1, 2  # flags of a mapping; a shadow is not found by its internal endpoint (see `apply`)
 
 MAPPING_RECORD = np.dtype(

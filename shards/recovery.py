@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, events, journal, nat, ports, sessions, slabs, timers
+from shards import cuckoo, events, fragments, journal, nat, ports, sessions, sessions6, slabs, timers
+from shards.accounts import charge
 from shards.jit import hot, whole
 from shards.native import prefetch
 from shards.state import (
@@ -19,6 +20,7 @@ from shards.state import (
     CHUNK_PORTS,
     CLASSES,
     EXTENT_LINES,
+    FIREWALL_SESSION6,
     FREE,
     NAT_MAPPING,
     NAT_PERMISSION,
@@ -49,6 +51,8 @@ def attach(state: State, now: int) -> int:
     for extent in range(1, whole(state.core[0]["next_extent"])):
         if state.extents[extent]["kind"] == NAT_SESSION:
             found += _sessions_of(state, extent, now)
+        elif state.extents[extent]["kind"] == FIREWALL_SESSION6:
+            found += _sessions6_of(state, extent, now)
     for extent in range(1, whole(state.core[0]["next_extent"])):
         if state.extents[extent]["kind"] == NAT_MAPPING:
             _end_idle(state, extent, now)
@@ -63,6 +67,7 @@ def _forget(state: State, now: int) -> None:
     core = state.core[0]
     core["wheel_at"] = now >> WHEEL_SHIFT
     core["held"] = 0
+    fragments.forget(state)
     for s in range(len(state.shards)):
         shard = state.shards[s]
         for klass in range(CLASSES):
@@ -166,7 +171,7 @@ def _mappings_of(state: State, extent: int, now: int) -> None:
             continue
         journal.mark(state, half)
         ports.own(state, external, ports.port_space(whole(row["internal_realm"]) >> 24), whole(row["external_port"]), half)
-        sessions.charge(state, whole(row["account"]), 0, 1)
+        charge(state, whole(row["account"]), 0, 1)
         state.shards[shard]["mappings"] += 1
 
 
@@ -208,7 +213,28 @@ def _sessions_of(state: State, extent: int, now: int) -> int:
         journal.mark(state, line << 1)
         mapping["sessions"] += 1
         timers.arm(state, line, now + timers.remaining(now, whole(row["expiry"])))
-        sessions.charge(state, whole(mapping["account"]), 1, 0)
+        charge(state, whole(mapping["account"]), 1, 0)
+        state.shards[shard]["sessions"] += 1
+        found += 1
+    return found
+
+
+@hot
+def _sessions6_of(state: State, extent: int, now: int) -> int:
+    """The same for sessions of IPv6; whose account each is stands in the row, and whom it lets in."""
+    shard, found = whole(state.extents[extent]["shard"]), 0
+    for line in range(extent * EXTENT_LINES, (extent + 1) * EXTENT_LINES, 2):
+        row = state.sessions[line]
+        if row["kind"] == FIREWALL_SESSION6 and sessions6.index(state, line):
+            row["kind"] = FREE
+        if row["kind"] != FIREWALL_SESSION6:
+            row["kind"] = FREE
+            journal.bury(state, line << 1, whole(row["generation"]))
+            slabs.free_line(state, line)
+            continue
+        journal.mark(state, line << 1)
+        timers.arm(state, line, now + timers.remaining(now, whole(row["expiry"])))
+        charge(state, whole(state.flows6[line + 1]["account"]), 1, 0)
         state.shards[shard]["sessions"] += 1
         found += 1
     return found

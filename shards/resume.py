@@ -7,9 +7,9 @@ over the rows does, which counts them, and marks them for the journal: a new wor
 
 from __future__ import annotations
 
-from shards import journal, recovery
+from shards import fragments, journal, recovery
 from shards.jit import hot, whole
-from shards.state import EXTENT_LINES, NAT_MAPPING, NAT_SESSION, State
+from shards.state import EXTENT_LINES, FIREWALL_SESSION6, NAT_MAPPING, NAT_SESSION, State
 
 
 @hot
@@ -22,24 +22,29 @@ def resume(state: State, reindex: bool, now: int) -> tuple[int, int]:
         core["in_doubt"] = 0
         return found, 1
     core["held"] = 0  # they were in the hands of the dead
+    fragments.forget(state)
     return _told(state)[0], 0
 
 
 @hot
 def _adds_up(state: State) -> bool:
     """Whether as many rows live as shards and index say; marks all that do."""
-    sessions, mappings, permissions = 0, 0, 0
+    sessions, sessions6, mappings, permissions = 0, 0, 0, 0
     for extent in range(1, whole(state.core[0]["next_extent"])):
         kind = whole(state.extents[extent]["kind"])
         if kind == NAT_SESSION:
-            sessions += _count_sessions(state, extent)
+            sessions += _count_sessions(state, extent, kind)
+        elif kind == FIREWALL_SESSION6:
+            sessions6 += _count_sessions(state, extent, kind)
         else:
             living = _count_halves(state, extent, kind)
             mappings += living * (kind == NAT_MAPPING)
             permissions += living * (kind != NAT_MAPPING)
     told_sessions, told_mappings = _told(state)
-    entries = 2 * sessions + mappings + permissions
-    return sessions == told_sessions and mappings == told_mappings and entries == whole(state.core[0]["index_entries"])
+    entries = 2 * sessions + sessions6 + mappings + permissions
+    return (
+        sessions + sessions6 == told_sessions and mappings == told_mappings and entries == whole(state.core[0]["index_entries"])
+    )
 
 
 @hot
@@ -53,10 +58,10 @@ def _told(state: State) -> tuple[int, int]:
 
 
 @hot
-def _count_sessions(state: State, extent: int) -> int:
+def _count_sessions(state: State, extent: int, kind: int) -> int:
     living = 0
     for line in range(extent * EXTENT_LINES, (extent + 1) * EXTENT_LINES):
-        if state.sessions[line]["kind"] == NAT_SESSION:
+        if state.sessions[line]["kind"] == kind:
             journal.mark(state, line << 1)
             living += 1
     return living

@@ -14,7 +14,7 @@ from shards.native import read16, read32, write16, write32, write64
 from shards.neighbours import mac_of
 from shards.state import ICMP, INBOUND, OUTBOUND, PORT_BYTES, TCP, Array, Row, State
 from shards.verdict import MSS_CLAMPED
-from shards.wire import SYN, adjust, read8
+from shards.wire import SYN, adjust, read8, write8
 
 _SOURCE, _DESTINATION = 12, 16  # offsets of the addresses in the IPv4 header
 _MSS_KIND, _MSS_BYTES = 2, 4  # RFC 9293 3.7.1
@@ -40,6 +40,7 @@ def rewrite(state: State, frames: Array, burst: Burst, i: int) -> None:
         if burst.turned[i] > 0:
             delta = _by_session(frames, l3, l4, protocol, state.sessions[burst.turned[i]], OUTBOUND)
         delta += _by_session(frames, l3, l4, protocol, state.sessions[burst.session[i]], burst.direction[i])
+    _identify(frames, burst, i)
     _send_off(state, frames, burst, i, delta)
 
 
@@ -52,6 +53,22 @@ def _send_off(state: State, frames: Array, burst: Burst, i: int, delta: int) -> 
     _age(frames, l3, delta)
     out = whole(state.neighbours[np.uint64(hop)]["port"])
     at = link_header(state, frames, l3, out, mac_of(state, hop))
+    burst.out_port[i] = out
+    burst.out_at[i] = at
+    burst.out_length[i] = l3 - at + burst.ip_length[i]
+
+
+@hot
+def send_off6(state: State, frames: Array, burst: Burst, i: int) -> None:
+    """What befalls a packet of IPv6 that is forwarded: one hop less to live, which no checksum covers, and nothing else."""
+    l3, hop = burst.l3[i], burst.next_hop[i]
+    mss = whole(state.settings[0]["mss"])
+    if burst.tcp_flags[i] & SYN and mss != 0:
+        state.counters[MSS_CLAMPED, 0] += clamp_mss(frames, burst.l4[i], mss - (wire.IPV6_BYTES - wire.IPV4_BYTES))
+    write8(frames, l3 + 7, read8(frames, l3 + 7) - 1)
+    out = whole(state.neighbours[hop]["port"])
+    at = link_header(state, frames, l3, out, mac_of(state, hop))
+    write16(frames, l3 - 2, wire.ETHERTYPE_IPV6)
     burst.out_port[i] = out
     burst.out_at[i] = at
     burst.out_length[i] = l3 - at + burst.ip_length[i]
@@ -71,6 +88,28 @@ def turn_out(state: State, frames: Array, burst: Burst, i: int) -> None:
     """The first half of a hairpin: as if it went to the Internet."""
     l3, session = burst.l3[i], state.sessions[burst.turned[i]]
     adjust(frames, l3 + 10, _by_session(frames, l3, burst.l4[i], burst.protocol[i], session, OUTBOUND))
+    _identify(frames, burst, i)
+
+
+@hot
+def _identify(frames: Array, burst: Burst, i: int) -> None:
+    """Give a packet its own identification among all that leave from its external address in fragments (see `fragments`)."""
+    if burst.identity[i]:
+        l3, identity = burst.l3[i], burst.identity[i] - 1
+        adjust(frames, l3 + 10, wire.difference(read16(frames, l3 + 4), identity))
+        write16(frames, l3 + 4, identity)
+
+
+@hot
+def readdress(frames: Array, l3: int, source: int, destination: int, identity: int) -> None:
+    """Translate a packet without a transport header: a fragment behind the first one."""
+    delta = wire.difference(read32(frames, l3 + _SOURCE), source)
+    delta += wire.difference(read32(frames, l3 + _DESTINATION), destination)
+    delta += wire.difference(read16(frames, l3 + 4), identity)
+    write32(frames, l3 + _SOURCE, source)
+    write32(frames, l3 + _DESTINATION, destination)
+    write16(frames, l3 + 4, identity)
+    adjust(frames, l3 + 10, delta)
 
 
 @inlined

@@ -41,7 +41,7 @@ from shards.native import prefetch
 from shards.notes import LINK_WORDS, SLOTS, notes_of
 from shards.state import Array
 from shards.verdict import HAIRPINNED, HELD_BACK, TX_FULL
-from shards.xsk import FRAME_SHIFT
+from shards.xsk import FRAME_SHIFT, HEADROOM
 
 _LOW = 0xFFFFFFFF
 _NEED_WAKEUP = 1  # XDP_RING_NEED_WAKEUP
@@ -141,7 +141,7 @@ def _lines(description: xsk.Description, lines: Sequence[memif.Line], queues: in
         row["out"], row["tap"] = first + number * memif.LINE_BYTES, line["tap"]
         row["link"], row["slots"] = number * LINK_WORDS, number * 2 * SLOTS
         row["bfd"] = line["bfd"]
-        row["own"], row["broadcast"] = line["own"], line["broadcast"]
+        row["own"], row["broadcast"], row["own6"] = line["own"], line["broadcast"], line["own6"]
     return rows
 
 
@@ -294,12 +294,24 @@ def _offer_rows(rings: Rings, burst: Burst, row: int, count: int) -> int:
 
 
 @hot
+def take(rings: Rings, at: int) -> int:
+    """Where a packet may begin in a free frame, now in hand as that at `at` is; 0 where none is free."""
+    height = int(rings.local[0]["free"])
+    if height == 0:
+        return 0
+    frame = int(rings.free[height - 1])
+    rings.owners[frame] = rings.owners[at >> FRAME_SHIFT]
+    rings.local[0]["free"] = height - 1
+    return (frame << FRAME_SHIFT) + HEADROOM
+
+
+@hot
 def _send_one(rings: Rings, burst: Burst, i: int) -> None:
     if burst.verdict[i] == HELD_BACK:
         return
     if burst.out_length[i] == 0:
         recycle(rings, burst.at[i])
-    elif not _offer(rings, burst.out_port[i], burst.out_at[i], burst.out_length[i]):
+    elif not offer(rings, burst.out_port[i], burst.out_at[i], burst.out_length[i]):
         recycle(rings, burst.at[i])
         burst.out_length[i] = 0
         if burst.verdict[i] <= HAIRPINNED:
@@ -307,7 +319,7 @@ def _send_one(rings: Rings, burst: Burst, i: int) -> None:
 
 
 @hot
-def _offer(rings: Rings, port: int, at: int, length: int) -> bool:
+def offer(rings: Rings, port: int, at: int, length: int) -> bool:
     """Write a descriptor behind the producer; `send` moves that for all of them at once. False also for what is no frame's."""
     word = rings.owners[at >> FRAME_SHIFT]
     if word >> 56 != HAND or length > memif_rings.room(at):

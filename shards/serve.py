@@ -42,6 +42,13 @@ def passable(state: State, frames: Array, burst: Burst, i: int) -> int:
     return UNDECIDED
 
 
+@hot
+def way(state: State, frames: Array, burst: Burst, i: int) -> int:
+    """`passable` for the slow path, which can have packets cut to the MTU of the next link (see `cut`)."""
+    verdict = passable(state, frames, burst, i)
+    return UNDECIDED if verdict == NEEDS_FRAGMENTING else verdict
+
+
 @inlined
 def touch(settings: Array, session: Row, direction: int, tcp_flags: int, now: int) -> int:
     """Let a packet that will be forwarded move its session's state and lifetime on; the new state."""
@@ -78,6 +85,8 @@ def serve_hit(state: State, frames: Array, burst: Burst, i: int, now: int) -> No
     burst.session[i] = line
     burst.next_hop[i] = whole(session["inward"]) if direction == INBOUND else outward
     verdict = passable(state, frames, burst, i)
+    if verdict == NEEDS_FRAGMENTING:
+        return
     if verdict == UNDECIDED:
         verdict = FORWARDED_OUT if direction == OUTBOUND else FORWARDED_IN
         before = whole(session["state"])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, doubt, events, journal, ports, slabs, tcp, timers, wire
+from shards import cuckoo, doubt, events, journal, permissions, ports, sessions6, slabs, tcp, timers, wire
+from shards.accounts import charge
 from shards.jit import hot, inlined, whole
 from shards.native import Word, prefetch
 from shards.state import (
@@ -16,10 +17,10 @@ from shards.state import (
     ACTIVE,
     ADDRESS_DEPENDENT,
     CHUNK_PORTS,
+    FIREWALL_SESSION6,
     FREE,
     ICMP,
     NAT_MAPPING,
-    NAT_PERMISSION,
     NAT_SESSION,
     Array,
     State,
@@ -96,16 +97,6 @@ def _bisect(state: State, low: int, last: int, address: int) -> int:
         else:
             high = middle
     return low if whole(state.externals[low]["address"]) == address else -1
-
-
-@hot
-def charge(state: State, account: int, sessions: int, mappings: int) -> None:
-    """Add to what an account, and the one above it, uses."""
-    while account:
-        row = state.accounts[account]
-        row["sessions"] = whole(row["sessions"]) + sessions
-        row["mappings"] = whole(row["mappings"]) + mappings
-        account = whole(row["parent"])
 
 
 @hot
@@ -258,7 +249,8 @@ def index_session(state: State, line: int) -> int:
         cuckoo.erase(state, out0, out1, line << 2)
         return TABLE_FULL
     if filters_by_address(state, line):
-        verdict = _permit(state, line)
+        key0, key1 = _permission_keys(state, line)
+        verdict = permissions.permit(state, whole(state.sessions[line]["shard"]), key0, key1)
         if verdict:
             cuckoo.erase(state, out0, out1, line << 2)
             cuckoo.erase(state, in0, in1, line << 2 | 1)
@@ -283,46 +275,12 @@ def _permission_keys(state: State, line: int) -> tuple[Word, Word]:
 
 
 @hot
-def _permit(state: State, line: int) -> int:
-    """Count one more session that lets its remote address in; verdict, or 0."""
-    key0, key1 = _permission_keys(state, line)
-    half = cuckoo.lookup(state, key0, key1) >> 1
-    if half == 0:
-        half = slabs.new_permission(state, whole(state.sessions[line]["shard"]))
-        if half == 0:
-            return ROWS_EXHAUSTED
-        state.words[half * 4] = key0
-        state.words[half * 4 + 1] = key1
-        row = state.mappings[half]
-        row["sessions"] = 0
-        row["static"] = 0
-        if not cuckoo.insert(state, key0, key1, half << 1):
-            slabs.free_half(state, half)
-            return TABLE_FULL
-        row["kind"] = NAT_PERMISSION
-    state.mappings[half]["sessions"] += 1
-    return 0
-
-
-@hot
-def _forbid(state: State, line: int) -> None:
-    """One session less that lets its remote address in."""
-    key0, key1 = _permission_keys(state, line)
-    half = cuckoo.lookup(state, key0, key1) >> 1
-    if half == 0:
-        return
-    row = state.mappings[half]
-    row["sessions"] -= 1
-    if row["sessions"] == 0:
-        row["kind"] = FREE
-        cuckoo.erase(state, key0, key1, half << 1)
-        slabs.free_half(state, half)
-
-
-@hot
 def end_session(state: State, line: int, now: int) -> None:
     """End a session that is off the wheel; with its last one a dynamic mapping ends as well."""
     row = state.sessions[line]
+    if row["kind"] == FIREWALL_SESSION6:
+        sessions6.end(state, line)
+        return
     row["kind"] = FREE
     events.session(state, events.SESSION_DELETED, line, now)
     take_out_session(state, line)
@@ -340,11 +298,21 @@ def take_out_session(state: State, line: int) -> None:
     cuckoo.erase(state, state.words[line * 8], state.words[line * 8 + 1], line << 2)
     cuckoo.erase(state, state.words[line * 8 + 2], state.words[line * 8 + 3], line << 2 | 1)
     if filters_by_address(state, line):
-        _forbid(state, line)
+        key0, key1 = _permission_keys(state, line)
+        permissions.forbid(state, key0, key1)
     mapping = state.mappings[whole(row["mapping"])]
     mapping["sessions"] -= 1
     charge(state, whole(mapping["account"]), -1, 0)
     state.shards[whole(row["shard"])]["sessions"] -= 1
+
+
+@hot
+def take_out(state: State, line: int) -> None:
+    """`take_out_session`, or what it is for IPv6."""
+    if slabs.kind_at(state, line) == FIREWALL_SESSION6:
+        sessions6.take_out(state, line)
+    else:
+        take_out_session(state, line)
 
 
 @hot
@@ -372,10 +340,16 @@ def delete_life(state: State, line: int, generation: int, now: int) -> bool:
     if line <= 0 or line >= len(state.sessions):
         return False
     row = state.sessions[line]
-    if row["kind"] != NAT_SESSION or whole(row["generation"]) != generation:
+    if not is_living(state, line) or whole(row["generation"]) != generation:
         return False
     delete(state, line, now)
     return True
+
+
+@hot
+def is_living(state: State, line: int) -> bool:
+    """Whether a session lives at a line. The second lines of IPv6's look like nothing: their extent says what they are."""
+    return whole(state.sessions[line]["kind"]) in (NAT_SESSION, FIREWALL_SESSION6)
 
 
 @hot

@@ -1,6 +1,6 @@
 """Shunting: a packet that only the core with the authority over its shard may serve is passed there, as its sender sent it.
 
-Before the untouched IPv4 packet, where it lies, go IPv4, UDP to `SHUNT_PORT`, and sixteen bytes:
+Before the untouched packet of IPv4 or IPv6, where it lies, go IPv4, UDP to `SHUNT_PORT`, and sixteen bytes:
 
     0  "K"    1  version (high half), TURNED, side it came by (INTERNAL, EXTERNAL)    2  shard    4  epoch    8  seal
 
@@ -9,14 +9,15 @@ could send as any subscriber. The core that gets the packet goes on as if it had
 first check on; but it never shunts it again, so nothing goes in circles.
 
 TURNED: the second half of a hairpin between shards of two cores. The first half is done by its sender, and shows in the packet.
-Left out on purpose: fragments (what does not fit is dropped), and a hairpin whose first half was shunted already.
+What is shorter than the 28 bytes that are sealed (a last fragment may be) is filled up with zeros.
+Left out on purpose: cutting what does not fit (it is dropped), and a hairpin whose first half was shunted already.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from shards import hops, nat, parse, rewrite, wire
+from shards import firewall6, hops, nat, parse, parse6, rewrite, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import Word, read16, read32, write16, write32
@@ -69,7 +70,7 @@ def send(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     verdict = _find_way(state, frames, burst, i, peer, now)
     if verdict != UNDECIDED:
         return verdict
-    if burst.turned[i] > 0 and burst.icmp_error[i] == 0:
+    if burst.turned[i] > 0 and burst.icmp_error[i] == 0 and burst.six[i] == 0:
         rewrite.turn_out(state, frames, burst, i)
     _wrap(state, frames, burst, i, shard, peer)
     shard["shunted"] += 1
@@ -94,7 +95,7 @@ def _wait(burst: Burst, i: int, now: int) -> int:
 @hot
 def _find_way(state: State, frames: Array, burst: Burst, i: int, peer: Row, now: int) -> int:
     """Verdict, or UNDECIDED with the next hop to the peer in the row."""
-    if burst.turned[i] and read8(frames, burst.l3[i] + 8) <= 1:
+    if burst.turned[i] and read8(frames, burst.l3[i] + (7 if burst.six[i] else 8)) <= 1:
         return TTL_EXCEEDED  # whoever gets it does not know whom to tell
     hop = hops.next_hop(state, _side(state), whole(peer["address"]), 0, now)
     if hop == 0:
@@ -112,15 +113,29 @@ def _find_way(state: State, frames: Array, burst: Burst, i: int, peer: Row, now:
 @hot
 def _wrap(state: State, frames: Array, burst: Burst, i: int, shard: Row, peer: Row) -> None:
     """Write all headers before the packet; it leaves at once, or never."""
-    inner, hop = burst.l3[i], burst.next_hop[i]
+    _pad(frames, burst, i)
+    inner, hop, size = burst.l3[i], burst.next_hop[i], max(burst.ip_length[i], _INNER_AT_LEAST)
     l3, out = inner - BYTES, whole(state.neighbours[hop]["port"])
     here, there = whole(state.peers[0]["address"]), whole(peer["address"])
-    _write_outer(frames, l3, here, there, BYTES + burst.ip_length[i], read8(frames, inner + 1))
+    _write_outer(frames, l3, here, there, BYTES + size, _service(frames, inner))
     side = INTERNAL if burst.direction[i] == OUTBOUND else EXTERNAL
     _write_header(state, frames, inner - _HEADER_BYTES, side | (TURNED if burst.turned[i] else 0), shard)
     burst.out_at[i] = rewrite.link_header(state, frames, l3, out, mac_of(state, hop))
     burst.out_port[i] = out
-    burst.out_length[i] = l3 - burst.out_at[i] + BYTES + burst.ip_length[i]
+    burst.out_length[i] = l3 - burst.out_at[i] + BYTES + size
+
+
+@hot
+def _pad(frames: Array, burst: Burst, i: int) -> None:
+    """Fill up what is shorter than what is sealed: a last fragment may be."""
+    for at in range(burst.l3[i] + burst.ip_length[i], burst.l3[i] + _INNER_AT_LEAST):
+        write8(frames, at, 0)
+
+
+@hot
+def _service(frames: Array, inner: int) -> int:
+    """Type of service of the packet inside, or traffic class."""
+    return read8(frames, inner + 1) if read8(frames, inner) >> 4 == 4 else read16(frames, inner) >> 4 & 0xFF
 
 
 @hot
@@ -156,10 +171,12 @@ def _write_header(state: State, frames: Array, at: int, shape: int, shard: Row) 
 
 @hot
 def seal(state: State, frames: Array, at: int) -> Word:
-    """Seal of the header at `at` and of the first 24 bytes of the packet behind it, two words chained into one at a time."""
+    """Seal of the header at `at` and of the first 24 bytes of the packet behind it (IPv6: 40), two words chained into one at a
+    time.
+    """
     secret0, secret1 = state.settings[0]["secret"][0] ^ _FOR_SHUNTS, state.settings[0]["secret"][1] ^ _FOR_SHUNTS
     told = _word(frames, at)
-    for k in range(3):
+    for k in range(5 if read8(frames, at + _HEADER_BYTES) >> 4 == 6 else 3):
         told = siphash(secret0, secret1, told, _word(frames, at + _HEADER_BYTES + 8 * k))
     return told
 
@@ -211,7 +228,8 @@ def _is_whole(frames: Array, burst: Burst, i: int, header: int) -> bool:
     """Whether everything is as long as everything else says, in this version, and undamaged."""
     l4, inner = burst.l4[i], header + _HEADER_BYTES
     length, end = read16(frames, l4 + 4), burst.l3[i] + burst.ip_length[i]
-    if l4 + length != end or end - inner < _INNER_AT_LEAST or read16(frames, inner + 2) != end - inner:
+    told = max(_length(frames, inner), _INNER_AT_LEAST)
+    if l4 + length != end or end - inner < _INNER_AT_LEAST or told != end - inner:
         return False
     shape = read8(frames, header + 1) & 15
     side = shape & _SIDES
@@ -222,6 +240,14 @@ def _is_whole(frames: Array, burst: Burst, i: int, header: int) -> bool:
     if read16(frames, l4 + 6) == 0:
         return True
     return bool(wire.fold(parse.pseudo_sum(frames, burst.l3[i], UDP, length) + wire.sum16(frames, l4, length)) == 0xFFFF)
+
+
+@hot
+def _length(frames: Array, inner: int) -> int:
+    """What the packet inside says that it is long."""
+    if read8(frames, inner) >> 4 == 6:
+        return wire.IPV6_BYTES + read16(frames, inner + 4)
+    return read16(frames, inner + 2)
 
 
 @hot
@@ -241,7 +267,13 @@ def _unwrap(state: State, frames: Array, burst: Burst, i: int, header: int) -> N
     settings = state.settings[0]
     burst.port[i] = whole(settings["internal_port"]) if shape & _SIDES == INTERNAL else whole(settings["external_port"])
     inner = header + _HEADER_BYTES
-    burst.verdict[i] = parse.datagram(frames, burst, i, inner, inner + read16(frames, inner + 2))
+    end = inner + _length(frames, inner)
+    if read8(frames, inner) >> 4 == 6 and state.settings[0]["prefixes6"] != 0:
+        burst.verdict[i] = parse6.datagram(frames, burst, i, inner, end)
+        if burst.verdict[i] == UNDECIDED:
+            firewall6.choose_key(state, frames, burst, i)
+        return
+    burst.verdict[i] = parse.datagram(frames, burst, i, inner, end)
     nat.choose_key(state, burst, i)
 
 

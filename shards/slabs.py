@@ -11,15 +11,32 @@ half-line through fields of its own that mean something else while it lives.
 from __future__ import annotations
 
 from shards.jit import hot, whole
-from shards.state import EXTENT_LINES, MAPPING_0, NAT_MAPPING, NAT_PERMISSION, NAT_SESSION, PERMISSION, SESSION_0, State
+from shards.state import (
+    EXTENT_LINES,
+    FIREWALL_SESSION6,
+    MAPPING_0,
+    NAT_MAPPING,
+    NAT_PERMISSION,
+    NAT_SESSION,
+    PERMISSION,
+    SESSION6_0,
+    SESSION_0,
+    State,
+)
 
-SESSIONS_EACH_EXTENT, MAPPINGS_EACH_EXTENT = EXTENT_LINES, 2 * EXTENT_LINES
+MAPPINGS_EACH_EXTENT = 2 * EXTENT_LINES
 
 
 @hot
 def new_line(state: State, shard: int) -> int:
     """A free line for a session, of the shard's side; 0 if there is none."""
     return _new_row(state, shard, SESSION_0 + whole(state.shards[shard]["side"]))
+
+
+@hot
+def new_line6(state: State, shard: int) -> int:
+    """The first of two free lines for a session of IPv6, of the shard's side; 0 if there are none."""
+    return _new_row(state, shard, SESSION6_0 + whole(state.shards[shard]["side"]))
 
 
 @hot
@@ -50,8 +67,26 @@ def free_half(state: State, half: int) -> None:
 
 @hot
 def rows_each(klass: int) -> int:
-    """Rows of an extent of a class: lines of sessions, half-lines of the others."""
-    return SESSIONS_EACH_EXTENT if klass < MAPPING_0 else MAPPINGS_EACH_EXTENT
+    """Rows of an extent of a class."""
+    return MAPPINGS_EACH_EXTENT if not in_lines(klass) else EXTENT_LINES // lines_each(klass)
+
+
+@hot
+def in_lines(klass: int) -> bool:
+    """Whether rows of a class are sessions, named by their (first) line; those of the others are half-lines."""
+    return klass < MAPPING_0 or klass >= SESSION6_0
+
+
+@hot
+def kind_at(state: State, line: int) -> int:
+    """Kind of the rows where a line is."""
+    return whole(state.extents[line // EXTENT_LINES]["kind"])
+
+
+@hot
+def lines_each(klass: int) -> int:
+    """How far the numbers of two rows lie apart: lines of a session; half-lines follow each other."""
+    return 2 if klass >= SESSION6_0 else 1
 
 
 @hot
@@ -59,8 +94,8 @@ def wire_row(state: State, half: int) -> tuple[int, int, int]:
     """(shard, class, row within the class) of the row at a half-line (a session's is twice its line)."""
     extent = state.extents[half // MAPPINGS_EACH_EXTENT]
     klass, offset = whole(extent["klass"]), half % MAPPINGS_EACH_EXTENT
-    if klass < MAPPING_0:
-        offset >>= 1
+    if in_lines(klass):
+        offset = (offset >> 1) // lines_each(klass)
     return whole(extent["shard"]), klass, whole(extent["ordinal"]) * rows_each(klass) + offset
 
 
@@ -71,7 +106,7 @@ def local_row(state: State, shard: int, klass: int, row: int) -> int:
     ordinal = row // each
     if row < 0 or ordinal >= whole(state.slabs[shard, klass]["extents"]):
         return 0
-    return whole(state.extent_of[shard, klass, ordinal]) * each + row % each
+    return (whole(state.extent_of[shard, klass, ordinal]) * each + row % each) * lines_each(klass)
 
 
 @hot
@@ -87,7 +122,7 @@ def take(state: State, shard: int, klass: int, row: int) -> int:
     fresh = whole(slab["fresh"])
     if fresh <= local < whole(slab["fresh_end"]):
         _push_range(state, shard, klass, fresh, local)
-        slab["fresh"] = local + 1
+        slab["fresh"] = local + lines_each(klass)
     else:
         _unlink(state, shard, klass, local)
     return local
@@ -103,7 +138,7 @@ def _new_row(state: State, shard: int, klass: int) -> int:
     if slab["fresh"] == slab["fresh_end"] and not _grow(state, shard, klass):
         return 0
     row = whole(slab["fresh"])
-    slab["fresh"] = row + 1
+    slab["fresh"] = row + lines_each(klass)
     return row
 
 
@@ -119,19 +154,19 @@ def _push(state: State, shard: int, klass: int, row: int) -> None:
 
 @hot
 def _push_range(state: State, shard: int, klass: int, first: int, end: int) -> None:
-    for row in range(first, end):
+    for row in range(first, end, lines_each(klass)):
         _push(state, shard, klass, row)
 
 
 @hot
 def _unlink(state: State, shard: int, klass: int, row: int) -> None:
-    if klass < MAPPING_0:
+    if in_lines(klass):
         following, previous = whole(state.links[row]["next"]), whole(state.links[row]["previous"])
     else:
         following, previous = whole(state.mappings[row]["account"]), whole(state.mappings[row]["remote_address"])
     if previous == 0:
         state.slabs[shard, klass]["free"] = following
-    elif klass < MAPPING_0:
+    elif in_lines(klass):
         state.links[previous]["next"] = following
     else:
         state.mappings[previous]["account"] = following
@@ -142,7 +177,7 @@ def _unlink(state: State, shard: int, klass: int, row: int) -> None:
 @hot
 def _link(state: State, klass: int, row: int, following: int, previous: int) -> None:
     """A free half-line keeps the next of its list where a living one keeps its account, and the previous in its remote."""
-    if klass < MAPPING_0:
+    if in_lines(klass):
         state.links[row]["next"] = following
         state.links[row]["previous"] = previous
     else:
@@ -152,7 +187,7 @@ def _link(state: State, klass: int, row: int, following: int, previous: int) -> 
 
 @hot
 def _set_previous(state: State, klass: int, row: int, previous: int) -> None:
-    if klass < MAPPING_0:
+    if in_lines(klass):
         state.links[row]["previous"] = previous
     else:
         state.mappings[row]["remote_address"] = previous
@@ -173,8 +208,8 @@ def _grow(state: State, shard: int, klass: int) -> bool:
     row["ordinal"] = ordinal
     row["kind"] = _kind(klass)
     state.extent_of[shard, klass, ordinal] = extent
-    slab["fresh"] = extent * rows_each(klass)
-    slab["fresh_end"] = (extent + 1) * rows_each(klass)
+    slab["fresh"] = extent * rows_each(klass) * lines_each(klass)
+    slab["fresh_end"] = (extent + 1) * rows_each(klass) * lines_each(klass)
     slab["extents"] = ordinal + 1
     core["next_extent"] = extent + 1  # last: until then the extent is nobody's (see recovery)
     return True
@@ -183,6 +218,8 @@ def _grow(state: State, shard: int, klass: int) -> bool:
 @hot
 def _kind(klass: int) -> int:
     """Kind of the rows of a class."""
+    if klass >= SESSION6_0:
+        return FIREWALL_SESSION6
     if klass < MAPPING_0:
         return NAT_SESSION
     return NAT_PERMISSION if klass == PERMISSION else NAT_MAPPING

@@ -19,6 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.bfd_rows import BFD
+from shards.event_rows import EVENT
+from shards.fragment_rows import FRAGMENTED, FRAGMENTS, IDENTITIES, PIECES_EACH, SHARES
+from shards.rows6 import FLOW6, PREFIX6, RULE6
+
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
@@ -26,9 +31,9 @@ LAYOUT = 4  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
-FREE, NAT_SESSION, NAT_MAPPING, NAT_PERMISSION = 0, 1, 2, 3
+FREE, NAT_SESSION, NAT_MAPPING, NAT_PERMISSION, FIREWALL_SESSION6 = range(5)
 
-ICMP, TCP, UDP = 1, 6, 17
+ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58
 
 OUTBOUND, INBOUND = 0, 1  # direction of a packet: from or towards the subscriber
 INTERNAL, EXTERNAL, BOTH = 1, 2, 3  # side of a port; BOTH is the router on a stick
@@ -97,8 +102,8 @@ EXTENT_LINES = 1 << 16  # rows are handed to shards in extents: 64 Ki lines, 4 M
 # Rows of a shard are numbered within their class, alike on every core that has a replica: a record names (shard, class, row). A
 # replica takes new rows from the classes of its own side only, so two that cannot hear each other never take the same one.
 # Permissions follow from the sessions: each core makes its own.
-CLASSES = 5
-SESSION_0, SESSION_1, MAPPING_0, MAPPING_1, PERMISSION = range(CLASSES)
+CLASSES = 7
+SESSION_0, SESSION_1, MAPPING_0, MAPPING_1, PERMISSION, SESSION6_0, SESSION6_1 = range(CLASSES)
 
 EXTENT = np.dtype([("shard", "u2"), ("kind", "u1"), ("klass", "u1"), ("ordinal", "u4")])  # ordinal: within shard and class
 
@@ -138,7 +143,8 @@ SHARD = np.dtype(
         ("pickup", "u1"),  # not 0: until `grace_until` TCP without SYN may open by its derived port
         ("risen_at", "u4", (3,)),  # ticks of the last promotions after failures, whoever was promoted (roles.RISES_AT_MOST)
         ("risen_epoch", "u4"),  # the last of them made this epoch
-        ("spare", "u1", (12,)),
+        ("icmp_address", "u4"),  # external one, in no pool, that ICMP errors of routers come from; 0 none
+        ("spare", "u1", (8,)),
     ]
 )
 assert SHARD.itemsize == 64
@@ -191,7 +197,7 @@ ACCOUNT = np.dtype(
         ("shard", "u2"),
         ("pool", "u2"),
         ("full", "u1"),
-        ("spare", "u1"),
+        ("transparent", "u1"),  # 1: nothing is filtered towards its IPv6 addresses (RFC 6092 REC-49)
     ]
 )
 assert ACCOUNT.itemsize == 64
@@ -276,9 +282,12 @@ PORT = np.dtype(
         ("carrier_lost", "u1"),  # 1: nothing can leave or come; written by the supervisor
         ("peer_lost", "u1"),  # 1: what keeps watch on its peer (BFD) has lost it; written by the worker's chores
         ("dead", "u1"),  # 1: nothing leaves by it as long as another one of its side can take it; written by `legs.settle`
-        ("spare_byte", "u1"),
+        ("length6", "u1"),  # of the IPv6 prefix that is on-link; 0: no IPv6 here
         ("since", "u4"),  # tick at which `dead` became what it is; 0: at the start
-        ("spare", "u1", (20,)),
+        ("internal_gateway6", "u2"),
+        ("external_gateway6", "u2"),
+        ("address6_high", "u8"),  # the core's own
+        ("address6_low", "u8"),
     ]
 )
 PORT_BYTES = 64
@@ -298,48 +307,16 @@ NEIGHBOUR = np.dtype(
         ("own_state", "u1"),
         ("own_port", "u1"),
         ("kept", "u1"),  # 1: a gateway; its row never changes hands
-        ("spare", "u1", (7,)),
+        ("six", "u1"),  # 1: an IPv6 address, of which `address` is the lowest quarter
+        ("spare_bytes", "u1", (2,)),
+        ("middle", "u4"),  # the quarter above it
+        ("high", "u8"),  # the upper half
+        ("spare", "u1", (24,)),
     ]
 )
 # Of a row; where in it the MAC stands that packets get, and its own, each the head of a word with state and port behind it.
-NEIGHBOUR_BYTES, NEIGHBOUR_MAC, NEIGHBOUR_OWN = 32, 8, 16
+NEIGHBOUR_BYTES, NEIGHBOUR_MAC, NEIGHBOUR_OWN = 64, 8, 16
 assert NEIGHBOUR.itemsize == NEIGHBOUR_BYTES
-
-# A BFD session with the neighbour of a port (RFC 5880 6.8.1 names these; see `bfd`). Intervals in microseconds, as on the wire.
-BFD = np.dtype(
-    [
-        ("changed_at", "u8"),  # tick, unwrapped: when it came up, or went down
-        ("mac", "u8"),  # the peer's, as a number; 0 until it is known
-        ("address", "u4"),  # the peer's; 0: no session
-        ("discriminator", "u4"),  # ours: random, not 0, of no other session
-        ("remote_discriminator", "u4"),  # 0 until it is known
-        ("interval", "u4"),  # wished for both ways once it is up; also what we say we can receive
-        ("desired", "u4"),  # between packets of ours, now: a second at least while it is not up
-        ("remote_required", "u4"),  # between packets of ours; 0: the peer wants none
-        ("remote_desired", "u4"),  # between packets of the peer's
-        ("transmit_at", "u4"),  # tick
-        ("detect_at", "u4"),  # tick at which the peer has been silent for too long, while `watched`
-        ("received", "u4"),  # counts packets taken
-        ("sent", "u4"),
-        ("refused", "u4"),  # counts packets with this peer's address that were not taken
-        ("flaps", "u4"),  # counts how often it went down
-        ("random", "u4"),  # of the jitter; not 0
-        ("port", "u1"),  # row of PORT
-        ("state", "u1"),  # bfd.STATES
-        ("diagnostic", "u1"),  # bfd.DIAGNOSTICS: why it went down last
-        ("remote_state", "u1"),
-        ("remote_diagnostic", "u1"),
-        ("multiplier", "u1"),
-        ("remote_multiplier", "u1"),
-        ("remote_demand", "u1"),  # 1: the peer wants no packets while all is well
-        ("polling", "u1"),  # 1: asking the peer to confirm `desired`
-        ("final", "u1"),  # 1: the peer asked, and is to be answered
-        ("watched", "u1"),  # 1: the peer was heard since it was last silent for too long
-        ("ever_up", "u1"),  # 1: it was up once, so that down means something
-        ("spare", "u1", (44,)),
-    ]
-)
-assert BFD.itemsize == 128
 
 # What configuration decides; written before the worker starts. Times in ticks (ms), limits in their own unit.
 SETTINGS = np.dtype(
@@ -372,7 +349,11 @@ SETTINGS = np.dtype(
         ("internal_ports", "u1"),  # how many, from `internal_port` on
         ("external_ports", "u1"),
         ("shunt_side", "u1"),  # INTERNAL or EXTERNAL: where the other cores are
-        ("spare", "u1", (37,)),
+        ("echo6", "u1"),  # 1: everyone may send echo requests in (RFC 4890 4.3.1)
+        ("prefixes6", "u2"),  # 0: IPv6 is not forwarded
+        ("rules6", "u2"),
+        ("pinholes", "u2"),
+        ("spare", "u1", (30,)),
     ]
 )
 assert SETTINGS.itemsize == 128
@@ -396,36 +377,19 @@ CORE = np.dtype(
         ("in_doubt", "u4"),  # not 0: a change of what is derived is under way, see `doubt`
         ("legs_lost", "u4"),  # what `legs.settle` has settled last: a bit for each dead port, and
         ("legs_version", "u4"),  # the `neighbours_version`
-        ("spare", "u1", (48,)),
+        ("fragmented", "u4"),  # rows of FRAGMENTED in use
+        ("parts", "u4"),  # fragments that wait for their first
+        ("parted", "u4"),  # as many as the loop has put aside
+        ("parts_due", "u4"),  # not 0: some of them need wait no longer
+        ("parts_at", "u4"),  # tick at which it was last looked whether one has waited long enough
+        ("swept_at", "u4"),  # and when rows of FRAGMENTED that are due were last ended
+        ("cuts", "u4"),  # rows of this burst that are longer than their next link's MTU
+        ("spare", "u1", (20,)),
     ]
 )
 assert CORE.itemsize == 128
 
 LOG_OFF, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS = range(4)  # each includes those before it
-
-# What happened, for whoever keeps logs (RFC 8158): a cache line each.
-EVENT = np.dtype(
-    [
-        ("tick", "u8"),  # of the boot clock, unwrapped
-        ("internal_address", "u4"),  # block: the subscriber's first
-        ("internal_realm", "u4"),  # realm | protocol << 24
-        ("external_address", "u4"),
-        ("external_realm", "u4"),
-        ("remote_address", "u4"),  # sessions only
-        ("account", "u4"),
-        ("half", "u4"),  # half-line of the row, 0 none
-        ("packets", "u4"),  # session ended: both directions; refusal: refused so far
-        ("internal_port", "u2"),
-        ("external_port", "u2"),  # block: its first
-        ("external_last", "u2"),  # block: its last; else the same
-        ("remote_port", "u2"),
-        ("generation", "u2"),  # of the row
-        ("kind", "u1"),  # events.SESSION_CREATED ...: the natEvent of IPFIX
-        ("verdict", "u1"),  # refusal: why
-        ("spare", "u1", (12,)),
-    ]
-)
-assert EVENT.itemsize == 64
 
 WHEEL_SLOTS = 1 << 17
 WHEEL_SHIFT = 6  # ticks a slot: 64 ms, so one turn is 8,388 s, more than the longest default timer
@@ -452,6 +416,9 @@ class Sizes(NamedTuple):
     peers: int  # other cores; row 0 is none
     neighbours: int  # a power of two, at most 65,536
     bfd: int = 1  # sessions
+    prefixes6: int = 1
+    rules6: int = 1
+    pinholes: int = 1
 
 
 class State(NamedTuple):
@@ -462,6 +429,7 @@ class State(NamedTuple):
     counters: Array  # uint64 (COUNTERS, 8): column 0 packets, 1 bytes; a row is a cache line
     words: Array  # uint64: the arena, two words a unit
     sessions: Array  # SESSION, a view of the same memory, by line
+    flows6: Array  # FLOW6, the same: the second line of each session of IPv6
     mappings: Array  # MAPPING, the same, by half-line
     extents: Array  # EXTENT; the first one is never used, so that line 0 and half-line 0 mean none
     slabs: Array  # SLAB (shards, CLASSES)
@@ -483,6 +451,9 @@ class State(NamedTuple):
     chunks: Array  # CHUNK (externals, 1024)
     rules: Array  # RULE
     statics: Array  # STATIC
+    prefixes6: Array  # PREFIX6, longest first
+    rules6: Array  # RULE6
+    pinholes: Array  # RULE6
     ports: Array  # PORT
     neighbours: Array  # NEIGHBOUR
     bfd: Array  # BFD; those with an address are sessions
@@ -493,6 +464,10 @@ class State(NamedTuple):
     shipped: Array  # uint64 bitmap, a bit per half-line: this life of the row was sent
     tombstones: Array  # uint64 (TOMBSTONES,): half-line | generation << 32
     events: Array  # EVENT (EVENTS,): number n stands at n mod EVENTS
+    fragmented: Array  # FRAGMENTED (FRAGMENTS,)
+    covered: Array  # uint32 (FRAGMENTS, PIECES_EACH): first << 16 | last + 1 unit of 8 bytes of each fragment that has come
+    shares: Array  # uint16 (SHARES, 2): datagrams and waiting fragments of the addresses of ours whose hash is the row
+    identities: Array  # uint16 (IDENTITIES,): counts fragmented datagrams sent to the remotes whose hash is the row
     logged: Array  # uint32 (16,): [0] counts the events written; a cache line of its own, since others watch it
 
 
@@ -521,6 +496,9 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("chunks", CHUNK, (sizes.externals, 65536 // CHUNK_PORTS)),
         ("rules", RULE, (sizes.rules,)),
         ("statics", STATIC, (sizes.statics,)),
+        ("prefixes6", PREFIX6, (sizes.prefixes6,)),
+        ("rules6", RULE6, (sizes.rules6,)),
+        ("pinholes", RULE6, (sizes.pinholes,)),
         ("ports", PORT, (sizes.ports,)),
         ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
         ("bfd", BFD, (sizes.bfd,)),
@@ -529,6 +507,10 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("shipped", np.uint64, (lines * 2 // 64,)),
         ("tombstones", np.uint64, (TOMBSTONES,)),
         ("events", EVENT, (EVENTS,)),
+        ("fragmented", FRAGMENTED, (FRAGMENTS,)),
+        ("covered", np.uint32, (FRAGMENTS, PIECES_EACH)),
+        ("shares", np.uint16, (SHARES, 2)),
+        ("identities", np.uint16, (IDENTITIES,)),
         ("logged", np.uint32, (16,)),
     ]
 
@@ -565,6 +547,7 @@ def open_state(memory: Any, sizes: Sizes) -> State:
         arrays[name] = np.frombuffer(memory, dtype, count, at).reshape(shape)
         at = _after(at, dtype, shape)
     arrays["sessions"] = arrays["words"].view(SESSION)
+    arrays["flows6"] = arrays["words"].view(FLOW6)
     arrays["mappings"] = arrays["words"].view(MAPPING)
     arrays["refs"] = arrays["tags"].view(np.uint32)
     arrays["blooms"] = arrays["tags"].view(np.uint64)

@@ -56,7 +56,7 @@ def outcome(frames: Array, at: int, length: int, line: Any) -> int:
         if ethertype == ETHERTYPE_IPV4:
             return _ipv4(frames, l3, end, line) if l3 + IPV4_BYTES <= end else REDIRECTED
         if ethertype == ETHERTYPE_IPV6:
-            return _ipv6(frames, l3, end)
+            return _ipv6(frames, l3, end, line)
         if ethertype != ETHERTYPE_TAG and ethertype != _ETHERTYPE_SERVICE_TAG:
             return NOT_IP
         l3 += TAG_BYTES
@@ -90,7 +90,7 @@ def _is_control(frames: Array, l3: int, end: int, line: Any) -> bool:
 
 
 @hot
-def _ipv6(frames: Array, l3: int, end: int) -> int:
+def _ipv6(frames: Array, l3: int, end: int, line: Any) -> int:
     if l3 + _IPV6_BYTES > end:
         return REDIRECTED
     destination = read16(frames, l3 + 24)
@@ -98,9 +98,20 @@ def _ipv6(frames: Array, l3: int, end: int) -> int:
         return MULTICAST
     if destination >> 6 == 0xFE80 >> 6:
         return LINK_LOCAL
+    if _is_own6(frames, l3 + 24, line["own6"], 0) or _is_own6(frames, l3 + 24, line["own6"], 4):
+        return OWN_ADDRESS
     if read8(frames, l3 + 6) == _ICMPV6 and l3 + _IPV6_BYTES + 1 <= end and 133 <= read8(frames, l3 + _IPV6_BYTES) <= 137:
         return NEIGHBOUR_DISCOVERY
     return REDIRECTED
+
+
+@hot
+def _is_own6(frames: Array, at: int, own: Array, first: int) -> bool:
+    """Whether the address at `at` is that whose quarters stand from `first` on."""
+    different = 0
+    for quarter in range(4):
+        different |= read32(frames, at + 4 * quarter) ^ own[first + quarter]
+    return different == 0
 
 
 @hot

@@ -39,26 +39,40 @@ drop      vlan_unexpected        tagged for a VLAN that this port does not carry
           > compare `vlan` of the interface with the switch's port
 drop      not_ip                 neither IPv4 nor something the kernel handles
           > nothing to do; steering should have passed it
-drop      ipv6_not_served        IPv6 is not forwarded by this release
-          > keep IPv6 off this path, or route around it
-drop      bad_ip_header          IPv4 version or header length impossible
+drop      ipv6_not_served        IPv6, and no subscriber has an IPv6 prefix
+          > `prefix6` of [[subscribers]] gives them one
+drop      bad_ip_header          IP version or header length impossible
           > look for a broken or hostile sender
-drop      bad_length             IPv4 total length or UDP length does not fit the frame
+drop      bad_length             length of the IP packet or of UDP does not fit the frame
           > look for a broken or hostile sender
 drop      bad_ip_checksum        IPv4 header checksum wrong (RFC 1812 5.2.2)
           > look for damage on the path before us
 drop      bad_icmp_checksum      ICMP checksum wrong (RFC 5508 REQ-3)
           > look for damage on the path before us
-drop      source_routed          carries a source-route option (RFC 7126)
+drop      source_routed          carries a source-route option (RFC 7126) or such a routing header (RFC 5095)
           > nothing to do; source routing is refused on purpose
-drop      martian_source         source can never be a sender (0/8, 127/8, multicast, broadcast)
+drop      martian_source         source can never be a sender (0/8, 127/8, multicast, broadcast; fc00::/7, fe80::/10)
           > look for a broken or hostile sender
 drop      martian_destination    destination can never be forwarded to
           > look for a broken or hostile sender
 drop      land                   source and destination endpoints are equal
           > an attack from the nineties; nothing to do
-drop      fragment               an IP fragment; fragments are not translated by this release
-          > lower the MTU of the sender, or rely on path MTU discovery
+drop      bad_fragment           a fragment of impossible offset or length (RFC 791), or of a datagram beyond 65,535 bytes
+          > look for a broken or hostile sender
+drop      tiny_fragment          an IP fragment that cuts its TCP, UDP or ICMP header (RFC 1858, RFC 3128)
+          > nobody needs such fragments; look for a hostile sender
+drop      fragment_overlap       an IP fragment over what another one has brought: all of its datagram is refused (RFC 5722)
+          > an attack (teardrop), or a sender that uses an identification twice
+drop      fragment_duplicate     an IP fragment that has come before
+          > look for a loop or a doubling link
+drop      fragment_orphan        an IP fragment whose first fragment, which has the ports, did not come in time
+          > normal where packets are lost; else an attack: `krononat status` has the rate
+drop      fragment_refused       an IP fragment whose first fragment was refused, or which comes after an overlap
+          > the verdict of the first fragment says why
+drop      fragment_limit         more fragments than one address may have under way, or waiting for their first, at once
+          > an attack, or a sender that should lower its MTU; other addresses lose nothing
+drop      error_in_fragments     an ICMP error in fragments: its checksum covers what is not there yet (RFC 5508 REQ-3)
+          > nothing to do: errors of routers have 576 bytes at most
 drop      bad_l4_header          TCP, UDP or ICMP header cut short or its length field impossible
           > look for a broken or hostile sender
 drop      bad_tcp_flags          TCP flags that no stack sends together
@@ -77,8 +91,8 @@ drop      ttl_exceeded           its time to live ended here
           > traceroute does this; many of them mean a routing loop
 drop      too_big                longer than the next link's MTU and marked not to be fragmented
           > path MTU discovery learns from it; check the MTUs
-drop      needs_fragmenting      longer than the next link's MTU; fragmenting is not done by this release
-          > raise the MTU of the next link
+drop      needs_fragmenting      longer than the next link's MTU, and no frame was free for the pieces
+          > raise the MTU of the next link, or `frames` of [io]
 drop      no_mapping             came unasked: no mapping has this external endpoint
           > normal background noise of the Internet; a static mapping would let it in
 drop      filtered               a mapping has this external endpoint, but its filtering refuses this remote
@@ -137,6 +151,12 @@ drop      bfd_authenticated      BFD with authentication, which this release doe
           > switch authentication off at the peer
 drop      bfd_closed             BFD for a session that is administratively down: this core is stopping
           > nothing to do
+drop      bad_extension_header   IPv6 extension headers cut short, out of place, too many, or of a kind that is not known
+          > look for a broken or hostile sender
+drop      fragment6              a fragment of IPv6, other than an atomic one (RFC 6946): not forwarded by this release
+          > lower the sender's MTU; IPv4's fragments pass
+drop      unsolicited            came unasked for an IPv6 subscriber: no session, filtering or pinhole lets it in
+          > normal background noise of the Internet; [[pinhole]] would let it in
 drop      tx_full                the transmit ring was full, or nobody is connected to the memif port
           > the link is slower than the traffic (counted loss); `krononat status` has the state of memif ports
 """
@@ -160,14 +180,17 @@ BY_NAME = {verdict.name: verdict for verdict in VERDICTS}
 (
     UNDECIDED, FORWARDED_OUT, FORWARDED_IN, HAIRPINNED, PUNTED, SHUNTED, HELD_BACK, BFD_TAKEN,
     RUNT, FOREIGN_MAC, VLAN_UNEXPECTED, NOT_IP, IPV6_NOT_SERVED, BAD_IP_HEADER, BAD_LENGTH, BAD_IP_CHECKSUM, BAD_ICMP_CHECKSUM,
-    SOURCE_ROUTED, MARTIAN_SOURCE, MARTIAN_DESTINATION, LAND, FRAGMENT, BAD_L4_HEADER, BAD_TCP_FLAGS, PROTOCOL_NOT_SERVED,
+    SOURCE_ROUTED, MARTIAN_SOURCE, MARTIAN_DESTINATION, LAND, BAD_FRAGMENT, TINY_FRAGMENT, FRAGMENT_OVERLAP, FRAGMENT_DUPLICATE,
+    FRAGMENT_ORPHAN, FRAGMENT_REFUSED, FRAGMENT_LIMIT, ERROR_IN_FRAGMENTS, BAD_L4_HEADER, BAD_TCP_FLAGS, PROTOCOL_NOT_SERVED,
     ICMP_TYPE_NOT_SERVED, SPOOFED_SOURCE, NOT_OUR_DESTINATION, INSIDE_DESTINATION, TTL_EXCEEDED, TOO_BIG, NEEDS_FRAGMENTING,
     NO_MAPPING, FILTERED, TCP_NOT_OPENING, RULE_DROPPED, RULE_REJECTED, SESSION_LIMIT, MAPPING_LIMIT, RATE_LIMIT,
     PORTS_EXHAUSTED, POOL_EXHAUSTED, TABLE_FULL, ROWS_EXHAUSTED, NEIGHBOUR_UNRESOLVED, NEIGHBOURS_EXHAUSTED, HOLD_OVERFLOW,
     ICMP_EMBEDDED_BAD, ICMP_UNRELATED, HAIRPIN_REFUSED, NO_AUTHORITY, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN,
-    SHUNT_MALFORMED, BFD_HOPS, BFD_MALFORMED, BFD_UNKNOWN_PEER, BFD_UNKNOWN_SESSION, BFD_AUTHENTICATED, BFD_CLOSED, TX_FULL,
-) = range(62)  # fmt: skip
-assert len(VERDICTS) == 62
+    SHUNT_MALFORMED, BFD_HOPS, BFD_MALFORMED, BFD_UNKNOWN_PEER, BFD_UNKNOWN_SESSION, BFD_AUTHENTICATED, BFD_CLOSED,
+    BAD_EXTENSION_HEADER, FRAGMENT6, UNSOLICITED, TX_FULL,
+) = range(72)  # fmt: skip
+assert len(VERDICTS) == 72
+FRAGMENT = -1  # no outcome: what `parse` says of a fragment, for which the slow path is (see `fragments`)
 
 # --- meters: what is counted beside the verdicts, in the same array, from METERS on ---------------------------------------
 
@@ -189,9 +212,11 @@ METER_NAMES = (
     "mss_clamped",
     "checksums_completed",  # partial checksums of local senders that were finished
     "bfd_sent",  # packets of BFD; not among `sent`, which counts what bursts send
+    "fragmented",  # packets that were cut for the MTU of the next link
+    "pieces",  # into so many
 )
 (
     RECEIVED, ORIGINATED, SUPPRESSED, SESSIONS_CREATED, SESSIONS_EXPIRED, SESSIONS_DELETED, MAPPINGS_CREATED, MAPPINGS_ENDED,
     BLOCKS_TAKEN, BLOCKS_RETURNED, PORTS_DERIVED, PORTS_MOVED, SENT, MSS_CLAMPED, CHECKSUMS_COMPLETED,
-    BFD_SENT,
-) = range(METERS, METERS + 16)  # fmt: skip
+    BFD_SENT, FRAGMENTED, PIECES,
+) = range(METERS, METERS + 18)  # fmt: skip

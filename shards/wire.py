@@ -1,4 +1,5 @@
-"""Header fields as named readers and writers. Names and offsets: RFC 791 (IPv4), 9293 (TCP), 768 (UDP), 792 (ICMP).
+"""Header fields as named readers and writers. Names and offsets: RFC 791 (IPv4), 8200 (IPv6), 9293 (TCP), 768 (UDP),
+792 (ICMP), 4443 (ICMPv6).
 
 Frames are one flat array of bytes; a field is read at an absolute offset. Wider fields are instructions, see `native`.
 """
@@ -8,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from shards.jit import hot, inlined, whole
-from shards.native import read16, read64, write16
+from shards.native import Word, read16, read32, read64, write16
 from shards.state import Array
 
-ETHERNET_BYTES, TAG_BYTES, IPV4_BYTES = 14, 4, 20
+ETHERNET_BYTES, TAG_BYTES, IPV4_BYTES, IPV6_BYTES = 14, 4, 20, 40
 ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_TAG = 0x0800, 0x86DD, 0x8100
 
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
@@ -31,6 +32,12 @@ def read8(memory: Array, at: int) -> int:
 def mac_at(memory: Array, at: int) -> int:
     """MAC address at `at`, as a number; two more bytes behind it must be there."""
     return (read64(memory, at) >> 16) & 0xFFFF_FFFF_FFFF
+
+
+@inlined
+def word_at(memory: Array, at: int) -> Word:
+    """Big-endian 64 bits, unsigned: half an IPv6 address."""
+    return np.uint64(read32(memory, at)) << np.uint64(32) | np.uint64(read32(memory, at + 4))
 
 
 @inlined

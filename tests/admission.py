@@ -26,7 +26,7 @@ NOWHERE = [IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0
 
 
 def admit(port: Port, frame: bytes) -> Packet:
-    """The packet in a frame that has reached a port; raises `Malformed` for what no core ever forwards."""
+    """The packet, or the bare fragment, in a frame that has reached a port; raises `Malformed` for what never passes."""
     to, _, vlan, ethertype, data = split_frame(frame)
     if to != mac_of(port.address):
         raise Malformed("foreign_mac")
@@ -38,6 +38,8 @@ def admit(port: Port, frame: bytes) -> Packet:
     _admit_addresses(header)
     if header.protocol not in (ICMP, TCP, UDP):
         raise Malformed("protocol_not_served")
+    if is_fragment(header):
+        return header
     packet = dissect_transport(header)
     _admit_transport(packet)
     if packet.residue == -1 and not port.partial:  # elsewhere it is a wrong checksum like any other
@@ -55,8 +57,29 @@ def _admit_addresses(packet: Packet) -> None:
         raise Malformed("martian_destination")
     if packet.source == packet.destination:
         raise Malformed("land")
-    if packet.fragment & 0x3FFF:
-        raise Malformed("fragment")
+
+
+def is_fragment(packet: Packet) -> bool:
+    """Whether more fragments, or an offset, make this a piece of a datagram."""
+    return packet.fragment & 0x3FFF != 0
+
+
+def beginning(fragment: Packet) -> Packet:
+    """A first fragment with its transport header read; raises `Malformed` (RFC 1858: all of the header must be there)."""
+    least = {TCP: 20, UDP: 8, ICMP: 8}[fragment.protocol]
+    if len(fragment.payload) < least:
+        raise Malformed("tiny_fragment")
+    packet = dissect_transport(fragment, embedded=True)
+    if packet.protocol == TCP and (
+        packet.offset or packet.tcp_options != fragment.payload[20 : 4 * (fragment.payload[12] >> 4)]
+    ):
+        raise Malformed("tiny_fragment")
+    if packet.protocol == UDP and 0 < packet.udp_length < 8:
+        raise Malformed("bad_length")
+    if packet.is_error:
+        raise Malformed("error_in_fragments")
+    _admit_transport(replace(packet, residue=0))
+    return packet
 
 
 def martian(host: int) -> bool:
@@ -85,3 +108,10 @@ def _admit_transport(packet: Packet) -> None:
         flags = packet.flags & 0x3F
         if not flags or (flags & SYN and flags & (FIN | RST)) or flags & (FIN | ACK | RST) == FIN:
             raise Malformed("bad_tcp_flags")
+
+
+def names_no_host(port: Port, host: int) -> bool:
+    """The core itself, or its whole link."""
+    link = port.on_link
+    ends = (int(link.network_address), int(link.broadcast_address)) if link.prefixlen < 31 else ()
+    return host == port.address or host in ends

@@ -12,13 +12,11 @@ Every station's MAC address is made of its IPv4 address (`frames.mac_of`), so no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
-from typing import NamedTuple
+from ipaddress import IPv4Network, IPv6Network
 
 import numpy as np
 
-from shards import legs, neighbours, pipeline, recovery, sessions, sides
-from shards.burst import BURST, new_burst
+from shards import legs, neighbours, sides
 from shards.state import (
     ACCEPT,
     BOTH,
@@ -34,8 +32,9 @@ from shards.state import (
     State,
     new_state,
 )
-from shards.verdict import HELD_BACK, VERDICTS
+from tests import bed6
 from tests.frames import ICMP, TCP, UDP, address, endpoint, mac_of
+from tests.frames6 import address6, mac_of6
 
 PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP}
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
@@ -65,6 +64,10 @@ class Port:
     vlan: int = 0
     mtu: int = 1500
     partial: bool = False
+    address6: int = 0
+    on_link6: IPv6Network | None = None
+    gateway6: int = 0
+    inside_gateway6: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Shard:
     epoch: int = 1
     authority: int = 0  # address of the core that has it
     pickup_s: float = 0  # how long from the beginning on connections may be picked up
+    icmp: int = 0  # address that errors of routers come from
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,12 @@ class Prefix:
         return IPv4Network((host, self.each), strict=False)
 
 
+def longest(prefixes: list[Prefix], host: int) -> Prefix | None:
+    """The longest of the prefixes that an address lies in."""
+    fitting = [prefix for prefix in prefixes if contains(prefix.network, host)]
+    return max(fitting, key=lambda prefix: prefix.network.prefixlen, default=None)
+
+
 @dataclass(frozen=True)
 class Rule:
     """A firewall rule."""
@@ -129,7 +139,7 @@ class Rule:
 
 
 @dataclass
-class Bed:
+class Bed(bed6.Bed6):
     """What is given. `say` adds a statement."""
 
     inside: Port = field(default=Port(address("100.64.0.1"), IPv4Network("100.64.0.0/16")))
@@ -233,6 +243,7 @@ class Bed:
         self.shards[int(words[0])] = Shard(
             told.get("role", known.role), int(told.get("side", known.side)), int(told.get("epoch", known.epoch)),
             address(told["authority"]) if "authority" in told else known.authority, float(told.get("pickup", known.pickup_s)),
+            address(told["icmp"]) if "icmp" in told else known.icmp,
         )  # fmt: skip
 
     def _say_peer(self, words: list[str]) -> None:
@@ -246,10 +257,10 @@ class Bed:
         self.two_sides = words == ["two"]
 
     def _say_unresolved(self, words: list[str]) -> None:
-        self.silent.add(address(words[0]))
+        self.silent.add(bed6.any_address(words[0]))
 
     def _say_failed(self, words: list[str]) -> None:
-        self.failed.add(address(words[0]))
+        self.failed.add(bed6.any_address(words[0]))
 
     def _say_timeout(self, words: list[str]) -> None:
         self.timeouts_s[words[0]] = float(words[1])
@@ -361,6 +372,10 @@ def _port(port: Port, words: list[str]) -> Port:
         int(told.get("vlan", port.vlan)),
         int(told.get("mtu", port.mtu)),
         partial or port.partial,
+        address6(told["address6"].partition("/")[0]) if "address6" in told else port.address6,
+        IPv6Network(told["address6"], strict=False) if "address6" in told else port.on_link6,
+        address6(told["gateway6"]) if "gateway6" in told else port.gateway6,
+        address6(told["inside-gateway6"]) if "inside-gateway6" in told else port.inside_gateway6,
     )
 
 
@@ -376,6 +391,7 @@ def new_bed_state(bed: Bed, now: int) -> State:
         limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=max(len(bed.rules), 1),
         statics=max(len(bed.statics), 1), shards=1 + max(*(pool.shard for pool in bed.pools), *bed.shards, 0),
         ports=len(bed.ports()), peers=1 + len(bed.peers), neighbours=bed.neighbours,
+        prefixes6=max(len(bed.subscribers6), 1), rules6=max(len(bed.rules6), 1), pinholes=max(len(bed.pinholes), 1),
     )  # fmt: skip
     state = new_state(sizes)
     fill_shards(state, bed, now)
@@ -384,6 +400,7 @@ def new_bed_state(bed: Bed, now: int) -> State:
     _fill_pools(state, bed)
     _fill_accounts(state, bed)
     _fill_policy(state, bed)
+    bed6.fill(state, bed, [number for number, _ in sorted(enumerate(bed.subscribers), key=lambda p: -p[1].network.prefixlen)])
     return state
 
 
@@ -420,6 +437,7 @@ def fill_shards(state: State, bed: Bed, now: int) -> None:
         shard, row = bed.shard(number), state.shards[number]
         row["id"], row["epoch"], row["side"], row["role"] = number, shard.epoch, shard.side, ROLES.index(shard.role)
         row["creates"] = shard.role == "active"
+        row["icmp_address"] = shard.icmp
         row["authority"] = 1 + peers.index(shard.authority) if shard.authority else 0
         row["pickup"], row["grace_until"] = shard.pickup_s > 0, int(now + 1000 * shard.pickup_s) if shard.pickup_s else 0
 
@@ -435,6 +453,7 @@ def _fill_ports(state: State, bed: Bed, now: int) -> None:
         row["external_gateway"] = want(state, number, port.gateway, now) if port.gateway and side != INTERNAL else 0
         inside_gateway = port.gateway if side == INTERNAL else port.inside_gateway
         row["internal_gateway"] = want(state, number, inside_gateway, now) if inside_gateway and side != EXTERNAL else 0
+        bed6.fill_port(state, number, side, port, now)
 
 
 def fill_legs(state: State, bed: Bed, now: int) -> None:
@@ -534,83 +553,10 @@ def answer(state: State, bed: Bed, now: int = 0) -> None:
     """Resolve every wanted neighbour but the silent ones, or give it up, as the supervisor would."""
     for number in np.flatnonzero(state.neighbours["own_state"] == WANTED):
         row = state.neighbours[number]
-        host = int(row["address"])
+        host = bed6.host_of(row) if row["six"] else int(row["address"])
         if host not in bed.silent:
             if host not in bed.failed:
-                row["own_mac"] = np.frombuffer(mac_of(host), np.uint8)
+                row["own_mac"] = np.frombuffer(mac_of6(host) if row["six"] else mac_of(host), np.uint8)
             row["own_state"] = FAILED if host in bed.failed else REACHABLE
             state.core[0]["neighbours_version"] += 1
     legs.settle(state, now)
-
-
-# --- a core without rings -------------------------------------------------------------------------------------------------
-
-FRAME_BYTES, HEADROOM = 4096, 256
-
-
-class Result(NamedTuple):
-    """What the pipeline did with one frame."""
-
-    verdict: str
-    sent: bytes | None  # the frame that is to leave, if one is
-    port: int  # row of PORT that it leaves by
-
-
-class Core:
-    """A state, frame memory and a burst, driven by hand: what the shard's loop does, without rings and clock."""
-
-    def __init__(self, bed: Bed, now: int) -> None:
-        self.bed = bed
-        self.state = new_bed_state(bed, now)
-        self.frames = np.zeros(BURST * FRAME_BYTES, np.uint8)
-        self.burst = new_burst()
-        self.held: list[list[int]] = []  # port, at, length, deadline, slot
-        self.slots = list(range(BURST))
-        recovery.attach(self.state, now)
-        answer(self.state, bed)
-
-    def receive(self, arrivals: list[tuple[str, bytes]], now: int) -> list[Result]:
-        """Process frames that arrive `inside` or `outside`, as one burst."""
-        rows = []
-        for side, frame in arrivals:
-            slot = self.slots.pop()
-            at = slot * FRAME_BYTES + HEADROOM
-            self.frames[at : at + len(frame)] = np.frombuffer(frame, np.uint8)
-            port, _ = self.bed.at(side)
-            rows.append([port, at, len(frame), 0, slot])
-        return self._process(rows, now)
-
-    def again(self, now: int) -> list[Result]:
-        """Process the frames that were held back once more."""
-        rows, self.held = self.held, []
-        return self._process(rows, now)
-
-    def _process(self, rows: list[list[int]], now: int) -> list[Result]:
-        for i, (port, at, length, deadline, _) in enumerate(rows):
-            self.burst.port[i], self.burst.at[i], self.burst.length[i], self.burst.deadline[i] = port, at, length, deadline
-        pipeline.process(self.state, self.frames, self.burst, len(rows), now)
-        results = [self._result(i, row) for i, row in enumerate(rows)]
-        pipeline.settle(self.state, self.burst, len(rows))
-        return results
-
-    def _result(self, i: int, row: list[int]) -> Result:
-        verdict, length, at = int(self.burst.verdict[i]), int(self.burst.out_length[i]), int(self.burst.out_at[i])
-        if verdict == HELD_BACK:
-            self.held.append([*row[:3], int(self.burst.deadline[i]), row[4]])
-        else:
-            self.slots.append(row[4])
-        sent = self.frames[at : at + length].tobytes() if length else None
-        return Result(VERDICTS[verdict].name, sent, int(self.burst.out_port[i]))
-
-    def pass_time(self, now: int) -> None:
-        """What the loop does beside packets: end what is due."""
-        while sessions.expire(self.state, now, 1 << 20) == 1 << 20:
-            pass
-
-    def resolve(self, *hosts: int) -> None:
-        """Let neighbours be known before the packet that needs them comes."""
-        for host in hosts:
-            for number, (_, port) in enumerate(self.bed.ports()):
-                if host & int(port.on_link.netmask) == int(port.on_link.network_address):
-                    want(self.state, number, host, 0)
-        answer(self.state, self.bed)

@@ -44,7 +44,10 @@ class FakeServer:
 
     def line(self) -> Line:
         """What a worker is told of it."""
-        return Line(port=self.port, tap=self.tap, own=[-1, -1], broadcast=[-1, -1], bfd=False, connection=self.connection)
+        none = [-1, -1]
+        return Line(
+            port=self.port, tap=self.tap, own=none, broadcast=none, bfd=False, own6=[-1] * 8, connection=self.connection
+        )
 
     def close(self) -> None:
         """Be gone."""

@@ -200,6 +200,8 @@ def _with_word(packet: Packet, word: str, rest: list[str]) -> Packet:
         return replace(packet, flags=packet.flags | FLAG_NAMES[word])
     if word == "df":
         return replace(packet, fragment=packet.fragment | DONT_FRAGMENT)
+    if word == "more":
+        return replace(packet, fragment=packet.fragment | 0x2000)
     if not rest:
         raise ValueError(f"{word!r} is not understood, or misses its value")
     value = rest.pop(0)
@@ -210,6 +212,8 @@ def _with_word(packet: Packet, word: str, rest: list[str]) -> Packet:
 
 def _with_value(packet: Packet, word: str, value: str) -> Packet:
     match word:
+        case "from":
+            return replace(packet, fragment=packet.fragment | int(value) // 8)
         case "len":
             return replace(packet, payload=filler(int(value)))
         case "data":
@@ -229,7 +233,9 @@ def _with_value(packet: Packet, word: str, value: str) -> Packet:
 
 def _head(packet: Packet) -> str:
     name = {UDP: "udp", TCP: "tcp"}.get(packet.protocol, f"ip/{packet.protocol}")
-    if packet.protocol == ICMP:
+    if packet.fragment & 0x1FFF:
+        name = f"ip/{packet.protocol}"
+    elif packet.protocol == ICMP:
         spoken = {number: word for word, number in ICMP_NAMES.items()}
         name = spoken.get(packet.kind, f"icmp/{packet.kind >> 8}/{packet.kind & 0xFF}")
     return f"{name} {spell(packet.source, packet.source_port)} > {spell(packet.destination, packet.destination_port)}"
@@ -240,13 +246,20 @@ def _attributes(packet: Packet) -> list[str]:
     plain = _with_head(_head(packet).split()[0], (0, 0), (0, 0))
     for word, field in _NUMBERS.items():
         value = getattr(packet, field)
-        if field == "fragment" and value == DONT_FRAGMENT:
-            told.append("df")
+        if field == "fragment" and value < 0x8000:
+            told += _place(value)
         elif value != getattr(plain, field) and word != "rest" and (word != "mtu" or packet.kind == 0x0304):
             told.append(f"{word} {value}")
         elif word == "rest" and value != plain.rest and packet.kind != 0x0304:
             told.append(f"rest {value}")
     return told + _long_attributes(packet)
+
+
+def _place(word: int) -> list[str]:
+    """Flags and offset, which is in bytes here."""
+    said = ["df"] if word & DONT_FRAGMENT else []
+    said += [f"from {8 * (word & 0x1FFF)}"] if word & 0x1FFF else []
+    return said + (["more"] if word & 0x2000 else [])
 
 
 def _long_attributes(packet: Packet) -> list[str]:
@@ -259,11 +272,12 @@ def _long_attributes(packet: Packet) -> list[str]:
         told.append(f"options {spoken.get(packet.ip_options, packet.ip_options.hex())}")
     size = len(packet.payload) + packet.missing - _cut_header(packet)
     if size > 0:
-        same = filler(size).startswith(packet.payload) or packet.missing
+        same = filler(size).startswith(packet.payload) or packet.missing or packet.fragment & 0x1FFF
         told.append(f"len {size}" if same else f"data {packet.payload.hex()}")
     if packet.ip_error:
         told.append("ip-checksum bad")
-    if packet.residue != 0 and packet.protocol in (ICMP, TCP, UDP) and not packet.missing:
+    part = packet.missing or packet.fragment & 0x3FFF  # which says nothing of it
+    if packet.residue != 0 and packet.protocol in (ICMP, TCP, UDP) and not part:
         told.append({None: "checksum none", -1: "checksum partial"}.get(packet.residue, "checksum bad"))
     if packet.about:
         told.append(f"about [{packet.about}]")
@@ -304,6 +318,8 @@ def _ip_header(packet: Packet, total: int) -> bytes:
 
 
 def _transport(packet: Packet) -> bytes:
+    if packet.fragment & 0x1FFF:
+        return packet.payload
     if packet.protocol == UDP:
         length = packet.udp_length or 8 + len(packet.payload) + packet.missing
         segment = struct.pack(">HHHH", packet.source_port, packet.destination_port, length, 0) + packet.payload
@@ -355,6 +371,45 @@ def _summed(packet: Packet, segment: bytes, at: int) -> bytes:
     return segment[:at] + check.to_bytes(2, "big") + segment[at + 2 :]
 
 
+def piece(datagram: bytes, first: int, last: int) -> bytes:
+    """The fragment of a whole datagram without options that brings bytes `first` to `last` of its payload (RFC 791)."""
+    packet = dissect_header(datagram)
+    more = 0x2000 if last < len(packet.payload) else 0
+    part = replace(packet, fragment=packet.fragment | more | first // 8, payload=packet.payload[first:last])
+    return _ip_header(part, 20 + len(part.ip_options) + len(part.payload)) + part.payload
+
+
+def put_together(pieces: list[bytes]) -> bytes:
+    """The datagram that these fragments are all of (the others' options are the first one's copied ones)."""
+    parts = [dissect_header(data) for data in pieces]
+    at = parts[0].fragment & 0x1FFF
+    for part in parts:
+        assert part.fragment & 0x1FFF == at and (len(part.payload) % 8 == 0 or part is parts[-1])
+        assert part.fragment & 0x2000 or part is parts[-1]
+        assert _bare(part) == _bare(parts[0])
+        at += len(part.payload) // 8
+    for part in parts[1:]:
+        assert part.ip_options == copied(parts[0].ip_options)
+    word = parts[0].fragment & ~0x2000 | parts[-1].fragment & 0x2000
+    whole = replace(parts[0], fragment=word, payload=b"".join(part.payload for part in parts))
+    return _ip_header(whole, 20 + len(whole.ip_options) + len(whole.payload)) + whole.payload
+
+
+def _bare(part: Packet) -> Packet:
+    """What all fragments of a datagram have in common."""
+    return replace(part, fragment=0, payload=b"", ip_options=b"", residue=None)
+
+
+def copied(options: bytes) -> bytes:
+    """The options that every fragment has (RFC 791 3.1: the highest bit of their kind), filled up to words."""
+    kept, at = b"", 0
+    while at < len(options) and options[at]:
+        size = 1 if options[at] == 1 else options[at + 1]
+        kept += options[at : at + size] if options[at] & 0x80 else b""
+        at += size
+    return kept + bytes(-len(kept) % 4)
+
+
 def shortened(datagram: bytes, length: int) -> bytes:
     """The first bytes of a datagram without options, with a total length and a header checksum that fit them."""
     header = datagram[:2] + length.to_bytes(2, "big") + datagram[4:10] + b"\0\0" + datagram[12:20]
@@ -371,7 +426,9 @@ def dissect(data: bytes, embedded: bool = False, arriving: bool = True) -> Packe
     A residue of -1 (partial) is seen in what is `arriving` only: anywhere else such a checksum is a wrong one like others.
     """
     packet = dissect_header(data, embedded)
-    told = dissect_transport(packet, embedded)
+    if packet.fragment & 0x1FFF:
+        return packet
+    told = dissect_transport(packet, embedded or packet.fragment & 0x2000 != 0)
     if told.residue == -1 and not arriving:
         return replace(told, residue=residue_of(packet, packet.payload[: told.udp_length or None]))
     return told
@@ -381,7 +438,9 @@ def dissect_header(data: bytes, embedded: bool = False) -> Packet:
     """The value of the IPv4 header, with everything behind it as the payload. Raises `Malformed`."""
     header, packet, total = _dissect_ip(data, embedded)
     segment = data[header:total]
-    return replace(packet, payload=segment, missing=total - header - len(segment))
+    # A fragment behind the first has no transport header, and so no checksum.
+    residue = None if packet.fragment & 0x1FFF else 0
+    return replace(packet, payload=segment, missing=total - header - len(segment), residue=residue)
 
 
 def dissect_transport(packet: Packet, embedded: bool = False) -> Packet:
@@ -531,6 +590,8 @@ def _translation_complaints(after: Packet, before: Packet) -> list[str]:
     told = [] if after.ttl == before.ttl - 1 else [f"TTL {before.ttl} became {after.ttl}"]
     if before.residue not in (after.residue, -1):  # -1 may have been finished: the port decides
         told.append(f"the transport checksum was off by {before.residue} and is off by {after.residue}")
+    if after.is_error and len(build(after)) < len(build(before)):
+        return told  # without extensions that tell too much
     if len(build(after)) != len(build(before)):
         told.append(f"{len(build(before))} bytes became {len(build(after))}")
     if after.about and before.about and after.about.residue != before.about.residue:

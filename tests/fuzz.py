@@ -1,7 +1,8 @@
 """Seeded frames, half of them wrong in some way: `python -m tests.fuzz --frames 1000000 --seed 1`.
 
 Traffic is made of what a NAT meets (new and open connections both ways, hairpins, queries, errors with their embedded packets,
-scans), and a part of it is then damaged: bits flipped with and without a header checksum that fits, cut, lengthened, retagged.
+scans), some of it in fragments of any order, a few of which are lost, doubled or overlap. A part of it is then damaged: bits
+flipped with and without a header checksum that fits, cut, lengthened, retagged.
 Where there are other cores, a part of it comes shunted, and a part of that is damaged as well.
 Every frame goes through model and pipeline (`pair`), in bursts; so nothing is emitted that checker or model find wrong. Beds
 that run out of rows, index or neighbours have no model, because it has none of these: there the checker alone watches.
@@ -19,8 +20,10 @@ from dataclasses import replace
 from shards import invariants, sessions
 from shards.verdict import DROP, VERDICTS
 from tests import frames, shunts
-from tests.bed import Bed, Core, fill_shards
+from tests.bare_core import Core
+from tests.bed import Bed, fill_shards
 from tests.frames import ICMP, TCP, UDP, Packet, address, build, build_frame, mac_of
+from tests.fuzz6 import RICH6, STICK6, compared6
 from tests.pair import EPOCH, Pair, described, sender_of
 
 BURST = 64
@@ -29,10 +32,12 @@ BURST = 64
 OUT_OF_REACH = {
     "tx_full": "there are no rings: tests of the rings fill one",
     "hold_overflow": "the loop decides it, which is above the pipeline: see test_shard",
-}
+    "needs_fragmenting": "and this, too",
+    "fragment_limit": "the model does not say who makes room: see test_fragments",
+} | {verdict.name: "the bed speaks no BFD: see test_bfd" for verdict in VERDICTS if verdict.name.startswith("bfd_")}
 FIRST_CHECKS = {
     "runt", "foreign_mac", "vlan_unexpected", "not_ip", "ipv6_not_served", "bad_ip_header", "bad_length", "bad_ip_checksum",
-    "bad_icmp_checksum", "source_routed", "martian_source", "martian_destination", "land", "fragment", "bad_l4_header",
+    "bad_icmp_checksum", "source_routed", "martian_source", "martian_destination", "land", "bad_l4_header",
     "bad_tcp_flags", "protocol_not_served", "icmp_type_not_served",
 }  # fmt: skip
 
@@ -129,6 +134,7 @@ class Traffic:
         self.bed = given
         self.known = known  # (protocol, external endpoint, internal endpoint) of mappings there are
         self.targets: list[tuple[int, tuple[int, int], tuple[int, int]]] = []
+        self.parts: list[tuple[str, Packet, bytes]] = []  # fragments on their way: side, of what, datagram
 
     def burst(self, count: int) -> list[tuple[str, bytes]]:
         """The next `count` frames."""
@@ -137,9 +143,9 @@ class Traffic:
 
     def frame(self) -> tuple[str, bytes]:
         """One frame: a third of them damaged."""
-        side, packet = self._packet()
+        side, packet, data = self._datagram()
         port = self.bed.inside if side == "inside" else self.bed.outside
-        data, to, vlan, ethertype = build(packet), mac_of(port.address), port.vlan, 0x0800
+        to, vlan, ethertype = mac_of(port.address), port.vlan, 0x0800
         damage = self.random.random()
         if damage < 0.22:
             data = self._damaged(data)
@@ -153,6 +159,32 @@ class Traffic:
         elif 0.28 < damage < 0.32:
             frame += self.random.randbytes(self.random.randrange(40))  # Ethernet padding
         return side, frame[:3000]
+
+    def _datagram(self) -> tuple[str, Packet, bytes]:
+        """Side, packet, and its bytes or those of a fragment of it."""
+        if self.random.random() < 0.03:
+            side, packet = self._packet()
+            whole = replace(packet, fragment=packet.fragment & 0x4000, id=self.random.randrange(8), ip_options=b"")
+            self.parts += [(side, packet, part) for part in self._cut(build(whole))]
+        if self.parts and self.random.random() < 0.4:
+            return self.parts.pop(0)
+        side, packet = self._packet()
+        return side, packet, build(packet)
+
+    def _cut(self, data: bytes) -> list[bytes]:
+        """The fragments of a datagram in any order."""
+        size, chance = len(data) - 20, self.random.random
+        ends = sorted({8 * self.random.randrange(1, size // 8 + 2) for _ in range(self.random.choice((1, 1, 2, 3)))} - {size})
+        spans = list(zip([0, *ends], [*ends, size], strict=True))
+        parts = [frames.piece(data, first, min(last, size)) for first, last in spans if first < size]
+        if chance() < 0.1:
+            first = 8 * self.random.randrange(size // 8 + 1)
+            parts.append(frames.piece(data, first, min(first + 8 * self.random.randrange(4), size)))
+        if chance() < 0.1:
+            parts.append(self.random.choice(parts))
+        if chance() < 0.6:
+            self.random.shuffle(parts)
+        return parts[1:] if chance() < 0.1 else parts
 
     def _shunted(self, side: str, inner: bytes) -> tuple[str, bytes]:
         """A datagram as another core passes it to us: one in three is not as it should be."""
@@ -308,9 +340,13 @@ def compared(statements: str, count: int, seed: int) -> Counter[str]:
     told: Counter[str] = Counter()
     for number in range(0, count, BURST):
         pair.pass_time(EPOCH + 1000 * (number // BURST // 8))
+        told.update(result.verdict for result in pair.wait())
         told.update(result.verdict for result in pair.receive(traffic.burst(min(BURST, count - number))))
         if number // BURST % 200 == 0:
             pair.compare_sessions()
+    pair.pass_time(pair.now + 5000)
+    told.update(result.verdict for result in pair.wait())
+    told["held"] = 0
     pair.check()
     return told
 
@@ -336,7 +372,7 @@ def clustered(count: int, seed: int) -> Counter[str]:
         told.update(result.verdict for result in pair.receive(traffic.burst(min(BURST, count - number))))
         if number // BURST % 50 == 0:
             pair.compare_sessions()
-    pair.pass_time(pair.now + 1000)
+    pair.pass_time(pair.now + sessions.LOOK_AGAIN + 64)
     told.update(result.verdict for result in pair.wait())
     told["held"] = 0
     pair.check()
@@ -361,7 +397,8 @@ def crowded(count: int, seed: int, **sizes: int) -> Counter[str]:
             assert not wrong, f"{described(frame)}: {wrong}"
         core.resolve()
         told.update(result.verdict for result in core.again(now))
-    told["held"] -= told["held"]
+    told.update(result.verdict for result in core.again(now + 5000))
+    told["held"] = 0
     invariants.check(core.state, count, len(core.held))
     return told
 
@@ -370,6 +407,8 @@ def everything(count: int, seed: int) -> Iterator[tuple[str, Counter[str]]]:
     """All beds, with their names and verdicts."""
     small = min(count // 20, 640)  # an arena of one extent is soon full
     yield "rich", compared(RICH, count - 2 * (count // 5) - count // 20 - small, seed)
+    yield "ipv6", compared6(bed(RICH6), count // 5, seed + 5)
+    yield "ipv6 on a stick", compared6(bed(STICK6), count // 10, seed + 6)
     yield "stick", compared(STICK, count // 5, seed + 1)
     yield "cluster", clustered(count // 5, seed + 4)
     yield "full index", crowded(count // 20, seed + 2, buckets=64, neighbours=64)

@@ -7,21 +7,24 @@ checks that the answer is legal (the pool's, paired, in a block of the subscribe
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
-from typing import NamedTuple
+from ipaddress import IPv4Network
 
 from tests import shunts
-from tests.admission import FIN, RST, SYN, admit
-from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, block_range, contains
+from tests.admission import FIN, RST, SYN, admit, is_fragment, names_no_host
+from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, contains, longest
+from tests.datagrams import Datagram, Datagrams
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
+from tests.frames6 import Packet6, is_six_frame
+from tests.model6 import Model6, Session6
+from tests.model_ports import Choose, Ports, Subscriber
+from tests.outcome import Outcome, Shunted, Waits, Way
 from tests.translation import (
     TCP_TABLE,
     Endpoint,
     Refused,
     can_have_passed,
+    concealed,
     embedded,
     first_state,
     identifier,
@@ -31,48 +34,7 @@ from tests.translation import (
     with_source,
 )
 
-Choose = Callable[[int, Endpoint], Endpoint]  # (protocol, internal endpoint) -> external endpoint
-
 UNREACHABLE, HOST_UNREACHABLE, FRAG_NEEDED, TIME_EXCEEDED = 0x0300, 0x0301, 0x0304, 0x0B00  # ICMP type << 8 | code
-
-
-class Waits(Exception):
-    """A next hop has not answered yet."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.verdict)
-        self.outcome = outcome
-
-
-class Shunted(Exception):
-    """The packet is for the core with the authority over its shard; it is on the way there, or waits for it."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome.verdict)
-        self.outcome = outcome
-
-
-class Illegal(AssertionError):
-    """The external endpoint that was chosen for a mapping must not be used for it."""
-
-
-class Outcome(NamedTuple):
-    """What becomes of one frame."""
-
-    verdict: str
-    packet: Packet | None = None  # as it leaves, or waits to leave
-    side: str = ""  # by which port
-    ways: tuple[Way, ...] = ()  # by any of which it may go
-    reply: tuple[int, int] | None = None  # ICMP error to the sender: type << 8 | code, last four header bytes
-    shunt: shunts.Wrapping | None = None  # what is told to the core that it is passed to
-    patience: int = NEIGHBOUR_WAIT  # ticks that it may wait
-
-
-class Way(NamedTuple):
-    """A port, as scenarios call it, and the address of the next hop there."""
-
-    place: str
-    hop: int
 
 
 @dataclass
@@ -95,13 +57,10 @@ class Session:
     state: str
     expiry: int
 
-
-@dataclass
-class Subscriber:
-    """The external address a subscriber is paired with, and his blocks there."""
-
-    external: int = 0
-    blocks: set[int] = field(default_factory=set)
+    @property
+    def protocol(self) -> int:
+        """Its mapping's."""
+        return self.mapping.protocol
 
 
 class Model:
@@ -121,14 +80,18 @@ class Model:
             self._add(Mapping(protocol, internal, external, static=True))
         self.now = now
         self.begun = now
+        self.ports, self.six = Ports(self), Model6(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
+        self.datagrams = Datagrams()
 
     # --- a frame ----------------------------------------------------------------------------------------------------------
 
-    def receive(self, side: str, frame: bytes, now: int, choose: Choose) -> Outcome:
-        """What becomes of a frame that arrives `inside`, `outside2` ... at tick `now`."""
+    def receive(self, side: str, frame: bytes, now: int, choose: Choose, until: int = 0) -> Outcome:
+        """What becomes of a frame that arrives `inside`, `outside2` ... at tick `now`; `until`: when it is served again."""
         self.pass_time(now)
         self.came = None
+        if self.bed.subscribers6 and is_six_frame(frame):
+            return self.six.receive(side, frame)
         try:
             packet = admit(self.bed.at(side)[1], frame)
             side = side.rstrip("2")
@@ -139,14 +102,70 @@ class Model:
             return Outcome(wrong.verdict)
         if self.bed.stick:
             side = "inside" if self._prefix_of(packet.source) else "outside"
+        if is_fragment(packet):
+            return self._receive_fragment(packet, side, choose, until)
+        return self._decide(packet, side, choose)
+
+    def _decide(self, packet: Packet, side: str, choose: Choose) -> Outcome:
+        """What becomes of a packet with a transport header."""
         try:
-            turned = self.came is not None and self.came.turned
-            return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=turned)
+            return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=self._came_turned)
         except Refused as refused:
-            owed = refused.reply if not packet.is_error and self._may_tell(refused.reply, side) else None
+            owed = refused.reply if not packet.is_error and self.may_tell(refused.reply, side) else None
             return Outcome(refused.verdict, reply=owed)
         except (Waits, Shunted) as going:
             return going.outcome
+
+    @property
+    def _came_turned(self) -> bool:
+        """Whether the packet in hand is the second half of a hairpin, whose first another core has done."""
+        return self.came is not None and self.came.turned
+
+    # --- fragments: the first is decided, the others follow (RFC 4787 REQ-14) ---------------------------------------------
+
+    def _receive_fragment(self, packet: Packet, side: str, choose: Choose, until: int) -> Outcome:
+        key = side, self._came_turned, packet.source, packet.destination, packet.protocol, packet.id
+        try:
+            datagram = self.datagrams.meet(key, packet, self.now, until, lambda: self._plausible(packet, side))
+            if packet.fragment & 0x1FFF:
+                return self._follow(datagram, packet, side, until)
+            first = self.datagrams.lead(datagram, packet, self.now)
+        except Malformed as wrong:
+            return Outcome(wrong.verdict)
+        outcome = self._decide(first, side, choose)._replace(datagram=datagram)
+        self.datagrams.learn(datagram, outcome, self.now)
+        return outcome
+
+    def _plausible(self, packet: Packet, side: str) -> None:
+        """Nobody has a datagram under way who could not send, or be sent, anything."""
+        if side == "inside" and not self._prefix_of(packet.source):
+            raise Malformed("spoofed_source")
+        if self._prefix_of(packet.destination):
+            raise Malformed("inside_destination")
+        if side == "outside" and packet.destination not in self.pool_of:
+            raise Malformed("not_our_destination")
+        if side == "outside" and not self._came_turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
+            raise Malformed("spoofed_source")
+
+    def _follow(self, datagram: Datagram, packet: Packet, side: str, until: int) -> Outcome:
+        first = datagram.first
+        if first is None and not datagram.refused:
+            self.datagrams.hold(datagram, self.now, until)
+            return Outcome("held", packet, patience=2000, datagram=datagram, follows=True)
+        try:
+            if first is None or first.packet is None or datagram.refused:
+                raise Refused("fragment_refused")
+            packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
+            if first.shunt:
+                self._need_authority(first.shunt.shard, packet, first.shunt.side, first.shunt.turned)
+            outcome = self._send(packet, first.side, first.verdict)._replace(datagram=datagram)
+            return Outcome("neighbour_unresolved") if outcome.verdict == "held" else outcome
+        except Refused as refused:
+            return Outcome(refused.verdict)
+        except Shunted as shunted:
+            return shunted.outcome._replace(datagram=datagram) if shunted.outcome.shunt else Outcome("no_authority")
+        finally:
+            self.datagrams.end_if_whole(datagram)
 
     # --- from core to core ------------------------------------------------------------------------------------------------
 
@@ -179,9 +198,9 @@ class Model:
             raise Refused("ttl_exceeded", (TIME_EXCEEDED, 0))
         side_of_it, port = self.bed.shunts, self.bed.shunt_port
         ways = self.ways(side_of_it, peer.address)
-        if self._has_failed(ways[0]):
+        if self.has_failed(ways[0]):
             raise Refused("no_authority")
-        if self._is_silent(ways[0]):
+        if self.is_silent(ways[0]):
             raise Shunted(waits)
         if len(build(packet)) + shunts.BYTES > min(port.mtu, peer.mtu or 65535):
             raise Refused("shunt_too_big")
@@ -212,7 +231,7 @@ class Model:
         else:
             outcome = self._send(translated, "outside", "forwarded_out")
         if outcome.verdict != "held":
-            self._advance(session, "out", packet.flags)
+            self.advance(session, "out", packet.flags)
         return outcome
 
     def _turn(self, translated: Packet) -> Outcome:
@@ -241,7 +260,7 @@ class Model:
             self._filter(mapping, remote)
         outcome = self._send(with_destination(packet, mapping.internal), "inside", verdict)
         if session and outcome.verdict != "held":
-            self._advance(session, "in", packet.flags)
+            self.advance(session, "in", packet.flags)
         return outcome
 
     def _send(self, packet: Packet, side: str, verdict: str) -> Outcome:
@@ -252,28 +271,32 @@ class Model:
         packet = replace(packet, ttl=packet.ttl - 1, residue=0 if packet.residue == -1 else packet.residue)
         if self.bed.mss and packet.protocol == TCP and packet.flags & SYN:
             packet = packet.clamped(self.bed.mss)
-        if self._has_failed(ways[0]):
+        if self.has_failed(ways[0]):
             raise Refused("neighbour_unresolved", (HOST_UNREACHABLE, 0))
-        if self._is_silent(ways[0]):
+        if self.is_silent(ways[0]):
             return Outcome("held", packet, side, ways)
-        if len(build(packet)) > port.mtu:
-            if packet.fragment & 0x4000:
-                raise Refused("too_big", (FRAG_NEEDED, port.mtu))
-            raise Refused("needs_fragmenting")
+        if len(build(packet)) > port.mtu and packet.fragment & 0x4000:
+            raise Refused("too_big", (FRAG_NEEDED, port.mtu))
         return Outcome(verdict, packet, side, ways)
 
     def give_up(self, held: Outcome) -> Outcome:
         """A packet has waited for its neighbour long enough."""
         assert held.packet
+        if held.datagram:
+            self.datagrams.learn(held.datagram, Outcome("neighbour_unresolved"), self.now)
         if held.patience < NEIGHBOUR_WAIT:
             return Outcome("no_authority")
         owed = (HOST_UNREACHABLE, 0)
         source = held.packet.source
+        if isinstance(held.packet, Packet6):
+            return self.six.give_up(held.packet)
         side = "inside" if self._prefix_of(source) or source in self.pool_of else "outside"
-        return Outcome("neighbour_unresolved", reply=owed if not held.packet.is_error and self._may_tell(owed, side) else None)
+        return Outcome("neighbour_unresolved", reply=owed if not held.packet.is_error and self.may_tell(owed, side) else None)
 
-    def _may_tell(self, reply: tuple[int, int] | None, side: str) -> bool:
+    def may_tell(self, reply: tuple[int, int] | None, side: str, six: bool = False) -> bool:
         """The rate of ICMP errors of our own (RFC 1812 4.3.2.8), to each side."""
+        if six and self.bed.outside.on_link6 is None:
+            return False
         turned = self.came is not None and self.came.turned  # nobody here knows its sender
         side = "inside" if turned else side
         return reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors) and not turned
@@ -286,7 +309,7 @@ class Model:
         session = self._met(self.sessions.get((packet.protocol, internal, remote)))
         if session:
             return session
-        self._need_authority(self._pool(packet.source).shard, packet, "inside")
+        self._need_authority(self.pool(packet.source).shard, packet, "inside")
         mapping = self.mappings.get((packet.protocol, internal))
         if packet.protocol == ICMP and packet.kind >> 8 in REPLIES and mapping is None:
             raise Refused("icmp_type_not_served")
@@ -295,16 +318,20 @@ class Model:
             raise Refused("tcp_not_opening")
         self._obey_rules("outbound", packet, internal, remote)
         self._find_way(packet, turns)
-        self._obey_limits(packet.source, mapping is None)
+        self.obey_limits(packet.source, mapping is None)
         if mapping is None:
-            mapping = Mapping(packet.protocol, internal, self._choose(packet.protocol, internal, choose))
+            mapping = Mapping(packet.protocol, internal, self.ports.choose(packet.protocol, internal, choose))
             self._add(mapping)
         return self._open(mapping, remote, first_state(packet))
 
     def _picks_up(self, packet: Packet) -> bool:
         """A connection that is under way may be one that the authority before us had, as long as the grace lasts."""
-        grace = 1000 * self.bed.shard(self._pool(packet.source).shard).pickup_s
+        grace = 1000 * self.bed.shard(self.pool(packet.source).shard).pickup_s
         return not packet.flags & SYN and self.now - self.begun < grace
+
+    def picks_up(self, host: int, flags: int) -> bool:
+        """The same for a connection of IPv6 of the subscriber with an IPv4 address."""
+        return self._picks_up(Packet(TCP, host, 0, flags=flags))
 
     def _find_way(self, packet: Packet, turns: bool) -> None:
         """Both next hops must have answered before anything is remembered."""
@@ -313,9 +340,9 @@ class Model:
         if not turns and (outcome := self._send(packet, "outside", "")).verdict == "held":
             raise Waits(outcome._replace(packet=packet))
         ways = self.ways("inside", packet.source)
-        if self._has_failed(ways[0]):
+        if self.has_failed(ways[0]):
             raise Refused("neighbour_unresolved", (HOST_UNREACHABLE, 0))
-        if self._is_silent(ways[0]):
+        if self.is_silent(ways[0]):
             raise Waits(Outcome("held", packet, "inside", ways))
 
     def ways(self, side: str, host: int) -> tuple[Way, ...]:
@@ -325,30 +352,35 @@ class Model:
         places = self.bed.side(side)
         direct = [Way(place, host) for place, port in places.items() if contains(port.on_link, host)]
         told = [Way(place, gateway) for place, port in places.items() if (gateway := self._gateway(port, side))]
+        return self.fit(direct, told) or (Way(next(iter(places)), host),)
+
+    def fit(self, direct: list[Way], told: list[Way]) -> tuple[Way, ...]:
+        """Of next hops that are the host itself and those that are gateways, those that may be taken, or are waited for."""
         living = [way for way in direct if not self.bed.is_dead(way.place)]
         unhurt = [way for way in told if not self.bed.is_dead(way.place)]
-        sound = [way for way in unhurt if not self._has_failed(way) and not self._is_silent(way)]
-        waited_for = direct or unhurt or told
-        return tuple(living or sound or waited_for) or (Way(next(iter(places)), host),)
+        sound = [way for way in unhurt if not self.has_failed(way) and not self.is_silent(way)]
+        return tuple(living or sound or direct or unhurt or told)
 
     def _gateway(self, port: Port, side: str) -> int:
         return port.inside_gateway if self.bed.stick and side == "inside" else port.gateway
 
-    def _has_failed(self, way: Way) -> bool:
+    def has_failed(self, way: Way) -> bool:
+        """Whether nobody answers for a next hop."""
         return way.hop in self.bed.failed
 
-    def _is_silent(self, way: Way) -> bool:
+    def is_silent(self, way: Way) -> bool:
+        """Whether nobody has answered yet, or it cannot be asked."""
         return way.hop in self.bed.silent or self.bed.lost.get(way.place) == "carrier"
 
     def _names_no_host(self, side: str, host: int) -> bool:
-        return any(_names_no_host(port, host) for port in self.bed.side(side).values())
+        return any(names_no_host(port, host) for port in self.bed.side(side).values())
 
     def _add(self, mapping: Mapping) -> None:
         self.mappings[mapping.protocol, mapping.internal] = mapping
         self.owners[mapping.protocol, mapping.external] = mapping
 
     def _open(self, mapping: Mapping, remote: Endpoint, state: str) -> Session:
-        session = Session(mapping, remote, state, self.now + self._lifetime(state))
+        session = Session(mapping, remote, state, self.now + self.lifetime(state))
         self.sessions[mapping.protocol, mapping.internal, remote] = session
         self.soonest = min(self.soonest, session.expiry)
         mapping.sessions.add(remote)
@@ -367,7 +399,7 @@ class Model:
         self._return_block(mapping)
 
     def _return_block(self, mapping: Mapping) -> None:
-        subscriber = self._subscriber(mapping.internal[0])
+        subscriber = self.subscriber(mapping.internal[0])
         host, port = mapping.external
         size = self.pool_of[host].block
         if any(other[0] == host and other[1] // size == port // size for _, other in self.owners):
@@ -383,17 +415,23 @@ class Model:
             return
         for session in [session for session in self.sessions.values() if session.expiry <= now and self._may_end(session)]:
             self.end(session)
-        self.soonest = min((session.expiry for session in self.sessions.values()), default=now)
+        self.six.pass_time(now)
+        ends = [session.expiry for session in self.sessions.values()] + self.six.ends()
+        self.soonest = min(ends, default=now)
 
     def _may_end(self, session: Session) -> bool:
         """Only the core with the authority over a shard ends what is due, and not before its grace is over."""
-        shard = self.bed.shard(self.pool_of[session.mapping.external[0]].shard)
+        return self.may_end(self.pool_of[session.mapping.external[0]].shard)
+
+    def may_end(self, number: int) -> bool:
+        """The same of a shard's."""
+        shard = self.bed.shard(number)
         return shard.role in ("absent", "active") and self.now - self.begun >= 1000 * shard.pickup_s
 
     def _met(self, session: Session | None) -> Session | None:
         """A session that a packet has met; one that is due lives on where it must not end."""
         if session and session.expiry <= self.now:
-            session.expiry = self.now + self._lifetime(session.state)
+            session.expiry = self.now + self.lifetime(session.state)
         return session
 
     def _filter(self, mapping: Mapping, remote: Endpoint) -> None:
@@ -405,86 +443,42 @@ class Model:
             return
         raise Refused("filtered")
 
-    def _advance(self, session: Session, way: str, flags: int) -> None:
-        if session.mapping.protocol != TCP:
+    def advance(self, session: Session | Session6, way: str, flags: int) -> None:
+        """Let a packet move a session on."""
+        if session.protocol != TCP:
             if way == "out" or self.bed.refresh:
-                session.expiry = self.now + self._lifetime(session.state)
+                session.expiry = self.now + self.lifetime(session.state)
             return
         event = "rst" if flags & RST else "syn" if flags & SYN else "fin" if flags & FIN else "other"
         cell = TCP_TABLE[way, session.state][event]
         if cell == "-":
             return
         session.state = session.state if cell == "." else cell
-        session.expiry = self.now + self._lifetime(session.state)
+        session.expiry = self.now + self.lifetime(session.state)
         self.soonest = min(self.soonest, session.expiry)
 
-    def _lifetime(self, state: str) -> int:
+    def lifetime(self, state: str) -> int:
+        """Ticks that a session in this state lives on without a packet."""
         long = state in ("established", "fin_out", "fin_in")
         name = {"udp": "udp", "query": "icmp"}.get(state, "established" if long else "transitory")
         return int(self.bed.timeouts_s[name] * 1000)
 
     # --- whose port -------------------------------------------------------------------------------------------------------
 
-    def _choose(self, protocol: int, internal: Endpoint, choose: Choose) -> Endpoint:
-        """The external endpoint that the other side chose, once it is proven legal."""
-        subscriber, pool = self._subscriber(internal[0]), self._pool(internal[0])
-        old = any(self._free_port(protocol, subscriber.external, block, pool.block) for block in subscriber.blocks)
-        if not old and len(subscriber.blocks) >= pool.blocks:
-            raise Refused("ports_exhausted")
-        if not old and not any(self._free_blocks(subscriber, pool, protocol)):
-            raise Refused("pool_exhausted")
-        host, port = choose(protocol, internal)
-        block = (host, port // pool.block)
-        if old and (host != subscriber.external or block[1] not in subscriber.blocks):
-            raise Illegal(f"{IPv4Address(host)}:{port} although the subscriber has free ports in his blocks")
-        if not old and block not in self._free_blocks(subscriber, pool, protocol):
-            raise Illegal(f"{IPv4Address(host)}:{port} is in no block that this subscriber may take")
-        if not self._is_of_our_side(host, port):
-            raise Illegal(f"{IPv4Address(host)}:{port} is for the other replica to hand out")
-        if not self._is_free(protocol, (host, port)) or port < 1024:
-            raise Illegal(f"{IPv4Address(host)}:{port} is owned, held down or reserved")
-        subscriber.external = host
-        subscriber.blocks.add(block[1])
-        return host, port
-
-    def _free_port(self, protocol: int, host: int, block: int, size: int) -> int:
-        """The first free port of a block, or 0."""
-        ports = [port for port in range(block * size, (block + 1) * size) if self._is_of_our_side(host, port)]
-        return next((port for port in ports if self._is_free(protocol, (host, port))), 0)
-
-    def _is_of_our_side(self, host: int, port: int) -> bool:
-        pool = self.pool_of[host]
-        return not self.bed.two_sides or side_of(pool, port) == self.bed.shard(pool.shard).side
-
-    def _is_free(self, protocol: int, external: Endpoint) -> bool:
-        freed = self.freed.get((protocol, external))
-        # In whole seconds, rounded so that it is never less than the hold-down.
-        rested = freed is None or not self.bed.hold_down_s or self.now // 1000 - freed // 1000 > self.bed.hold_down_s
-        return rested and (protocol, external) not in self.owners
-
-    def _free_blocks(self, subscriber: Subscriber, pool: Pool, protocol: int) -> Iterator[tuple[int, int]]:
-        """Blocks that the subscriber may take: nobody's, and not held down wholly."""
-        taken = {(other.external, block) for other in self.subscribers.values() for block in other.blocks}
-        statics = (mapping.external for mapping in self.owners.values() if mapping.static)
-        taken |= {(host, port // pool.block) for host, port in statics}
-        hosts = [subscriber.external] if subscriber.blocks else [int(host) for host in pool.network]
-        for host, block in itertools.product(hosts, range(*block_range(pool))):
-            ours = self._is_of_our_side(host, block * pool.block)
-            if (host, block) not in taken and ours and self._free_port(protocol, host, block, pool.block):
-                yield host, block
-
-    def _subscriber(self, host: int) -> Subscriber:
+    def subscriber(self, host: int) -> Subscriber:
+        """What a subscriber has."""
         prefix = self._prefix_of(host)
         assert prefix is not None
         return self.subscribers.setdefault(prefix.unit(host), Subscriber())
 
-    def _pool(self, host: int) -> Pool:
+    def pool(self, host: int) -> Pool:
+        """Pool of a subscriber."""
         prefix = self._prefix_of(host)
         assert prefix is not None
         return next(pool for pool in self.bed.pools if pool.name == prefix.pool)
 
     def _prefix_of(self, host: int) -> Prefix | None:
-        return _longest(self.bed.subscribers, host)
+        return longest(self.bed.subscribers, host)
 
     # --- policy -----------------------------------------------------------------------------------------------------------
 
@@ -508,13 +502,15 @@ class Model:
                     raise Refused("rule_rejected", (UNREACHABLE | self.bed.reject_code, 0))
                 return
 
-    def _obey_limits(self, host: int, new_mapping: bool) -> None:
+    def obey_limits(self, host: int, new_mapping: bool, devices: bool = True) -> None:
         """The device's, then the subscriber's (RFC 6888 REQ-4, REQ-5)."""
-        holders = [prefix for prefix in (_longest(self.bed.devices, host), self._prefix_of(host)) if prefix]
+        device = longest(self.bed.devices, host) if devices else None
+        holders = [prefix for prefix in (device, self._prefix_of(host)) if prefix]
         for prefix in holders:
             unit = prefix.unit(host)
             sessions, mappings, rate, burst = self._limits(prefix, unit)
-            if sessions and sum(contains(unit, internal[0]) for _, internal, _ in self.sessions) >= sessions:
+            six = 0 if prefix is device else self.six.count(unit)
+            if sessions and six + sum(contains(unit, internal[0]) for _, internal, _ in self.sessions) >= sessions:
                 raise Refused("session_limit")
             if new_mapping and mappings and sum(contains(unit, internal[0]) for _, internal in self.mappings) >= mappings:
                 raise Refused("mapping_limit")
@@ -558,10 +554,23 @@ class Model:
         internal = (about.destination, about.destination_port or identifier(about))
         mapping = self.mappings.get((about.protocol, internal))
         if mapping is None and can_have_passed(about) and self._prefix_of(about.destination):
-            self._need_authority(self._pool(about.destination).shard, packet, "inside")
+            self._need_authority(self.pool(about.destination).shard, packet, "inside")
         if mapping is None:
             raise Refused("icmp_unrelated")
-        return replace(packet, source=mapping.external[0], about=with_destination(about, mapping.external))
+        shown = concealed(packet)
+        source = self._speaker(mapping.external[0]) if packet.source != mapping.internal[0] else mapping.external[0]
+        return replace(shown, source=source, about=with_destination(embedded(shown), mapping.external))
+
+    def _speaker(self, external: int) -> int:
+        """The address by which routers of the inside are known outside; that of what they speak about if none is reserved."""
+        return self.bed.shard(self.pool_of[external].shard).icmp or external
+
+    def our_name(self, packet: Packet, side: str) -> int:
+        """Where our own errors to a sender on this side come from."""
+        reserved = 0
+        if side.rstrip("2") == "outside" and packet.destination in self.pool_of:
+            reserved = self.bed.shard(self.pool_of[packet.destination].shard).icmp
+        return reserved or self.bed.at(side)[1].address
 
     def _error_in(self, packet: Packet, turned: bool) -> Packet:
         """The Internet's word on a packet that we sent: outer destination and embedded source become internal."""
@@ -574,25 +583,3 @@ class Model:
         if mapping is None or not known:
             raise Refused("icmp_unrelated")
         return replace(packet, destination=mapping.internal[0], about=with_source(about, mapping.internal))
-
-
-# --- what needs no memory -------------------------------------------------------------------------------------------------
-
-
-def side_of(pool: Pool, port: int) -> int:
-    """Side of a port where a pool has two: the last of eight blocks, and of eight 64-port chunks in each, is the other's."""
-    chunks, chunk = pool.block // 64, port % pool.block // 64
-    end = chunks > 1 and chunk >= chunks - max(chunks // 8, 1)
-    return int((port // pool.block % 8 == 7) != end)
-
-
-def _names_no_host(port: Port, host: int) -> bool:
-    """The core itself, or its whole link."""
-    link = port.on_link
-    ends = (int(link.network_address), int(link.broadcast_address)) if link.prefixlen < 31 else ()
-    return host == port.address or host in ends
-
-
-def _longest(prefixes: list[Prefix], host: int) -> Prefix | None:
-    fitting = [prefix for prefix in prefixes if contains(prefix.network, host)]
-    return max(fitting, key=lambda prefix: prefix.network.prefixlen, default=None)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from ipaddress import IPv6Address
 from typing import Any
 
 from shards import invariants, sessions, tcp
-from tests import frames, shunts
-from tests.bed import INTERNAL_REALM, Bed, Core, Port, Result
+from tests import frames, frames6, model6, shunts
+from tests.bare_core import Core, Result
+from tests.bed import INTERNAL_REALM, Bed, Port
 from tests.frames import mac_of, spell
-from tests.model import Model, Outcome
+from tests.frames6 import Packet6, is_six_frame, mac_of6
+from tests.model import Model
+from tests.outcome import Outcome
 
 EPOCH = 10_000_000  # tick at which tests begin
 
@@ -53,9 +57,9 @@ class Pair:
 
     def _judge_all(self, arrivals: list[tuple[str, bytes, int]], results: list[Result]) -> None:
         for (side, frame, until), result in zip(arrivals, results, strict=True):
-            outcome = self.model.receive(side, frame, self.now, self._chosen)
+            outcome = self.model.receive(side, frame, self.now, self._chosen, until)
             until = until or self.now + outcome.patience
-            if outcome.verdict == "held" and self.now >= until:
+            if outcome.verdict == "held" and self.now >= until and not outcome.follows:
                 outcome = self.model.give_up(outcome)
             elif outcome.verdict == "held":
                 self.waiting.append((side, frame, until))
@@ -81,6 +85,19 @@ class Pair:
             remote = int(row["remote_address"]), int(row["remote_port"])
             external = int(row["external_address"]), int(row["external_port"])
             theirs[int(row["internal_realm"]) >> 24, internal, remote] = external, tcp.STATES[row["state"]], int(row["expiry"])
+        self._compare_sessions6()
+        assert theirs == ours, f"sessions differ: only pipeline {_missing(theirs, ours)}, only model {_missing(ours, theirs)}"
+
+    def _compare_sessions6(self) -> None:
+        ours = {key: (s.state, s.expiry & 0xFFFFFFFF) for key, s in self.model.six.sessions.items()}
+        theirs, state = {}, self.core.state
+        for line in invariants.lines6(state).tolist():
+            row, flow = state.sessions[line], state.flows6[line + 1]
+            ends = [
+                (int(flow[f"{end}_high"]) << 64 | int(flow[f"{end}_low"]), int(flow[f"{end}_port"]))
+                for end in ("internal", "remote")
+            ]
+            theirs[int(flow["realm"]) >> 24, ends[0], ends[1]] = tcp.STATES[row["state"]], int(row["expiry"])
         assert theirs == ours, f"sessions differ: only pipeline {_missing(theirs, ours)}, only model {_missing(ours, theirs)}"
 
     # --- frames -----------------------------------------------------------------------------------------------------------
@@ -113,14 +130,40 @@ class Pair:
 
     def _judge_sent(self, frame: bytes, result: Result, outcome: Outcome) -> None:
         assert result.sent and outcome.packet
+        if isinstance(outcome.packet, Packet6):
+            self._judge_sent6(frame, result, outcome)
+            return
         to, source, vlan, _, data = frames.split_frame(result.sent)
         port, hop = self._way(result, outcome)
         packet = frames.dissect(data, arriving=False)
+        if result.pieces or outcome.datagram:
+            outcome = outcome._replace(packet=self._identified(packet, outcome, frame, result))
+        self._judge_pieces(data, result, port.mtu)
         assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
         assert len(data) == len(frames.build(outcome.packet)), "trailing bytes"
         assert (to, source, vlan) == (mac_of(hop), mac_of(port.address), port.vlan), f"{to.hex()} {source.hex()} {vlan}"
         private = self.bed.private if outcome.side == "outside" else []
         assert not (told := frames.complaints(result.sent, frame, private)), told
+
+    def _identified(self, packet: frames.Packet, outcome: Outcome, frame: bytes, result: Result) -> frames.Packet:
+        """The packet that the model expects, with the identification that the pipeline chose for its datagram (RFC 6864)."""
+        assert isinstance(outcome.packet, frames.Packet)
+        before = frames.dissect(frames.split_frame(frame)[4])
+        if packet.source == before.source:
+            return outcome.packet
+        if outcome.datagram and not outcome.datagram.is_known_as(packet.id):
+            return replace(outcome.packet, id=-1)
+        return replace(outcome.packet, id=packet.id)
+
+    def _judge_pieces(self, data: bytes, result: Result, mtu: int) -> None:
+        """What is too long leaves in pieces that are none, and together what it was."""
+        assert bool(result.pieces) == (len(data) > mtu), f"{len(data)} bytes in {len(result.pieces)} pieces"
+        if result.pieces:
+            cut = [frames.split_frame(piece)[4] for piece in result.pieces]
+            assert all(len(piece) <= mtu for piece in cut) and frames.put_together(cut) == data
+            assert {piece[: -len(part)] for piece, part in zip(result.pieces, cut, strict=True)} == {
+                result.sent[: -len(data)] if result.sent else b""
+            }
 
     def _judge_shunted(self, result: Result, outcome: Outcome, told: shunts.Wrapping) -> None:
         """It goes to the other core with all that this has to know, and the packet inside is what came."""
@@ -132,6 +175,9 @@ class Pair:
         wrapping, inner = shunts.unwrap(outer)
         assert wrapping == told, f"pipeline {wrapping}\n   model {told}"
         packet = frames.dissect(inner, arriving=False)
+        if outcome.datagram and told.turned and outcome.datagram.is_known_as(packet.id):
+            assert isinstance(outcome.packet, frames.Packet)
+            outcome = outcome._replace(packet=replace(outcome.packet, id=packet.id))
         assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
         assert outer == shunts.wrap(told, inner)
         assert data == frames.build(outer) and len(data) <= port.mtu
@@ -142,12 +188,37 @@ class Pair:
         assert result.port in rows, f"it left by port {result.port}; allowed were {outcome.ways}"
         return self.bed.at(rows[result.port].place)[1], rows[result.port].hop
 
+    def _judge_sent6(self, frame: bytes, result: Result, outcome: Outcome) -> None:
+        """Every byte of it is known beforehand."""
+        assert result.sent
+        to, source, vlan, ethertype, data = frames.split_frame(result.sent)
+        port, hop = self._way(result, outcome)
+        wanted = model6.expected(frames.split_frame(frame)[4], self.bed.mss, self._port_of(frame).partial)
+        assert data == wanted, f"pipeline {data.hex()}\n   model {wanted.hex()}"
+        assert (to, source, vlan, ethertype) == (mac_of6(hop), mac_of(port.address), port.vlan, 0x86DD)
+
+    def _port_of(self, frame: bytes) -> Port:
+        return next(port for _, port in self.bed.ports() if frame[:6] == mac_of(port.address))
+
+    def _judge_reply6(self, frame: bytes, side: str, sent: bytes, reply: tuple[int, int]) -> None:
+        to, source, vlan, ethertype, data = frames.split_frame(sent)
+        _, port = self.bed.at(side)
+        packet, before = frames6.dissect(data), frames.split_frame(frame)[4]
+        assert (packet.kind, packet.rest) == reply, f"told {packet}"
+        assert packet.source == port.address6 and packet.destination == frames6.dissect(before).source
+        assert (to, source, vlan, ethertype) == (frame[6:12], mac_of(port.address), port.vlan, 0x86DD)
+        asked = model6.expected(before, 0, port.partial, hops=0)
+        assert packet.payload == asked[: 1280 - 48], f"{asked.hex()} is not quoted by {packet.payload.hex()}"
+
     def _judge_reply(self, frame: bytes, side: str, sent: bytes, reply: tuple[int, int]) -> None:
+        if is_six_frame(frame):
+            self._judge_reply6(frame, side, sent, reply)
+            return
         to, source, vlan, _, data = frames.split_frame(sent)
         _, port = self.bed.at(side)
         packet, received = frames.dissect(data), frames.dissect(frames.split_frame(frame)[4])
         assert (packet.kind, packet.rest) == reply, f"told {packet}"
-        assert packet.source == port.address and packet.destination == received.source
+        assert packet.source == self.model.our_name(received, side) and packet.destination == received.source
         assert (to, source, vlan) == (frame[6:12], mac_of(port.address), port.vlan)
         if received.residue == -1 and port.partial:  # has been finished before it was quoted
             received = replace(received, residue=0)
@@ -169,10 +240,18 @@ def sender_of(bed: Bed, side: str, packet: frames.Packet) -> bytes:
     return mac_of(packet.source if on_link else port.gateway)
 
 
+def sender_of6(bed: Bed, side: str, packet: Packet6) -> bytes:
+    """The same for a packet of IPv6."""
+    port = bed.inside if side == "inside" else bed.outside
+    on_link = port.on_link6 is not None and IPv6Address(packet.source) in port.on_link6
+    return mac_of6(packet.source if on_link else port.gateway6)
+
+
 def described(frame: bytes) -> str:
     """A frame as a line, and in hexadecimal digits for those who want to look themselves."""
+    reader = frames6.dissect if is_six_frame(frame) else frames.dissect
     try:
-        told = str(frames.dissect(frames.split_frame(frame)[4]))
+        told = str(reader(frames.split_frame(frame)[4]))
     except frames.Malformed as wrong:
         told = f"a frame that is {wrong.verdict}"
     return f"{told} ({frame.hex()})"

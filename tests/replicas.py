@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from shards.state import NAT_MAPPING, State
-from tests.bed import Core, answer, fill_shards
+from tests.bare_core import Core
+from tests.bed import answer, fill_shards
 
 
 def mappings(state: State) -> list[tuple[int, tuple[int, int], tuple[int, int]]]:

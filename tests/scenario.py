@@ -10,9 +10,11 @@
 
 `$A` names an external endpoint that the pipeline chose (bound where it is first seen), `@A` its address. After `frame` stands
 what is done to the finished frame: `vlan 7`, `to MAC`, `poke OFFSET BYTE` (from the IPv4 header on), `short BYTES` (datagram
-that says so itself), `cut BYTES`, `type ETHERTYPE`. Other steps: `64 x inside udp 100.64.0.2:4000+ > ...` (what is marked by +
-counts up), `resolved ADDRESS` (a neighbour answers; what was held leaves), `waits` (what is held is served again), `delete udp
-...` (a session, named by an outbound packet), `state tcp ...` (of a session), `restart` (of the worker, on the same memory).
+that says so itself), `piece FIRST LAST` (the fragment with these bytes of the IP payload), `cut BYTES`, `type ETHERTYPE`.
+
+Other steps: `64 x inside udp 100.64.0.2:4000+ > ...` (what is marked by + counts up), `resolved ADDRESS` (a neighbour answers;
+what was held leaves), `waits` (what is held is served again), `delete udp ...` (a session, named by an outbound packet), `state
+tcp ...` (of a session), `restart` (of the worker, on the same memory).
 
 Several cores: `given peer 192.0.2.9` (another core), `given shard 0 role passive authority 192.0.2.9`. What that core shunts to
 this one: `from 192.0.2.9 inside udp ...`; before the side may stand what it says beside: `shard 1`, `epoch 7`, `turned`. What
@@ -33,13 +35,15 @@ from pathlib import Path
 
 import numpy as np
 
-from shards import recovery, sessions
+from shards import invariants, recovery, sessions
 from shards.state import NAT_SESSION
-from tests import frames, shunts
-from tests.bed import Bed, Result, fill_legs, fill_shards
+from tests import bed6, frames, frames6, shunts
+from tests.bare_core import Result
+from tests.bed import Bed, fill_legs, fill_shards
 from tests.frames import endpoint, mac_of, spell
 from tests.model import Session
-from tests.pair import EPOCH, Pair, sender_of
+from tests.model6 import Session6
+from tests.pair import EPOCH, Pair, sender_of, sender_of6
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 VERBS = ("inside", "outside", "inside2", "outside2", "from", "now", "holds", "state", "resolved", "waits", "delete", "restart")
@@ -155,16 +159,21 @@ class Runner(Pair):
         return ""
 
     def _do_resolved(self, told: str, *_: object) -> str:
-        return ", ".join(self._spoken(result) for result in self.resolve(frames.address(told)))
+        return ", ".join(self._spoken(result) for result in self.resolve(bed6.any_address(told)))
 
     def _do_delete(self, told: str, *_: object) -> str:
+        if frames6.is_six(told):
+            session6 = self._session6(told)
+            del self.model.six.sessions[session6.protocol, session6.internal, session6.remote]
+            sessions.delete(self.core.state, self._line6(session6), self.now)
+            return ""
         session = self._session(told)
         self.model.end(session)
         sessions.delete(self.core.state, self._line(session), self.now)
         return ""
 
     def _do_state(self, told: str, *_: object) -> str:
-        return self._session(told).state
+        return self._session6(told).state if frames6.is_six(told) else self._session(told).state
 
     def _do_holds(self, told: str, *_: object) -> str:
         totals = self.core.state.shards
@@ -184,25 +193,39 @@ class Runner(Pair):
 
     def _frame(self, told: str, side: str) -> bytes:
         line, _, changes = told.partition(" frame ")
+        if frames6.is_six(line):
+            return self._frame_of6(frames6.read(line), side, changes)
         return self._frame_of(frames.read(line), side, changes)
 
     def _frame_of(self, packet: frames.Packet, side: str, changes: str = "") -> bytes:
         _, port = self.bed.at(side)
         known = [packet.source] if side.startswith("inside") else []
         self.core.resolve(packet.destination, *known)
-        data = bytearray(frames.build(packet))
-        words = changes.split()
         facts = {"to": mac_of(port.address).hex(), "vlan": str(port.vlan), "type": "0x0800", "cut": "4096"}
+        return self._changed(bytearray(frames.build(packet)), facts, changes, sender_of(self.bed, side, packet))
+
+    def _frame_of6(self, packet: frames6.Packet6, side: str, changes: str) -> bytes:
+        _, port = self.bed.at(side)
+        known = [packet.source] if side.startswith("inside") else []
+        self.core.resolve(packet.destination, *known)
+        facts = {"to": mac_of(port.address).hex(), "vlan": str(port.vlan), "type": "0x86DD", "cut": "4096"}
+        return self._changed(bytearray(frames6.build(packet)), facts, changes, sender_of6(self.bed, side, packet))
+
+    def _changed(self, data: bytearray, facts: dict[str, str], changes: str, sender: bytes) -> bytes:
+        """A frame that carries a datagram, with what is done to both."""
+        words = changes.split()
         while words:
             word = words.pop(0)
             if word == "poke":
                 at, value = int(words.pop(0)), int(words.pop(0), 0)
                 data[at] = value
+            elif word == "piece":
+                data = bytearray(frames.piece(bytes(data), int(words.pop(0)), int(words.pop(0))))
             elif word == "short":
                 data = bytearray(frames.shortened(bytes(data), int(words.pop(0))))
             else:
                 facts[word] = words.pop(0)
-        ethernet = bytes.fromhex(facts["to"].replace(":", "")), sender_of(self.bed, side, packet)
+        ethernet = bytes.fromhex(facts["to"].replace(":", "")), sender
         return frames.build_frame(*ethernet, bytes(data), int(facts["vlan"]), int(facts["type"], 0))[: int(facts["cut"])]
 
     # --- sessions ---------------------------------------------------------------------------------------------------------
@@ -215,6 +238,23 @@ class Runner(Pair):
         packet = frames.read(told)
         remote_port = 0 if packet.protocol == frames.ICMP else packet.destination_port
         return self.model.sessions[packet.protocol, (packet.source, packet.source_port), (packet.destination, remote_port)]
+
+    def _session6(self, told: str) -> Session6:
+        packet = frames6.read(told)
+        remote_port = 0 if packet.protocol == frames6.ICMP6 else packet.destination_port
+        key = packet.protocol, (packet.source, packet.source_port), (packet.destination, remote_port)
+        return self.model.six.sessions[key]
+
+    def _line6(self, session: Session6) -> int:
+        flows = self.core.state.flows6
+        for line in invariants.lines6(self.core.state).tolist():
+            flow = flows[line + 1]
+            host = int(flow["internal_high"]) << 64 | int(flow["internal_low"])
+            remote = int(flow["remote_high"]) << 64 | int(flow["remote_low"])
+            ends = (host, int(flow["internal_port"])), (remote, int(flow["remote_port"]))
+            if (*ends, int(flow["realm"]) >> 24) == (session.internal, session.remote, session.protocol):
+                return int(line)
+        raise KeyError(session)
 
     def _line(self, session: Session) -> int:
         (host, port), (remote, remote_port) = session.mapping.internal, session.remote
@@ -243,11 +283,19 @@ class Runner(Pair):
             return result.verdict
         if result.verdict == "shunted":
             return f"shunted to {frames.dotted(frames.dissect(frames.split_frame(result.sent)[4]).destination)}"
+        if frames6.is_six_frame(result.sent):
+            return self._spoken6(result.verdict, frames6.dissect(frames.split_frame(result.sent)[4]))
         packet = frames.dissect(frames.split_frame(result.sent)[4], arriving=False)
         if result.verdict in ("forwarded_in", "forwarded_out", "hairpinned"):
             # One hop less is not worth words: the checker sees to it.
-            return f"{result.verdict} as {replace(packet, ttl=packet.ttl + 1)}"
+            cut = f" in {len(result.pieces)}" if result.pieces else ""
+            return f"{result.verdict}{cut} as {replace(packet, ttl=packet.ttl + 1)}"
         return f"{result.verdict}, told {str(packet).split()[0]}"
+
+    def _spoken6(self, verdict: str, packet: frames6.Packet6) -> str:
+        """Nothing but the hop limit has changed, so what was sent needs no words."""
+        told = str(packet).split()[0] + (f" mtu {packet.rest}" if packet.kind == 0x0200 else "")
+        return verdict if verdict in ("forwarded_in", "forwarded_out", "hairpinned") else f"{verdict}, told {told}"
 
     def _bound(self, wanted: str, happened: str) -> str:
         """What is wanted, with names replaced; a name seen for the first time takes what stands in its place."""

@@ -64,26 +64,41 @@ def _rotated(word: int, bits: int) -> int:
 
 def seal(header: bytes, inner: bytes) -> bytes:
     """Seal of the eight bytes of a header and the first 24 of the packet."""
-    words: list[int] = list(struct.unpack(">4Q", header + inner[:24]))
+    sealed = 40 if inner[0] >> 4 == 6 else 24
+    words: list[int] = list(struct.unpack(f">{1 + sealed // 8}Q", header + inner[:sealed]))
     told = words.pop(0)
     for word in words:
         told = siphash(told, word)
     return told.to_bytes(8, "big")
 
 
+def _service(inner: bytes) -> int:
+    if inner and inner[0] >> 4 == 6:
+        return int.from_bytes(inner[:2], "big") >> 4 & 0xFF
+    return inner[1] if len(inner) > 1 else 0
+
+
 def wrap(told: Wrapping, inner: bytes) -> Packet:
     """The packet that carries `inner`."""
     shape = 1 << 4 | told.turned << 2 | SIDES[told.side]
     header = struct.pack(">BBHI", 0x4B, shape, told.shard, told.epoch)
-    payload = header + (seal(header, inner) if len(inner) >= 24 else bytes(8)) + inner
+    inner += bytes(max(28 - len(inner), 0))  # a last fragment may be shorter than what is sealed
+    payload = header + seal(header, inner) + inner
     plain = Packet(UDP, told.source, told.destination, PORT, PORT, fragment=0x4000, residue=None, payload=payload)
-    return replace(plain, tos=inner[1] if len(inner) > 1 else 0)
+    return replace(plain, tos=_service(inner))
+
+
+def _length(inner: bytes) -> int:
+    """What the packet inside says that it is long."""
+    if inner[0] >> 4 == 6:
+        return 40 + int.from_bytes(inner[4:6], "big")
+    return int.from_bytes(inner[2:4], "big")
 
 
 def unwrap(packet: Packet) -> tuple[Wrapping, bytes]:
     """What a shunted packet tells, and the packet inside; raises `Malformed` with what is wrong."""
     header, seal_, inner = packet.payload[:8], packet.payload[8:16], packet.payload[16:]
-    if packet.udp_length or len(inner) < 28 or int.from_bytes(inner[2:4], "big") != len(inner):
+    if packet.udp_length or len(inner) < 28 or max(_length(inner), 28) != len(inner):
         raise frames.Malformed("shunt_malformed")
     magic, shape, shard, epoch = struct.unpack(">BBHI", header)
     if magic != 0x4B or shape not in (0x11, 0x12, 0x16) or packet.residue not in (0, None):
@@ -91,4 +106,4 @@ def unwrap(packet: Packet) -> tuple[Wrapping, bytes]:
     if seal_ != seal(header, inner):
         raise frames.Malformed("shunt_foreign")
     side = "inside" if shape & 3 == 1 else "outside"
-    return Wrapping(packet.source, packet.destination, side, shard, epoch, bool(shape & 4)), inner
+    return Wrapping(packet.source, packet.destination, side, shard, epoch, bool(shape & 4)), inner[: _length(inner)]

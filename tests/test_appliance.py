@@ -208,3 +208,11 @@ def test_a_gateway_keeps_its_row() -> None:
     state.neighbours["kept"][1:] = 1
     state.neighbours["kept"][gateway] = appliance.offline(read(CONFIG)).neighbours["kept"][gateway]
     assert neighbours.want(state, 1, 77, 10 * neighbours.FORGOTTEN) == 0
+
+
+def test_an_address_that_is_kept_for_icmp_errors_is_not_handed_out() -> None:
+    kept = CONFIG.replace('"203.0.113.0/30"]', '"203.0.113.0/30"]\nicmp-address = "203.0.113.2"')
+    state = appliance.offline(read(kept))
+    assert address("203.0.113.2") not in state.externals["address"] and state.pools[0]["externals"] == 5
+    assert state.shards[0]["icmp_address"] == address("203.0.113.2")
+    assert appliance.offline(read(CONFIG)).shards[0]["icmp_address"] == 0

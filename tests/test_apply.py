@@ -30,7 +30,8 @@ from shards.state import (
     Row,
     State,
 )
-from tests.bed import Bed, Core, Result
+from tests.bare_core import Core, Result
+from tests.bed import Bed
 from tests.frames import Packet, address, build, build_frame, mac_of, read
 from tests.fuzz import RICH, STICK, Traffic, bed
 from tests.pair import EPOCH, sender_of

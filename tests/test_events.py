@@ -15,7 +15,8 @@ from shards import events, invariants
 from shards.jit import PURE
 from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_OFF, LOG_SESSIONS, NAT_MAPPING, NAT_SESSION, Array, State
 from tests import fuzz
-from tests.bed import LOGS, Bed, Core
+from tests.bare_core import Core
+from tests.bed import LOGS, Bed
 from tests.frames import address, build, build_frame, mac_of, read
 from tests.pair import EPOCH, Pair
 from tests.test_config import RIGHT

@@ -12,7 +12,7 @@ from replication.rows import StateSink, StateSource
 from shards import gather, invariants, slabs
 from shards.jit import PURE
 from shards.state import MAPPING, NAT_SESSION, SESSION
-from tests.bed import Core
+from tests.bare_core import Core
 from tests.exchanges import Node, Room, ticks
 from tests.frames import address
 from tests.fuzz import RICH, Traffic, bed

@@ -6,9 +6,20 @@ import pytest
 
 from krononat import loads
 from shards.jit import PURE
-from shards.state import EXTENT_LINES, MAPPING_0, NAT_SESSION, SESSION_0, SESSION_1, Sizes, State, new_state
+from shards.state import (
+    EXTENT_LINES,
+    FIREWALL_SESSION6,
+    MAPPING_0,
+    NAT_SESSION,
+    SESSION6_0,
+    SESSION_0,
+    SESSION_1,
+    Sizes,
+    State,
+    new_state,
+)
 
-SIZES = Sizes(**{**dict.fromkeys(Sizes._fields, 1), "extents": 5, "buckets": 4, "neighbours": 4, "shards": 3})
+SIZES = Sizes(**{**dict.fromkeys(Sizes._fields, 1), "extents": 6, "buckets": 4, "neighbours": 4, "shards": 3})
 
 if PURE:
 
@@ -16,7 +27,9 @@ if PURE:
     def state() -> State:
         """Shard 1 has two extents of sessions, shard 2 one; one is of mappings."""
         made = new_state(SIZES)
-        for number, (shard, klass) in enumerate([(1, SESSION_0), (1, SESSION_1), (2, SESSION_0), (1, MAPPING_0)], 1):
+        for number, (shard, klass) in enumerate(
+            [(1, SESSION_0), (1, SESSION_1), (2, SESSION_0), (1, MAPPING_0), (2, SESSION6_0)], 1
+        ):
             row = made.extents[number]
             row["shard"], row["klass"], row["kind"] = shard, klass, NAT_SESSION
         return made
@@ -32,14 +45,15 @@ if PURE:
         session(state, 3, 1, 50)
         session(state, 4, 9, 1000)  # no session's
         before = loads.look(state)
-        assert set(before) == {1, 2, 3}
+        assert set(before) == {1, 2, 3, 5}
+        session(state, 5, 2, 8, kind=FIREWALL_SESSION6)
         session(state, 1, 5, 300)
         session(state, 2, 7, 9)  # it wraps
         session(state, 3, 0, 20, generation=2)  # another one by now
         session(state, 3, 1, 90, kind=0)  # it has ended
         session(state, 1, 6, 40)  # it is new
         found = loads.rates(before, loads.look(state), 2.0)
-        assert found == {1: (200 + 40 + 10) / 2, 2: 20 / 2}
+        assert found == {1: (200 + 40 + 10) / 2, 2: (20 + 8) / 2}
 
     def test_an_extent_that_another_shard_has_by_now(state: State) -> None:
         session(state, 1, 5, 100)

@@ -11,7 +11,8 @@ from shards import cuckoo, invariants, lookahead, nat, parse, pipeline, sessions
 from shards.jit import PURE
 from shards.state import NAT_SESSION, Array, State
 from tests import fuzz
-from tests.bed import FRAME_BYTES, HEADROOM, Bed, Core
+from tests.bare_core import FRAME_BYTES, HEADROOM, Core
+from tests.bed import Bed
 from tests.frames import TCP, UDP, Packet, address, build, build_frame, mac_of
 from tests.pair import EPOCH, Pair
 

@@ -19,7 +19,7 @@ from krononat.lab.laboratory import PROGRAMS, Lab, living
 from krononat.metrics import FAMILIES, Core, Metrics, samples
 from shards.state import ROLES
 from shards.verdict import DROP, FORWARDED_OUT, TABLE_FULL, VERDICTS
-from tests.bed import Core as Rows
+from tests.bare_core import Core as Rows
 from tests.fuzz import RICH, bed
 from tests.test_cli import Run, run
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from shards import invariants, neighbours, sessions
 from shards.state import HELD, NAT_MAPPING
-from tests.bed import Bed, Core, Result
+from tests.bare_core import Core, Result
+from tests.bed import Bed
 from tests.frames import address, build, build_frame, dissect, mac_of, read, split_frame
 
 START = 50_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv6Address
 
 import numpy as np
 import pytest
@@ -23,13 +24,27 @@ THERE = 0x0A63_0002
 def test_what_is_not_a_neighbour_message_is_passed_over() -> None:
     done = nlmsg().load({"header": {"type": NLMSG_DONE}})
     done.encode()
-    message = neighbours.question(7, THERE)
+    message = neighbours.question(7, IPv4Address(THERE))
     for nothing in (b"", bytes(16), bytes(done.data) * 2):
         assert list(read(nothing, [7])) == []
-        assert [news[:2] for news in read(message + nothing + message, [7])][:1] == [(7, THERE)]
+        assert [news[:2] for news in read(message + nothing + message, [7])][:1] == [(7, IPv4Address(THERE))]
     assert list(read(message, [8])) == []
     for length in range(len(message)):
         assert list(read(message[:length], [7])) == []  # cut short: nothing, but no error either
+
+
+def test_a_row_knows_whose_address_it_has() -> None:
+    state, low = a_state(), 0xFE80_0000_0A63_0002
+    four = table.want(state, 0, THERE, 0)
+    six, other = (table.want6(state, 0, np.uint64(high), np.uint64(low), 0) for high in (0xFE80 << 48, 0x2600 << 48))
+    assert len({four, six, other}) == 3
+    told = [neighbours.address_of(state.neighbours[row]) for row in (four, six, other)]
+    assert told == [IPv4Address(THERE), *(IPv6Address(high << 112 | low) for high in (0xFE80, 0x2600))]
+    assert table.find6(state, 0, np.uint64(0xFE80 << 48), np.uint64(low)) == six and table.find(state, 0, THERE) == four
+    for port, high in ((1, 0xFE80 << 48), (0, 0)):
+        assert table.find6(state, port, np.uint64(high), np.uint64(low)) == 0
+    asked = neighbours.question(7, IPv6Address(0xFE80 << 112 | low))
+    assert [news.address for news in read(asked, [7])] == [IPv6Address(0xFE80 << 112 | low)]
 
 
 @pytest.fixture
@@ -174,5 +189,27 @@ def test_a_gateway_must_answer_again_once_its_carrier_is_back(wire: tuple[Namesp
         version = int(state.core[0]["neighbours_version"])
         service.doubt(0)  # nothing has happened: what the kernel believes in is believed at once, and it is told so
         assert state.core[0]["neighbours_version"] > version and serve_until(service, reachable, 5)
+    finally:
+        service.close()
+
+
+@pytest.mark.lab
+def test_neighbours_of_ipv6_are_resolved_by_discovery(wire: tuple[Namespace, Namespace]) -> None:
+    here, there = wire
+    here.ip("addr add 2600:99::1/64 dev va nodad")
+    there.ip("addr add 2600:99::2/64 dev vb nodad")
+    there.ip("addr add fe80::77/64 dev vb nodad")
+    state = a_state()
+    with here.entered():
+        service = Neighbours(state, [here.index("va")])
+    try:
+        rows = [
+            table.want6(state, 0, np.uint64(high), np.uint64(low), 0)
+            for high, low in ((0x2600_0099 << 32, 2), (0xFE80 << 48, 0x77), (0x2600_0099 << 32, 9))
+        ]
+        assert serve_until(service, lambda: bool((state.neighbours[rows[:2]]["own_state"] == REACHABLE).all()), 8)
+        assert mac_of(state, rows[0]) == mac_of(state, rows[1]) == there.mac("vb")
+        assert serve_until(service, lambda: bool(state.neighbours[rows[2]]["own_state"] == FAILED), 10)
+        assert {told["address"] for told in service.describe()} == {"2600:99::2", "fe80::77", "2600:99::9"}
     finally:
         service.close()

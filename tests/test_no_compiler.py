@@ -12,7 +12,8 @@ import sys
 import pytest
 
 from shards.jit import PURE
-from tests.bed import Bed, Core
+from tests.bare_core import Core
+from tests.bed import Bed
 from tests.frames import address, build, build_frame, mac_of, read
 
 NOW = 50_000_000

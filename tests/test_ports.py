@@ -13,7 +13,8 @@ from shards import ports, slabs
 from shards.jit import PURE
 from shards.state import NAT_MAPPING, PICKUP_ASIDE
 from tests import frames, fuzz
-from tests.bed import Bed, Core, fill_shards
+from tests.bare_core import Core
+from tests.bed import Bed, fill_shards
 from tests.pair import EPOCH, Pair, sender_of
 from tests.replicas import mappings, replicate
 

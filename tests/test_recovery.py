@@ -20,7 +20,8 @@ import shards
 from shards import invariants, recovery
 from shards.jit import PURE
 from shards.state import NAT_SESSION, State
-from tests.bed import Bed, Core
+from tests.bare_core import Core
+from tests.bed import Bed
 from tests.frames import address, build, build_frame, mac_of, read
 
 START = 50_000_000

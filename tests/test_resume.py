@@ -10,7 +10,7 @@ import numpy as np
 from shards import doubt, invariants, recovery, resume
 from shards.jit import PURE
 from shards.state import NAT_MAPPING, NAT_SESSION
-from tests.bed import Core
+from tests.bare_core import Core
 from tests.test_recovery import START, alive, churn, continued, kill_at, new_core
 
 LATER = START + 3_000_000

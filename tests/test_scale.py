@@ -14,7 +14,7 @@ from shards.state import SECTION_ALIGN, Array, Sizes, State, new_state, state_by
 
 PAGE, HUGE_PAGE, LINE = 4096, 2 << 20, 64
 SIZES = Sizes(**{**dict.fromkeys(Sizes._fields, 3), "buckets": 4, "neighbours": 4})
-VIEWS = {"sessions", "mappings", "refs", "blooms", "port_bytes", "neighbour_bytes"}  # of memory that another section has
+VIEWS = {"sessions", "flows6", "mappings", "refs", "blooms", "port_bytes", "neighbour_bytes"}  # of memory another section has
 
 
 def scene(seed: int) -> traffic.Scene:

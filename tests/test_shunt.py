@@ -13,7 +13,8 @@ import pytest
 from shards import invariants, shunt
 from shards.jit import PURE
 from tests import frames, fuzz, shunts
-from tests.bed import Bed, Core, Result, answer
+from tests.bare_core import Core, Result
+from tests.bed import Bed, answer
 from tests.frames import address, mac_of
 from tests.pair import EPOCH
 from tests.replicas import mappings, replicate
@@ -134,6 +135,8 @@ def test_two_cores_do_what_one_alone_does_whichever_gets_the_packet() -> None:
             traffic.targets = traffic.known()
         side, frame = traffic.frame()
         source, destination = hosts_of(frame[14:])
+        if int.from_bytes(frame[20:22], "big") & 0x3FFF:
+            continue  # all fragments of a datagram reach the same core: steering looks at addresses only
         if len(frame) > 1400:
             continue  # with the header of shunting it would be too long: see scenarios
         host = choice.choice((FIRST, SECOND))

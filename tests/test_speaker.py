@@ -15,6 +15,7 @@ from krononat import config, speaking
 from krononat.cli.bgp import bgp
 from krononat.client import Trouble
 from krononat.cluster import Map
+from routing import announcements
 from routing.speaker import exabgp, sessions
 from routing.speaker.exabgp import News
 from routing.speaker.keeper import Keeper
@@ -388,6 +389,20 @@ def test_a_core_without_a_cluster_has_all_its_shards() -> None:
     assert [(each.shard, each.role, each.external) for each in alone] == [
         (0, "primary", ("203.0.113.0/28", "203.0.113.32/28")), (1, "primary", ("203.0.113.16/28",)),
     ]  # fmt: skip
+
+
+def test_subscribers_of_ipv6_are_told_of_with_the_shard_of_their_pool() -> None:
+    text = CORE.format(core=0, host=11, more="")
+    for number, host in enumerate(("10.1.1.11/24", "10.2.1.11/24")):
+        text = text.replace(f'address = "{host}"', f'address = "{host}"\naddress6 = "2001:db8:{number}::2/64"')
+    text = text.replace('prefix = "100.64.1.0/24"', 'prefix = "100.64.1.0/24"\nprefix6 = "2600:c0de::/48"')
+    made = speaking.properties(config.read(text))
+    assert [each.internal6 for each in made.values()] == [(), ("2600:c0de::/48",)]
+    assert made[0].external == ("203.0.113.0/28", "203.0.113.32/28")
+    made_of = config.read(text)
+    assert made_of.bgp
+    told = announcements.routes(speaking.standings(made_of, None), speaking.policy(made_of.bgp))
+    assert [(route.domain, route.med) for route in told if route.prefix == "2600:c0de::/48"] == [("outside", 100)]
 
 
 def test_a_core_of_a_cluster_has_what_the_map_says() -> None:

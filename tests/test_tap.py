@@ -20,7 +20,7 @@ ADDRESSES = (
     "100.64.0.1", "192.0.2.2", "100.64.0.255", "100.64.0.0", "100.64.0.2", "198.51.100.7", "255.255.255.255", "224.0.0.1",
     "239.255.255.255", "240.0.0.1", "223.255.255.255", "169.254.0.0", "169.254.255.255", "169.253.255.255", "169.255.0.0",
 )  # fmt: skip
-ADDRESSES6 = ("ff02::1", "ff00::", "fe80::1", "febf::1", "fec0::1", "2001:db8::1")
+ADDRESSES6 = ("ff02::1", "ff00::", "fe80::1", "febf::1", "fec0::1", "2001:db8::1", "2001:db8::7")
 TAGS = ("", "81000005", "88a80005", "8100000588a80006", "810000058100000681000007")
 
 
@@ -56,9 +56,10 @@ def nearly_shunted() -> list[bytes]:
 def test_steering_is_the_same_in_the_kernel_and_in_user_space(speaks_bfd: bool) -> None:
     line = np.zeros(1, LINE)[0]
     line["bfd"] = speaks_bfd
+    line["own6"] = [0x2001_0DB8, 0, 0, 7, -1, -1, -1, -1]
     line["own"], line["broadcast"] = ([int(IPv4Address(text)) for text in told] for told in (OWN, BROADCAST))
     context, seen = np.zeros(4096, np.uint8), set()
-    with Steering(OWN, BROADCAST, bfd=speaks_bfd) as steering:
+    with Steering([*OWN, "2001:db8::7"], BROADCAST, bfd=speaks_bfd) as steering:
         for frame in frames():
             steering.reset()
             bpf.run(steering.program, frame, struct.pack("<6I", 0, len(frame), 0, 1, 0, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.admission import ACK, FIN, RST, SYN
-from tests.frames import ICMP, REPLIES, REQUESTS, TCP, UDP, Packet, build
+from tests.frames import ICMP, REPLIES, REQUESTS, TCP, UDP, Packet, build, dissect, ones_sum
 
 Endpoint = tuple[int, int]
 
@@ -54,6 +54,30 @@ def embedded(packet: Packet) -> Packet:
     if about is None or about.fragment & 0x1FFF or len(build(about)) - 20 - len(about.ip_options) < 8:
         raise Refused("icmp_embedded_bad")
     return about
+
+
+def concealed(packet: Packet) -> Packet:
+    """An error from inside without extensions that may name interfaces and addresses of the inside (RFC 4884, 4950, 5837)."""
+    assert packet.about
+    words, behind = packet.rest >> 16 & 0xFF, build(packet.about) + packet.payload
+    at = 4 * max(words, 32)
+    extension = behind[at:]
+    if packet.kind >> 8 == 4 or len(extension) < 4:
+        return packet
+    old = extension[0] >> 4 == 2 and extension[2:4] != b"\0\0" and not ones_sum(extension) and any(extension)
+    if (words >= 32 or old) and _names_interfaces(extension[4:]):
+        return dissect(build(replace(packet, about=None, payload=behind[:at], rest=packet.rest & ~0xFF0000)))
+    return packet
+
+
+def _names_interfaces(objects: bytes) -> bool:
+    """Whether any of these is something else than MPLS labels."""
+    while len(objects) >= 4:
+        size = int.from_bytes(objects[:2], "big")
+        if not 4 <= size <= len(objects) or objects[2] != 1:
+            return True
+        objects = objects[size:]
+    return bool(objects)
 
 
 def can_have_passed(about: Packet) -> bool:

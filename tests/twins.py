@@ -21,15 +21,19 @@ from shards.state import (
     MAPPING_1,
     NAT_MAPPING,
     PERMISSION,
+    SESSION6_0,
+    SESSION6_1,
     SESSION_0,
     SESSION_1,
     Array,
     State,
 )
-from tests.bed import Bed, Core, Shard
+from tests.bare_core import Core
+from tests.bed import Bed, Shard
 
 KEYS = np.uint64(0x0123456789ABCDEF), np.uint64(0xFEDCBA9876543210)
-SNAPSHOT = MAPPING_0, MAPPING_1, SESSION_0, SESSION_1
+SESSIONS = SESSION_0, SESSION_1, SESSION6_0, SESSION6_1
+SNAPSHOT = MAPPING_0, MAPPING_1, *SESSIONS
 NOTHING_SEEN: Array = np.zeros(0, np.uint64)
 PIECE = 40  # records, and so more than one frame of most things
 HOLDS_EACH = 256
@@ -82,7 +86,7 @@ class Sender:
         else:
             out = np.zeros(PIECE, MAPPING_RECORD if SNAPSHOT[step] in (MAPPING_0, MAPPING_1) else SESSION_RECORD)
             count, row = gather.snapshot(self.state, 0, SNAPSHOT[step], row, self.everything, now, out)
-            self._put("sessions" if SNAPSHOT[step] in (SESSION_0, SESSION_1) else "mappings", out[:count])
+            self._put("sessions" if SNAPSHOT[step] in SESSIONS else "mappings", out[:count])
         if row != gather.END:
             return step, row
         if step == len(SNAPSHOT):
@@ -100,7 +104,7 @@ class Sender:
 
     def liveness(self, now: int) -> None:
         """Which sessions were refreshed since this was asked last."""
-        for klass in (SESSION_0, SESSION_1):
+        for klass in SESSIONS:
             for first in range(0, gather.rows(self.state, 0, klass), 128):
                 bits = np.zeros(2, np.uint64)
                 if gather.refreshed(self.state, 0, klass, first, self.since, now, bits):
@@ -144,7 +148,7 @@ class Receiver:
         self.refused += len(records) - int(taken)
 
     def _end(self, now: int) -> None:
-        for klass in range(CLASSES - 1):
+        for klass in range(CLASSES):
             row = 0
             while row != apply.END:
                 row = apply.end_unseen(self.state, 0, klass, row, self.seen, now, 100)

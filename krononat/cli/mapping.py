@@ -9,20 +9,20 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from krononat import client, mapstore
-from krononat import cluster as clusters
 from krononat.cli import moves
 from krononat.cli.groups import Group
 from krononat.cli.output import output_option, print_json, print_rows, print_table, socket_option
-from krononat.cluster import Map
-from krononat.config import ConfigError
 from krononat.mapstore import Lock, Seen, Store
 from replication.layout import Homes, Step
 from replication.placement import server_of
+
+if TYPE_CHECKING:  # else late: what reads maps takes longer to import than all the rest
+    from krononat.cluster import Map, Shard
 
 COLUMNS = ("shard", "primary", "backup", "epoch", "active", "passive")
 FOLLOWED_WITHIN_S = 15.0  # a core looks each second
@@ -39,6 +39,8 @@ class Stored(NamedTuple):
 
 def stored(socket: str | None) -> Stored:
     """Read it; Trouble where it cannot be, then nothing can be changed either."""
+    from krononat import cluster as clusters
+
     answer = max(asked(socket), key=lambda each: each["map"]["version"])
     told = answer["map"]
     store = mapstore.open_store(told["store"], told["file"], told["prefix"])
@@ -86,6 +88,8 @@ def held(lock: Lock) -> None:
 
 def put(told: Stored, lock: Lock, newer: Map) -> Stored:
     """Write a newer map. StoreError."""
+    from krononat import cluster as clusters
+
     text = clusters.written(newer)
     return told._replace(seen=told.store.write(text, told.seen, lock), map=newer)
 
@@ -152,6 +156,8 @@ def group(context: click.Context) -> None:
 @socket_option
 def show(form: str, socket: str | None) -> None:
     """The map: version, store, by which version each core goes, where each shard is meant to be, and is."""
+    from krononat import cluster as clusters
+
     answers = asked(socket)
     newest = max(answers, key=lambda each: each["map"]["version"])
     told = clusters.read(newest["text"])
@@ -172,7 +178,7 @@ def show(form: str, socket: str | None) -> None:
         click.echo(f"krononat: alarm: {alarm}", err=True)
 
 
-def _row(shard: clusters.Shard, now: dict[str, Any]) -> dict[str, Any]:
+def _row(shard: Shard, now: dict[str, Any]) -> dict[str, Any]:
     told = {"shard": shard.id, "primary": shard.primary, "backup": shard.backup or "-", "epoch": shard.epoch}
     return {**told, "active": now.get("active") or "-", "passive": now.get("passive") or "-"}
 
@@ -193,6 +199,8 @@ def apply(file: Path, yes: bool, dry_run: bool, form: str, socket: str | None) -
 
 def have_applied(file: Path, yes: bool, dry_run: bool, form: str, socket: str | None) -> None:
     """Have every core go by the map in FILE, and wait until those here do. `form`: json, table, or none."""
+    from krononat import cluster as clusters
+
     newer = clusters.load(file)
     told = stored(socket)
     changes = differences(told.map, newer)
@@ -221,6 +229,8 @@ def _gone(before: Map, newer: Map) -> list[str]:
 
 def differences(before: Map, newer: Map) -> list[str]:
     """What a newer map changes, in sentences."""
+    from krononat import cluster as clusters
+
     found = [f"{name} joins" for name in newer.names() if name not in before.names()]
     found += [f"{name} leaves" for name in before.names() if name not in newer.names()]
     old = {shard.id: shard for shard in before.shard}
@@ -254,6 +264,3 @@ def check(before: Map, newer: Map, view: moves.View, name: str) -> None:
             told = f"shard {shard.id} would be at {', '.join(sorted(at))}, who has nothing yet"
             remedy = "leave shards where they are in it; then krononat server join SERVER moves some there"
             raise client.Trouble(f"{name} gives shards to who is new", told, remedy, client.BAD_CONFIG)
-
-
-__all__ = ["ConfigError", "group"]

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import click
 
 from krononat import client
-from krononat import cluster as clusters
 from krononat.cli import mapping
 from krononat.cli.groups import Group
 from krononat.cli.moves import (
@@ -151,6 +150,8 @@ def join(
 
 def _apply(file: Path, yes: bool, socket: str | None) -> None:
     """Go by the map, unless that is gone by already."""
+    from krononat import cluster as clusters
+
     if mapping.stored(socket).map != clusters.load(file):
         mapping.have_applied(file, yes, False, "none", socket)
 
@@ -175,6 +176,8 @@ def _awaited(name: str, file: Path | None, dry_run: bool, timeout_s: float, sock
 
 def _joined(view: View, name: str, file: Path | None) -> list[str]:
     """Cores that may have something, those among them that are about to come."""
+    from krononat import cluster as clusters
+
     coming = [core.name for core in clusters.load(file).core if core.server == name] if file else []
     known = [row["core"] for row in view.cores if server_of(row["core"]) == name]
     return list(dict.fromkeys([*view.alive(), *known, *coming]))

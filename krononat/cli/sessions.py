@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,6 +17,7 @@ from krononat.cli.output import open_memory, output_option, print_facts, print_j
 if TYPE_CHECKING:
     from krononat.view import Filter, Session
 
+PROTOCOLS6 = {58: "icmp6", 50: "esp", 132: "sctp", 136: "udp-lite", 33: "dccp", 47: "gre"}  # as krononat.view6 names them
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 COLUMNS = ("id", "proto", "internal", "external", "remote", "state", "age_s", "expires_s", "packets")
@@ -35,17 +36,17 @@ STATES = (*CONNTRACK_STATES, "udp", "query")
 AT_ONCE = 4096  # sessions ended by one request
 
 
-class Prefix(click.ParamType[IPv4Network]):
-    """An IPv4 address or prefix."""
+class Prefix(click.ParamType[IPv4Network | IPv6Network]):
+    """An address or prefix."""
 
     name = "prefix"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Network:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Network | IPv6Network:
         """Read it; bits beyond the length are ignored."""
         try:
-            return IPv4Network(value, strict=False)
+            return ip_network(value, strict=False)
         except ValueError:
-            self.fail(f"{value!r} is not an IPv4 address or prefix", param, ctx)
+            self.fail(f"{value!r} is not an address or prefix", param, ctx)
 
 
 PORT = click.IntRange(0, 65535)
@@ -75,7 +76,7 @@ def _filter(given: dict[str, Any]) -> Filter:
 
     source, subscriber = given["src"], given["subscriber"]
     if source and subscriber:
-        if not source.overlaps(subscriber):
+        if source.version != subscriber.version or not source.overlaps(subscriber):
             raise click.UsageError(f"no session is of both --src {source} and --subscriber {subscriber}")
         source = max(source, subscriber, key=lambda prefix: prefix.prefixlen)
     return Filter(
@@ -195,9 +196,9 @@ def _row(session: Session) -> dict[str, Any]:
     return {
         "id": str(session.line),
         "proto": session.protocol,
-        "internal": f"{session.internal}:{session.internal_port}",
-        "external": f"{session.external}:{session.external_port}",
-        "remote": f"{session.remote}:{session.remote_port}",
+        "internal": _endpoint(session.internal, session.internal_port),
+        "external": _endpoint(session.external, session.external_port),
+        "remote": _endpoint(session.remote, session.remote_port),
         "state": session.state,
         "age_s": session.age_s,
         "expires_s": session.expires_s,
@@ -205,9 +206,13 @@ def _row(session: Session) -> dict[str, Any]:
     }
 
 
+def _endpoint(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def conntrack(session: Session) -> str:
     """A session as `conntrack -L` prints it, for scripts that read that."""
-    number = NUMBERS.get(session.protocol, 0)
+    number = {**NUMBERS, **{name: number for number, name in PROTOCOLS6.items()}}.get(session.protocol, 0)
     state = CONNTRACK_STATES.get(session.state)
     head = [f"{session.protocol:<8} {number} {session.expires_s}", *([state] if state else [])]
     asked, answered = _tuples(session)
@@ -216,9 +221,10 @@ def conntrack(session: Session) -> str:
 
 
 def _tuples(session: Session) -> Iterator[str]:
-    if session.protocol == "icmp":
-        yield f"src={session.internal} dst={session.remote} type=8 code=0 id={session.internal_port}"
-        yield f"src={session.remote} dst={session.external} type=0 code=0 id={session.external_port}"
+    if session.protocol in ("icmp", "icmp6"):
+        asks, answers = (8, 0) if session.protocol == "icmp" else (128, 129)
+        yield f"src={session.internal} dst={session.remote} type={asks} code=0 id={session.internal_port}"
+        yield f"src={session.remote} dst={session.external} type={answers} code=0 id={session.external_port}"
     else:
         yield f"src={session.internal} dst={session.remote} sport={session.internal_port} dport={session.remote_port}"
         yield f"src={session.remote} dst={session.external} sport={session.remote_port} dport={session.external_port}"

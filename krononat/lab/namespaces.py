@@ -92,7 +92,7 @@ def build(topology: Topology, namespace: dict[str, str]) -> None:
         peer = ("peer", "name", b.interface, "netns", namespace[b.node])
         command("ip", "link", "add", a.interface, "netns", namespace[a.node], "type", "veth", *peer)
     for node, name in namespace.items():
-        _quiet(name, forwards=node in topology.routers)
+        _quiet(name, forwards=node in topology.routers, six=bool(topology.six))
         command("ip", "-n", name, "-batch", "-", given="\n".join(_setting_up(topology, node)) + "\n")
     for a, b in topology.links:
         for end in (a, b):
@@ -111,14 +111,17 @@ def _setting_up(topology: Topology, node: str) -> list[str]:
         lines += [f"address add {end.address} dev {end.interface}"] if end.address else []
         lines += [f"link set {end.interface} mtu {end.mtu}"] if end.mtu != _USUAL_MTU else []
         lines += [] if end.unaddressed else [f"link set {end.interface} up"]
-    return lines + [f"route add {to} via {via}" for name, to, via in topology.routes if name == node]
+    lines += [f"address add {address} dev {interface} nodad" for name, interface, address in topology.six if name == node]
+    return lines + [f"route add {to} via {via}" for name, to, via in (*topology.routes, *topology.routes6) if name == node]
 
 
-def _quiet(namespace: str, forwards: bool) -> None:
-    # No IPv6: its router solicitations would only blur the counters. Many connections at once need a long queue.
+def _quiet(namespace: str, forwards: bool, six: bool) -> None:
+    # No IPv6 but where it is wanted: its router solicitations would only blur the counters.
+    # Many connections at once need a long queue.
     settings = {
-        "ipv6/conf/all/disable_ipv6": 1,
-        "ipv6/conf/default/disable_ipv6": 1,
+        "ipv6/conf/all/disable_ipv6": int(not six),
+        "ipv6/conf/default/disable_ipv6": int(not six),
+        "ipv6/conf/all/forwarding": int(six and forwards),
         "ipv4/ip_forward": int(forwards),
         "ipv4/tcp_max_syn_backlog": 8192,
         "core/somaxconn": 8192,

@@ -48,12 +48,12 @@ http {{
 """
 
 
-def nginx(node: str, folder: Path, *ports: int) -> Server:
+def nginx(node: str, folder: Path, *ports: int, six: bool = False) -> Server:
     """An HTTP server over `folder`/www that also takes PUT below /upload/; ready when its first port is."""
     (folder / "www" / "upload").mkdir(parents=True, exist_ok=True)
     (folder / "www" / "index.html").write_text(f"{node}\n")
-    config = folder / "nginx.conf"
-    config.write_text(_NGINX.format(folder=folder, listen=" ".join(f"listen {port};" for port in ports)))
+    config, ways = folder / "nginx.conf", ("", "[::]:") if six else ("",)
+    config.write_text(_NGINX.format(folder=folder, listen=" ".join(f"listen {way}{port};" for way in ways for port in ports)))
     return Server(node, f"nginx-{node}", ports[0], ("nginx", "-e", str(folder / "error.log"), "-c", str(config)))
 
 
@@ -88,8 +88,9 @@ def payload(folder: Path) -> Path:
 
 def of(topology: Topology, folder: Path) -> list[Server]:
     """What runs in a laboratory: servers on the Internet hosts, and what a static mapping leads to."""
-    h1 = [nginx("h1", folder / "h1", HTTP, SMTP), dnsmasq("h1", topology.address("h1")), iperf3("h1")]
+    six = bool(topology.six)
+    h1 = [nginx("h1", folder / "h1", HTTP, SMTP, six=six), dnsmasq("h1", topology.address("h1")), iperf3("h1")]
     if "h2" not in topology.nodes:
         return h1
-    h2 = [nginx("h2", folder / "h2", HTTP), gathering("h2")]
-    return h1 + h2 + ([nginx("c2", folder / "c2", FORWARDED)] if "c2" in topology.nodes else [])
+    h2 = [nginx("h2", folder / "h2", HTTP, six=six), gathering("h2")]
+    return h1 + h2 + ([nginx("c2", folder / "c2", FORWARDED, six=six)] if "c2" in topology.nodes else [])

@@ -52,6 +52,35 @@ h1          default          198.51.100.1
 h2          default          198.51.100.129
 """
 
+# The first laboratory with IPv6 added: the n-th subscriber has the n-th /64, and the way to h2 is narrow beyond the router.
+# Documentation prefixes (RFC 3849).
+_SIX = """
+# node      interface   address
+c1          eth0        2001:db8:64:b::11/54
+c2          eth0        2001:db8:64:c::12/54
+c3          eth0        2001:db8:65:d::13/64
+access      c3          2001:db8:65:d::1/64
+access      br0         2001:db8:64::2/54
+isp         nat         2001:db8:192::1/64
+isp         h1          2001:db8:198:1::1/64
+h1          eth0        2001:db8:198:1::10/64
+isp         h2          2001:db8:198:2::1/64
+h2          eth0        2001:db8:198:2::20/64
+"""
+
+_SIX_ROUTES = """
+# node      to                  via
+c1          ::/0                2001:db8:64::1
+c2          ::/0                2001:db8:64::1
+c3          ::/0                2001:db8:65:d::1
+access      ::/0                2001:db8:64::1
+isp         2001:db8:64::/54    2001:db8:192::2
+isp         2001:db8:65::/56    2001:db8:192::2
+h1          ::/0                2001:db8:198:1::1
+h2          ::/0                2001:db8:198:2::1
+"""
+_NARROW = 1400  # bytes: MTU of isp.h2, though h2 itself believes in 1500
+
 _SERVER = """\
 [server]
 name = "nat1"
@@ -95,6 +124,42 @@ external-gateway = "192.0.2.1"
 prefix = "100.65.0.0/24"
 each = 32
 pool = "main"
+"""
+
+_SIX_CONFIG = """
+[interfaces.internal]
+name = "inside0"
+address = "100.64.0.1/22"
+gateway = "100.64.0.2"
+address6 = "2001:db8:64::1/54"
+gateway6 = "2001:db8:64::2"
+
+[interfaces.external]
+name = "outside0"
+address = "192.0.2.2/24"
+gateway = "192.0.2.1"
+address6 = "2001:db8:192::2/64"
+gateway6 = "2001:db8:192::1"
+
+[[subscribers]]
+prefix = "100.64.0.0/22"
+pool = "main"
+prefix6 = "2001:db8:64::/54"
+each6 = 64
+
+[[subscribers]]
+prefix = "100.65.0.0/24"
+pool = "main"
+prefix6 = "2001:db8:65::/56"
+each6 = 64
+
+[[pinhole]]
+protocol = "tcp"
+internal = "2001:db8:64:c::12/128"
+internal-ports = 8080
+
+[firewall6]
+echo = false
 """
 
 _COMMON_CONFIG = """
@@ -152,6 +217,8 @@ class Topology(NamedTuple):
     bridges: dict[str, str | None]  # node with a bridge `br0`: the address on it
     routers: tuple[str, ...]  # nodes whose kernel forwards
     appliances: dict[str, str]  # by label, NODE or NODE.CORE: configuration of an appliance, without its [control]
+    six: tuple[tuple[str, str, str], ...] = ()  # node, interface, address: IPv6 beside
+    routes6: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -163,6 +230,10 @@ class Topology(NamedTuple):
         both = (pair for a, b in self.links for pair in ((a, b), (b, a)))
         homes = {home(label) for label in self.appliances}
         return tuple((own, peer) for own, peer in both if own.node in homes and own.unaddressed)
+
+    def address6(self, node: str) -> str:
+        """The node's first IPv6 address, without its length."""
+        return next(address.split("/")[0] for name, _, address in self.six if name == node)
 
     def address(self, node: str) -> str:
         """The node's first address, without its length."""
@@ -205,4 +276,14 @@ STICK = Topology(
     ("access", "isp"),
     {"nat": _SERVER + _STICK_CONFIG + _COMMON_CONFIG},
 )
-TOPOLOGIES = {topology.name: topology for topology in (ROUTER, STICK)}
+SIX = ROUTER._replace(
+    name="six",
+    links=tuple(
+        tuple(end._replace(mtu=_NARROW) if end.name == "isp.h2" else end for end in link)  # type: ignore[misc]
+        for link in ROUTER.links
+    ),
+    appliances={"nat": _SERVER + _SIX_CONFIG + _COMMON_CONFIG},
+    six=routes(_SIX),
+    routes6=routes(_SIX_ROUTES),
+)
+TOPOLOGIES = {topology.name: topology for topology in (ROUTER, STICK, SIX)}

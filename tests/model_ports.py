@@ -1,0 +1,88 @@
+"""Which external ports a new mapping may get: the part of `model` that judges what the pipeline has chosen (RFC 6888, 7857)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+from tests.bed import Pool, block_range
+from tests.outcome import Illegal
+from tests.translation import Endpoint, Refused
+
+if TYPE_CHECKING:
+    from tests.model import Model
+
+Choose = Callable[[int, Endpoint], Endpoint]  # (protocol, internal endpoint) -> external endpoint
+
+
+@dataclass
+class Subscriber:
+    """The external address a subscriber is paired with, and his blocks there."""
+
+    external: int = 0
+    blocks: set[int] = field(default_factory=set)
+
+
+class Ports:
+    """Ports and blocks of a core's pools."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.bed = model, model.bed
+
+    def choose(self, protocol: int, internal: Endpoint, choose: Choose) -> Endpoint:
+        """The external endpoint that the other side chose, once it is proven legal."""
+        subscriber, pool = self.model.subscriber(internal[0]), self.model.pool(internal[0])
+        old = any(self._free_port(protocol, subscriber.external, block, pool.block) for block in subscriber.blocks)
+        if not old and len(subscriber.blocks) >= pool.blocks:
+            raise Refused("ports_exhausted")
+        if not old and not any(self._free_blocks(subscriber, pool, protocol)):
+            raise Refused("pool_exhausted")
+        host, port = choose(protocol, internal)
+        block = (host, port // pool.block)
+        if old and (host != subscriber.external or block[1] not in subscriber.blocks):
+            raise Illegal(f"{IPv4Address(host)}:{port} although the subscriber has free ports in his blocks")
+        if not old and block not in self._free_blocks(subscriber, pool, protocol):
+            raise Illegal(f"{IPv4Address(host)}:{port} is in no block that this subscriber may take")
+        if not self._is_of_our_side(host, port):
+            raise Illegal(f"{IPv4Address(host)}:{port} is for the other replica to hand out")
+        if not self._is_free(protocol, (host, port)) or port < 1024:
+            raise Illegal(f"{IPv4Address(host)}:{port} is owned, held down or reserved")
+        subscriber.external = host
+        subscriber.blocks.add(block[1])
+        return host, port
+
+    def _free_port(self, protocol: int, host: int, block: int, size: int) -> int:
+        """The first free port of a block, or 0."""
+        ports = [port for port in range(block * size, (block + 1) * size) if self._is_of_our_side(host, port)]
+        return next((port for port in ports if self._is_free(protocol, (host, port))), 0)
+
+    def _is_of_our_side(self, host: int, port: int) -> bool:
+        pool = self.model.pool_of[host]
+        return not self.bed.two_sides or side_of(pool, port) == self.bed.shard(pool.shard).side
+
+    def _is_free(self, protocol: int, external: Endpoint) -> bool:
+        freed = self.model.freed.get((protocol, external))
+        # In whole seconds, rounded so that it is never less than the hold-down.
+        rested = freed is None or not self.bed.hold_down_s or self.model.now // 1000 - freed // 1000 > self.bed.hold_down_s
+        return rested and (protocol, external) not in self.model.owners
+
+    def _free_blocks(self, subscriber: Subscriber, pool: Pool, protocol: int) -> Iterator[tuple[int, int]]:
+        """Blocks that the subscriber may take: nobody's, and not held down wholly."""
+        taken = {(other.external, block) for other in self.model.subscribers.values() for block in other.blocks}
+        statics = (mapping.external for mapping in self.model.owners.values() if mapping.static)
+        taken |= {(host, port // pool.block) for host, port in statics}
+        hosts = [subscriber.external] if subscriber.blocks else [int(host) for host in pool.network]
+        for host, block in itertools.product(hosts, range(*block_range(pool))):
+            ours = self._is_of_our_side(host, block * pool.block)
+            if (host, block) not in taken and ours and self._free_port(protocol, host, block, pool.block):
+                yield host, block
+
+
+def side_of(pool: Pool, port: int) -> int:
+    """Side of a port where a pool has two: the last of eight blocks, and of eight 64-port chunks in each, is the other's."""
+    chunks, chunk = pool.block // 64, port % pool.block // 64
+    end = chunks > 1 and chunk >= chunks - max(chunks // 8, 1)
+    return int((port // pool.block % 8 == 7) != end)
