@@ -107,7 +107,9 @@ def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
     time.sleep(BEFORE_S)
     before = time.monotonic_ns()
     began = each.act(here, core) or before
-    routing_ms = routes.span_ms(began)
+    routing_ms = routes.span_ms(before)
+    if each.routing_ms and not routing_ms:
+        raise Trouble(f"{each.name}: no route of a switch has changed", "then nothing was moved, or nothing was seen of it")
     each.undo(here, core)
     settled_s = _until_well(here)
     time.sleep(AFTER_S)

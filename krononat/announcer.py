@@ -97,6 +97,7 @@ class Announcer:
         self._linger = 0
         self._number = self._said = self.acknowledged = 0
         self._queue: list[dict[str, Any]] = []
+        self.refusal = ""  # why the speaker will have nothing of us
         self._anew = True  # something else than posts has changed
         self._beat = self._looked = self._began = -1
 
@@ -224,6 +225,10 @@ class Announcer:
         except OSError:
             self.detach()
 
+    def _note(self, told: dict[str, Any]) -> None:
+        self.refusal = str(told.get("refused", ""))
+        self.acknowledged = int(told.get("done", self.acknowledged))
+
     def _hear(self) -> None:
         """What the speaker says; with its end our connection ends."""
         try:
@@ -232,7 +237,7 @@ class Announcer:
                 if not message:
                     self.detach()
                 else:
-                    self.acknowledged = int(json.loads(message).get("done", self.acknowledged))
+                    self._note(json.loads(message))
         except BlockingIOError:
             return
         except OSError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from krononat.crew import Crew
 
-TRY_EACH = 200  # ticks
+TRY_EACH, REFUSED_EACH = 200, 5000  # ticks
 
 
 class Herald:
@@ -25,12 +25,13 @@ class Herald:
         self._tried = -TRY_EACH
         self._told_linger = 0
         self._complained = False
+        self._patience, self._refusal = TRY_EACH, ""
 
     def turn(self, now: int) -> None:
         """See to it that the worker has a connection, and knows how long its routes may outlive it."""
         if not self._crew.ready_at:
             return
-        if self._worker != self._crew.pid and now - self._tried >= TRY_EACH:
+        if self._worker != self._crew.pid and now - self._tried >= self._patience:
             self._tried = now
             self._connect()
         elif self._worker == self._crew.pid and self._wanted_linger() != self._told_linger:
@@ -38,17 +39,20 @@ class Herald:
 
     def hurry(self) -> None:
         """A worker has taken over: connect at once."""
-        self._tried = -TRY_EACH
+        self._tried, self._patience = -TRY_EACH, TRY_EACH
         self._worker = None
 
     def due(self, usual: int) -> int:
         """Ticks until the next turn."""
         return min(usual, TRY_EACH) if self._worker != self._crew.pid else usual
 
-    def lost(self) -> None:
-        """The worker says that its connection has ended."""
-        self._worker = None
-        self._say(f"the speaker at {self._path} has hung up; tried again each {TRY_EACH} ms")
+    def lost(self, why: str) -> None:
+        """The worker says that its connection has ended, and why, where the speaker has refused it."""
+        self._worker, self._patience = None, REFUSED_EACH if why else TRY_EACH
+        if not why or why != self._refusal:
+            told = f"refuses us: {why}" if why else "has hung up"
+            self._say(f"the speaker at {self._path} {told}; tried again each {self._patience} ms")
+        self._refusal = why
 
     def _wanted_linger(self) -> int:
         return self._linger if self._crew.spare() == "ready" else 0
@@ -62,7 +66,8 @@ class Herald:
                 return
             if self._tell({"do": "speaker", "linger": self._wanted_linger()}, stream.fileno()):
                 self._worker, self._complained = self._crew.pid, False
-                self._say(f"the speaker at {self._path} is told our routes")
+                if not self._refusal:
+                    self._say(f"the speaker at {self._path} is told our routes")
 
     def _tell(self, message: dict[str, Any], *descriptors: int) -> bool:
         told = self._crew.send(message, descriptors)

@@ -472,7 +472,7 @@ class Supervisor:
                 self._herald.hurry()
                 self._herald.turn(ticks())
         elif "speaker" in message and self._herald:
-            self._herald.lost()
+            self._herald.lost(message["why"])
         elif "deleted" in message and self._answers:
             self._answers.deleted(message["deleted"])
         elif "answer" in message and self._answers:

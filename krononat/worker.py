@@ -26,6 +26,7 @@ import os
 import signal
 import socket
 import time
+import traceback
 from typing import Any, cast
 
 import numpy as np
@@ -67,6 +68,7 @@ class Worker:
         self._announcer: announcer.Announcer | None = None
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
+        self._lost, self._faults = False, 0  # the connection to the speaker; of announcing
         self._nap = CLUSTER_NAP if self._cluster or self._announced else NAP
 
     def stand_by(self, spare: bool) -> None:
@@ -155,14 +157,26 @@ class Worker:
         elif not self._left_at:
             self._stopping = self._closing = True
 
+    def _guarded(self, told: announcer.Announcer, now: int) -> None:
+        """A fault of ours here must not end the forwarding: it is told once, and the connection is made anew."""
+        try:
+            self._announce(told, now)
+        except Exception:
+            if not self._faults:
+                traceback.print_exc()
+            self._faults += 1
+            told.detach()
+            self._lost = True
+
     def _announce(self, told: announcer.Announcer, now: int) -> None:
         self._examiner.turned(now)
         if (cut := self._examiner.cut()) != told.cut:
             told.sever(cut)
             if cut and self._replica:
                 self._replica.hand_over(now)
-        if not told.turn(now):
-            self.say({"speaker": "lost"})
+        self._lost |= not told.turn(now)
+        if self._lost:  # until the supervisor has taken it, or another connection has come
+            self._lost = not self.say({"speaker": "lost", "why": told.refusal})
         if told.leaving and now - self._left_at >= announcer.FAREWELL:
             self._stopping = self._closing = True
 
@@ -177,7 +191,7 @@ class Worker:
         if self._replica:
             self._more = self._replica.turn(now, called)
         if self._announcer:
-            self._announce(self._announcer, now)
+            self._guarded(self._announcer, now)
         try:
             message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST)
         except BlockingIOError:
@@ -196,8 +210,9 @@ class Worker:
             self._replica.follow(told["cluster"], now)
             if self._announcer:
                 self._announcer.replace(told["bgp"]["shards"])
-        if told["do"] == "speaker" and self._announcer:
+        if told["do"] == "speaker" and self._announcer and descriptors:
             self._announcer.attach(descriptors[0], told["linger"])
+            self._lost = False
         if told["do"] == "linger" and self._announcer:
             self._announcer.linger(told["ms"])
         if told["do"] == "ask" and self._replica:
@@ -223,7 +238,9 @@ class Worker:
         for descriptor in done:
             os.close(descriptor)
 
-    def say(self, message: dict[str, Any]) -> None:
-        """Tell the supervisor; what it cannot take now it sees for itself a little later."""
+    def say(self, message: dict[str, Any]) -> bool:
+        """Tell the supervisor; whether it was taken. What was not, the supervisor mostly sees for itself a little later."""
         with contextlib.suppress(OSError):  # full, closed, or too long a message: no reason to stop forwarding
             self._channel.send(json.dumps(message).encode())
+            return True
+        return False

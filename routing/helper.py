@@ -51,6 +51,7 @@ class _Client:
         self.parts: list[Route] = []
         self.number, self.waiting_for = 0, 0  # of its wanted set; the command after which that is done
         self.alarms: list[str] = []
+        self.watched = False  # a thread waits for its process's death
 
 
 class _Link:
@@ -185,14 +186,19 @@ class Helper:
             self._selector.register(stream, selectors.EVENT_READ, lambda: self._listen_to(client))
 
     def _listen_to(self, client: _Client) -> None:
+        if client.stream.fileno() == -1:
+            return
         try:
             for _ in range(READS_AT_ONCE):
                 message, descriptors, _, _ = socket.recv_fds(client.stream, MESSAGE_AT_MOST, 1)
-                for descriptor in descriptors:
-                    will.watch(descriptor, lambda: self._note_death(client))
-                if not message:
-                    return self._hung_up(client)
-                self._obey(client, message)
+                try:
+                    if not message:
+                        return self._hung_up(client)
+                    self._obey(client, message)
+                    self._watch(client, descriptors)
+                finally:
+                    for descriptor in descriptors:
+                        os.close(descriptor)
         except BlockingIOError:
             pass
         except Exception as error:  # whatever it was, it ends the connection it came by, and nobody else's
@@ -226,6 +232,12 @@ class Helper:
         self._clients[name] = client
         self._ledger.hello(name, now)
 
+    def _watch(self, client: _Client, descriptors: list[int]) -> None:
+        """Hear of the death of a core that was let in: once a connection, since it costs a thread. Takes the descriptor."""
+        if client.core and descriptors and not client.watched:
+            client.watched = True
+            will.watch(descriptors.pop(), lambda: self._note_death(client))
+
     def _note_death(self, client: _Client) -> None:
         """In a thread of its own: the process at the other end has died, its connection's end will come later."""
         self._dead.append(client)
@@ -240,6 +252,8 @@ class Helper:
                 self._hung_up(client)
 
     def _hung_up(self, client: _Client) -> None:
+        if client.stream.fileno() == -1:  # by another event of the same round
+            return
         self._selector.unregister(client.stream)
         client.stream.close()
         if client.core and self._clients.get(client.core) is client:

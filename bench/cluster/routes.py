@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
+from krononat.client import Trouble
 from krononat.lab import namespaces
 
 
@@ -52,6 +53,8 @@ class Watch:
             self.changes.append(Change(time.monotonic_ns(), namespace, line.decode(errors="replace").strip()))
 
     def span_ms(self, since_ns: int) -> float:
-        """From the first change since then to the last one; 0 where there was none."""
+        """From the first change since then to the last one; 0 where there was none. Trouble where nobody watches any more."""
+        if any(process.poll() is not None for process in self._processes):
+            raise Trouble("the switches' routes are not watched any more", "`ip monitor` has ended")
         found = [change.at for change in self.changes if change.at >= since_ns]
         return (max(found) - min(found)) / 1e6 if found else 0.0

@@ -17,7 +17,7 @@ class Became(NamedTuple):
     lost: int
     duplicated: int
     late: int
-    longest_gap_ms: float  # between two that came, one right after the other
+    longest_gap_ms: float  # between two that came, one right after the other, or from the last that came to the last that left
     longest_way_ms: float  # from leaving to coming
 
 
@@ -27,13 +27,15 @@ def became(datagrams: Array, since_ns: int, until_ns: int) -> Became:
     came = some[some["times"] > 0]
     lost, twice, late = len(some) - len(came), int(np.sum(came["times"] > 1)), int(came["late"].sum())
     ways = came["came"] - came["sent"]
-    return Became(len(some), lost, twice, late, _longest_gap(came["came"]) / 1e6, int(ways.max(initial=0)) / 1e6)
+    return Became(len(some), lost, twice, late, _longest_gap(some, came["came"]) / 1e6, int(ways.max(initial=0)) / 1e6)
 
 
-def _longest_gap(came: Array) -> int:
-    if len(came) < 2:
+def _longest_gap(sent: Array, came: Array) -> int:
+    """Silence up to the last one's leaving counts as well: a stream that never returns is no short gap."""
+    if not len(sent):
         return 0
-    return int(np.diff(np.sort(came)).max())
+    ends = [came.min(initial=sent["sent"].min()), max(came.max(initial=0), sent["sent"].max())]
+    return int(np.diff(np.sort(np.concatenate((came, ends)))).max())
 
 
 class Survival(NamedTuple):
