@@ -382,7 +382,7 @@ def test_a_herald_connects_anew_for_another_worker_and_after_a_loss(tmp_path: Pa
         herald.turn(0)
         herald.turn(1000)
         assert len(staff.told) == 1
-        herald.lost()
+        herald.lost("")
         assert herald.due(250) == TRY_EACH
         herald.turn(1000 + TRY_EACH)
         assert len(staff.told) == 2
