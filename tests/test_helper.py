@@ -21,6 +21,8 @@ from tests.test_speaker import A, plan
 
 pytestmark = pytest.mark.alone
 
+pytestmark = pytest.mark.alone
+
 DEAD_AFTER = 500  # longer than a busy machine keeps this test waiting
 PREFIX, OTHER = "203.0.113.0/28", "203.0.113.16/28"
 
