@@ -7,14 +7,14 @@ has happened, `undo` sets right what does not come back by itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from bench.cluster.scene import Scene
 from krononat.cli import moves
 from krononat.client import Trouble
 from krononat.lab import chaos, cluster, legs
-from krononat.lab.cluster import Wanted
 from krononat.lab.laboratory import KRONONAT
 from routing.fabric import INSIDE, OUTSIDE
 
@@ -23,7 +23,9 @@ SILENT_MS = {"bird": 200.0, "frr": 300.0}  # of one that only BFD notices, at 50
 ROUTING_MS = 50.0  # of one shard's move
 RESTART_MS = 1000.0  # of the only switch's daemon
 _MOVE_S = 60.0
+_A = legs.LETTERS[0]
 _FROZEN_S, _CUT_S = 2.0, 4.0
+CORE, SERVER, ALL = "core", "server", "all"  # whose shards are hit: the core's, those of all its server's cores, everybody's
 
 
 class Happening(NamedTuple):
@@ -36,8 +38,11 @@ class Happening(NamedTuple):
     undo: Callable[[Scene, str], None]
     lost: float | None = None
     outage_ms: float | None = None
-    server: bool = False  # all cores of the server are hit
+    hits: str = CORE
     routing_ms: float | None = None
+    takes_s: float = 0.0  # beyond what others take
+    counts: Callable[[Scene, str], dict[str, float]] = lambda here, core: {}  # its own figures: what they grow by meanwhile
+    goals: Mapping[str, float] = MappingProxyType({})  # of those
 
 
 def _nothing(here: Scene, core: str) -> None:
@@ -46,10 +51,6 @@ def _nothing(here: Scene, core: str) -> None:
 
 def _owner(here: Scene) -> str:
     return here.owner(0)
-
-
-def _wanted(here: Scene) -> Wanted:
-    return here.lab.wanted or Wanted()
 
 
 # --- graceful ---------------------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def move(here: Scene, source: str, shard: int, target: str) -> None:
 def _migrate(here: Scene, core: str) -> None:
     """To a core that has nothing of it yet."""
     backup = here.shard(core)["passive"]
-    others = [name for name in cluster.cores(_wanted(here)) if cluster.node_of(name) not in _servers(core, backup)]
+    others = [name for name in cluster.cores(here.wanted) if cluster.node_of(name) not in _servers(core, backup)]
     move(here, core, 0, (others or [backup])[0])
 
 
@@ -89,7 +90,7 @@ def _drain(here: Scene, core: str) -> None:
 
 
 def _undrain_all(here: Scene, core: str) -> None:
-    for server in sorted({cluster.node_of(name) for name in cluster.cores(_wanted(here))}):
+    for server in sorted({cluster.node_of(name) for name in cluster.cores(here.wanted)}):
         _operate(here, "server", "undrain", server, "--yes")
 
 
@@ -126,7 +127,7 @@ def _outside_leg(core: str) -> str:
 
 
 def _inside_switch(here: Scene) -> str:
-    wanted = _wanted(here)
+    wanted = here.wanted
     return legs.node_of(legs.LETTERS[0], INSIDE, wanted.domains)
 
 
@@ -161,7 +162,7 @@ def hard(tor: str) -> tuple[Happening, ...]:
     server = cluster.node_of
     return (
         _hard("worker", "kill -9 of a core's worker, without a spare", "worker", _core, 0.0, OUTAGE_MS),
-        _hard("server", "kill -9 of every process of a server at once", "server", server, 2.0, OUTAGE_MS)._replace(server=True),
+        _hard("server", "kill -9 of every process of a server at once", "server", server, 2.0, OUTAGE_MS)._replace(hits=SERVER),
         _hard("link", "a core's inside leg loses its carrier", "link", _leg, 2.0, OUTAGE_MS),
         _hard("outside", "a core's outside leg loses its carrier", "link", _outside_leg, 2.0, OUTAGE_MS),
         _hard("freeze", "a core is stopped: nothing is closed, nothing answers", "freeze", _core, _FROZEN_S, SILENT_MS[tor]),
@@ -190,3 +191,49 @@ def harmless(tor: str) -> tuple[Happening, ...]:
         cut,
         restart,
     )
+
+
+# --- two switches -----------------------------------------------------------------------------------------------------------
+
+
+def _torn(here: Scene, core: str) -> int:
+    """A switch is cut off, and then the servers of each other: all that is left to them is the other switch."""
+    began = chaos.fail(here.lab, "isolate", _A)
+    time.sleep(_CUT_S)
+    chaos.fail(here.lab, "partition", cluster.node_of(core))
+    time.sleep(_CUT_S)
+    _one_authority(here)
+    return began
+
+
+def _one_authority(here: Scene) -> None:
+    """Trouble where a shard has another number of authorities."""
+    for shard in range(here.wanted.shards):
+        found = here.authorities(shard)
+        if len(found) != 1:
+            raise Trouble(f"shard {shard} has {len(found)} authorities", ", ".join(found))
+
+
+def _mend(here: Scene, core: str) -> None:
+    chaos.heal(here.lab, "partition", cluster.node_of(core))
+    chaos.heal(here.lab, "isolate", _A)
+
+
+def _of_switches(name: str, told: str, kind: str, struck: str, after_s: float, goals: tuple[float | None, ...]) -> Happening:
+    lost, outage_ms = goals
+    acts = _fails(kind, lambda core: struck), _heals(kind, lambda core: struck, after_s)
+    return Happening(name, told, _owner, *acts, lost, outage_ms, ALL)
+
+
+def twofold() -> tuple[Happening, ...]:
+    """What befalls one of two switches, or what is between them; every shard uses both."""
+    inside = legs.node_of(_A, INSIDE, 2)
+    hard, harmless = (None, OUTAGE_MS), (0.0, None)
+    return (
+        _of_switches("tor", "a switch loses its power", "tor", _A, _CUT_S, hard),
+        _of_switches("isolate", "a switch loses its uplinks and the other switch", "isolate", _A, _CUT_S, hard),
+        _of_switches("daemon", "the routing daemon of a domain is killed and started again", "daemon", inside, 1.0, harmless),
+        _of_switches("between", "the link between the switches is cut", "partition", "switches", _CUT_S, harmless),
+        Happening("torn", "a switch is cut off, then a server's replication", _owner, _torn, _mend, None, OUTAGE_MS, ALL,
+                  takes_s=2 * _CUT_S),
+    )  # fmt: skip
