@@ -6,17 +6,21 @@ has happened, `undo` sets right what does not come back by itself.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from bench import veths
 from bench.cluster.scene import Scene
+from krononat import client
 from krononat.cli import moves
 from krononat.client import Trouble
 from krononat.lab import chaos, cluster, legs
 from krononat.lab.laboratory import KRONONAT
 from routing.fabric import INSIDE, OUTSIDE
+from routing.speaker import ask as speaker
 
 OUTAGE_MS = 20.0  # of a hard failure that is told, by closed connections or a lost carrier
 SILENT_MS = {"bird": 200.0, "frr": 300.0}  # of one that only BFD notices, at 50 ms x 3
@@ -237,3 +241,57 @@ def twofold() -> tuple[Happening, ...]:
         Happening("torn", "a switch is cut off, then a server's replication", _owner, _torn, _mend, None, OUTAGE_MS, ALL,
                   takes_s=2 * _CUT_S),
     )  # fmt: skip
+
+
+# --- overload ---------------------------------------------------------------------------------------------------------------
+
+
+_CAPACITY_S, _TIMES = 1.0, 2.0
+_NOBODY = 2048  # subscribers from this one on of a shard are nobody's but the flood's
+
+
+def _flood(here: Scene, core: str, rate: int, seconds: float) -> None:
+    """Datagrams of shard 0 out of the inside switch's port to its core; returns when it is over."""
+    leg = legs.leg(core, _A, INSIDE)
+    station = veths.mac(here.lab.namespace[cluster.node_of(core)], leg.device)
+    first = cluster.subscribers_of(0).network_address + _NOBODY
+    words = (sys.executable, "-m", "bench.cluster.flood", leg.port, station, str(first), str(rate), str(seconds))
+    done = here.lab.run(leg.node, *words, timeout_s=seconds + _MOVE_S)
+    if done.returncode:
+        raise Trouble("the flood has failed", done.stderr.strip()[-500:])
+
+
+def _counters(here: Scene, core: str) -> dict[str, float]:
+    """Of a core and of its server's sessions."""
+    told = here.lab.status(here.lab.label(core))
+    bfd = client.ask(here.path(core), {"do": "bfd"})["bfd"]
+    bgp = speaker.ask(str(here.lab.folder / f"{cluster.node_of(core)}.bgp"), "sessions")[0]
+    return {
+        "forwarded": told["packets"]["forwarded"],
+        "ring_full": sum(port["sockets"]["rx_ring_full"] for port in told["ports"]),
+        "control_ring_full": sum(port["control_sockets"]["rx_ring_full"] for port in told["ports"]),
+        "bfd_downs": sum(row["flaps"] for row in bfd),
+        "bgp_downs": sum(row["ups"] for row in bgp) + sum(not row["up"] for row in bgp),
+        "promotions": sum(shard["epoch"] for shard in _shards(here)),
+    }
+
+
+def _shards(here: Scene) -> list[dict[str, Any]]:
+    """Every shard as its authority has it."""
+    return [here.shard(here.owner(shard), shard) for shard in range(here.wanted.shards)]
+
+
+def overload(seconds: float) -> Happening:
+    """Twice what a core can take."""
+
+    def act(here: Scene, core: str) -> None:
+        before = _counters(here, core)["forwarded"]
+        began = time.monotonic()
+        _flood(here, core, 0, _CAPACITY_S)
+        capacity = (_counters(here, core)["forwarded"] - before) / (time.monotonic() - began)
+        _flood(here, core, int(_TIMES * capacity), seconds)
+
+    goals = {"control_ring_full": 0, "bfd_downs": 0, "bgp_downs": 0, "promotions": 0}
+    return Happening(
+        "overload", "a core gets twice what it can take", _owner, act, _nothing, takes_s=seconds, counts=_counters, goals=goals
+    )
