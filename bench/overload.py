@@ -1,9 +1,9 @@
 """`krononat bench overload`: a core gets twice what it can take, for half a minute. Who notices?
 
-Two servers of one core, each on a CPU of its own as far as two CPUs go: the flooded core has the last one to itself, all else
-shares the first one with the flood: the other core, the generator, the switches, every kernel's forwarding. First the core is
-flooded for a second as fast as it goes: what it forwards then is what it can take; then it gets twice that. What is seen is as
-`bench events` has it, with
+Two servers of one core. The flooded core and the flood share the last CPU: what the kernel does to receive takes from the core
+what it could serve with, as a NIC's interrupts do. The other core, generator and switches have the first CPU. The core is
+flooded for some seconds first, to see what it can take in that state; then it gets twice that. What is seen is as `events`
+has it, with
 
     events/overload/forwarded      of the flood and all else, by that core
     events/overload/ring_full      frames for which its data ring had no room, by the kernel's count

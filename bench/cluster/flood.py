@@ -1,6 +1,6 @@
 """A flood out of a port of a switch: small datagrams of a few subscribers, by a packet socket that waits for no queue.
 
-`python -m bench.cluster.flood DEVICE STATION SUBSCRIBER RATE SECONDS`, in the switch's namespace; RATE 0: as fast as it goes.
+`python -m bench.cluster.flood DEVICE STATION SUBSCRIBER RATE SECONDS CPU`, in the switch's namespace; RATE 0: unpaced.
 It says in JSON what it sent. Sources are 64 subscribers from the first one on with 4 ports each: few sessions come of it, and
 what is flooded is the core's ring, not its memory. The destination is nobody's; the Internet's router drops it.
 """
@@ -82,11 +82,11 @@ def _send(descriptor: int, messages: ctypes.Array[_Message], rate: int, seconds:
     return sent
 
 
-def main(device: str, station: str, first: str, rate: str, seconds: str) -> None:
+def main(device: str, station: str, first: str, rate: str, seconds: str, cpu: str) -> None:
     """See the module."""
     own = Path(f"/sys/class/net/{device}/address").read_text().strip()
     stations = b"".join(bytes.fromhex(each.replace(":", "")) for each in (station, own))
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the generator's; the flooded core has another one
+    os.sched_setaffinity(0, {int(cpu)})
     began = time.monotonic()
     sent = flood(device, frames(stations, IPv4Address(first)), int(rate), float(seconds))
     print(json.dumps({"sent": sent, "seconds": time.monotonic() - began}), flush=True)

@@ -6,6 +6,7 @@ has happened, `undo` sets right what does not come back by itself.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from bench.cluster.scene import Scene
 from krononat import client
 from krononat.cli import moves
 from krononat.client import Trouble
-from krononat.lab import chaos, cluster, legs
+from krononat.lab import chaos, cluster, fabric, legs
 from krononat.lab.laboratory import KRONONAT
 from routing.fabric import INSIDE, OUTSIDE
 from routing.speaker import ask as speaker
@@ -246,19 +247,31 @@ def twofold() -> tuple[Happening, ...]:
 # --- overload ---------------------------------------------------------------------------------------------------------------
 
 
-_CAPACITY_S, _TIMES = 1.0, 2.0
+_TRIES, _TRY_S, _TIMES = 4, 1.0, 2.0
 _NOBODY = 2048  # subscribers from this one on of a shard are nobody's but the flood's
 
 
-def _flood(here: Scene, core: str, rate: int, seconds: float) -> None:
-    """Datagrams of shard 0 out of the inside switch's port to its core; returns when it is over."""
+def _flood(here: Scene, core: str, rate: float, seconds: float) -> float:
+    """Datagrams of shard 0 out of the inside switch's port to its core, on that core's CPU; how many a second went."""
     leg = legs.leg(core, _A, INSIDE)
     station = veths.mac(here.lab.namespace[cluster.node_of(core)], leg.device)
-    first = cluster.subscribers_of(0).network_address + _NOBODY
-    words = (sys.executable, "-m", "bench.cluster.flood", leg.port, station, str(first), str(rate), str(seconds))
-    done = here.lab.run(leg.node, *words, timeout_s=seconds + _MOVE_S)
+    first, cpu = cluster.subscribers_of(0).network_address + _NOBODY, fabric.cpu_of(here.wanted, core)
+    told = (leg.port, station, str(first), str(int(rate)), str(seconds), str(cpu))
+    done = here.lab.run(leg.node, sys.executable, "-m", "bench.cluster.flood", *told, timeout_s=seconds + _MOVE_S)
     if done.returncode:
         raise Trouble("the flood has failed", done.stderr.strip()[-500:])
+    return float(json.loads(done.stdout)["sent"]) / seconds
+
+
+def _capacity(here: Scene, core: str) -> float:
+    """Packets a second that a core takes while it gets twice as many: the more come, the less of its CPU is left to it."""
+    rate = 0.0
+    for _ in range(_TRIES):
+        before = _counters(here, core)["forwarded"]
+        sent = _flood(here, core, rate, _TRY_S)
+        taken = (_counters(here, core)["forwarded"] - before) / _TRY_S
+        rate = (min(sent, 4 * taken) + _TIMES * taken) / 2
+    return taken
 
 
 def _counters(here: Scene, core: str) -> dict[str, float]:
@@ -267,7 +280,7 @@ def _counters(here: Scene, core: str) -> dict[str, float]:
     bfd = client.ask(here.path(core), {"do": "bfd"})["bfd"]
     bgp = speaker.ask(str(here.lab.folder / f"{cluster.node_of(core)}.bgp"), "sessions")[0]
     return {
-        "forwarded": told["packets"]["forwarded"],
+        "forwarded": told["packets"]["forward"],
         "ring_full": sum(port["sockets"]["rx_ring_full"] for port in told["ports"]),
         "control_ring_full": sum(port["control_sockets"]["rx_ring_full"] for port in told["ports"]),
         "bfd_downs": sum(row["flaps"] for row in bfd),
@@ -285,11 +298,7 @@ def overload(seconds: float) -> Happening:
     """Twice what a core can take."""
 
     def act(here: Scene, core: str) -> None:
-        before = _counters(here, core)["forwarded"]
-        began = time.monotonic()
-        _flood(here, core, 0, _CAPACITY_S)
-        capacity = (_counters(here, core)["forwarded"] - before) / (time.monotonic() - began)
-        _flood(here, core, int(_TIMES * capacity), seconds)
+        _flood(here, core, _TIMES * _capacity(here, core), seconds)
 
     goals = {"control_ring_full": 0, "bfd_downs": 0, "bgp_downs": 0, "promotions": 0}
     return Happening(

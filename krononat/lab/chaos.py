@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -176,12 +177,16 @@ def _link(lab: Lab, name: str, state: str) -> None:
     namespaces.command("ip", "-n", lab.namespace[end.node], "link", "set", end.interface, state)
 
 
-def _ports(lab: Lab, node: str, state: str, uplinks: bool) -> None:
-    """Set a switch's ports: its uplinks and that to the other switch, or those of the cores."""
-    ends = [end for link in lab.topology.links for end in link if end.node == node]
-    some = [end.interface for end in ends if (end.interface in UPLINKS) == uplinks]
-    lines = "".join(f"link set {interface} {state}\n" for interface in some)
-    namespaces.command("ip", "-n", lab.namespace[node], "-batch", "-", given=lines)
+def _ports(lab: Lab, name: str, state: str, *groups: bool) -> None:
+    """Set a switch's ports: uplinks and that to the other switch (True), those of the cores (False); both domains at once."""
+
+    def of(node: str) -> None:
+        ends = [end.interface for link in lab.topology.links for end in link if end.node == node]
+        lines = [f"link set {end} {state}\n" for uplinks in groups for end in ends if (end in UPLINKS) == uplinks]
+        namespaces.command("ip", "-n", lab.namespace[node], "-batch", "-", given="".join(lines))
+
+    with ThreadPoolExecutor() as several:
+        list(several.map(of, _tor_nodes(lab, name)))
 
 
 def _tor_nodes(lab: Lab, name: str) -> tuple[str, ...]:
@@ -198,22 +203,19 @@ def _kill_switch(lab: Lab, name: str) -> None:
 
 def _isolate(lab: Lab, name: str) -> None:
     """Its uplinks are gone; so it takes down the cores' ports, too ("uplink tracking"), as nothing can be sent on for them."""
-    for uplinks in (True, False):
-        for node in _tor_nodes(lab, name):
-            _ports(lab, node, "down", uplinks)
+    _ports(lab, name, "down", True, False)
 
 
 def _start_switch(lab: Lab, name: str) -> None:
     """The cores' ports come last, when it knows its ways again: as a delay after a start has it."""
     nodes = _tor_nodes(lab, name)
+    _ports(lab, name, "up", True)
     for node in nodes:
-        _ports(lab, node, "up", True)
         _start_daemon(lab, node)
     deadline = time.monotonic() + _ROUTES_S
     while not all(_leads_on(lab, node) for node in nodes) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for node in nodes:
-        _ports(lab, node, "up", False)
+    _ports(lab, name, "up", False)
 
 
 def _leads_on(lab: Lab, node: str) -> bool:
