@@ -1,9 +1,9 @@
 """`krononat bench overload`: a core gets twice what it can take, for half a minute. Who notices?
 
-Two servers of one core. The flooded core and the flood share the last CPU: what the kernel does to receive takes from the core
-what it could serve with, as a NIC's interrupts do. The other core, generator and switches have the first CPU. The core is
-flooded for some seconds first, to see what it can take in that state; then it gets twice that. What is seen is as `events`
-has it, with
+Two servers of one core. The flooded core has the last CPU, a third of it: two processes compute beside it, else the other CPU
+could not send twice what it takes. That other CPU has the flood, the other core, the generator, the switches and every kernel's
+forwarding. For three seconds the core gets as much as can be sent; then it gets twice what it took. What is seen is as `bench
+events` has it, with
 
     events/overload/forwarded      of the flood and all else, by that core
     events/overload/ring_full      frames for which its data ring had no room, by the kernel's count

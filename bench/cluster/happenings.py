@@ -6,15 +6,16 @@ has happened, `undo` sets right what does not come back by itself.
 
 from __future__ import annotations
 
-import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bench import veths
-from bench.cluster.scene import Scene
+from bench.cluster.scene import OUR_CPU, Scene
 from krononat import client
 from krononat.cli import moves
 from krononat.client import Trouble
@@ -247,31 +248,40 @@ def twofold() -> tuple[Happening, ...]:
 # --- overload ---------------------------------------------------------------------------------------------------------------
 
 
-_TRIES, _TRY_S, _TIMES = 4, 1.0, 2.0
+_TRY_S, _TIMES = 3.0, 2.0
+_BESIDE = 2  # processes that have as much of the core's CPU: else one CPU could not send twice what another one takes
 _NOBODY = 2048  # subscribers from this one on of a shard are nobody's but the flood's
 
 
-def _flood(here: Scene, core: str, rate: float, seconds: float) -> float:
-    """Datagrams of shard 0 out of the inside switch's port to its core, on that core's CPU; how many a second went."""
+def _flood(here: Scene, core: str, rate: float, seconds: float) -> None:
+    """Datagrams of shard 0 out of the inside switch's port to its core, from the generator's CPU; returns when it is over."""
     leg = legs.leg(core, _A, INSIDE)
     station = veths.mac(here.lab.namespace[cluster.node_of(core)], leg.device)
-    first, cpu = cluster.subscribers_of(0).network_address + _NOBODY, fabric.cpu_of(here.wanted, core)
-    told = (leg.port, station, str(first), str(int(rate)), str(seconds), str(cpu))
+    first = cluster.subscribers_of(0).network_address + _NOBODY
+    told = (leg.port, station, str(first), str(int(rate)), str(seconds), str(OUR_CPU))
     done = here.lab.run(leg.node, sys.executable, "-m", "bench.cluster.flood", *told, timeout_s=seconds + _MOVE_S)
     if done.returncode:
         raise Trouble("the flood has failed", done.stderr.strip()[-500:])
-    return float(json.loads(done.stdout)["sent"]) / seconds
+
+
+@contextmanager
+def _busy(cpu: int, processes: int) -> Iterator[None]:
+    """So many processes compute on a CPU and do nothing else: what is left for others is a share of it."""
+    line = f"import os; os.sched_setaffinity(0, {{{cpu}}})\nwhile True: pass"
+    started = [subprocess.Popen([sys.executable, "-c", line]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def _capacity(here: Scene, core: str) -> float:
-    """Packets a second that a core takes while it gets twice as many: the more come, the less of its CPU is left to it."""
-    rate = 0.0
-    for _ in range(_TRIES):
-        before = _counters(here, core)["forwarded"]
-        sent = _flood(here, core, rate, _TRY_S)
-        taken = (_counters(here, core)["forwarded"] - before) / _TRY_S
-        rate = (min(sent, 4 * taken) + _TIMES * taken) / 2
-    return taken
+    """Packets a second that a core takes when it gets as many as can be sent."""
+    before = _counters(here, core)["forwarded"]
+    _flood(here, core, 0, _TRY_S)
+    return (_counters(here, core)["forwarded"] - before) / _TRY_S
 
 
 def _counters(here: Scene, core: str) -> dict[str, float]:
@@ -298,7 +308,8 @@ def overload(seconds: float) -> Happening:
     """Twice what a core can take."""
 
     def act(here: Scene, core: str) -> None:
-        _flood(here, core, _TIMES * _capacity(here, core), seconds)
+        with _busy(fabric.cpu_of(here.wanted, core), _BESIDE):
+            _flood(here, core, _TIMES * _capacity(here, core), seconds)
 
     goals = {"control_ring_full": 0, "bfd_downs": 0, "bgp_downs": 0, "promotions": 0}
     return Happening(
