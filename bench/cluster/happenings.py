@@ -27,7 +27,7 @@ from routing.speaker import ask as speaker
 OUTAGE_MS = 20.0  # of a hard failure that is told, by closed connections or a lost carrier
 SILENT_MS = {"bird": 200.0, "frr": 300.0}  # of one that only BFD notices, at 50 ms x 3
 ROUTING_MS = 50.0  # of one shard's move
-RESTART_MS = 1000.0  # of the only switch's daemon
+RESTART_MS = {"bird": 1000.0, "frr": None}  # of the only switch's daemon
 _MOVE_S = 60.0
 _A = legs.LETTERS[0]
 _FROZEN_S, _CUT_S = 2.0, 4.0
@@ -188,7 +188,8 @@ def harmless(tor: str) -> tuple[Happening, ...]:
         _restart,
         _nothing,
         None,
-        RESTART_MS,
+        RESTART_MS[tor],
+        ALL,
     )
     return (
         _harmless("exabgp", "kill -9 of a server's ExaBGP", "bgp"),
