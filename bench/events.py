@@ -3,13 +3,15 @@
 Three servers of two cores, twelve shards, switches with BIRD (`--tor frr`: with FRR), real ExaBGP, BFD at 50 ms x 3. A numbered
 stream of 10,000 datagrams a second each way goes through all shards, 2,000 new TCP connections a second are opened, and
 everyday programs (iperf3 at 50 Mbit/s, curl, scp, ssh, a call over UDP) use shard 0. Then things happen, one by one; each
-time all is well again before the next one. What is hit are always the shards of the core that has shard 0.
+time all is well again before the next one. What is hit are the shards of the core that has shard 0, or all of them where it is
+a switch. `--tors 2`: two switches in two ASes, two servers of one core, four shards, and what befalls switches.
 
     events/NAME/lost         datagrams of the hit shards that never came; those of the others in events/NAME/others_lost
-    events/NAME/outage_ms    longest silence of the hit shards, of the worse direction
+    events/NAME/outage_ms    longest silence of the hit shards, of the worse direction; of a single flow where all are hit
     events/NAME/older        % of the connections established more than 10 ms before that answer afterwards
     events/NAME/last10ms     % of those established in the last 10 ms
     events/NAME/routing_ms   from the first change of a route in the switches to the last one
+    events/NAME/split        shards that have not exactly one authority afterwards
     events/un_natted         packets on the Internet's side that nobody had translated, in all of it
     events/two_owners        external endpoints that two internal ones had, both of them alive
     events/reused            of connections that were lost with their last owner: endpoints that others had later on
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import click
@@ -30,27 +32,29 @@ import numpy as np
 
 from bench import report
 from bench.cluster.generator import ask_until_settled
-from bench.cluster.happenings import Happening, graceful, hard, harmless
+from bench.cluster.happenings import ALL, CORE, SERVER, Happening, graceful, hard, harmless, twofold
 from bench.cluster.ledger import OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.programs import Programs
 from bench.cluster.routes import Watch
 from bench.cluster.scene import People, Scene, scene, until
 from bench.cluster.stream import Survival, became, owners, survival
 from bench.report import Result, Told
-from krononat.client import Trouble
+from krononat.client import NOT_FOUND, Trouble
 from krononat.lab import cluster, fabric, leaks, overview
 from krononat.lab.cluster import Wanted
 from shards.state import Array
 
 KIND = "veth"
 NAME = "kev"
-SERVERS, CORES, SHARDS = 3, 2, 12
+ONE = Wanted(3, 12, cores=2)
+# MEDs do not count between two ASes (docs/routing.md). A switch has twice the daemons and sessions: so fewer cores.
+TWO = Wanted(2, 4, cores=1, tors=2, preference="longest-prefix")
 RATE, OPENED = 10_000, 2_000
+FLOWS = 8  # of a shard
 BEFORE_S, AFTER_S = 1.0, 1.0
 LAST_NS, AROUND_NS = 10_000_000, 50_000_000
 SETTLE_S = 60.0
 _EACH_S = 40  # at most, for the room of the ledger
-_PEOPLE = People(tuple(range(SHARDS)), 64, 200)
 
 
 class Noticed(NamedTuple):
@@ -63,34 +67,49 @@ class Noticed(NamedTuple):
     last: Survival
     routing_ms: float
     settled_s: float
+    split: int
+    counted: dict[str, float]
 
 
-def run(quick: bool, told: Told, tor: str = "bird") -> list[Result]:
-    """All that may happen."""
-    return show(tor, (*graceful(), *hard(tor), *harmless(tor)), 1 if quick else 5, told)
+def run(quick: bool, told: Told, tor: str = "bird", tors: int = 1, only: tuple[str, ...] = ()) -> list[Result]:
+    """All that may happen, or what is named."""
+    happenings = all_of(tor, tors)
+    unknown = set(only) - {each.name for each in happenings}
+    if unknown:
+        known = ", ".join(each.name for each in happenings)
+        raise Trouble(f"nothing is called {', '.join(sorted(unknown))}", "", f"there are: {known}", NOT_FOUND)
+    chosen = [each for each in happenings if not only or each.name in only]
+    return show(wanted(tor, tors), chosen, 1 if quick else 5, told)
 
 
-def show(tor: str, happenings: Sequence[Happening], times: int, told: Told) -> list[Result]:
+def all_of(tor: str, tors: int) -> tuple[Happening, ...]:
+    """What may happen where there are so many switches."""
+    return twofold() if tors == 2 else (*graceful(), *hard(tor), *harmless(tor))
+
+
+def wanted(tor: str, tors: int = 1) -> Wanted:
+    """The cluster that it happens to."""
+    return (TWO if tors == 2 else ONE)._replace(tor=tor, sessions=200_000)
+
+
+def show(cluster: Wanted, happenings: Sequence[Happening], times: int, told: Told, programs: bool = True) -> list[Result]:
     """These, each so many times, in one laboratory."""
-    with stage(tor, len(happenings) * times, told) as here, Programs(here.lab) as programs, Watch(_switches(here)) as routes:
+    seconds = _EACH_S + times * sum(_EACH_S + int(each.takes_s) for each in happenings)
+    with ExitStack() as stack:
+        here = stack.enter_context(stage(cluster, seconds, told))
+        used = stack.enter_context(Programs(here.lab)) if programs else None
+        routes = stack.enter_context(Watch([here.lab.namespace[node] for node in fabric.nodes(cluster)]))
         results: list[Result] = []
         for each in happenings:
             results += _figures(each, [_happen(here, routes, each, told) for _ in range(times)])
-        return [*results, *_in_all(here, programs)]
-
-
-def _switches(here: Scene) -> list[str]:
-    wanted = here.lab.wanted or Wanted()
-    return [here.lab.namespace[node] for node in fabric.nodes(wanted)]
+        return [*results, *_in_all(here, used)]
 
 
 @contextmanager
-def stage(tor: str, happenings: int, told: Told) -> Iterator[Scene]:
-    """The cluster, the stream through all its shards, and connections."""
-    wanted = Wanted(SERVERS, SHARDS, sessions=200_000, tor=tor, cores=CORES)
-    seconds = _EACH_S * (happenings + 2)
-    sizes = Sizes(OPENED * seconds, datagrams=RATE * seconds, flows=8 * SHARDS)
-    with scene(NAME, wanted, sizes, _PEOPLE, told) as here:
+def stage(cluster: Wanted, seconds: int, told: Told) -> Iterator[Scene]:
+    """The cluster, the stream through all its shards, and connections; room for so many seconds of them."""
+    sizes = Sizes(OPENED * seconds, datagrams=RATE * seconds, flows=FLOWS * cluster.shards)
+    with scene(NAME, cluster, sizes, People(tuple(range(cluster.shards)), 64, 200), told) as here:
         here.generator.stream(RATE)
         yield here
 
@@ -101,10 +120,11 @@ def stage(tor: str, happenings: int, told: Told) -> Iterator[Scene]:
 def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
     _until_well(here)
     core = each.whose(here)
-    mine = _shards_of(here, core, each.server)
+    mine = _shards_of(here, core, each.hits)
     told(f"{each.name}: {each.told} ({core}, shards {', '.join(map(str, mine))})")
     here.generator.pace((OPEN,), OPENED)
     time.sleep(BEFORE_S)
+    counted = each.counts(here, core)
     before = time.monotonic_ns()
     began = each.act(here, core) or before
     routing_ms = routes.span_ms(before)
@@ -112,9 +132,13 @@ def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
         raise Trouble(f"{each.name}: no route of a switch has changed", "then nothing was moved, or nothing was seen of it")
     each.undo(here, core)
     settled_s = _until_well(here)
+    more = {name: count - counted[name] for name, count in each.counts(here, core).items()}
     time.sleep(AFTER_S)
     here.generator.halt(OPEN)
-    return _noticed(here, mine, began, routing_ms, settled_s)
+    split = sum(len(here.authorities(shard)) != 1 for shard in range(here.wanted.shards))
+    return _noticed(here, mine, began, each.hits)._replace(
+        routing_ms=routing_ms, settled_s=settled_s, split=split, counted=more
+    )
 
 
 def _until_well(here: Scene) -> float:
@@ -131,30 +155,39 @@ def _until_well(here: Scene) -> float:
         raise Trouble(trouble.what, f"{trouble.why}: {'; '.join(lacks[:4])}") from None
 
 
-def _shards_of(here: Scene, core: str, server: bool) -> list[int]:
-    """Shards that a core has, or all cores of its server."""
-    names = cluster.cores(here.lab.wanted or Wanted())
-    hit = [name for name in names if cluster.node_of(name) == cluster.node_of(core)] if server else [core]
-    return [shard for shard in range(SHARDS) if any(here.shard(name, shard)["role"] == "active" for name in hit)]
+def _shards_of(here: Scene, core: str, hits: str) -> list[int]:
+    """Shards that are hit: the core's, those of all cores of its server, or all."""
+    names = cluster.cores(here.wanted)
+    beside = [name for name in names if cluster.node_of(name) == cluster.node_of(core)]
+    hit = {CORE: [core], SERVER: beside, ALL: names}[hits]
+    return [shard for shard in range(here.wanted.shards) if any(name in hit for name in here.authorities(shard))]
 
 
-def _noticed(here: Scene, mine: Sequence[int], began: int, routing_ms: float, settled_s: float) -> Noticed:
-    ledger, ended = here.generator.ledger, time.monotonic_ns()
+def _noticed(here: Scene, mine: Sequence[int], began: int, hits: str) -> Noticed:
+    ledger, ended, shards = here.generator.ledger, time.monotonic_ns(), here.wanted.shards
     time.sleep(0.1)
-    hit = [became(_of(part, mine), began - AROUND_NS, ended) for part in (ledger.out, ledger.into)]
-    rest = [shard for shard in range(SHARDS) if shard not in mine]
-    others = [became(_of(part, rest), began - AROUND_NS, ended) for part in (ledger.out, ledger.into)]
+    hit = [became(_of(part, mine, shards), began - AROUND_NS, ended) for part in (ledger.out, ledger.into)]
+    rest = [shard for shard in range(shards) if shard not in mine]
+    others = [became(_of(part, rest, shards), began - AROUND_NS, ended) for part in (ledger.out, ledger.into)]
     turned = ask_until_settled(here.generator)
-    older = survival(_of(ledger.connections, mine), turned, began - 10 * 1_000_000_000, began - LAST_NS)
-    last = survival(_of(ledger.connections, mine), turned, began - LAST_NS, began)
+    older = survival(_of(ledger.connections, mine, shards), turned, began - 10 * 1_000_000_000, began - LAST_NS)
+    last = survival(_of(ledger.connections, mine, shards), turned, began - LAST_NS, began)
     lost, others_lost = (sum(part.lost for part in parts) for parts in (hit, others))
     outage_ms = max(part.longest_gap_ms for part in hit)
-    return Noticed(lost, others_lost, outage_ms, older, last, routing_ms, settled_s)
+    if hits == ALL:  # some flows do not use what has failed: theirs would hide the others' silence
+        outage_ms = max(_silence_ms(part, began, ended, shards) for part in (ledger.out, ledger.into))
+    return Noticed(lost, others_lost, outage_ms, older, last, 0.0, 0.0, 0, {})
 
 
-def _of(rows: Array, shards: Sequence[int]) -> Array:
-    """Rows of these shards: number n is of shard n % SHARDS."""
-    return rows[np.isin(np.arange(len(rows)) % SHARDS, shards)]
+def _silence_ms(rows: Array, began: int, ended: int, shards: int) -> float:
+    """The longest silence of a flow of its own."""
+    flows = FLOWS * shards
+    return max(became(_of(rows, [flow], flows), began - AROUND_NS, ended).longest_gap_ms for flow in range(flows))
+
+
+def _of(rows: Array, chosen: Sequence[int], of: int) -> Array:
+    """Rows of these shards or flows: number n is of n % (how many there are)."""
+    return rows[np.isin(np.arange(len(rows)) % of, chosen)]
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------------
@@ -174,6 +207,11 @@ def _figures(each: Happening, noticed: Sequence[Noticed]) -> list[Result]:
         report.measured(f"{name}/last10ms/connections", "connections", [sum(one.established for one in last)]),
         report.measured(f"{name}/routing_ms", "ms", [one.routing_ms for one in noticed], each.routing_ms),
         report.measured(f"{name}/settled_s", "s", [one.settled_s for one in noticed]),
+        report.measured(f"{name}/split", "count", [sum(one.split for one in noticed)], 0),
+        *(
+            report.measured(f"{name}/{what}", "count", [one.counted[what] for one in noticed], each.goals.get(what))
+            for what in noticed[0].counted
+        ),
     ]
 
 
@@ -181,13 +219,10 @@ def _share(parts: Sequence[Survival]) -> float:
     return 100 * Survival(sum(each.established for each in parts), sum(each.alive for each in parts)).share
 
 
-def _in_all(here: Scene, programs: Programs) -> list[Result]:
+def _in_all(here: Scene, programs: Programs | None) -> list[Result]:
     for kind in (STREAM_OUT, STREAM_IN):
         here.generator.halt(kind)
-    programs.end_call()
     both = owners(here.generator.ledger, alive=True)
-    for each in programs.broken():
-        click.echo(f"{each.kind}: {each.wrong}", err=True)
     counted = leaks.counted(here.lab)
     if counted is None:
         raise Trouble("nobody counts untranslated packets any more", "the counter in the Internet's router has ended")
@@ -195,17 +230,29 @@ def _in_all(here: Scene, programs: Programs) -> list[Result]:
         report.measured("events/un_natted", "count", [counted], 0),
         report.measured("events/two_owners", "count", [both], 0),
         report.measured("events/reused", "count", [owners(here.generator.ledger) - both]),
-        report.measured("events/broken", "count", [len(programs.broken())], 0),
-        report.measured("events/programs", "programs", [len(programs.ended)]),
         report.measured("events/lost_at_our_ends", "count", [here.lost_at_our_ends()]),
+        *(_of_programs(programs) if programs else ()),
     ]
+
+
+def _of_programs(programs: Programs) -> Iterator[Result]:
+    programs.end_call()
+    for each in programs.broken():
+        click.echo(f"{each.kind}: {each.wrong}", err=True)
+    yield report.measured("events/broken", "count", [len(programs.broken())], 0)
+    yield report.measured("events/programs", "programs", [len(programs.ended)])
 
 
 _TOR = click.Option(
     ["--tor"], type=click.Choice(["bird", "frr"]), default="bird", show_default=True, help="The switches' daemon."
 )
 
-events = report.command("events", KIND, run, "What happens to a cluster, and what its users notice of it.", (_TOR,))
+_TORS = click.Option(["--tors"], type=click.IntRange(1, 2), default=1, show_default=True, help="Switches, each in its own AS.")
+_ONLY = click.Option(["--only"], multiple=True, metavar="NAME", help="Have only this happen; may be repeated.")
+
+_OWN = (_TOR, _TORS, _ONLY)
+
+events = report.command("events", KIND, run, "What happens to a cluster, and what its users notice of it.", _OWN)
 
 if __name__ == "__main__":
     events()

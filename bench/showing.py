@@ -17,6 +17,7 @@ import click
 from bench import report
 from bench.cluster.happenings import Happening, graceful, hard
 from bench.events import show as carry_out
+from bench.events import wanted
 from bench.report import Result
 from krononat.client import Trouble
 
@@ -83,7 +84,7 @@ def show(tor: str, folder: Path | None) -> None:
     happenings = chosen(tor)
     try:
         with report.progress("show") as told:
-            results = carry_out(tor, happenings, 1, told)
+            results = carry_out(wanted(tor), happenings, 1, told)
     except Trouble as trouble:
         click.echo(trouble.told(), err=True)
         sys.exit(trouble.status)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import struct
+from ipaddress import IPv4Address, IPv4Network
+
 import click
+import pytest
 from click.testing import CliRunner
 
-from bench import failover, migrate, report
+from bench import events, failover, migrate, overload, report
+from bench.cluster import flood
 from bench.cluster.moving import Moved
 from bench.cluster.stream import Became, Survival
 from bench.report import Result, Told
+from krononat.client import NOT_FOUND, Trouble
+from krononat.lab import cluster, fabric
+from krononat.lab.cluster import Wanted
 from shards.jit import PURE
 
 
@@ -66,3 +74,30 @@ if not PURE:
             first, then = (made.alone.ask("slot", 0.05, 20_000) for _ in range(2))
             assert (then.lost, then.lag_p99_s, then.io_share) == (0, 0.0, 0.0)
             assert 0 < first.made + then.made <= 20_000 * (first.seconds + then.seconds)
+
+
+def test_what_happens_follows_from_the_switches_there_are() -> None:
+    one, two = ({each.name for each in events.all_of("bird", tors)} for tors in (1, 2))
+    assert {"worker", "freeze", "switch"} <= one and {"tor", "isolate", "torn"} <= two and not one & two
+    assert (events.wanted("frr").tor, events.wanted("frr").cores, events.wanted("bird", 2).tors) == ("frr", 2, 2)
+    for tors in (1, 2):
+        fabric.check(events.wanted("bird", tors))
+    with pytest.raises(Trouble, match="nothing is called flood") as told:
+        events.run(True, lambda _: None, only=("tor", "flood"), tors=2)
+    assert told.value.status == NOT_FOUND and "isolate" in told.value.remedy
+
+
+def test_a_flood_is_sound_datagrams_of_one_shards_subscribers() -> None:
+    first = cluster.subscribers_of(1).network_address
+    told = flood.frames(bytes(range(12)), first)
+    assert len(set(told)) == flood.SUBSCRIBERS * flood.PORTS and {len(each) for each in told} == {60}
+    for each in told:
+        words = sum(struct.unpack("!10H", each[14:34]))
+        assert (words & 0xFFFF) + (words >> 16) == 0xFFFF  # RFC 1071
+        assert IPv4Address(each[26:30]) in IPv4Network(f"{first}/26") and IPv4Address(each[30:34]) == flood.DESTINATION
+
+
+def test_the_flooded_core_and_the_other_one_have_cpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert [fabric.cpu_of(overload.WANTED, core) for core in cluster.cores(overload.WANTED)] == [1, 0]
+    assert [fabric.cpu_of(Wanted(2, tor="bird", cores=2), core) for core in ("s1/0", "s1/1", "s2/0", "s2/1")] == [1, 0, 1, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +46,11 @@ class Scene(NamedTuple):
         """Namespace of the router."""
         return self.lab.namespace["tor"]
 
+    @property
+    def wanted(self) -> Wanted:
+        """What distinguishes this cluster from others."""
+        return self.lab.wanted or Wanted()
+
     def lost_at_our_ends(self) -> int:
         """Frames that came to us and found no room, ever."""
         return self.client.lost() + self.server.lost()
@@ -60,13 +65,17 @@ class Scene(NamedTuple):
 
     def owner(self, number: int = 0) -> str:
         """The core that says it is the authority over a shard; "" where none does."""
-        for core in cluster.cores(self.lab.wanted or Wanted()):
-            try:
+        return next(self._saying_so(number), "")
+
+    def authorities(self, number: int) -> list[str]:
+        """Every core that says so; one, where all is well."""
+        return list(self._saying_so(number))
+
+    def _saying_so(self, number: int) -> Iterator[str]:
+        for core in cluster.cores(self.wanted):
+            with suppress(Trouble):  # it is dead, or frozen
                 if self.shard(core, number)["role"] == "active":
-                    return core
-            except Trouble:  # it is dead, or frozen
-                continue
-        return ""
+                    yield core
 
     def is_synced(self, number: int = 0) -> bool:
         """Whether a shard has an authority, and that one a backup in sync."""

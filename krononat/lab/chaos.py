@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,9 @@ from routing.fabric import DOMAINS
 if TYPE_CHECKING:
     from krononat.lab.laboratory import Lab
 
-_GONE_S = 5.0
+_GONE_S, _ROUTES_S = 5.0, 20.0
+ROUTERS = ("access", "core")  # a switch's uplinks are called after them
+UPLINKS = (*ROUTERS, "other")
 STOPPED = "T"  # proc(5)
 
 
@@ -174,10 +177,16 @@ def _link(lab: Lab, name: str, state: str) -> None:
     namespaces.command("ip", "-n", lab.namespace[end.node], "link", "set", end.interface, state)
 
 
-def _ports(lab: Lab, node: str, state: str) -> None:
-    ends = [end for link in lab.topology.links for end in link if end.node == node]
-    lines = "".join(f"link set {end.interface} {state}\n" for end in ends)
-    namespaces.command("ip", "-n", lab.namespace[node], "-batch", "-", given=lines)
+def _ports(lab: Lab, name: str, state: str, *groups: bool) -> None:
+    """Set a switch's ports: uplinks and that to the other switch (True), those of the cores (False); both domains at once."""
+
+    def of(node: str) -> None:
+        ends = [end.interface for link in lab.topology.links for end in link if end.node == node]
+        lines = [f"link set {end} {state}\n" for uplinks in groups for end in ends if (end in UPLINKS) == uplinks]
+        namespaces.command("ip", "-n", lab.namespace[node], "-batch", "-", given="".join(lines))
+
+    with ThreadPoolExecutor() as several:
+        list(several.map(of, _tor_nodes(lab, name)))
 
 
 def _tor_nodes(lab: Lab, name: str) -> tuple[str, ...]:
@@ -187,30 +196,37 @@ def _tor_nodes(lab: Lab, name: str) -> tuple[str, ...]:
 
 def _kill_switch(lab: Lab, name: str) -> None:
     """All of it is without power: daemons and ports."""
-    for node in _tor_nodes(lab, name):
-        _ports(lab, node, "down")
+    _isolate(lab, name)
     for node in _tor_nodes(lab, name):
         switches.stop_node(lab, node)
 
 
+def _isolate(lab: Lab, name: str) -> None:
+    """Its uplinks are gone; so it takes down the cores' ports, too ("uplink tracking"), as nothing can be sent on for them."""
+    _ports(lab, name, "down", True, False)
+
+
 def _start_switch(lab: Lab, name: str) -> None:
-    for node in _tor_nodes(lab, name):
-        _ports(lab, node, "up")
+    """The cores' ports come last, when it knows its ways again: as a delay after a start has it."""
+    nodes = _tor_nodes(lab, name)
+    _ports(lab, name, "up", True)
+    for node in nodes:
         _start_daemon(lab, node)
+    deadline = time.monotonic() + _ROUTES_S
+    while not all(_leads_on(lab, node) for node in nodes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    _ports(lab, name, "up", False)
+
+
+def _leads_on(lab: Lab, node: str) -> bool:
+    """Whether all a switch's sessions beyond the cores are up; not with a router that is dark, or another switch that is."""
+    there = [each for each in switches.view(lab, node).sessions if each.neighbour in ROUTERS]
+    return bool(there) and all(each.up for each in there)
 
 
 def _start_daemon(lab: Lab, node: str) -> None:
     if not switches.daemons(lab, node):
         switches.start_node(lab, node)
-
-
-def _isolated(lab: Lab, name: str, state: str) -> None:
-    """Uplinks of a switch and the links to the other one; the servers stay connected to it."""
-    for node in _tor_nodes(lab, name):
-        ends = [end for link in lab.topology.links for end in link if end.node == node]
-        for end in ends:
-            if end.interface in ("access", "core", "other"):
-                namespaces.command("ip", "-n", lab.namespace[node], "link", "set", end.interface, state)
 
 
 def _replication(lab: Lab, server: str, *words: str) -> None:
@@ -288,10 +304,10 @@ KINDS: dict[str, Kind] = {
         _start_daemon,
     ),
     "isolate": Kind(
-        "a switch with neither uplinks nor the other switch",
+        "a switch with neither uplinks nor the other switch; it takes the cores' ports down, too",
         fabric.switches,
-        lambda lab, name: _isolated(lab, name, "down"),
-        lambda lab, name: _isolated(lab, name, "up"),
+        _isolate,
+        _start_switch,
     ),
     "partition": Kind(
         "a server cut off the replication network, or `switches` of each other",
@@ -308,7 +324,9 @@ KINDS: dict[str, Kind] = {
 def broken(lab: Lab) -> list[tuple[str, str]]:
     """Everything that is not as `up` made it: kind and name, as `heal` takes them."""
     found = dict.fromkeys([*_dark(lab), *_unplugged(lab), *_cut_off(lab), *_dead(lab)])
-    wholes = {("tor", switch): _parts(lab, switch) for switch in fabric.switches(lab.wanted or Wanted())}
+    names = fabric.switches(lab.wanted or Wanted())
+    wholes = {("tor", switch): _parts(lab, switch) for switch in names}
+    wholes |= {("isolate", switch): {part for part in _parts(lab, switch) if part[0] == "link"} for switch in names}
     wholes["partition", "switches"] = {("link", f"{legs.node_of('b', domain, 2)}.other") for domain in DOMAINS}
     for whole, parts in wholes.items():
         if parts <= found.keys():

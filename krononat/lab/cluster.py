@@ -141,6 +141,7 @@ class Wanted(NamedTuple):
     hold_s: int = 9
     spare: bool = False  # whether a process stands by for every worker
     dead_after_ms: int = 150  # what [bgp] says of silence
+    apart: bool = False  # cores of the same number have other CPUs on other servers
 
     @property
     def routed(self) -> bool:

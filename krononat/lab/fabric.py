@@ -198,7 +198,7 @@ def config(wanted: Wanted, core: str, folder: Path) -> str:
     head = _CONFIG.format(
         server=server,
         number=number,
-        cpu=_cpu(number),
+        cpu=cpu_of(wanted, core),
         interfaces="".join(_interface(wanted, link) for link in core_legs(wanted, core)) + _loopback(wanted, core),
         spare=str(wanted.spare).lower(),
         sessions=wanted.sessions,
@@ -220,10 +220,12 @@ def _loopback(wanted: Wanted, core: str) -> str:
     return _LOOPBACK.format(address=legs.loopback(core), length=legs.LOOPBACKS.prefixlen) if wanted.tors > 1 else ""
 
 
-def _cpu(number: str) -> int:
+def cpu_of(wanted: Wanted, core: str) -> int:
     """The cores of a server go round the CPUs there are, from the last one on: the first ones make the traffic, too."""
     cpus = sorted(os.sched_getaffinity(0))
-    return cpus[-1 - int(number) % len(cpus)]
+    server, _, number = core.partition("/")
+    place = int(number) + (int(server.removeprefix("s")) - 1 if wanted.apart else 0)
+    return cpus[-1 - place % len(cpus)]
 
 
 def _interface(wanted: Wanted, link: Link) -> str:

@@ -84,13 +84,19 @@ def delete(names: Iterable[str]) -> None:
         command("ip", "netns", "del", name)
 
 
+# The kernel's index of the first device. All have different ones: a device whose peer has the same index, in another namespace,
+# looks to the kernel like one without a peer, and it may tell of a lost carrier up to a second late (net/core/link_watch.c).
+_FIRST_INDEX = 100
+
+
 def build(topology: Topology, namespace: dict[str, str]) -> None:
     """Make the namespaces and everything in them except the appliances' addresses, which are their own business."""
     for name in namespace.values():
         command("ip", "netns", "add", name)
-    for a, b in topology.links:
-        peer = ("peer", "name", b.interface, "netns", namespace[b.node])
-        command("ip", "link", "add", a.interface, "netns", namespace[a.node], "type", "veth", *peer)
+    for number, (a, b) in enumerate(topology.links):
+        own, far = (str(_FIRST_INDEX + 2 * number + end) for end in (0, 1))
+        peer = ("peer", "name", b.interface, "index", far, "netns", namespace[b.node])
+        command("ip", "link", "add", a.interface, "index", own, "netns", namespace[a.node], "type", "veth", *peer)
     for node, name in namespace.items():
         _quiet(name, forwards=node in topology.routers, six=bool(topology.six))
         command("ip", "-n", name, "-batch", "-", given="\n".join(_setting_up(topology, node)) + "\n")
