@@ -155,6 +155,21 @@ if PURE:  # nothing here is compiled: once is enough
         assert follower.look(Seen(text_of(now, 2), 4)) and follower.alarms() == []
         assert said[-1] == "going by version 2 of the map: 3 cores"
 
+    def test_nonsense_of_any_kind_is_refused_in_words(tmp_path: Path) -> None:
+        config, now = own(tmp_path)
+        follower = Follower(config, now, lambda _: None)
+        for number, (text, why) in enumerate(
+            (
+                ("a=" + "[" * 4000, "not TOML: maximum recursion depth"),
+                ("version = " + "9" * 5000, "not TOML: Exceeds the limit"),
+                ("version = 0x" + "f" * 5000, "not TOML: Exceeds the limit"),
+                (text_of(now, 1 << 53), "version: must be less than"),
+                ("#" * (cluster.TEXT_AT_MOST + 1), "too long for a map"),
+            )
+        ):
+            assert not follower.look(Seen(text, number))
+            assert follower.cluster is now and why in follower.alarms()[0]
+
     def test_a_file_that_changes_is_followed_within_a_moment(tmp_path: Path) -> None:
         config, now = own(tmp_path)
         follower = Follower(config, now, lambda _: None)
