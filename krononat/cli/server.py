@@ -203,6 +203,7 @@ def leave(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, sock
         settled(found, yes, True, form)
         return
     with mapping.right_to_move(socket, "server leave") as (told, lock):
+        mapping.placed(told.map, layout.following(view.homes(), found), {}, name)  # if that cannot be, nothing is moved
         if alive:
             carry_out_all(view, found, timeout_s, form, lambda: mapping.held(lock))
             view = look(socket)
