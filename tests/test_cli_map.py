@@ -171,6 +171,16 @@ def test_a_dead_server_leaves_the_map_and_its_copies_get_another_home(run: Run, 
     assert told.shard[4].epoch == 2
 
 
+def test_a_server_that_has_nothing_leaves_by_consent_alone(run: Run, cluster: Cluster) -> None:
+    for shard in cluster.shards:
+        shard.active, shard.passive = "s1/0", "s2/0"
+    before = cluster.store.read()
+    status, _, err = run("server", "leave", "s3")
+    assert status == 1 and "Have a map without s3?" in err and cluster.store.read() == before
+    assert json.loads(run("server", "leave", "s3", "--dry-run").out) == {"moves": []} and cluster.store.read() == before
+    assert run("server", "leave", "s3", "--yes").status == 0 and stored(cluster).names() == ["s1/0", "s2/0"]
+
+
 def test_a_server_does_not_leave_with_a_shard_that_nobody_has(run: Run, cluster: Cluster) -> None:
     before = cluster.store.read()
     (lost,) = [shard for shard in cluster.shards if shard.primary == "s3/0"][:1]
