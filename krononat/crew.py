@@ -135,12 +135,16 @@ class Crew:
             self._hooks.say(f"spare worker {member.pid} stands by")
 
     def _promote(self) -> None:
-        """Who stands by takes over: from here on it is the worker."""
-        member, self._next = self._next, None
+        """Who stands by takes over: from here on it is the worker. Who cannot be told so is of no use."""
+        member = self._next
         assert member
         orders, descriptors = self._hooks.orders()
         reindex = self._code != member.code  # other code may look for things elsewhere
-        member.send({**orders, "do": "take", "reindex": reindex, "descriptors": list(descriptors)}, descriptors)
+        if not member.send({**orders, "do": "take", "reindex": reindex, "descriptors": list(descriptors)}, descriptors):
+            member.refused, member.loaded_at = "it cannot be given its orders", 0
+            member.kill()
+            return
+        self._next = None
         self._worker, self._code = member, member.code
         self.restarts += 1
         self.breathed_at = ticks()
