@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 CORE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}/[0-9]{1,4}$"
 CORES_AT_MOST = 4096
 ROOM_AT_LEAST = 16  # rows of PEER
+TEXT_AT_MOST = 8 << 20  # characters of a map
 
 
 class Core(Model):
@@ -67,7 +68,7 @@ class Shard(Model):
 class Map(Model):
     """All of it."""
 
-    version: int = Field(ge=1, description="Counts the versions of this file.")
+    version: int = Field(ge=1, lt=1 << 53, description="Counts the versions of this file.")
     core: list[Core] = Field(min_length=1, max_length=CORES_AT_MOST, description="The cores.")
     shard: list[Shard] = Field(min_length=1, description="The shards.")
 
@@ -109,7 +110,16 @@ def load(path: str | Path) -> Map:
 
 
 def read(text: str, name: str = "map") -> Map:
-    """Map of a TOML text."""
+    """Map of a TOML text; ConfigError whatever is wrong with it, for a running core reads what others have written."""
+    if len(text) > TEXT_AT_MOST:
+        raise ConfigError(name, "", [Complaint((), f"too long for a map: more than {TEXT_AT_MOST:,} characters")])
+    try:
+        return _read(text, name)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+        raise ConfigError(name, text[:1000], [Complaint((), f"not TOML: {error}")]) from None
+
+
+def _read(text: str, name: str) -> Map:
     try:
         told = Map.model_validate(tomllib.loads(text), by_alias=True, by_name=False)
     except tomllib.TOMLDecodeError as error:

@@ -78,6 +78,11 @@ class Crew:
             return "ready" if self._next.loaded_at else "starting"
         return f"refused: {self.refusal}" if self.refusal else "starting"
 
+    @property
+    def replacing(self) -> bool:
+        """Whether somebody loads, or stands by, for whom the worker is to retire."""
+        return bool(self.replacement["state"] == "starting")
+
     def spare_pid(self) -> int | None:
         """Process number of the spare."""
         return self._next.pid if self._next and self._worker else None
@@ -94,17 +99,13 @@ class Crew:
         """Have a new process take the worker's place, of the code that is on disk now. Trouble where that cannot begin."""
         if not self.ready_at:
             raise Trouble("there is no worker to replace now", "it is starting", "try again when `krononat status` says ready")
-        if self._replacing:
+        if self.replacing:
             raise Trouble("the worker is being replaced already", "", "wait for it")
         if self._next:
             self._dismiss(self._next)
         self.replacement = {"state": "starting", "from": self.pid}
         self._hooks.say(f"worker {self.pid} is to be replaced: starting another")
         self._recruit(0)
-
-    @property
-    def _replacing(self) -> bool:
-        return bool(self.replacement["state"] == "starting")
 
     # --- coming -------------------------------------------------------------------------------------------------------
 
@@ -127,19 +128,23 @@ class Crew:
         self._failed, self.refusal = 0, ""
         if self._worker is None:
             self._promote()
-        elif self._replacing:
+        elif self.replacing:
             self._left_at = time.monotonic()
             self._worker.send({"do": "retire"})
         else:
             self._hooks.say(f"spare worker {member.pid} stands by")
 
     def _promote(self) -> None:
-        """Who stands by takes over: from here on it is the worker."""
-        member, self._next = self._next, None
+        """Who stands by takes over: from here on it is the worker. Who cannot be told so is of no use."""
+        member = self._next
         assert member
         orders, descriptors = self._hooks.orders()
         reindex = self._code != member.code  # other code may look for things elsewhere
-        member.send({**orders, "do": "take", "reindex": reindex, "descriptors": list(descriptors)}, descriptors)
+        if not member.send({**orders, "do": "take", "reindex": reindex, "descriptors": list(descriptors)}, descriptors):
+            member.refused, member.loaded_at = "it cannot be given its orders", 0
+            member.kill()
+            return
+        self._next = None
         self._worker, self._code = member, member.code
         self.restarts += 1
         self.breathed_at = ticks()
@@ -148,7 +153,7 @@ class Crew:
         if self._left_at:
             self.takeover_ms = round(1000 * (time.monotonic() - self._left_at), 1)
             self._left_at = 0.0
-        if self._replacing:
+        if self.replacing:
             self.replacement |= {"state": "done", "to": member.pid, "takeover_ms": self.takeover_ms}
         self._spare_due = ticks() + SPARE_PAUSES[0]
 
@@ -173,7 +178,7 @@ class Crew:
         """Have it replaced first of all, then talk about it."""
         self._left_at = self._left_at or time.monotonic()
         self._worker = None
-        retired = self._replacing and status == 0
+        retired = self.replacing and status == 0
         fault = is_fault(status) or self._stalled
         self._stalled = False
         if fault:
@@ -204,7 +209,7 @@ class Crew:
         self._failed = min(self._failed + 1, len(SPARE_PAUSES) - 1)
         self._spare_due = ticks() + SPARE_PAUSES[self._failed]
         self._hooks.say(f"spare worker {member.pid} cannot stand by: {self.refusal}")
-        if self._replacing:
+        if self.replacing:
             self.replacement |= {"state": "refused", "why": self.refusal}
 
     def _let_go(self, member: Member) -> None:
@@ -230,7 +235,7 @@ class Crew:
             self._stalled = not self._worker.is_stopped()  # nothing that came is to blame for what a person did
             self._worker.kill()
             self.breathed_at = now
-        if self._replacing and self._worker and self._next and self._next.loaded_at:
+        if self.replacing and self._worker and self._next and self._next.loaded_at:
             self._worker.send({"do": "retire"})  # it did not listen
         if self._worker is None and now >= self._due:
             if self._next is None:

@@ -7,11 +7,13 @@ is written anew with each map that is followed, so that a core can be started wh
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from krononat import cluster, mapstore
+from krononat import cluster, mapstore, speaking
+from krononat.channel import ORDERS_AT_MOST
 from krononat.cluster import Cluster
 from krononat.config import ConfigError
 from krononat.mapstore import Seen, Store, Watcher
@@ -56,7 +58,7 @@ class Follower:
         """Judge a map; whether it is gone by from now on."""
         try:
             newer = cluster.read(seen.text, self._store.name)
-            told = cluster.judge(self._config, self.cluster, newer, self._room)
+            told = cluster.judge(self._config, self.cluster, newer, self._room) or self._too_long(newer)
         except ConfigError as error:
             told = "; ".join(f"{complaint.key}: {complaint.what}" for complaint in error.complaints[:3])
         if told != self._refused and told:
@@ -68,6 +70,13 @@ class Follower:
         self._say(f"going by version {newer.version} of the map: {len(newer.core)} cores")
         self._keep(seen)
         return True
+
+    def _too_long(self, newer: cluster.Map) -> str:
+        """Why a worker cannot be told of a map: what it must know does not fit a message."""
+        now = cluster.with_map(self.cluster, newer, self._room)
+        size = len(json.dumps([cluster.orders(self._config, now, []), speaking.orders(self._config, newer)]))
+        most = f"there may be {ORDERS_AT_MOST:,}: have fewer cores and shards in it, or shorter names"
+        return f"it makes {size:,} bytes of orders, {most}" if size > ORDERS_AT_MOST else ""
 
     def _keep(self, seen: Seen) -> None:
         if self._copy:

@@ -17,7 +17,11 @@ TRY_EACH, REFUSED_EACH = 200, 5000  # ticks
 
 
 class Herald:
-    """`path`: the speaker's socket. `linger`: how long routes outlive a worker while a spare stands ready, in ms."""
+    """`path`: the speaker's socket. `linger`: how long routes outlive a worker while a spare stands ready, in ms.
+
+    So they do while the worker is being replaced: it retires once the next one stands ready. The supervisor's turn in which
+    that begins ends with ours, so the worker is told in time.
+    """
 
     def __init__(self, path: str, linger: int, crew: Crew, say: Callable[[str], None]) -> None:
         self._path, self._linger, self._crew, self._say = path, linger, crew, say
@@ -55,7 +59,7 @@ class Herald:
         self._refusal = why
 
     def _wanted_linger(self) -> int:
-        return self._linger if self._crew.spare() == "ready" else 0
+        return self._linger if self._crew.spare() == "ready" or self._crew.replacing else 0
 
     def _connect(self) -> None:
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)) as stream:

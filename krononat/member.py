@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from krononat.channel import MESSAGE_AT_MOST, pair
+from krononat.client import Trouble
 from krononat.view import ticks
 
-MESSAGE_AT_MOST = 1 << 18
 _GRACE_S = 3.0
 
 Message = dict[str, Any]
@@ -28,10 +29,10 @@ class Member:
     """A process that stands by to be the worker, or is it. Times in ticks; 0: not yet."""
 
     def __init__(self, told: Message, inherited: Sequence[int], environment: Mapping[str, str]) -> None:
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel, theirs = pair()
         self.channel.setblocking(False)
-        self.channel.send(json.dumps({**told, "supervisor": os.getpid()}).encode())
         with theirs:
+            self._introduce({**told, "supervisor": os.getpid()})
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "krononat.standby", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -43,6 +44,16 @@ class Member:
         self.loaded_at = self.ready_at = 0
         self.code = ""  # digest of what it has loaded
         self.refused = ""  # why it cannot take over what there is
+
+    def _introduce(self, told: Message) -> None:
+        """Say what it is to find when it begins. Trouble where that is too much to say."""
+        message = json.dumps(told).encode()
+        try:
+            self.channel.send(message)
+        except OSError as error:
+            self.channel.close()
+            why = f"{len(message):,} bytes: {error.strerror}; there may be {MESSAGE_AT_MOST:,}"
+            raise Trouble("a worker cannot be told where it is", why, "have fewer cores and shards in the map") from None
 
     @property
     def pid(self) -> int:

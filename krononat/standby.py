@@ -28,12 +28,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from krononat.channel import MESSAGE_AT_MOST
+
 if TYPE_CHECKING:
     from krononat.worker import Worker
 
 Result = TypeVar("Result")
 
-MESSAGE_AT_MOST = 1 << 18
 DESCRIPTORS_AT_MOST = 64  # of all memif lines: four each
 
 # prctl(2), capabilities(7)

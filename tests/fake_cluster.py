@@ -142,7 +142,7 @@ class Cluster:
                 "passive": sum(shard.passive == name for shard in self.shards),
                 "sessions": sum(shard.sessions for shard in self.shards if name in (shard.active, shard.passive)),
             }
-            for number, name in enumerate(maps.read(self.store.read().text).names(), 1)
+            for number, name in enumerate(maps.read(self.store.read().text if self.follow else self._first).names(), 1)
         ]
         return {"rows": rows, "more": None}
 

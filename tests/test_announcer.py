@@ -319,7 +319,7 @@ class Staff:
     """A crew, as far as a herald looks at it."""
 
     def __init__(self) -> None:
-        self.ready_at, self.pid, self.ready = 1, 100, False
+        self.ready_at, self.pid, self.ready, self.replacing = 1, 100, False, False
         self.told: list[dict[str, Any]] = []
         self.given: list[int] = []
 
@@ -373,6 +373,21 @@ def test_a_herald_tells_how_long_to_linger_when_a_spare_is_ready(tmp_path: Path)
     assert staff.told == [{"do": "speaker", "linger": 0}, {"do": "linger", "ms": 60}, {"do": "linger", "ms": 0}]
     assert len(staff.given) == 1
     os.close(staff.given[0])
+
+
+def test_a_worker_that_is_being_replaced_is_told_to_linger_with_a_spare_and_without(tmp_path: Path) -> None:
+    for ready, told in ((True, [60, 0]), (False, [0, 60, 0])):
+        staff = Staff()
+        herald = Herald(str(tmp_path / "bgp"), 60, cast(Crew, staff), lambda line: None)
+        with listener(tmp_path / "bgp"):
+            staff.ready = ready
+            herald.turn(0)
+            staff.ready, staff.replacing = False, True  # the spare was dismissed: it is of the code before
+            herald.turn(1)
+            staff.replacing = False  # it came to nothing
+            herald.turn(2)
+        assert [each.get("linger", each.get("ms")) for each in staff.told] == told
+        os.close(staff.given[0])
 
 
 def test_a_herald_connects_anew_for_another_worker_and_after_a_loss(tmp_path: Path) -> None:

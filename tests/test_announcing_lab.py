@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.switch import LOCAL_AS, PEER, PEER_AS, Monitor, Switch, core_address, core_address6, eventually, pair, started
+from krononat import client
 from routing.speaker.ask import ask
 from tests.test_speaker_lab import CORE
 
@@ -97,8 +98,18 @@ def test_a_worker_that_dies_while_a_spare_stands_by_changes_no_route(appliance: 
     print(f"\n{appliance.said().splitlines()[-3:]}")
 
 
+def test_a_worker_that_is_replaced_changes_no_route(appliance: Appliance) -> None:
+    eventually(lambda: appliance.said().count("stands by") >= 2 and appliance.hears(), PATIENCE_S)
+    before, monitor, moment = appliance.worker(), Monitor(appliance.switch.place), time.monotonic()
+    client.ask(f"{appliance.folder}/krnan.sock", {"do": "replace"})
+    eventually(lambda: appliance.worker() != before and appliance.hears(), PATIENCE_S)
+    time.sleep(0.5)
+    assert f"worker {before} has retired" in appliance.said() and monitor.since(moment) == []
+    monitor.stop()
+
+
 def test_without_a_spare_the_routes_go_at_once_and_come_back(appliance: Appliance) -> None:
-    eventually(lambda: appliance.said().count("stands by") >= 2, PATIENCE_S)
+    eventually(lambda: appliance.said().count("stands by") >= 3, PATIENCE_S)
     before, monitor = appliance.worker(), Monitor(appliance.switch.place)
     os.kill(appliance.last(r"spare worker (\d+) stands by"), signal.SIGKILL)
     eventually(lambda: "cannot stand by" in appliance.said())

@@ -171,6 +171,41 @@ def test_a_dead_server_leaves_the_map_and_its_copies_get_another_home(run: Run, 
     assert told.shard[4].epoch == 2
 
 
+def test_a_server_that_has_nothing_leaves_by_consent_alone(run: Run, cluster: Cluster) -> None:
+    for shard in cluster.shards:
+        shard.active, shard.passive = "s1/0", "s2/0"
+    before = cluster.store.read()
+    status, _, err = run("server", "leave", "s3")
+    assert status == 1 and "Have a map without s3?" in err and cluster.store.read() == before
+    assert json.loads(run("server", "leave", "s3", "--dry-run").out) == {"moves": []} and cluster.store.read() == before
+    assert run("server", "leave", "s3", "--yes").status == 0 and stored(cluster).names() == ["s1/0", "s2/0"]
+
+
+def test_a_server_does_not_leave_with_a_shard_that_nobody_has(run: Run, cluster: Cluster) -> None:
+    before = cluster.store.read()
+    (lost,) = [shard for shard in cluster.shards if shard.primary == "s3/0"][:1]
+    lost.active = lost.passive = ""
+    status, _, err = run("server", "leave", "s3", "--yes")
+    assert status == 1 and "the map cannot do without s3" in err and f"nobody has shard {lost.number} now" in err
+    assert cluster.store.read() == before and cluster.move is None
+
+
+def test_a_map_that_nobody_could_read_is_not_written(cluster: Cluster) -> None:
+    before, told = cluster.store.read(), stored(cluster)
+    wrong = told.model_copy(update={"shard": [told.shard[0].model_copy(update={"primary": "s9/0"}), *told.shard[1:]]})
+    with cluster.store.lock("test") as lock, pytest.raises(client.Trouble, match="no core could read it then") as refused:
+        mapping.put(mapping.Stored(cluster.store, before, told), lock, wrong)
+    assert "there is no core 's9/0'" in refused.value.why and cluster.store.read() == before
+
+
+def test_a_right_map_can_be_written_over_nonsense(run: Run, cluster: Cluster, tmp_path: Path) -> None:
+    cluster.follow = False
+    (tmp_path / "map.toml").write_text("version = 2\nnonsense")
+    status, _, err = run("shard", "map", "apply", newer(cluster, tmp_path, CORES), "--dry-run")
+    assert status == 0, err
+    assert "is no map; the cores go by version 1" in err and "not TOML" in err
+
+
 def test_a_plan_that_fails_is_in_the_map_as_far_as_it_came(run: Run, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     arrive = cluster._arrive
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from krononat import client, control, crew
+from krononat import channel, client, control, crew
 from krononat.client import Trouble
 from krononat.control import Answer, Control
+from krononat.member import Member
 from krononat.view import ticks
 
 
@@ -176,3 +177,47 @@ def test_a_worker_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) 
                 kept.watch(0, ticks())
     assert len(told) == 3 and kept.restarts == -1
     assert kept.pid is None
+
+
+STANDBY = """#!{python}
+import socket, sys
+channel = socket.socket(fileno=int(sys.argv[3]))
+assert channel.recv(1 << 20)
+channel.send(b'{{"loaded": "1/1", "code": "1"}}')
+channel.recv(1 << 20)
+"""
+
+
+def test_who_cannot_be_given_orders_is_not_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else it would wait for them, and everybody for it."""
+    (tmp_path / "standby").write_text(STANDBY.format(python=sys.executable))
+    (tmp_path / "standby").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "standby"))
+    monkeypatch.setattr(crew, "PAUSES", (0, 1))
+    told: list[str] = []
+    with selectors.DefaultSelector() as selector:
+        hooks = crew.Hooks(
+            lambda: ({}, []), lambda: ({"peers": "x" * (32 << 20)}, []), lambda _: None, lambda _: None, told.append
+        )
+        kept = crew.Crew(selector, hooks, {}, spare=True)
+        kept.start()
+        with pytest.raises(Trouble, match="keeps dying") as given_up:
+            for _ in range(1000):
+                for key, _ in selector.select(0.01):
+                    if key.fd in selector.get_map():
+                        key.data()
+                kept.watch(0, ticks())
+    assert given_up.value.why == "it cannot be given its orders" and "came to nothing: it cannot be given its orders" in told[0]
+
+
+def test_the_channel_takes_the_orders_of_a_large_cluster() -> None:
+    """As many as go without privileges where net.core.wmem_max is the kernel's own: twice 212,992, less what a packet needs."""
+    ours, theirs = channel.pair()
+    with ours, theirs:
+        ours.setblocking(False)
+        for end, other in ((ours, theirs), (theirs, ours)):
+            assert end.send(bytes(400_000)) == len(other.recv(channel.MESSAGE_AT_MOST))
+        with pytest.raises(OSError, match="Message too long"):
+            ours.send(bytes(32 << 20))
+    with pytest.raises(Trouble, match="cannot be told where it is"):
+        Member({"peers": "x" * (32 << 20)}, [], {})

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from krononat import cluster, mapstore
+from krononat import cluster, following, mapstore
 from krononat.client import Trouble
 from krononat.cluster import Cluster
 from krononat.config import Config, ConfigError
@@ -154,6 +154,29 @@ if PURE:  # nothing here is compiled: once is enough
         assert "s2/1 is another core's, too" in follower.alarms()[0]
         assert follower.look(Seen(text_of(now, 2), 4)) and follower.alarms() == []
         assert said[-1] == "going by version 2 of the map: 3 cores"
+
+    def test_nonsense_of_any_kind_is_refused_in_words(tmp_path: Path) -> None:
+        config, now = own(tmp_path)
+        follower = Follower(config, now, lambda _: None)
+        for number, (text, why) in enumerate(
+            (
+                ("a=" + "[" * 4000, "not TOML: maximum recursion depth"),
+                ("version = " + "9" * 5000, "not TOML: Exceeds the limit"),
+                ("version = 0x" + "f" * 5000, "not TOML: Exceeds the limit"),
+                (text_of(now, 1 << 53), "version: must be less than"),
+                ("#" * (cluster.TEXT_AT_MOST + 1), "too long for a map"),
+            )
+        ):
+            assert not follower.look(Seen(text, number))
+            assert follower.cluster is now and why in follower.alarms()[0]
+
+    def test_a_map_that_no_worker_can_be_told_of_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config, now = own(tmp_path)
+        follower = Follower(config, now, lambda _: None)
+        assert follower.look(Seen(text_of(now, 2, 1), 1))
+        monkeypatch.setattr(following, "ORDERS_AT_MOST", 900)
+        assert not follower.look(Seen(text_of(now, 3, 8), 2)) and "bytes of orders, there may be 900" in follower.alarms()[0]
+        assert follower.look(Seen(text_of(now, 4, 1), 3)) and follower.alarms() == []
 
     def test_a_file_that_changes_is_followed_within_a_moment(tmp_path: Path) -> None:
         config, now = own(tmp_path)

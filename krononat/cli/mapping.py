@@ -49,7 +49,22 @@ def stored(socket: str | None) -> Stored:
     except mapstore.StoreError as error:
         remedy = "every core forwards on by the map that it has; mend the store"
         raise client.Trouble("the map cannot be changed now", str(error), remedy) from None
-    return Stored(store, seen, clusters.read(seen.text if seen.revision else answer["text"], store.name))
+    return Stored(store, seen, _legible(seen, clusters.read(answer["text"]), store.name))
+
+
+def _legible(seen: Seen, followed: Map, name: str) -> Map:
+    """What a store holds; where that is nothing, or no map, what the cores go by: a right one may so be written over it."""
+    from krononat import cluster as clusters
+    from krononat.config import ConfigError
+
+    if not seen.revision:
+        return followed
+    try:
+        return clusters.read(seen.text, name)
+    except ConfigError as error:
+        told = f"krononat: what stands in {name} is no map; the cores go by version {followed.version}:"
+        click.echo(f"{told}\n{error.told()}", err=True)
+        return followed
 
 
 def asked(socket: str | None) -> list[dict[str, Any]]:
@@ -87,15 +102,24 @@ def held(lock: Lock) -> None:
 
 
 def put(told: Stored, lock: Lock, newer: Map) -> Stored:
-    """Write a newer map. StoreError."""
+    """Write a newer map. StoreError; Trouble where no core could read it."""
     from krononat import cluster as clusters
+    from krononat.config import ConfigError
 
     text = clusters.written(newer)
+    try:
+        clusters.read(text)
+    except ConfigError as error:
+        why = "; ".join(f"{complaint.key}: {complaint.what}" for complaint in error.complaints[:3])
+        raise client.Trouble("the map was not changed: no core could read it then", why, "krononat shard list") from None
     return told._replace(seen=told.store.write(text, told.seen, lock), map=newer)
 
 
 def placed(told: Map, homes: Homes, epochs: dict[int, int], without: str = "") -> Map:
-    """The next version of a map, in which shards are meant to be where they are, and a server is no more."""
+    """The next version of a map, in which shards are meant to be where they are, and a server is no more.
+
+    Trouble where a shard that nobody has would be meant to be on that server.
+    """
     shards = []
     for shard in told.shard:
         home = homes.get(shard.id)
@@ -103,6 +127,10 @@ def placed(told: Map, homes: Homes, epochs: dict[int, int], without: str = "") -
         if without and server_of(str(changes.get("backup", shard.backup))) == without:
             changes["backup"] = None
         shards.append(shard.model_copy(update={**changes, "epoch": max(shard.epoch, epochs.get(shard.id, 0))}))
+    if lost := [str(shard.id) for shard in shards if without and server_of(shard.primary) == without]:
+        remedy = f"krononat shard show {lost[0]}; a map of yours can name another primary: krononat shard map apply FILE"
+        why = f"nobody has shard {', '.join(lost)} now, and the map means it to be there"
+        raise client.Trouble(f"the map cannot do without {without}", why, remedy)
     cores = [core for core in told.core if core.server != without]
     return told.model_copy(update={"version": told.version + 1, "core": cores, "shard": shards})
 

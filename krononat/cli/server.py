@@ -15,6 +15,7 @@ from krononat.cli.groups import Group
 from krononat.cli.moves import (
     EVERY_S,
     View,
+    agree,
     carry_out_all,
     dry_run_option,
     look,
@@ -199,10 +200,12 @@ def leave(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, sock
     rows = _cores(view, name)
     alive = any(row["evidence"] == "alive" for row in rows)
     found = _planned(lambda: layout.leave(view.homes(), view.alive(), name, view.loads()))
-    if dry_run or (found and not settled(found, yes, dry_run, form)):
-        settled(found, yes, True, form)
+    if (found or dry_run) and not settled(found, yes, dry_run, form):
         return
+    if not found:
+        agree(f"Have a map without {name}?", yes, lambda: None)
     with mapping.right_to_move(socket, "server leave") as (told, lock):
+        mapping.placed(told.map, layout.following(view.homes(), found), {}, name)  # if that cannot be, nothing is moved
         if alive:
             carry_out_all(view, found, timeout_s, form, lambda: mapping.held(lock))
             view = look(socket)

@@ -1,0 +1,26 @@
+"""The channel of JSON messages between the supervisor and its workers: a pair of sockets with room for the longest message.
+
+A message is one packet, whole or not at all. Orders name every core and shard of the cluster; unix(7) takes no packet beyond
+SO_SNDBUF, by default 212,992 bytes, some 800 cores. Who makes the pair may go beyond net.core.wmem_max (CAP_NET_ADMIN), else
+gets as much as that allows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+MESSAGE_AT_MOST = 1 << 21  # bytes; 4096 cores with a shard each, and what is announced of those, take about half
+ORDERS_AT_MOST = MESSAGE_AT_MOST - (1 << 18)  # of them, what is said of the cluster; the rest is about sockets
+_ROOM = 2 * MESSAGE_AT_MOST
+_SO_SNDBUFFORCE = 32  # socket(7), asm-generic/socket.h
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
+        with contextlib.suppress(PermissionError):
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
+    return ours, theirs
