@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,11 +102,18 @@ def _figures(here: Scene, owner: str, state: State, planted: int, at_once: int, 
 
 def _verify(here: Scene, owner: str) -> set[tuple[int, int]]:
     """Class and row of what differs, as the command says."""
-    done = here.lab.krononat("shard", "verify", "0", "-o", "json", node=cluster.node_of(owner))
-    (row,) = json.loads(done.stdout)
-    if row["error"]:
-        raise Trouble("the shard was not compared", row["error"])
-    return {(klass, number) for klass, number in row["differing"]}
+    return differing(here.lab.krononat("shard", "verify", "0", "-o", "json", node=cluster.node_of(owner)))
+
+
+def differing(done: CompletedProcess[str]) -> set[tuple[int, int]]:
+    """The same of a command that has ended; Trouble where it has compared nothing, whatever the reason."""
+    rows = json.loads(done.stdout or "[]")
+    if len(rows) != 1 or rows[0]["error"]:
+        raise Trouble("the shard was not compared", rows[0]["error"] if rows else done.stderr.strip())
+    found = {(klass, number) for klass, number in rows[0]["differing"]}
+    if done.returncode and not found:
+        raise Trouble("the shard was not compared", f"exit status {done.returncode}: {done.stderr.strip()}")
+    return found
 
 
 # --- planting -------------------------------------------------------------------------------------------------------------

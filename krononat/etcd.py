@@ -11,10 +11,12 @@ import base64
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from http.client import HTTPException
+from typing import Any, NamedTuple, TypeVar
 
 Body = dict[str, Any]
+Meaning = TypeVar("Meaning")
 
 
 class Unreachable(Exception):
@@ -40,41 +42,39 @@ class Etcd:
 
     def get(self, key: str) -> Value:
         """What stands under a key."""
-        found = self._call("kv/range", {"key": _coded(key)}).get("kvs", [])
-        return _value(found[0]) if found else NOTHING
+        return self._call("kv/range", {"key": _coded(key)}, _found)
 
     def put_if(self, key: str, text: str, conditions: Sequence[Body], lease: int = 0) -> bool:
         """Write if all conditions hold, in one transaction. False: one does not, nothing is written."""
         put: Body = {"key": _coded(key), "value": _coded(text)}
         if lease:
             put["lease"] = str(lease)
-        answer = self._call("kv/txn", {"compare": list(conditions), "success": [{"requestPut": put}]})
-        return bool(answer.get("succeeded"))
+        return self._call("kv/txn", {"compare": list(conditions), "success": [{"requestPut": put}]}, _succeeded)
 
     def delete_if(self, key: str, conditions: Sequence[Body]) -> bool:
         """Remove if all conditions hold."""
-        answer = self._call("kv/txn", {"compare": list(conditions), "success": [{"requestDeleteRange": {"key": _coded(key)}}]})
-        return bool(answer.get("succeeded"))
+        delete = {"requestDeleteRange": {"key": _coded(key)}}
+        return self._call("kv/txn", {"compare": list(conditions), "success": [delete]}, _succeeded)
 
     def grant(self, seconds: int) -> int:
         """A lease: what is written with it is gone when it has not been kept alive for so long."""
-        return int(self._call("lease/grant", {"TTL": str(seconds)})["ID"])
+        return self._call("lease/grant", {"TTL": str(seconds)}, lambda answer: int(answer["ID"]))
 
     def keep(self, lease: int) -> int:
         """Seconds that a lease has again; 0: it is over."""
-        return int(self._call("lease/keepalive", {"ID": str(lease)}).get("result", {}).get("TTL", 0))
+        return self._call("lease/keepalive", {"ID": str(lease)}, lambda answer: int(answer.get("result", {}).get("TTL", 0)))
 
     def revoke(self, lease: int) -> None:
         """End a lease, and what was written with it."""
-        self._call("lease/revoke", {"ID": str(lease)})
+        self._call("lease/revoke", {"ID": str(lease)}, lambda answer: None)
 
-    def _call(self, what: str, body: Body) -> Body:
-        """Ask one member after another; the first that answers counts."""
+    def _call(self, what: str, body: Body, meant: Callable[[Body], Meaning]) -> Meaning:
+        """Ask one member after another; the first counts whose answer means something."""
         told = []
         for url in self.urls:
             try:
-                return self._ask(f"{url}/v3/{what}", body)
-            except (OSError, ValueError) as error:
+                return meant(self._ask(f"{url}/v3/{what}", body))
+            except (OSError, HTTPException, *_NO_ANSWER) as error:
                 told.append(f"{url}: {_why(error)}")
         raise Unreachable("; ".join(told))
 
@@ -89,6 +89,15 @@ class Etcd:
 
 
 _ANSWER_AT_MOST = 8 << 20
+_NO_ANSWER = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of what is no JSON, or says something else
+
+
+def _found(answer: Body) -> Value:
+    return _value(answer["kvs"][0]) if answer.get("kvs") else NOTHING
+
+
+def _succeeded(answer: Body) -> bool:
+    return bool(answer.get("succeeded"))
 
 
 def is_at(key: str, revision: int) -> Body:
@@ -106,9 +115,11 @@ def _value(told: Body) -> Value:
     return Value(base64.b64decode(told.get("value", "")).decode(errors="replace"), int(told["mod_revision"]))
 
 
-def _why(error: OSError | ValueError) -> str:
+def _why(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"{error.code} {error.read(200).decode(errors='replace').strip()}"
     if isinstance(error, urllib.error.URLError):
         return str(getattr(error.reason, "strerror", None) or error.reason)
+    if isinstance(error, KeyError):
+        return f"its answer lacks {error}"
     return str(error) or type(error).__name__

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+import subprocess
 from ipaddress import IPv4Address, IPv4Network
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from bench import events, failover, migrate, overload, report
+from bench import events, failover, migrate, overload, report, verify
 from bench.cluster import flood
 from bench.cluster.moving import Moved
 from bench.cluster.stream import Became, Survival
@@ -33,7 +34,24 @@ def test_a_takeover_is_told_with_what_it_is_a_share_of() -> None:
     assert _value(told, "failover/last10ms").value == 99.5
     assert _value(told, "failover/last10ms/connections").value == 200
     assert (_value(told, "failover/older").low, _value(told, "failover/older").loss) == (99.9, 0.1)
-    assert _value(told, "failover/two_owners").ok is False
+    for way in failover.WAYS:  # two owners are wrong whatever is left out
+        assert _value(failover._figures(way, made), f"{way.name}/two_owners").ok is False
+        assert _value(failover._figures(way, made[:1]), f"{way.name}/two_owners").ok is True
+
+
+def test_what_was_not_compared_is_not_the_same() -> None:
+    def done(status: int, out: str, err: str = "") -> set[tuple[int, int]]:
+        return verify.differing(subprocess.CompletedProcess((), status, out, err))
+
+    assert done(0, '[{"differing": [], "error": ""}]') == set()
+    assert done(1, '[{"differing": [[2, 77]], "error": ""}]') == {(2, 77)}
+    for status, out, err in (
+        (1, '[{"differing": [], "error": "the copy is not in sync"}]', ""),
+        (3, "", "the appliance cannot be reached"),
+        (6, '[{"differing": [], "error": ""}]', "cut off"),
+    ):
+        with pytest.raises(Trouble, match="was not compared"):
+            done(status, out, err)
 
 
 def test_a_move_that_loses_a_packet_misses_its_goal() -> None:

@@ -269,3 +269,32 @@ if PURE:  # nothing here is compiled: once is enough
             with pytest.raises(Gone, match="does not answer"):
                 EtcdStore([url]).lock("ann")
             server.shutdown()
+
+    @pytest.mark.parametrize(
+        ("answer", "told"),
+        [
+            (b"nonsense\r\n\r\n", "nonsense"),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", "Expecting value"),
+            (b"HTTP/1.1 200 OK\r\n\r\n{}", "its answer lacks 'ID'"),
+            (b'HTTP/1.1 200 OK\r\n\r\n{"ID": [1], "result": 5, "kvs": [6]}', "must be a string"),
+            (b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000, "recursion"),
+        ],
+    )
+    def test_whatever_answers_it_is_unreachable_and_nothing_worse(answer: bytes, told: str) -> None:
+        import socketserver
+
+        class Other(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                self.request.recv(1 << 16)
+                self.request.sendall(answer)
+
+        with socketserver.TCPServer(("127.0.0.1", 0), Other) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            etcd = Etcd([f"http://127.0.0.1:{server.server_address[1]}"])
+            with pytest.raises(Unreachable, match=told):
+                etcd.grant(10)
+            if b"{}" not in answer:  # which is how it says that there is nothing
+                for ask in (lambda: etcd.get("x"), lambda: etcd.keep(1)):
+                    with pytest.raises(Unreachable):
+                        ask()
+            server.shutdown()
