@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from ipaddress import IPv4Address, ip_network
 
 from krononat.locate import Complaint
-from krononat.models import Bgp, BgpPeer, Config, Leg, Stick
+from krononat.models import Config, Leg, Stick
+from krononat.models_bgp import Bgp, BgpPeer
 from routing import announcements
 
 Complaints = Iterator[Complaint]
@@ -124,3 +126,6 @@ def _socket(config: Config, bgp: Bgp) -> Complaints:
         yield Complaint(("bgp", "socket"), f"{path!r} is not an absolute path")
     elif len(path.encode()) > SOCKET_PATH_AT_MOST:
         yield Complaint(("bgp", "socket"), f"is longer than the {SOCKET_PATH_AT_MOST} bytes of a unix socket's path")
+    elif wrong := sorted(set(re.sub(r"[A-Za-z0-9._/-]", "", path))):
+        told = f"{path!r} has {' '.join(map(repr, wrong))} in it, which ExaBGP's configuration cannot name"
+        yield Complaint(("bgp", "socket"), f"{told}: letters, digits, dots, dashes and underscores alone")

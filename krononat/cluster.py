@@ -23,8 +23,9 @@ from krononat import mapstore
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.config import ConfigError
 from krononat.locate import Complaint, Place, Places
+from krononat.model import Model
 from krononat.models import Cluster as Settings
-from krononat.models import Config, Model
+from krononat.models import Config
 from krononat.values import Address, EndpointText
 
 if TYPE_CHECKING:

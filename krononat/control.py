@@ -27,7 +27,9 @@ _CHUNK = 1 << 16
 
 
 @contextlib.contextmanager
-def lock(path: str) -> Iterator[None]:
+def lock(
+    path: str, what: str = "this appliance", remedy: str = "stop it, or give this one another `server.name`"
+) -> Iterator[None]:
     """The right to serve at `path` meanwhile; Trouble where another process has it. A process's death, too, ends its right."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     name = path + ".lock"
@@ -40,7 +42,7 @@ def lock(path: str) -> Iterator[None]:
             ours = False
         if not ours:
             why = f"another process holds {name}"
-            raise Trouble("this appliance is running already", why, "stop it, or give this one another `server.name`")
+            raise Trouble(f"{what} is running already", why, remedy)
         try:
             yield
         finally:

@@ -12,7 +12,8 @@ from string import ascii_lowercase
 
 from krononat.checks_bgp import domain_of, leg_of
 from krononat.client import BAD_CONFIG, Trouble
-from krononat.models import Bgp, BgpPeer, Config
+from krononat.models import Config
+from krononat.models_bgp import Bgp, BgpPeer
 from routing import announcements
 from routing.fabric import CORE, INSIDE, OUTSIDE, Bfd, Fabric, Legs, Neighbour, Range, Shard, Switch
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from krononat.locate import Path, closest
-from krononat.models import Config, key_of
+from krononat.model import key_of
+from krononat.models import Config
 
 
 class Field(NamedTuple):

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from krononat.checks_bgp import domain_of, leg_of
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Map
-from krononat.models import Bgp, BgpPeer, Config
+from krononat.models import Config
+from krononat.models_bgp import Bgp, BgpPeer
 from routing.announcements import Meds, Policy, Role, Standing
 from routing.speaker.sessions import Plan, Session, Voice, Way
 

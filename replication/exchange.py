@@ -28,7 +28,7 @@ from replication.verify import Verification
 READ_NS, TURN_NS = 750_000, 1_500_000  # of a turn: until when messages are read, until when anything new is begun
 CRASH_WITHIN = 200  # ticks: a connection that ends so soon after a frame was ended by a kernel, not by a timeout of ours
 LIFELESS_AT_MOST = 3000  # ticks without a life: then the socket is made anew, whatever its monitor says or has missed
-LATE_AT_MOST = 30  # ticks in which all is read that was on its way when a connection ended; the living send a ping each 20
+LATE_AT_MOST = 45  # ticks in which all is read that was on its way when a connection ended; the living send a ping each 30
 HEARD_AT_MOST = 1024
 TWOFOLD_AFTER = 2000  # ticks that two connections of one peer must both have been talking
 WAYS_AT_MOST = 8  # of a peer that are remembered

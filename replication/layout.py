@@ -1,7 +1,7 @@
 """Where every shard should be: primary and backup of all of them on a set of cores, and the steps from one layout to another.
 
 Explicit, not hashed: with a few shards a core, hashing leaves some cores idle and gives others three times their share, and
-moves no less when a server comes or goes. Pure; what carries steps out is `krononat.mover`.
+moves no less when a server comes or goes. Pure; what carries steps out is `krononat.cli.moves`.
 
 Three rules, in this order: the two copies of a shard are never on one server; whichever server dies, what its shards' backups
 get on top stays as even as can be (N+1); as few copies are made as that takes.

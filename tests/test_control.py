@@ -154,6 +154,9 @@ def test_one_appliance_for_each_socket(tmp_path: Path) -> None:
     with control.lock(path):
         with pytest.raises(Trouble, match="running already"), control.lock(path):
             pass
+        with pytest.raises(Trouble, match="a speaker is running already") as told, control.lock(path, "a speaker", "end it"):
+            pass
+        assert told.value.remedy == "end it"
         with control.lock(str(tmp_path / "deep" / "b.sock")):
             pass
     with control.lock(path):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from replication import keys, publisher, verify
+from replication import exchange, keys, publisher, sender, verify
 from replication.frames import VERSION, Body, Frame
 from replication.link import Changes
 from replication.protocol import ALIVE, CLOSED, SILENT, Heard, Peer
@@ -79,6 +79,10 @@ def test_changes_flow_while_the_snapshot_is_walked() -> None:
             change(room, "s1/0", 3, chance, 5)
             room.turn()
         room.until(lambda: same(room, 3))
+
+
+def test_what_is_late_is_waited_for_longer_than_the_living_are_silent() -> None:
+    assert exchange.LATE_AT_MOST > sender.PING_EVERY
 
 
 def test_evidence() -> None:

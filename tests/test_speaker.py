@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 
 from krononat import config, speaking
 from krononat.cli.bgp import bgp
+from krononat.cli.speaker import speaker
 from krononat.client import Trouble
 from krononat.cluster import Map
+from krononat.control import lock
 from routing import announcements
 from routing.speaker import exabgp, sessions
 from routing.speaker.exabgp import News
@@ -430,6 +433,8 @@ REFUSED = {
     "local-as = 65010\nmed = { primary = 200 }": "is not above primary",
     "local-as = 65010\nmed = { backup = 249, unfit = 250, rejoining = 252 }": "252 is not above unfit",
     'local-as = 65010\nsocket = "speaker"': "not an absolute path",
+    'local-as = 65010\nsocket = "/run/a b;c"': "has ' ' ';' in it, which ExaBGP's configuration cannot name",
+    'local-as = 65010\nsocket = "/run/ä"': "has 'ä' in it",
     "local-as = 65010\nhold-time-s = 2": "greater than or equal to 3",
 }
 
@@ -481,6 +486,14 @@ def test_a_plan_needs_no_daemon(tmp_path: Any) -> None:
     assert all(ip_network(row["prefix"]) for row in rows)
     only = run(tmp_path, "routes", "--plan", "--situation", "unfit").output
     assert "251" in only and "configured" not in only
+
+
+def test_a_second_speaker_is_told_that_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "core.toml").write_text(CORE.format(core=0, host=11, more=f'socket = "{tmp_path}/s1.bgp"'))
+    with lock(f"{tmp_path}/s1.bgp"):
+        done = CliRunner().invoke(speaker, ["run", str(tmp_path / "core.toml")])
+    assert isinstance(done.exception, Trouble) and done.exception.what == "the speaker of this server is running already"
+    assert "server.name" not in done.exception.remedy
 
 
 def test_without_a_speaker_it_says_so(tmp_path: Any) -> None:

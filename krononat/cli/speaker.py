@@ -38,7 +38,7 @@ def run(configs: tuple[Path, ...], printed: bool) -> None:
     plan = speaking.plan(read, "")
     folder = Path(plan.socket + ".d")  # survives a speaker that is killed: the next one goes on with what was said
     plan = plan._replace(memory=f"{folder}/said.json")
-    with lock(plan.socket):
+    with lock(plan.socket, "the speaker of this server", "stop it first; one speaker holds the sessions of all cores"):
         folder.mkdir(mode=0o700, exist_ok=True)
         keeper = Keeper(plan, folder, os.environ, _say)
         for number in (signal.SIGTERM, signal.SIGINT):
