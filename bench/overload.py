@@ -1,6 +1,6 @@
 """`krononat bench overload`: a core gets twice what it can take, for half a minute. Who notices?
 
-Two servers of one core. The flooded core has the last CPU, a third of it: two processes compute beside it, else the other CPU
+Two servers of one core. The flooded core has the last CPU, a sixth of it: five processes compute beside it, else the other CPU
 could not send twice what it takes. That other CPU has the flood, the other core, the generator, the switches and every kernel's
 forwarding. For three seconds the core gets as much as can be sent; then it gets twice what it took. What is seen is as `bench
 events` has it, with

@@ -250,7 +250,7 @@ def twofold() -> tuple[Happening, ...]:
 
 
 _TRY_S, _TIMES = 3.0, 2.0
-_BESIDE = 2  # processes that have as much of the core's CPU: else one CPU could not send twice what another one takes
+_BESIDE = 5  # processes that have as much of the core's CPU: else one CPU could not send twice what another one takes
 _NOBODY = 2048  # subscribers from this one on of a shard are nobody's but the flood's
 
 

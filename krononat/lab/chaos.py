@@ -25,9 +25,8 @@ from routing.fabric import DOMAINS
 if TYPE_CHECKING:
     from krononat.lab.laboratory import Lab
 
-_GONE_S, _ROUTES_S = 5.0, 20.0
-ROUTERS = ("access", "core")  # a switch's uplinks are called after them
-UPLINKS = (*ROUTERS, "other")
+_GONE_S, _ROUTES_S, _LEARN_S = 5.0, 8.0, 0.5  # at most until sessions are up, and until their routes are in the kernel
+OTHER, ROUTERS, CORES = "other", "routers", "cores"  # what a switch's ports lead to
 STOPPED = "T"  # proc(5)
 
 
@@ -177,16 +176,21 @@ def _link(lab: Lab, name: str, state: str) -> None:
     namespaces.command("ip", "-n", lab.namespace[end.node], "link", "set", end.interface, state)
 
 
-def _ports(lab: Lab, name: str, state: str, *groups: bool) -> None:
-    """Set a switch's ports: uplinks and that to the other switch (True), those of the cores (False); both domains at once."""
+def _ports(lab: Lab, name: str, state: str, *groups: str) -> None:
+    """Set a switch's ports, group by group; both domains at once."""
 
     def of(node: str) -> None:
         ends = [end.interface for link in lab.topology.links for end in link if end.node == node]
-        lines = [f"link set {end} {state}\n" for uplinks in groups for end in ends if (end in UPLINKS) == uplinks]
+        lines = [f"link set {end} {state}\n" for group in groups for end in ends if _group(end) == group]
         namespaces.command("ip", "-n", lab.namespace[node], "-batch", "-", given="".join(lines))
 
     with ThreadPoolExecutor() as several:
         list(several.map(of, _tor_nodes(lab, name)))
+
+
+def _group(neighbour: str) -> str:
+    """Who a port of a switch leads to, or a session of it: "other", "otherin"; "access", "core"; or a core."""
+    return OTHER if neighbour.startswith(OTHER) else ROUTERS if neighbour in ("access", "core") else CORES
 
 
 def _tor_nodes(lab: Lab, name: str) -> tuple[str, ...]:
@@ -203,24 +207,26 @@ def _kill_switch(lab: Lab, name: str) -> None:
 
 def _isolate(lab: Lab, name: str) -> None:
     """Its uplinks are gone; so it takes down the cores' ports, too ("uplink tracking"), as nothing can be sent on for them."""
-    _ports(lab, name, "down", True, False)
+    _ports(lab, name, "down", OTHER, ROUTERS, CORES)
 
 
 def _start_switch(lab: Lab, name: str) -> None:
-    """The cores' ports come last, when it knows its ways again: as a delay after a start has it."""
+    """What uses it comes when it knows a way: routers after the other switch, the cores' ports last (a delay after a start)."""
     nodes = _tor_nodes(lab, name)
-    _ports(lab, name, "up", True)
-    for node in nodes:
-        _start_daemon(lab, node)
-    deadline = time.monotonic() + _ROUTES_S
-    while not all(_leads_on(lab, node) for node in nodes) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    _ports(lab, name, "up", False)
+    for group in (OTHER, ROUTERS) if (lab.wanted or Wanted()).tors == 2 else (ROUTERS,):
+        _ports(lab, name, "up", group)
+        for node in nodes:
+            _start_daemon(lab, node)
+        deadline = time.monotonic() + _ROUTES_S
+        while not all(_talks(lab, node, group) for node in nodes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    time.sleep(_LEARN_S)
+    _ports(lab, name, "up", CORES)
 
 
-def _leads_on(lab: Lab, node: str) -> bool:
-    """Whether all a switch's sessions beyond the cores are up; not with a router that is dark, or another switch that is."""
-    there = [each for each in switches.view(lab, node).sessions if each.neighbour in ROUTERS]
+def _talks(lab: Lab, node: str, group: str) -> bool:
+    """Whether a switch's sessions with this group are up."""
+    there = [each for each in switches.view(lab, node).sessions if _group(each.neighbour) == group]
     return bool(there) and all(each.up for each in there)
 
 
