@@ -7,6 +7,7 @@ gets as much as that allows.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import socket
 
@@ -24,3 +25,16 @@ def pair() -> tuple[socket.socket, socket.socket]:
         with contextlib.suppress(PermissionError):
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
     return ours, theirs
+
+
+def receive(channel: socket.socket, room: bytearray, descriptors: int) -> tuple[bytes, list[int]]:
+    """The next message and its descriptors, at most so many; empty where the other end has hung up.
+
+    `room` is the caller's, and as long as the longest message: to allocate that for each look would cost more than the look.
+    """
+    came: array.array[int] = array.array("i")
+    size, ancillary, _, _ = channel.recvmsg_into([room], socket.CMSG_LEN(descriptors * came.itemsize))
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            came.frombytes(data[: len(data) - len(data) % came.itemsize])
+    return bytes(memoryview(room)[:size]), list(came)

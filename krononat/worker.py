@@ -32,6 +32,7 @@ from typing import Any, cast
 import numpy as np
 
 from krononat import announcer, memory, replica, warm
+from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.view import ticks
 from shards import bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
@@ -43,7 +44,7 @@ LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which t
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
 CLUSTER_NAP = 30  # as often as other cores are told that this one lives
 
-_MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST = 1 << 18, 3
+_DESCRIPTORS_AT_MOST = 3
 
 
 class Worker:
@@ -68,6 +69,7 @@ class Worker:
         self._announcer: announcer.Announcer | None = None
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
+        self._inbox = bytearray(MESSAGE_AT_MOST)
         self._lost, self._faults = False, 0  # the connection to the speaker; of announcing
         self._nap = CLUSTER_NAP if self._cluster or self._announced else NAP
 
@@ -193,7 +195,7 @@ class Worker:
         if self._announcer:
             self._guarded(self._announcer, now)
         try:
-            message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_AT_MOST, _DESCRIPTORS_AT_MOST)
+            message, descriptors = receive(self._channel, self._inbox, _DESCRIPTORS_AT_MOST)
         except BlockingIOError:
             return
         except ConnectionError:
