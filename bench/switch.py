@@ -122,7 +122,8 @@ class Monitor:
     def _read(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
-            self.lines.append((time.monotonic(), line.strip()))
+            if " proto kernel " not in line:  # an address that a device has got a moment ago is nobody's announcement
+                self.lines.append((time.monotonic(), line.strip()))
 
     def since(self, moment: float) -> list[tuple[float, str]]:
         """(ms after the moment, line)."""
