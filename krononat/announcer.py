@@ -108,7 +108,7 @@ class Announcer:
         self.detach()
         self._stream = socket.socket(fileno=descriptor)
         self._stream.setblocking(False)
-        self._linger = linger
+        self._linger, self.refusal = linger, ""
         self._will = self._will or Will()
         hello = json.dumps({"core": self._core, "linger": linger, "alarms": self.health.alarms}).encode()
         try:
@@ -223,6 +223,7 @@ class Announcer:
         except BlockingIOError:
             return
         except OSError:
+            self._hear()  # who has hung up may have said why
             self.detach()
 
     def _note(self, told: dict[str, Any]) -> None:
@@ -233,7 +234,7 @@ class Announcer:
         """What the speaker says; with its end our connection ends."""
         try:
             while self._stream:
-                message = self._stream.recv(MESSAGE_AT_MOST)
+                message = _received(self._stream)
                 if not message:
                     self.detach()
                 else:
@@ -242,6 +243,14 @@ class Announcer:
             return
         except OSError:
             self.detach()
+
+
+def _received(stream: socket.socket) -> bytes:
+    """The next message. That the other end left with something unread is told before what it had said (unix(7): ECONNRESET)."""
+    try:
+        return stream.recv(MESSAGE_AT_MOST)
+    except ConnectionResetError:
+        return stream.recv(MESSAGE_AT_MOST)
 
 
 class Examiner:

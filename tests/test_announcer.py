@@ -15,7 +15,7 @@ import pytest
 from krononat import announcer, speaking
 from krononat.announcer import FAREWELL, Announcer, Examiner, Property, role_of
 from krononat.crew import Crew
-from krononat.herald import TRY_EACH, Herald
+from krononat.herald import REFUSED_EACH, TRY_EACH, Herald
 from replication.roles import Post
 from routing.announcements import Role
 from routing.health import Facts
@@ -182,6 +182,18 @@ def test_who_is_cut_off_says_nothing_until_he_is_not() -> None:
     told.sever("")
     turn(told, 5, 10)
     assert far.routes() == before
+
+
+def test_why_a_speaker_refuses_is_remembered_until_the_next_connection() -> None:
+    told, far = made(None), Far()
+    told.attach(far.descriptor, 0)
+    told.turn(0)
+    far.stream.send(json.dumps({"refused": "it is in nobody's plan"}).encode())
+    far.stream.close()
+    assert not turn(told, 1, 2 + announcer.BEAT)
+    assert told.refusal == "it is in nobody's plan" and not told.attached
+    told.attach(Far().descriptor, 0)
+    assert told.refusal == ""
 
 
 def test_acknowledgements_are_remembered() -> None:
@@ -390,6 +402,19 @@ def test_a_worker_that_is_being_replaced_is_told_to_linger_with_a_spare_and_with
         os.close(staff.given[0])
 
 
+def test_a_herald_that_is_refused_says_why_once_and_waits_for_longer(tmp_path: Path) -> None:
+    staff, lines = Staff(), list[str]()
+    herald = Herald(str(tmp_path / "bgp"), 0, cast(Crew, staff), lines.append)
+    with listener(tmp_path / "bgp"):
+        for now in (0, REFUSED_EACH, 2 * REFUSED_EACH):
+            herald.turn(now)
+            herald.turn(now + TRY_EACH)
+            herald.lost("it is in nobody's plan")
+    assert len(staff.told) == 3 and sum("nobody's plan" in line for line in lines) == 1
+    for descriptor in staff.given:
+        os.close(descriptor)
+
+
 def test_a_herald_connects_anew_for_another_worker_and_after_a_loss(tmp_path: Path) -> None:
     staff = Staff()
     herald = Herald(str(tmp_path / "bgp"), 0, cast(Crew, staff), lambda line: None)
@@ -407,3 +432,16 @@ def test_a_herald_connects_anew_for_another_worker_and_after_a_loss(tmp_path: Pa
         assert len(staff.told) == 3
     for descriptor in staff.given:
         os.close(descriptor)
+
+
+def test_a_fault_in_announcing_is_told_once_and_ends_the_connection_only(capsys: pytest.CaptureFixture[str]) -> None:
+    from krononat.worker import Worker  # late: it decides whether compiled code is loaded (see shards.jit)
+
+    worker, detached = object.__new__(Worker), list[bool]()
+    worker._faults, worker._lost = 0, False
+    worker._examiner = cast(Any, SimpleNamespace(turned=lambda now: 1 // 0))
+    told = cast(Any, SimpleNamespace(detach=lambda: detached.append(True)))
+    worker._guarded(told, 0)
+    worker._guarded(told, 1)
+    assert (worker._faults, worker._lost, len(detached)) == (2, True, 2)
+    assert capsys.readouterr().err.count("ZeroDivisionError") == 1

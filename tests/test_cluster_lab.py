@@ -98,6 +98,11 @@ def test_a_stream_is_told_as_it_was() -> None:
     assert stream.became(rows, 90 * MS, 99 * MS) == stream.Became(0, 0, 0, 0, 0.0, 0.0)
 
 
+def test_a_stream_that_never_comes_back_has_a_long_gap() -> None:
+    assert stream.became(_datagrams(2, 3, None, None, None, None, None), 0, 100 * MS).longest_gap_ms == 4.0
+    assert stream.became(_datagrams(None, None, None), 0, 100 * MS).longest_gap_ms == 2.0
+
+
 def test_only_who_answers_from_the_same_endpoint_has_survived() -> None:
     rows = np.zeros(6, CONNECTION)
     rows["established"] = [0, 10, 11, 12, 13, 20]

@@ -17,6 +17,7 @@ import pytest
 
 from routing.speaker import sessions
 from routing.speaker.ask import ask
+from routing.will import Will
 from tests.test_speaker import A, plan
 
 pytestmark = pytest.mark.alone
@@ -168,6 +169,18 @@ def test_silence_is_death_and_a_beat_is_life(bgp: Exabgp) -> None:
     bgp.hear()
     assert (A, PREFIX) in bgp.table
     core.close()
+
+
+def test_a_stranger_costs_no_thread(bgp: Exabgp) -> None:
+    threads = Path(f"/proc/{bgp.helper.pid}/task")
+    before = len(list(threads.iterdir()))
+    for _ in range(20):
+        stranger, will = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), Will()
+        stranger.connect(bgp.plan.socket)
+        socket.send_fds(stranger, [json.dumps({"core": "s9/9"}).encode()], [will.descriptor])
+        assert "s9/9" in json.loads(stranger.recv(1 << 16))["refused"]
+        stranger.close()
+    assert len(list(threads.iterdir())) == before
 
 
 def test_a_helper_that_was_held_up_blames_nobody(bgp: Exabgp) -> None:
