@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import nat, parse, rewrite, serve, sessions, shunt
+from shards import nat, parse, refusals, rewrite, serve, sessions, shunt
 from shards.burst import Burst
 from shards.fragment_rows import FRAGMENTS, IDENTITIES, PIECES_EACH, SHARES
 from shards.jit import hot, whole
@@ -87,6 +87,16 @@ def meet(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     if verdict != UNDECIDED:
         return verdict
     return _follow(state, frames, burst, i, at, now) if offset else _lead(state, frames, burst, i, at, now)
+
+
+@hot
+def blame(state: State, burst: Burst, i: int, now: int) -> None:
+    """A fragment was too many: count it for the subscriber that sent it. For whom one from outside is, nobody knows."""
+    if burst.direction[i] == OUTBOUND:
+        realm = whole(state.ports[burst.port[i]]["internal_realm"])
+        account, _ = nat.find_account(state, realm, burst.source[i])
+        if account:
+            refusals.note(state, burst, i, account, 0, now)
 
 
 @hot
