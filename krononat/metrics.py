@@ -175,7 +175,7 @@ def _pools(core: Core) -> Iterator[Sample]:
 def _alarms(core: Core) -> Iterator[Sample]:
     for row in usage.alarms(core.state, core.pools):
         if row.what == "subscribers":
-            yield "strained_subscribers", (), row.count
+            yield "strained_subscribers", (), row.strained
         else:
             yield "alarm_level", (row.what, row.pool), usage.LEVELS.index(row.level)
             yield "alarms_raised", (row.what, row.pool), row.raised

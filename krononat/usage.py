@@ -100,7 +100,7 @@ def _figure(row: Usage, by: str) -> int:
 
 
 class Alarm(NamedTuple):
-    """How full something is. `level`: one of LEVELS; of subscribers `count` says how many have nearly all their blocks."""
+    """How full something is. `level`: one of LEVELS; of subscribers `strained` says how many have nearly all their blocks."""
 
     what: str
     pool: str
@@ -108,7 +108,7 @@ class Alarm(NamedTuple):
     level: str
     since_s: int
     raised: int
-    count: int
+    strained: int
 
 
 def alarms(state: State, pools: Sequence[str], now: int | None = None) -> list[Alarm]:
@@ -131,7 +131,7 @@ _WHAT = {ALARM_INDEX: "index", ALARM_ROWS: "rows", ALARM_SUBSCRIBERS: "subscribe
 _SENTENCES = {
     "index": "{percent} % of the index is in use: raise memory.sessions, or limit what fills it",
     "rows": "{percent} % of memory.sessions are in use: raise it, or limit what fills it",
-    "subscribers": "{count} subscribers have nearly all the blocks that they may have: krononat subscribers top --by ports",
+    "subscribers": "{strained} subscribers have nearly all the blocks that they may have: krononat subscribers top --by ports",
     "pool": "{percent} % of the blocks of pool {pool} are in use: add addresses to it",
 }
 

@@ -308,6 +308,10 @@ class Bed(bed6.Bed6):
             self._say_subscribers(["100.64.0.0/20"])
         return self
 
+    def limits_of(self, prefix: Prefix, unit: IPv4Network) -> Limits:
+        """Of a subscriber or device of a prefix."""
+        return next((own.limits for own in self.exceptions if own.network == unit), prefix.limits)
+
     def shard(self, number: int) -> Shard:
         """What is given about a shard."""
         return self.shards.get(number, Shard())

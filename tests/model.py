@@ -315,11 +315,10 @@ class Model:
         if self.now - self.told.get(unit, -100) < 100:
             return None
         self.told[unit] = self.now
-        turned = self.came is not None and self.came.turned
         if code < 0 or (six and self.bed.outside.on_link6 is None):
             return None
-        allowed = self._spend("errors about refusals", self.bed.errors, self.bed.errors)
-        return ((0x0100 if six else UNREACHABLE) | code, 0) if allowed and not turned else None
+        allowed = self._spend("errors about refusals", self.bed.errors, self.bed.errors) and not self._came_turned
+        return ((0x0100 if six else UNREACHABLE) | code, 0) if allowed else None
 
     # --- mappings and sessions --------------------------------------------------------------------------------------------
 
@@ -527,10 +526,10 @@ class Model:
         holders = [prefix for prefix in (device, self._prefix_of(host)) if prefix]
         for prefix in holders:
             unit = prefix.unit(host)
-            self._judge(self._limits(prefix, unit), unit, protocol, mapping, devices, prefix is device)
+            self._judge(self.bed.limits_of(prefix, unit), unit, protocol, mapping, devices, prefix is device)
         for prefix in holders:
             unit = prefix.unit(host)
-            limits = self._limits(prefix, unit)
+            limits = self.bed.limits_of(prefix, unit)
             if limits.rate:
                 self._spend(unit, limits.rate, limits.burst)
 
@@ -541,9 +540,6 @@ class Model:
         tokens, of_mapping = self._tokens(unit, own.rate, own.burst), len(mapping.sessions) if mapping else 0
         if verdict := own.judge(protocol, sessions, ports, tokens, of_mapping):
             raise Refused(verdict)
-
-    def _limits(self, prefix: Prefix, unit: IPv4Network) -> Limits:
-        return next((own.limits for own in self.bed.exceptions if own.network == unit), prefix.limits)
 
     def _tokens(self, whose: IPv4Network | str, rate: int, burst: int) -> float:
         tokens, at = self.tokens.get(whose, (burst, self.now))
