@@ -70,10 +70,10 @@ def beginning(fragment: Packet) -> Packet:
     if len(fragment.payload) < least:
         raise Malformed("tiny_fragment")
     packet = dissect_transport(fragment, embedded=True)
-    if packet.protocol == TCP and (
-        packet.offset or packet.tcp_options != fragment.payload[20 : 4 * (fragment.payload[12] >> 4)]
-    ):
-        raise Malformed("tiny_fragment")
+    if packet.protocol == TCP:
+        header = 4 * (fragment.payload[12] >> 4)  # the bits beside it are reserved, and nobody's business
+        if header < 20 or packet.tcp_options != fragment.payload[20:header]:
+            raise Malformed("tiny_fragment")
     if packet.protocol == UDP and 0 < packet.udp_length < 8:
         raise Malformed("bad_length")
     if packet.is_error:

@@ -47,7 +47,8 @@ pool 203.0.113.8/32 block 64 blocks 1 name shops filtering address-dependent por
 pool 203.0.113.12/32 block 64 blocks 8 name labs filtering address-and-port-dependent
 subscribers 100.64.0.0/24 pool homes
 subscribers 100.64.1.0/24 each 28 pool shops sessions 400
-subscribers 100.64.2.0/24 pool labs ports 20 udp-ports 6 tcp-reserve 8 per-port 40
+subscribers 100.64.2.0/24 pool labs ports 20
+subscriber 100.64.0.4/32 ports 12 udp-ports 6 tcp-reserve 4 per-port 9
 subscriber 100.64.0.3/32 rate 1 burst 2
 device 100.64.1.16/28 each 32 of 100.64.1.16/28 sessions 20
 static tcp 203.0.113.1:8080 to 100.64.0.7:80
