@@ -10,8 +10,8 @@ connection that had been answered before the kill is asked, up to four times, an
                              its loss: connections begun before, but not established in time (much: the machine is too busy)
     failover/last10ms        % of those established in the last 10 ms; most of them the backup was never told of
     failover/outage_ms       longest silence of a numbered stream around the kill
-    failover/two_owners        external endpoints that two internal ones had until a second after the kill, ever answered or not;
-                               the story of each is told. Until then so many new connections come as the other side has ports
+    failover/two_owners        external endpoints that two internal ones had until a second after the kill, answered or not; the
+                               story of each is told. Until then so many new connections come as the other side has ports
                                for: who needs more may get one of a connection that died with its owner
     failover/reused            endpoints given to others within the hold-down: a quarter of the connections was closed before
                                the kill, and when the grace is over, new ones are opened again; 0 with everything in place
