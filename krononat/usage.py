@@ -114,9 +114,9 @@ class Alarm(NamedTuple):
 def alarms(state: State, pools: Sequence[str], now: int | None = None) -> list[Alarm]:
     """Everything that is watched; `pools`: their names; `now` in ticks."""
     told, moment = [], ticks() if now is None else now
-    for number in range(ALARM_POOLS + int(state.settings[0]["pools"])):
+    for number in range(ALARM_POOLS + len(pools)):
         row = state.alarms[number]
-        pool = pools[number - ALARM_POOLS] if 0 <= number - ALARM_POOLS < len(pools) else ""
+        pool = pools[number - ALARM_POOLS] if number >= ALARM_POOLS else ""
         level, count = int(row["level"]), int(row["count"])
         if number == ALARM_SUBSCRIBERS:
             level = 1 if count else 0

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-from shards import cuckoo, fragments, hops, nat, ports, refusals, sessions, shunt, wire
+from shards import cuckoo, fragments, hops, nat, parse, ports, refusals, sessions, shunt, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, read32, write16, write32
 from shards.neighbours import mac_of
-from shards.parse import is_query
 from shards.rewrite import adjust_transport, link_header
 from shards.serve import way
 from shards.state import EXTERNAL, ICMP, INBOUND, INTERNAL, OUTBOUND, TCP, UDP, Array, State
@@ -144,7 +143,7 @@ def _is_ours_to_serve(protocol: int, icmp_type: int) -> bool:
     """Whether a packet like the embedded one can have passed us and be reported on (never an ICMP error: RFC 1122 3.2.2)."""
     if protocol != ICMP:
         return protocol in (TCP, UDP)
-    return is_query(icmp_type) or icmp_type == wire.ECHO_REPLY or icmp_type == wire.TIMESTAMP_REPLY
+    return parse.is_query(icmp_type) or icmp_type == wire.ECHO_REPLY or icmp_type == wire.TIMESTAMP_REPLY
 
 
 @hot
@@ -189,6 +188,7 @@ def _translate(state: State, frames: Array, burst: Burst, i: int, inner: int) ->
         _replace_embedded(frames, inner, burst.l3[i] + burst.ip_length[i], 12, internal, internal_port)
     else:
         _conceal(frames, burst, i)
+        parse.conceal_route(frames, inner)
         _replace(frames, burst.l3[i], 12, _speaker(state, frames, burst, i, internal, external))
         _replace_embedded(frames, inner, burst.l3[i] + burst.ip_length[i], 16, external, external_port)
     l4, length = burst.l4[i], burst.ip_length[i] - (burst.l4[i] - burst.l3[i])

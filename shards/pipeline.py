@@ -179,7 +179,7 @@ def _serve_fragment(state: State, frames: Array, burst: Burst, i: int, now: int)
         _decide_one(state, frames, burst, i, now)
         fragments.learn(state, burst, i, now)
     elif burst.verdict[i] == FRAGMENT_LIMIT:
-        fragments.blame(state, burst, i, now)
+        fragments.blame(state, frames, burst, i, now)
 
 
 @hot

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from shards import invariants, sessions
 from shards.verdict import DROP, VERDICTS
-from tests import frames, shunts
+from tests import checker, frames, shunts
 from tests.bare_core import Core
 from tests.bed import Bed, fill_shards
 from tests.frames import ICMP, TCP, UDP, Packet, address, build, build_frame, mac_of
@@ -398,7 +398,7 @@ def crowded(count: int, seed: int, **sizes: int) -> Counter[str]:
             told[result.verdict] += 1
             private = core.bed.private if result.port == 1 else []
             own = result.verdict not in ("forwarded_out", "forwarded_in", "hairpinned")
-            wrong = frames.complaints(result.sent, None if own else frame, private) if result.sent else []
+            wrong = checker.complaints(result.sent, None if own else frame, private) if result.sent else []
             assert not wrong, f"{described(frame)}: {wrong}"
         core.resolve()
         told.update(result.verdict for result in core.again(now))

@@ -1,4 +1,6 @@
-"""Seeded frames of IPv6 for `fuzz`: connections both ways, echo, errors, tunnels, chains of headers; a part is damaged."""
+"""Seeded frames of IPv6 for `fuzz`: connections both ways, echo, errors, tunnels, chains of headers, some of it in fragments of
+any order, a few of which are lost, doubled or overlap; a part is damaged.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from tests.frames6 import (
     Packet6,
     address6,
     build,
+    piece,
 )
 from tests.pair import EPOCH, Pair, sender_of, sender_of6
 
@@ -74,6 +77,7 @@ class Traffic6:
     def __init__(self, seed: int, given: Bed) -> None:
         self.random = random.Random(seed)
         self.bed = given
+        self.parts: list[tuple[str, Packet6, bytes]] = []  # fragments on their way: side, of what, datagram
 
     def frame(self) -> tuple[str, bytes]:
         """One frame; one in twenty is IPv4's, which shares accounts and index."""
@@ -83,8 +87,8 @@ class Traffic6:
             host = 0x64400000 + self.random.randrange(20)
             four = Packet(UDP, host, 0xC6336409, 4000 + self.random.randrange(9), 53)
             return side, build_frame(mac_of(port.address), sender_of(self.bed, side, four), build4(four), port.vlan)
-        packet = self._packet(side)
-        data, damage = build(packet), self.random.random()
+        side, packet, data = self._datagram(side)
+        damage = self.random.random()
         if damage < 0.2:
             data = self._damaged(data)
         frame = build_frame(mac_of(port.address), sender_of6(self.bed, side, packet), data, port.vlan, 0x86DD)
@@ -93,6 +97,33 @@ class Traffic6:
         elif 0.23 < damage < 0.27:
             frame += self.random.randbytes(self.random.randrange(40))
         return side, frame[:3000]
+
+    def _datagram(self, side: str) -> tuple[str, Packet6, bytes]:
+        """Side, packet, and its bytes or those of a fragment of it."""
+        if self.random.random() < 0.04:
+            packet = self._packet(side)
+            before, after = self._headers()[:1], self._headers()[:1]
+            header = FRAGMENT, b"\0\0\0" + self.random.randrange(8).to_bytes(4, "big")
+            whole = build(replace(packet, headers=(*before, header, *after)))
+            self.parts += [(side, packet, part) for part in self._cut(whole)]
+        if self.parts and self.random.random() < 0.4:
+            return self.parts.pop(0)
+        packet = self._packet(side)
+        return side, packet, build(packet)
+
+    def _cut(self, data: bytes) -> list[bytes]:
+        """The fragments of a datagram in any order; now and then one is lost, doubled, or overlaps others."""
+        size, chance = len(data) - 48, self.random.random
+        ends = sorted({8 * self.random.randrange(1, size // 8 + 2) for _ in range(self.random.choice((1, 1, 2, 3)))} - {size})
+        parts = [piece(data, first, last) for first, last in zip([0, *ends], [*ends, size + 8], strict=True)]
+        if chance() < 0.1:
+            first = 8 * self.random.randrange(size // 8 + 1)
+            parts.append(piece(data, first, first + 8 * self.random.randrange(4)))
+        if chance() < 0.1:
+            parts.append(self.random.choice(parts))
+        if chance() < 0.6:
+            self.random.shuffle(parts)
+        return parts[1:] if chance() < 0.1 else parts
 
     def _packet(self, side: str) -> Packet6:
         near, far = self._subscriber(), self._remote()
@@ -177,9 +208,13 @@ def compared6(given: Bed, count: int, seed: int) -> Counter[str]:
         pair.pass_time(EPOCH + 1000 * (number // BURST // 4))
         arrivals = [traffic.frame() for _ in range(min(BURST, count - number))]
         pair.core.resolve(*(host for _, frame in arrivals for host in _addresses(frame)))
+        told.update(result.verdict for result in pair.wait())
         told.update(result.verdict for result in pair.receive(arrivals))
         if number // BURST % 50 == 0:
             pair.compare_sessions()
+    pair.pass_time(pair.now + 5000)
+    told.update(result.verdict for result in pair.wait())
+    told["held"] = 0
     pair.check()
     return told
 

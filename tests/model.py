@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
 from tests import shunts
-from tests.admission import FIN, RST, SYN, admit, is_fragment, names_no_host
+from tests.admission import FIN, RST, SYN, admit, beginning, blanked, is_fragment, names_no_host
 from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, contains, longest
-from tests.datagrams import Datagram, Datagrams
+from tests.datagrams import Datagrams, Part, Service
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
 from tests.frames6 import Packet6, is_six_frame
 from tests.limits import TOLD_REFUSALS, Limits
@@ -94,7 +94,7 @@ class Model:
         self.pass_time(now)
         self.came = None
         if self.bed.subscribers6 and is_six_frame(frame):
-            return self.six.receive(side, frame)
+            return self.six.receive(side, frame, until)
         try:
             packet = admit(self.bed.at(side)[1], frame)
             side = side.rstrip("2")
@@ -103,6 +103,8 @@ class Model:
                 side = self.came.side
         except Malformed as wrong:
             return Outcome(wrong.verdict)
+        if side == "inside" or self.bed.stick:
+            packet = replace(packet, ip_options=blanked(packet.ip_options))
         if self.bed.stick:
             side = "inside" if self._prefix_of(packet.source) else "outside"
         if is_fragment(packet):
@@ -130,19 +132,23 @@ class Model:
 
     def _receive_fragment(self, packet: Packet, side: str, choose: Choose, until: int) -> Outcome:
         key = side, self._came_turned, packet.source, packet.destination, packet.protocol, packet.id
-        try:
-            datagram = self.datagrams.meet(key, packet, self.now, until, lambda: self._plausible(packet, side))
-            if packet.fragment & 0x1FFF:
-                return self._follow(datagram, packet, side, until)
-            first = self.datagrams.lead(datagram, packet, self.now)
-        except Malformed as wrong:
-            return Outcome(wrong.verdict)
-        outcome = self._decide(first, side, choose)._replace(datagram=datagram)
-        self.datagrams.learn(datagram, outcome, self.now)
-        return outcome
+        ours = packet.source if side == "inside" else packet.destination
+        offset, more = 8 * (packet.fragment & 0x1FFF), bool(packet.fragment & 0x2000)
+        service = Service(
+            lambda: self._plausible(packet, side, offset),
+            lambda: beginning(packet),
+            lambda first: self._decide(first, side, choose),
+            lambda first: self._follow(packet, first),
+        )
+        return self.datagrams.serve(Part(key, ours, offset, len(packet.payload), more), self.now, until, service)
 
-    def _plausible(self, packet: Packet, side: str) -> None:
-        """Nobody has a datagram under way who could not send, or be sent, anything."""
+    def _plausible(self, packet: Packet, side: str, offset: int) -> None:
+        """It can be (RFC 791, RFC 3128), and nobody has a datagram under way who could not send, or be sent, anything."""
+        size = len(packet.payload)
+        if not size or (packet.fragment & 0x2000 and size % 8) or offset + size > 65535 - 20:
+            raise Malformed("bad_fragment")
+        if packet.protocol == TCP and 0 < offset < 20:
+            raise Malformed("tiny_fragment")
         if side == "inside" and not self._prefix_of(packet.source):
             raise Malformed("spoofed_source")
         if self._prefix_of(packet.destination):
@@ -152,25 +158,21 @@ class Model:
         if side == "outside" and not self._came_turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
             raise Malformed("spoofed_source")
 
-    def _follow(self, datagram: Datagram, packet: Packet, side: str, until: int) -> Outcome:
-        first = datagram.first
-        if first is None and not datagram.refused:
-            self.datagrams.hold(datagram, self.now, until)
-            return Outcome("held", packet, patience=2000, datagram=datagram, follows=True)
+    def _follow(self, packet: Packet, first: Outcome) -> Outcome:
+        """A fragment behind the first goes its way; nobody is told about one (RFC 1122 3.2.2)."""
+        assert isinstance(first.packet, Packet)
+        packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
         try:
-            if first is None or first.packet is None or datagram.refused:
-                raise Refused("fragment_refused")
-            packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
             if first.shunt:
+                if self.bed.shard(first.shunt.shard).role == "active":
+                    raise Refused("fragment_refused")
                 self._need_authority(first.shunt.shard, packet, first.shunt.side, first.shunt.turned)
-            outcome = self._send(packet, first.side, first.verdict)._replace(datagram=datagram)
+            outcome = self._send(packet, first.side, first.verdict)
             return Outcome("neighbour_unresolved") if outcome.verdict == "held" else outcome
         except Refused as refused:
             return Outcome(refused.verdict)
         except Shunted as shunted:
-            return shunted.outcome._replace(datagram=datagram) if shunted.outcome.shunt else Outcome("no_authority")
-        finally:
-            self.datagrams.end_if_whole(datagram)
+            return shunted.outcome if shunted.outcome.shunt else Outcome("no_authority")
 
     # --- from core to core ------------------------------------------------------------------------------------------------
 
@@ -575,7 +577,8 @@ class Model:
             raise Refused("icmp_unrelated")
         shown = concealed(packet)
         source = self._speaker(mapping.external[0]) if packet.source != mapping.internal[0] else mapping.external[0]
-        return replace(shown, source=source, about=with_destination(embedded(shown), mapping.external))
+        about = with_destination(embedded(shown), mapping.external)
+        return replace(shown, source=source, about=replace(about, ip_options=blanked(about.ip_options)))
 
     def _speaker(self, external: int) -> int:
         """The address by which routers of the inside are known outside; that of what they speak about if none is reserved."""
