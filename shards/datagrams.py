@@ -75,6 +75,18 @@ def identification(frames: Array, burst: Burst, i: int) -> int:
 
 
 @hot
+def sender(state: State, frames: Array, burst: Burst, i: int) -> int:
+    """Account of the subscriber that sent an outbound fragment; 0: of nobody's."""
+    realm = whole(state.ports[burst.port[i]]["internal_realm"])
+    if burst.six[i] == 0:
+        account, _ = nat.find_account(state, realm, burst.source[i])
+        return account
+    high = wire.word_at(frames, burst.l3[i] + 8)
+    p = firewall6.prefix_of(state, realm, high)
+    return 0 if p < 0 else firewall6.subscriber_of(state, p, high)
+
+
+@hot
 def ours(state: State, frames: Array, burst: Burst, i: int) -> Word:
     """Who of ours a fragment is from or for, as a word: an address, of IPv6 the upper half of the subscriber's whole prefix."""
     outbound = burst.direction[i] == OUTBOUND

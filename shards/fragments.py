@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import datagrams, rewrite, shunt
+from shards import datagrams, refusals, rewrite, shunt
 from shards.burst import Burst
 from shards.datagrams import Name
 from shards.fragment_rows import FRAGMENTS, IDENTITIES, PIECES_EACH, SHARES
@@ -84,6 +84,15 @@ def meet(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     if verdict != UNDECIDED:
         return verdict
     return _follow(state, frames, burst, i, at, now) if offset else _lead(state, frames, burst, i, at, now)
+
+
+@hot
+def blame(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    """A fragment was too many: count it for the subscriber that sent it. For whom one from outside is, nobody knows."""
+    if burst.direction[i] == OUTBOUND:
+        account = datagrams.sender(state, frames, burst, i)
+        if account:
+            refusals.note(state, burst, i, account, 0, now)
 
 
 @hot

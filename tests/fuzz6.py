@@ -29,7 +29,7 @@ BURST = 64
 
 RICH6 = """
 pool 203.0.113.0/30 block 64 blocks 8
-subscribers 100.64.0.0/24 sessions 60
+subscribers 100.64.0.0/24 sessions 60 udp-sessions 30 icmp-reserve 5
 subscribers 100.64.1.0/24 rate 20 burst 20
 subscribers 100.64.2.0/24
 subscribers6 2400:c0de::/48 each 56 of 100.64.0.0/24
@@ -42,6 +42,8 @@ rule6 outbound tcp remote-ports 25 reject
 rule6 both udp remote 2600::4/128 drop
 rule6 inbound any remote 2600::5/128 drop
 echo6 off
+refusal-code 1 six 1
+timeout-port udp 53 7.5
 inside address 172.16.0.1/24 gateway 172.16.0.2 address6 2400:c0de:fff::1/64 gateway6 fe80::2 partial
 outside address 192.0.2.2/24 gateway 192.0.2.1 address6 2600:1::2/64 gateway6 fe80::1 vlan 77 mtu 1400
 failed 2600:1::66

@@ -28,6 +28,7 @@ from tests.frames6 import (
     part_of,
     transport_at,
 )  # fmt: skip
+from tests.limits import TOLD_REFUSALS
 from tests.outcome import Outcome, Shunted, Waits, Way
 from tests.translation import Refused, first_state, may_open
 
@@ -100,6 +101,8 @@ class Model6:
         try:
             return decide()
         except Refused as refused:
+            if refused.verdict in TOLD_REFUSALS:
+                return Outcome(refused.verdict, reply=self.model.tell_refusal(self.bed.mate(packet.source), six=True))
             owed = refused.reply if not packet.is_error and self.model.may_tell(refused.reply, side, six=True) else None
             return Outcome(refused.verdict, reply=owed)
         except (Waits, Shunted) as going:
@@ -179,9 +182,9 @@ class Model6:
     def _shard(self, key: Tuple6) -> int:
         return self.model.pool(self._mate(key)).shard
 
-    def count(self, unit: IPv4Network) -> int:
-        """Sessions of the subscriber with these IPv4 addresses."""
-        return sum(self._mate(key) == int(unit.network_address) for key in self.sessions)
+    def protocols(self, unit: IPv4Network) -> list[int]:
+        """Of each session of the subscriber with these IPv4 addresses."""
+        return [key[0] for key in self.sessions if self._mate(key) == int(unit.network_address)]
 
     # --- out --------------------------------------------------------------------------------------------------------------
 
@@ -213,9 +216,10 @@ class Model6:
         if packet.protocol == TCP and not may_open(packet.flags, invited or self.model.picks_up(self._mate(key), packet.flags)):
             raise Refused("tcp_not_opening")
         self._find_way(packet, turns)
-        self.model.obey_limits(self._mate(key), False, devices=False)
+        self.model.obey_limits(self._mate(key), packet.protocol, None, devices=False)
         opening = {TCP: first_state_of(packet), ICMP6: "query"}.get(packet.protocol, "udp")
-        session = Session6(*key, opening, self.model.now + self.model.lifetime(opening))
+        session = Session6(*key, opening, 0)
+        session.expiry = self.model.now + self.model.lifetime(session)
         self.model.soonest = min(self.model.soonest, session.expiry)
         self.sessions[key] = session
         return session
@@ -293,7 +297,7 @@ class Model6:
     def _met(self, key: Tuple6) -> Session6 | None:
         session = self.sessions.get(key)
         if session and session.expiry <= self.model.now:
-            session.expiry = self.model.now + self.model.lifetime(session.state)
+            session.expiry = self.model.now + self.model.lifetime(session)
         return session
 
     def ways(self, side: str, host: int) -> tuple[Way, ...]:

@@ -12,6 +12,7 @@ from ipaddress import IPv6Address
 from typing import Any
 
 from shards import invariants, sessions, tcp
+from shards.lifetimes import STATE_MASK
 from tests import checker, frames, frames6, model6, shunts
 from tests.admission import blanked
 from tests.bare_core import Core, Result
@@ -85,7 +86,11 @@ class Pair:
             internal = int(row["internal_address"]), int(row["internal_port"])
             remote = int(row["remote_address"]), int(row["remote_port"])
             external = int(row["external_address"]), int(row["external_port"])
-            theirs[int(row["internal_realm"]) >> 24, internal, remote] = external, tcp.STATES[row["state"]], int(row["expiry"])
+            theirs[int(row["internal_realm"]) >> 24, internal, remote] = (
+                external,
+                tcp.STATES[row["state"] & STATE_MASK],
+                int(row["expiry"]),
+            )
         self._compare_sessions6()
         assert theirs == ours, f"sessions differ: only pipeline {_missing(theirs, ours)}, only model {_missing(ours, theirs)}"
 
@@ -98,7 +103,7 @@ class Pair:
                 (int(flow[f"{end}_high"]) << 64 | int(flow[f"{end}_low"]), int(flow[f"{end}_port"]))
                 for end in ("internal", "remote")
             ]
-            theirs[int(flow["realm"]) >> 24, ends[0], ends[1]] = tcp.STATES[row["state"]], int(row["expiry"])
+            theirs[int(flow["realm"]) >> 24, ends[0], ends[1]] = tcp.STATES[row["state"] & STATE_MASK], int(row["expiry"])
         assert theirs == ours, f"sessions differ: only pipeline {_missing(theirs, ours)}, only model {_missing(ours, theirs)}"
 
     # --- frames -----------------------------------------------------------------------------------------------------------

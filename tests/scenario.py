@@ -179,7 +179,8 @@ class Runner(Pair):
 
     def _do_holds(self, told: str, *_: object) -> str:
         totals = self.core.state.shards
-        there = {"sessions": int(totals["sessions"].sum()), "mappings": int(totals["mappings"].sum()), "blocks": self._blocks()}
+        there = {"sessions": int(totals["sessions"].sum()), "mappings": int(totals["mappings"].sum())}
+        there |= {"blocks": self._blocks(), "refused": int(self.core.state.accounts["refused"].sum())}
         wanted = {word: int(number) for number, word in zip(told.split()[::2], told.split()[1::2], strict=True)}
         assert wanted == {word: there[word] for word in wanted}, f"the scenario says {wanted}, there are {there}"
         return ""
