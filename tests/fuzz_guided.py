@@ -206,7 +206,7 @@ class Bench:
 
     def seeds(self) -> list[bytes]:
         """What to begin with: about the mappings that are open, and fragments of it all."""
-        names = {}
+        names: dict[str, str] = {}
         for (protocol, external), _ in self.pair.model.owners.items():
             word = {1: "icmp", 6: "tcp", 17: "udp"}[protocol]
             names |= {f"${word}": spell(*external), f"@{word}": spell(external[0], 0)}
