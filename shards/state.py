@@ -363,6 +363,8 @@ CORE = np.dtype(
     [
         ("wheel_at", "u8"),  # last slot of the wheel that was served, counted since boot
         ("breaths", "u8"),
+        ("clock_ahead", "i8"),  # ticks, of the packets' clock; and the tick at which it stands, 0: it goes (krononat.clock)
+        ("clock_stands", "u8"),
         ("next_extent", "u4"),
         ("icmp_tokens", "u4", (2,)),  # thousandths, by direction of what is answered
         ("icmp_tokens_at", "u4", (2,)),
@@ -384,7 +386,7 @@ CORE = np.dtype(
         ("parts_at", "u4"),  # tick at which it was last looked whether one has waited long enough
         ("swept_at", "u4"),  # and when rows of FRAGMENTED that are due were last ended
         ("cuts", "u4"),  # rows of this burst that are longer than their next link's MTU
-        ("spare", "u1", (20,)),
+        ("spare", "u1", (4,)),
     ]
 )
 assert CORE.itemsize == 128
