@@ -112,8 +112,14 @@ class Client:
     def __init__(self, state: State, movable: bool = True, busy: bool = False) -> None:
         self.told: list[dict[str, Any]] = []
         self.sent: list[dict[str, Any]] = []
-        self.answers = ClockAnswers(lambda message: not busy and not self.sent.append(message), state, movable)
+        self.busy = busy
+        self.answers = ClockAnswers(self.send, state, movable)
         self.ask: Handler = self.answers.handlers()["clock"]
+
+    def send(self, message: dict[str, Any]) -> bool:
+        """To the worker."""
+        self.sent += [] if self.busy else [message]
+        return not self.busy
 
     def asks(self, **order: Any) -> None:
         """An order comes."""
@@ -197,7 +203,12 @@ def test_what_may_not(word: str) -> None:
 def test_the_command_tells_how_the_clock_is(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = {"clock": {"now": 9, "ahead_ms": -1500, "stands": True}, "movable": True}
     asked: list[Any] = []
-    monkeypatch.setattr("krononat.client.ask", lambda path, request, **_: asked.append((path, request)) or answer)
+
+    def ask(path: str, request: dict[str, Any], **_: float) -> dict[str, Any]:
+        asked.append((path, request))
+        return answer
+
+    monkeypatch.setattr("krononat.client.ask", ask)
     run = click.testing.CliRunner().invoke
     assert run(lab, ["clock", "--socket", "/x", "+3"]).output == "1.500 s behind, stands\n"
     assert '"movable": true' in run(lab, ["clock", "--socket", "/x", "-o", "json"]).output
