@@ -40,13 +40,17 @@ class FarEnd:
         self._device, self._place = dict(devices), {device: place for place, device in devices.items()}
         self.silent: set[int] = set()
         self.came: list[Came] = []
-        self.answered = 0  # frames sent that no scenario knows of
+        self.answered = 0  # frames sent to ports that no scenario knows of
         with where.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
         self._socket.setsockopt(_SOL_PACKET, _AUXDATA, 1)
         self._socket.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
         self._socket.setblocking(False)
+
+    def also(self, wires: Mapping[str, str]) -> None:
+        """By these devices, too, places are reached: device -> place."""
+        self._place = {device: place for place, device in self._device.items()} | dict(wires)
 
     def close(self) -> None:
         """Let the namespace go."""
@@ -65,9 +69,8 @@ class FarEnd:
                 frame, beside, _, address = self._socket.recvmsg(1 << 16, 64)
             except BlockingIOError:
                 return
-            place = self._place.get(address[0])
-            if place:
-                self._take(place, _retagged(frame, beside))
+            if address[0] in self._place:
+                self._take(address[0], _retagged(frame, beside))
 
     def forget(self) -> None:
         """Nothing has come yet."""
@@ -77,36 +80,36 @@ class FarEnd:
         """A station says, unasked, who it is; a kernel that waits for it believes that. `port`: the core's."""
         core = mac_of(port.address)
         told = _advertisement(host, port.address6) if host >> 32 else _arp_reply(host, core, port.address)
-        self._answer(place, told, core, port.vlan, host)
+        self._answer(self._device[place], told, core, port.vlan, host)
 
     # --- who asks -----------------------------------------------------------------------------------------------------
 
-    def _take(self, place: str, frame: bytes) -> None:
+    def _take(self, device: str, frame: bytes) -> None:
         at = 18 if frame[12:14] == b"\x81\0" else 14
         ethertype, vlan = int.from_bytes(frame[at - 2 : at], "big"), int.from_bytes(frame[14:16], "big") & 0xFFF
         vlan = vlan if at == 18 else 0
         if ethertype == ARP:
-            self._hear_arp(place, frame[at:], vlan)
+            self._hear_arp(device, frame[at:], vlan)
         elif ethertype == IPV6 and _is_of_the_link(frame[at:]):
-            self._hear_discovery(place, frame[at:], frame[6:12], vlan)
+            self._hear_discovery(device, frame[at:], frame[6:12], vlan)
         else:
-            self.came.append(Came(place, frame))
+            self.came.append(Came(self._place[device], frame))
 
-    def _hear_arp(self, place: str, data: bytes, vlan: int) -> None:
+    def _hear_arp(self, device: str, data: bytes, vlan: int) -> None:
         operation, sender = int.from_bytes(data[6:8], "big"), data[8:14]
         asks, wanted = int.from_bytes(data[14:18], "big"), int.from_bytes(data[24:28], "big")
         if operation == 1 and asks != wanted and wanted not in self.silent:
-            self._answer(place, _arp_reply(wanted, sender, asks), sender, vlan, wanted)
+            self._answer(device, _arp_reply(wanted, sender, asks), sender, vlan, wanted)
 
-    def _hear_discovery(self, place: str, data: bytes, sender: bytes, vlan: int) -> None:
+    def _hear_discovery(self, device: str, data: bytes, sender: bytes, vlan: int) -> None:
         asks, wanted = int.from_bytes(data[8:24], "big"), int.from_bytes(data[48:64], "big")
         if data[6] == 58 and data[40] == _SOLICITATION and asks and wanted not in self.silent:
-            self._answer(place, _advertisement(wanted, asks), sender, vlan, wanted)
+            self._answer(device, _advertisement(wanted, asks), sender, vlan, wanted)
 
-    def _answer(self, place: str, told: tuple[int, bytes], to: bytes, vlan: int, host: int) -> None:
-        self.answered += 1
+    def _answer(self, device: str, told: tuple[int, bytes], to: bytes, vlan: int, host: int) -> None:
+        self.answered += device in self._device.values()
         sender = mac_of6(host) if host >> 32 else mac_of(host)
-        self.send(place, build_frame(to, sender, told[1], vlan, told[0]))
+        self._socket.sendto(build_frame(to, sender, told[1], vlan, told[0]), (device, 0))
 
 
 def _arp_reply(host: int, to: bytes, asks: int) -> tuple[int, bytes]:

@@ -116,12 +116,14 @@ class Runner(Pair):
         super().__init__(scenario.bed, core)
         self.scenario = scenario
         self.names: dict[str, str] = {}
+        self.happened = ""  # in the last step
 
     def take(self, step: Step, rewrite: bool) -> None:
         """Do one step, and compare or rewrite."""
         self._go_on(step.when)
         happened = [getattr(self, f"_do_{step.verb}")(self._with_names(step.told), step.verb, i) for i in range(step.count)]
         happened = [self._as_written(text, step.wanted) for text in happened]
+        self.happened = happened[0] if happened else ""
         self.compare_sessions()
         where = f"{self.scenario.path.name}:{step.line + 1}"
         if step.count > 1:

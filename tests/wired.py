@@ -136,8 +136,17 @@ class Group(NamedTuple):
 _NAME, _SOCKET = "wired", Path("/run/wired.sock")  # in configurations that are only compared
 
 
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """The scenarios that can be played to a real core, those that are given the same one after another."""
+
+    def given(path: Path) -> tuple[list[str], str]:
+        return sorted(line for line in path.read_text().splitlines() if line.startswith("given ")), path.stem
+
+    return [path for path in sorted(paths, key=given) if not wired_config.why_not(scenario.parse(path))]
+
+
 def groups(paths: Iterable[Path]) -> list[Group]:
-    """The scenarios that can be played to a real core, those for one core together, the most first."""
+    """The scenarios that can be played to a real core, those for one core together."""
     found: dict[tuple[str, str], list[Path]] = {}
     for path in paths:
         told = scenario.parse(path)
@@ -145,8 +154,7 @@ def groups(paths: Iterable[Path]) -> list[Group]:
             # A core that has once heard of a neighbour knows it: who is silent, or fails, must be so from the start.
             alone = path.stem if told.bed.silent | told.bed.failed else ""
             found.setdefault((wired_config.of(told.bed, _NAME, _SOCKET), alone), []).append(path)
-    told_groups = [Group(config, tuple(told), alone != "") for (config, alone), told in found.items()]
-    return sorted(told_groups, key=lambda group: -len(group.paths))
+    return [Group(config, tuple(told), alone != "") for (config, alone), told in found.items()]
 
 
 class _Seat:

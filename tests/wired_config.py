@@ -34,17 +34,18 @@ class Unwired(Exception):
 def why_not(scenario: Scenario) -> str:
     """Why a scenario cannot be played to a real core that is alone; empty where it can."""
     try:
-        of(scenario.bed, "unwired", Path("/unwired"))
+        _refuse(scenario.bed)
     except Unwired as reason:
         return str(reason)
     told = [f"{step.verb} {step.told}" for step in scenario.steps]
     if any(words.startswith(("now shard", "now peer", "from ")) for words in told):
-        return _CLUSTER
-    return _BFD if any(words.startswith("now leg") and "peer lost" in words for words in told) else ""
+        return CLUSTER
+    return BFD if any(words.startswith("now leg") and "peer lost" in words for words in told) else ""
 
 
-_CLUSTER = "needs other cores: the laboratories of clusters have those (tests/test_cluster_lab.py, test_shunt.py)"
-_BFD = "needs a neighbour that speaks BFD: tests/test_bfd_live.py and test_legs_lab.py have one"
+CLUSTER = "needs other cores: the laboratories of clusters have those (tests/test_cluster_lab.py, test_shunt.py)"
+BFD = "needs a neighbour that speaks BFD: tests/test_bfd_live.py and test_legs_lab.py have one"
+SECONDS = "timers of a configuration are whole seconds"
 
 
 def of(bed: Bed, name: str, socket: Path) -> str:
@@ -97,9 +98,9 @@ def _refuse(bed: Bed) -> None:
                 raise LookupError(f"tests/wired_config.py does not know what `{field.name}` of a {type(each).__name__} is")
     shards = bed.shards.values()
     if bed.peers or bed.two_sides or bed.loopback or any(shard.role != "active" or shard.pickup_s for shard in shards):
-        raise Unwired(_CLUSTER)
+        raise Unwired(CLUSTER)
     if any(value != int(value) for value in bed.timeouts_s.values()):
-        raise Unwired("timers of a configuration are whole seconds")
+        raise Unwired(SECONDS)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------

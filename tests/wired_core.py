@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -67,6 +67,7 @@ class Wires(contextlib.ExitStack):
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
+        self._tagged: dict[str, str] = {}  # place -> device of its tag
 
     def __enter__(self) -> Wires:
         self.near, self.far = (self.enter_context(namespace(f"{self._name}-{end}")) for end in ("core", "far"))
@@ -78,6 +79,8 @@ class Wires(contextlib.ExitStack):
             self.far.ip(f"link set {place} mtu {LONGEST_MTU}")
             for end in (self.near, self.far):
                 end.run("ethtool", "--offload", place, "tx", "off")
+        probe = self.near.run(*["ip", "link", "add", "link", "inside", "name", "probe", "type", "vlan", "id", "9"], check=False)
+        self._knows_no_tags = probe.returncode != 0
         subprocess.run(["ip", "netns", "exec", self.near.name, "nft", "-f", "-"], input=_MUTE, text=True, check=True)
         self.stations = self.enter_context(contextlib.closing(FarEnd(self.far, dict(zip(PLACES, PLACES, strict=True)))))
         return self
@@ -89,13 +92,29 @@ class Wires(contextlib.ExitStack):
         self.far.ip_batch(f"link set {place} {'up' if place in wanted else 'down'}" for place in PLACES)
         ups = [f"link set {place} address {mac_of(port.address).hex(':')} mtu 1500 up" for place, port in wanted.items()]
         self.near.ip_batch(ups)
+        self._lay_tagged({place: port for place, port in wanted.items() if port.vlan})
         self.ask(list(wanted), _MANY)
         self.stations.listen()
         self.stations.forget()
 
+    def _lay_tagged(self, ports: Mapping[str, Port]) -> None:
+        """Where the kernel has no 802.1Q another wire does what its device for the tag would: the core's own ARP goes there."""
+        for device in self._tagged.values():
+            self.near.ip(f"link del {device}")
+        self._tagged.clear()
+        for place, port in ports.items() if self._knows_no_tags else ():
+            device = self._tagged[place] = f"{place}.{port.vlan}"[-15:]
+            self.near.ip(
+                f"link add {device} address {mac_of(port.address).hex(':')} type veth peer {device} netns {self.far.name}"
+            )
+            self.near.ip(f"link set {device} up")
+            self.far.ip(f"link set {device} up")
+        self.stations.also({device: place for place, device in self._tagged.items()})
+
     def ask(self, devices: Sequence[str], times: int) -> None:
         """How often the core's kernel asks for a neighbour before it gives it up."""
-        paths = [f"{family}/neigh/{device}" for family in ("ipv4", "ipv6") for device in ("default", *devices)]
+        told = ["default", *devices, *self._tagged.values()]
+        paths = [f"{family}/neigh/{device}" for family in ("ipv4", "ipv6") for device in told]
         with self.near.entered():
             for path in paths:
                 with contextlib.suppress(FileNotFoundError):  # where the MTU is less than IPv6's least
