@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -186,7 +186,7 @@ class WiredCore(Core):
     def __init__(self, wires: Wires, appliance: Appliance, bed: Bed) -> None:
         self.wires, self.appliance, self.bed, self.stations = wires, appliance, bed, wires.stations
         self.stations.silent = set(bed.silent | bed.failed)
-        self._wait(appliance.is_up, "it does not answer")
+        self._wait(appliance.is_up, "it does not answer", START_S)
         self.now = appliance.clock(stands=True)
         self.state = appliance.memory()
         wires.near.ip_batch(f"link set {place} mtu {LONGEST_MTU}" for place in bed.places())  # what is longer comes in, too
@@ -275,7 +275,7 @@ class WiredCore(Core):
         """Kill the worker; another one goes on with its memory."""
         worker = self.appliance.status()["worker"]
         os.kill(worker["pid"], signal.SIGKILL)
-        self._wait(lambda: self._has_restarted(worker["restarts"]), "no worker comes again")
+        self._wait(lambda: self._has_restarted(worker["restarts"]), "no worker comes again", START_S)
         assert self.appliance.clock() == self.now, "the clock went on while there was no worker"
         self.settle()
 
@@ -352,8 +352,8 @@ class WiredCore(Core):
         """Until everybody who is asked for has answered, but the silent ones, and the worker knows it."""
         self._wait(lambda: not self._asked(), "a neighbour does not answer")
 
-    def _wait(self, condition: Any, told: str) -> None:
-        deadline = time.monotonic() + (START_S if condition == self.appliance.is_up else PATIENCE_S)
+    def _wait(self, condition: Callable[[], bool], told: str, patience_s: float = PATIENCE_S) -> None:
+        deadline = time.monotonic() + patience_s
         while not condition():
             assert time.monotonic() < deadline, f"{told}: {self._how()}"
             self.stations.listen(0.0005)
