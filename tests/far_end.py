@@ -6,6 +6,7 @@ ones; it sends the frames that a scenario's stations send, and keeps those that 
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
@@ -40,7 +41,6 @@ class FarEnd:
         self._device, self._place = dict(devices), {device: place for place, device in devices.items()}
         self.silent: set[int] = set()
         self.came: list[Came] = []
-        self.answered = 0  # frames sent to ports that no scenario knows of
         with where.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
@@ -73,8 +73,10 @@ class FarEnd:
                 self._take(address[0], _retagged(frame, beside))
 
     def forget(self) -> None:
-        """Nothing has come yet."""
-        self.came.clear()
+        """Whatever has come is of no interest, nor who has asked."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._socket.recv(1)
 
     def announce(self, place: str, host: int, port: Port) -> None:
         """A station says, unasked, who it is; a kernel that waits for it believes that. `port`: the core's."""
@@ -90,7 +92,7 @@ class FarEnd:
         vlan = vlan if at == 18 else 0
         if ethertype == ARP:
             self._hear_arp(device, frame[at:], vlan)
-        elif ethertype == IPV6 and _is_of_the_link(frame[at:]):
+        elif ethertype == IPV6 and is_of_the_link(frame[at:]):
             self._hear_discovery(device, frame[at:], frame[6:12], vlan)
         else:
             self.came.append(Came(self._place[device], frame))
@@ -107,7 +109,6 @@ class FarEnd:
             self._answer(device, _advertisement(wanted, asks), sender, vlan, wanted)
 
     def _answer(self, device: str, told: tuple[int, bytes], to: bytes, vlan: int, host: int) -> None:
-        self.answered += device in self._device.values()
         sender = mac_of6(host) if host >> 32 else mac_of(host)
         self._socket.sendto(build_frame(to, sender, told[1], vlan, told[0]), (device, 0))
 
@@ -127,7 +128,7 @@ def _advertisement(host: int, to: int) -> tuple[int, bytes]:
     return IPV6, struct.pack(">IHBB", 6 << 28, len(message), 58, 255) + addresses + message
 
 
-def _is_of_the_link(data: bytes) -> bool:
+def is_of_the_link(data: bytes) -> bool:
     """Whether a datagram is one of those by which a link keeps house."""
     if data[24] == 0xFF:
         return True

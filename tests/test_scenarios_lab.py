@@ -5,12 +5,18 @@ What cannot be played so is named here with its reason, where its name is a requ
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import click.testing
 import pytest
 
+from krononat.client import Trouble
+from krononat.lab.commands import lab
 from tests import scenario, wired, wired_config
+from tests.bed import Bed
 from tests.wired import Stage
 from tests.wired_config import CLUSTER, SECONDS
 
@@ -31,6 +37,27 @@ def test_every_requirement_is_played_over_af_xdp_or_named() -> None:
     assert len(FILES) > 5 * len(reasons)
 
 
+def test_the_command_says_why_a_scenario_cannot_be_played(tmp_path: Path) -> None:
+    run = click.testing.CliRunner().invoke
+    done = run(lab, ["scenario", str(scenario.SCENARIOS / "shunt-by-the-inside.nat")])
+    assert isinstance(done.exception, Trouble) and done.exception.why == CLUSTER
+    (tmp_path / "x.nat").write_text("given nonsense\n")
+    done = run(lab, ["scenario", str(tmp_path / "x.nat")])
+    assert isinstance(done.exception, Trouble) and "x.nat:1: nothing can be given about 'nonsense'" in done.exception.why
+
+
+def test_what_nobody_has_said_how_to_configure_is_an_error() -> None:
+    with pytest.raises(LookupError, match="does not know what `colour` of a Coloured is"):
+        wired_config.why_not(scenario.Scenario(Path("x.nat"), [], Coloured(colour="green")))
+
+
+@dataclass
+class Coloured(Bed):
+    """With something that scenarios may be given one day."""
+
+    colour: str = ""
+
+
 @pytest.fixture(scope="module")
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """For those that are to be played."""
@@ -46,3 +73,15 @@ def test_scenario(path: Path, stage: Stage) -> None:
     played = stage.play(path)
     words = STEPS_LEFT_OUT.get(path.stem, [])
     assert len(played.left_out) == len(words) and all(word in told for word, told in zip(words, played.left_out, strict=True))
+
+
+@pytest.mark.lab
+def test_the_command_plays_two_hours_and_four_minutes() -> None:
+    path = scenario.SCENARIOS / "rfc5382-req2-three-way-handshake.nat"
+    done = click.testing.CliRunner().invoke(lab, ["scenario", str(path), "-o", "json"])
+    told = json.loads(done.output)
+    assert done.exit_code == 0 and told["held"] and not told["why"]
+    assert [step["came"] for step in told["steps"] if step["step"].startswith("state")] == [
+        "init", "established", "fin_out", "closing",
+    ]  # fmt: skip
+    assert any(step["step"].startswith("at +7439s") for step in told["steps"])

@@ -94,13 +94,17 @@ def _refuse(bed: Bed) -> None:
     for each in told:
         for field in fields(each):
             default = field.default_factory() if field.default_factory is not MISSING else field.default
-            if getattr(each, field.name) != default and field.name not in _PLACED[type(each)].split():
+            if getattr(each, field.name) != default and field.name not in _placed(each):
                 raise LookupError(f"tests/wired_config.py does not know what `{field.name}` of a {type(each).__name__} is")
     shards = bed.shards.values()
     if bed.peers or bed.two_sides or bed.loopback or any(shard.role != "active" or shard.pickup_s for shard in shards):
         raise Unwired(CLUSTER)
     if any(value != int(value) for value in bed.timeouts_s.values()):
         raise Unwired(SECONDS)
+
+
+def _placed(given: Any) -> set[str]:
+    return {name for kind, names in _PLACED.items() if isinstance(given, kind) for name in names.split()}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------

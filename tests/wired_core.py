@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 
 from krononat import client
-from shards.outcomes import OUTCOMES, REDIRECT
+from shards.outcomes import NEIGHBOUR_DISCOVERY, NOT_IP, OUTCOMES, REDIRECT
 from shards.state import FAILED, WANTED, State, open_state, read_header, state_bytes
-from shards.verdict import FRAGMENTED, PIECES, RECEIVED, SENT, VERDICTS
+from shards.verdict import FORWARD, FRAGMENTED, ORIGINATED, PIECES, RECEIVED, SENT, SHUNT, VERDICTS
 from tests import bed6, frames
 from tests.bare_core import Core, Result
 from tests.bed import Bed, Port
-from tests.far_end import Came, FarEnd
+from tests.far_end import IPV6, Came, FarEnd, is_of_the_link
 from tests.frames import mac_of
 from tests.netns import Namespace, namespace
 from tests.outcome import Outcome
@@ -58,6 +58,7 @@ _QUIET = {
     "ipv6/conf/default/accept_dad": 0, "ipv6/conf/default/dad_transmits": 0, "ipv6/conf/default/router_solicitations": 0,
     "ipv6/conf/default/autoconf": 0, "ipv6/conf/default/accept_ra": 0,
 }  # fmt: skip
+_FORWARDS = [told.number for told in VERDICTS if told.fate in (FORWARD, SHUNT)]
 _MANY, _ONE = 10_000, 1  # solicitations before a neighbour is given up
 
 
@@ -94,8 +95,8 @@ class Wires(contextlib.ExitStack):
         self.near.ip_batch(ups)
         self._lay_tagged({place: port for place, port in wanted.items() if port.vlan})
         self.ask(list(wanted), _MANY)
-        self.stations.listen()
         self.stations.forget()
+        self.stations.came.clear()
 
     def _lay_tagged(self, ports: Mapping[str, Port]) -> None:
         """Where the kernel has no 802.1Q another wire does what its device for the tag would: the core's own ARP goes there."""
@@ -207,6 +208,7 @@ class WiredCore(Core):
         for side, frame in arrivals:
             self.stations.send(list(self.bed.places())[self.bed.at(side)[0]], frame)
             self.sent += 1
+            self._housekeeping += _is_housekeeping(frame)
         self.settle()
         return [UNKNOWN] * len(arrivals)
 
@@ -304,7 +306,6 @@ class WiredCore(Core):
     def settle(self) -> None:
         """Wait until everything that was sent has become something, and put that into the pool."""
         self._since = time.monotonic()
-        self._kernels_known = False
         self._wait(self._is_quiet, "it is not quiet")
         if self.in_hand:  # has it just been served again?
             self.appliance.clock(ahead_ms=0)
@@ -314,8 +315,13 @@ class WiredCore(Core):
     def _is_quiet(self) -> bool:
         missing = self.sent - int(self._count(RECEIVED) - self._received) - self.in_hand - self._kernels
         if missing and time.monotonic() - self._since > 0.004:
-            self._kernels = self._passed_by_steering() - self._idle
-        return missing == 0 and self._captured_all() and not (self.state.core[0]["held"] and self._asked())
+            self._kernels = self._passed_by_steering() - self._idle + self._housekeeping
+        return missing == 0 and self._put_out() and self._captured_all() and not (self.state.core[0]["held"] and self._asked())
+
+    def _put_out(self) -> bool:
+        """Whether what has a verdict by which something is sent has been counted as sent, which comes a little later."""
+        gained = self._counters() - self._base
+        return bool(gained[SENT] >= gained[_FORWARDS].sum() + gained[ORIGINATED])
 
     def _captured_all(self) -> bool:
         return self._captured + len(self.stations.came) == int(self._count(SENT))
@@ -376,13 +382,14 @@ class WiredCore(Core):
         return self.state.counters[:, 0].astype(np.int64)
 
     def _passed_by_steering(self) -> int:
-        """Frames that its kernel got, or nobody, answers to its own questions left out."""
+        """Frames that its kernel got, or nobody; but for ARP and neighbour discovery, for those may be answers to itself."""
         counted: Counter[str] = Counter()
         for port in self.appliance.status()["ports"]:
             counted.update(port["steering"])
-        return sum(counted[told.name] for told in OUTCOMES if told.fate != REDIRECT) - self.stations.answered
+        left_out = (NOT_IP, NEIGHBOUR_DISCOVERY)
+        return sum(counted[told.name] for told in OUTCOMES if told.fate != REDIRECT and told.number not in left_out)
 
-    _kernels = 0  # frames of ours that its kernel got
+    _kernels = _housekeeping = 0  # frames of a scenario that its kernel got; of those, ARP and neighbour discovery
 
     def _collect(self) -> None:
         now, before = self._counters(), self._base
@@ -396,7 +403,7 @@ class WiredCore(Core):
         self._cuts, self._made = self._cuts + int(gained[FRAGMENTED]), self._made + int(gained[PIECES])
         self._captured += len(self.stations.came)
         self._frames += self.stations.came
-        self.stations.forget()
+        self.stations.came.clear()
 
     _collected = _in_hand = 0
 
@@ -437,6 +444,15 @@ def _is_on_link(port: Port, host: int) -> bool:
     if host >> 32:
         return host >> 64 == 0xFE80 << 48 or (port.on_link6 is not None and IPv6Address(host) in port.on_link6)
     return IPv4Address(host) in port.on_link
+
+
+def _is_housekeeping(frame: bytes) -> bool:
+    """Whether the kernel gets it because of what it is, wherever it goes: neither IP version, or neighbour discovery."""
+    if len(frame) < 18:
+        return False
+    at = 18 if frame[12:14] == b"\x81\0" else 14
+    ethertype = int.from_bytes(frame[at - 2 : at], "big")
+    return ethertype not in (0x0800, IPV6) or (ethertype == IPV6 and len(frame) > at + 40 and is_of_the_link(frame[at:]))
 
 
 def _is_fragment(frame: bytes) -> bool:

@@ -29,7 +29,6 @@ def scenario(file: Path, form: str) -> None:
 
     Each step is shown with what became of it; core, model and file must agree. In namespaces of its own, beside any laboratory.
     """
-    namespaces.need("ip", "ethtool", "nft")
     steps, wrong = _played(file)
     if form == "json":
         print_json({"file": str(file), "held": not wrong, "why": wrong, "steps": steps})
@@ -54,6 +53,7 @@ def _played(file: Path) -> tuple[list[dict[str, Any]], str]:
         raise Trouble(f"{file} is no scenario that could be played", str(error)) from None
     if reason:
         raise Trouble(f"{file.stem} cannot be played to one core over AF_XDP", reason)
+    namespaces.need("ip", "ethtool", "nft")
     with wired.stage(f"krns{os.getpid()}-", [file]) as stage:
         return _step_by_step(stage.begin(file))
 
