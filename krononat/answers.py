@@ -1,6 +1,6 @@
 """What clients of the control socket are told: status, memory, configuration; and deletions, which the worker carries out.
 
-About shards and the cluster: `cluster_answers`.
+About shards and the cluster: `cluster_answers`; about the clock: `clock_answers`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from krononat import bfd, memory, usage, view
 from krononat.client import Trouble
+from krononat.clock_answers import ClockAnswers
 from krononat.cluster import written
 from krononat.cluster_answers import ClusterAnswers
 from krononat.config import canonical
@@ -69,6 +70,7 @@ class Answers:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.cluster = ClusterAnswers(parts.crew.send, parts.config.cluster is not None)
+        self.clock = ClockAnswers(parts.crew.send, parts.state, parts.config.server.movable_clock)
         self._deletions: deque[_Deletion] = deque()
         self._deleted = 0  # by the first of them, so far
         self._usage = (parts.began, 0.0, 0.0)  # tick, CPU seconds of the worker until then, percent
@@ -85,7 +87,7 @@ class Answers:
             "bfd": self._bfd,
             "map": self._map,
         }
-        return {**own, **self.cluster.handlers()}
+        return {**own, **self.cluster.handlers(), **self.clock.handlers()}
 
     def _memory(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True}, [memory.read_only(self._parts.memory.descriptor)])
@@ -159,6 +161,7 @@ class Answers:
         if self._deletions and now - self._deletions[0].since > PATIENCE:
             self.refuse_deletions()
         self.cluster.tire(now)
+        self.clock.tire(now)
         before, used, _ = self._usage
         if now - before >= 1000:
             using = _cpu_seconds(self._parts.crew.pid)

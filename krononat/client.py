@@ -6,6 +6,9 @@
 {"do": "config"}                                  {"ok": true, "config": "canonical TOML"}
 {"do": "replace"}                                 {"ok": true, "replacement": {...}}: begun; `status` says how it goes on
 {"do": "quarantine", "clear": bool}               {"ok": true, "quarantine": [...], "cleared": n, ...}
+{"do": "clock", "ahead_ms": n, "stands": bool}    {"ok": true, "clock": {"now": tick, "ahead_ms": n, "stands": bool}, ...}
+    The packets' clock (see `clock`), moved by so much and then standing or going; with neither of the two it is only told.
+    "movable": whether the configuration allows to move it.
 whatever is refused                               {"ok": false, "error": {"what": ..., "why": ..., "next": ..., "status": 1}}
 
 Of a core that belongs to a cluster, answered by its worker. A core is named SERVER/NUMBER; "" is none. What a core knows of

@@ -39,6 +39,11 @@ class Server(Model):
     name: str = Field(default="nat1", pattern=_NAME, description=f"Name of this server, in logs and sockets: {_NAME_TOLD}.")
     core: int = Field(default=0, ge=0, le=9999, description="Number of this core among those of the server.")
     cpu: int | None = Field(default=None, ge=0, description="CPU the worker is pinned to; default: the last one it may run on.")
+    movable_clock: bool = Field(
+        default=False,
+        description="Whether `krononat lab clock` may stop the clock that sessions go by, or move it ahead so that they end. "
+        "For a laboratory; never where there are subscribers.",
+    )
 
 
 Checksums = Annotated[Literal["auto", "partial", "complete"], one_of(("auto", "partial", "complete"))]
