@@ -150,6 +150,10 @@ class Announcer:
         """Packets could come by the other side, and would not get on: withdraw everything while a side is cut off."""
         self.cut, self._anew = side, True
 
+    def drain(self, on: bool) -> None:
+        """Ask that others be preferred (RFC 8326), as our shards are about to move: everything stays announced."""
+        self.policy, self._anew = self.policy._replace(draining=on), True
+
     def replace(self, shards: Iterable[Any]) -> None:
         """The map has changed: what stands in `shards` of our orders from now on."""
         self.places, self._anew = _places(shards), True
