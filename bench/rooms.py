@@ -2,8 +2,9 @@
 
 Room A (two servers) has all shards, room B (one server) no copy of any: it announces wider prefixes, and steps in when packets
 come by them. A numbered stream of 4,000 datagrams a second each way goes through all shards, 1,000 new TCP connections a second
-are opened. Then the room is lost, `--how room`: every process is killed, and kernels close what was open; `--how blackout`: it
-has no power, nothing is closed. Later it starts again, copies what B has, and gets its shards back (`krononat server undrain`).
+are opened. Then the room is lost, `--how room`: every process is killed, and kernels close what was open, if they get to it in
+time; `--how blackout`: it has no power, nothing is closed; `--how dead`: the same, where reserves take a silent room for dead
+(`silent-room`). Later it starts again, copies what B has, and gets its shards back (`krononat server undrain`).
 
     rooms/HOW/new_ms         from the loss until new connections come up again: to the end of the last 50 ms in which more than
                              one in a hundred did not
@@ -45,7 +46,7 @@ from shards.state import Array
 KIND = "veth"
 NAME = "kro"
 WANTED = Wanted(3, 4, tor="bird", rooms=2, sessions=200_000)
-HOWS = ("room", "blackout")
+HOWS = {"room": ("room", ""), "blackout": ("blackout", ""), "dead": ("blackout", 'silent-room = "dead"')}
 LOST, LEFT = cluster.ROOMS
 RATE, OPENED = 4_000, 1_000
 BEFORE_S, SERVED_S, AFTER_S = 2.0, 3.0, 1.0
@@ -70,13 +71,14 @@ class Noticed(NamedTuple):
 
 def run(quick: bool, told: Told, how: tuple[str, ...] = ()) -> list[Result]:
     """Each way of losing a room, once; where it is to be quick and nothing is named, only the first."""
-    chosen = how or (HOWS[:1] if quick else HOWS)
+    chosen = how or tuple(HOWS)[: 1 if quick else None]
     return [result for each in chosen for result in _figures(each, told)]
 
 
 def _figures(how: str, told: Told) -> Iterator[Result]:
     sizes = Sizes(OPENED * _SECONDS, datagrams=RATE * _SECONDS, flows=8 * WANTED.shards)
-    with scene(NAME, WANTED, sizes, People(tuple(range(WANTED.shards)), 64, 200), told) as here:
+    wanted = WANTED._replace(more=HOWS[how][1])
+    with scene(NAME, wanted, sizes, People(tuple(range(WANTED.shards)), 64, 200), told) as here:
         here.generator.stream(RATE)
         noticed = _lose(here, how, told)
         for kind in (STREAM_OUT, STREAM_IN):
@@ -111,7 +113,8 @@ def _lose(here: Scene, how: str, told: Told) -> Noticed:
     ledger = here.generator.ledger
     here.generator.pace((OPEN,), OPENED)
     time.sleep(BEFORE_S)
-    began = chaos.fail(here.lab, how, LOST)
+    kind, _ = HOWS[how]
+    began = chaos.fail(here.lab, kind, LOST)
     until(lambda: all(_room(here, shard) == LEFT for shard in range(WANTED.shards)), f"room {LEFT} does not step in", 30.0)
     time.sleep(SERVED_S)
     here.generator.halt(OPEN)
@@ -121,7 +124,7 @@ def _lose(here: Scene, how: str, told: Told) -> Noticed:
     new_ms = new_connections_ms(ledger, began, served)
     told(f"{how}: room {LOST} is back")
     returning = time.monotonic_ns()
-    early, settled_s = _return(here, how)
+    early, settled_s = _return(here, kind)
     done = time.monotonic_ns()
     time.sleep(AFTER_S)
     turned = ask_until_settled(here.generator)
@@ -152,10 +155,10 @@ def _room(here: Scene, shard: int) -> str:
     return cluster.room_of(WANTED, owner) if owner else ""
 
 
-def _return(here: Scene, how: str) -> tuple[int, float]:
+def _return(here: Scene, kind: str) -> tuple[int, float]:
     """Start the room, wait for its copies, give it its shards; (times it announced too early, seconds until all is well)."""
     began = time.monotonic()
-    chaos.heal(here.lab, how, LOST)
+    chaos.heal(here.lab, kind, LOST)
     early = 0
 
     def copied() -> bool:
@@ -201,7 +204,7 @@ def _is_home(here: Scene) -> bool:
     return not overview.lacks(here.lab)
 
 
-_HOW = click.Option(["--how"], multiple=True, type=click.Choice(HOWS), help="Have only this happen; may be repeated.")
+_HOW = click.Option(["--how"], multiple=True, type=click.Choice(tuple(HOWS)), help="Have only this happen; may be repeated.")
 
 rooms = report.command("rooms", KIND, run, "A whole room is lost, and comes back: what its users notice.", (_HOW,))
 

@@ -174,7 +174,7 @@ def test_what_contradicts_itself_is_refused(before: str, after: str, complaint: 
 
 
 def test_a_shard_that_moves_to_its_reserves_room_has_that_no_more() -> None:
-    told = mapping.Stored(*([None] * len(mapping.Stored._fields)))._replace(map=clusters.read(written())).map
+    told = clusters.read(written())
     newer = mapping.placed(told, {0: Home("s3/0", "s1/0"), 1: Home("s2/0", "s1/0")}, {})
     assert [shard.reserve for shard in newer.shard] == [None, "s3/0", "s3/0", "s3/0"]
     assert list(clusters.alarms(newer)) == ["primary and backup in two rooms by the map: shard 0"]
