@@ -263,7 +263,7 @@ def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
         shard["role"] = JOINING if cluster.me in (told.primary, told.backup) else ABSENT
         shard["side"] = {told.primary: 0, told.backup: 1}.get(cluster.me, NO_SIDE)
         shard["authority"] = cluster.rows[told.primary]
-        if told.backup:
+        if told.backup or told.reserve:
             for number in (number for number, pool in enumerate(config.pool) if pool.shard == told.id):
                 sides.lay(state, number)
 

@@ -5,6 +5,8 @@
 {"do": "delete", "lines": [[line, generation]]}   {"ok": true, "deleted": n}
 {"do": "config"}                                  {"ok": true, "config": "canonical TOML"}
 {"do": "replace"}                                 {"ok": true, "replacement": {...}}: begun; `status` says how it goes on
+{"do": "drain", "on": bool}                       {"ok": true, "draining": bool, "announces": bool (a [bgp])}: routes are told
+                                                  with GRACEFUL_SHUTDOWN (RFC 8326), so that others are preferred, or without
 {"do": "quarantine", "clear": bool}               {"ok": true, "quarantine": [...], "cleared": n, ...}
 {"do": "clock", "ahead_ms": n, "stands": bool}    {"ok": true, "clock": {"now": tick, "ahead_ms": n, "stands": bool}, ...}
     The packets' clock (see `clock`), moved by so much and then standing or going; with neither of the two it is only told.

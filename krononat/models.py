@@ -419,6 +419,13 @@ class Cluster(Model):
     grace_s: int = Field(
         default=10, ge=0, le=600, description="After a takeover, for how long connections may be picked up in their middle."
     )
+    silent_room: Annotated[Literal["wait", "apart", "dead"], one_of(("wait", "apart", "dead"))] = Field(
+        default="apart",
+        description="What a reserve makes of a home of its shard of which nothing is heard, when packets of that come here. "
+        "`wait`: nothing, unless the end of its processes was told. `apart`: it may be cut off only, so ports are handed out "
+        "that are not its owner's, and connections from before break. `dead`: it is, so most of them go on; if it is not, two "
+        "subscribers may get one port.",
+    )
     quiet_ms: int = Field(
         default=1000, ge=50, le=600_000, description="A shard has moved when its old core saw no packet for so long."
     )

@@ -72,7 +72,7 @@ class Replica:
         self.conductor.follow(staying, self._places, now)
         for name in gone:
             self.exchange.part(name)
-        lay_sides(self._state, [shard for shard, place in places.items() if place.backup and not self._places[shard].backup])
+        lay_sides(self._state, [shard for shard, place in places.items() if place.others and not self._places[shard].others])
         _address(self._state, told)
         for name in newer.keys() - staying.keys():
             self.exchange.meet(newer[name], now)
@@ -181,9 +181,9 @@ class Replica:
         if active == self._me:
             in_sync = bool(passive) and self.exchange.synced(shard, passive)
         return {
-            "shard": shard, "primary": place.primary, "backup": place.backup, "active": active, "passive": passive,
-            "role": ROLES[post.role], "side": post.side, "epoch": post.epoch, "in_sync": in_sync, "sessions": sessions,
-            "mappings": mappings, "wanted": int(row["wanted"]), "shunted": int(row["shunted"]),
+            "shard": shard, "primary": place.primary, "backup": place.backup, "reserve": place.reserve, "active": active,
+            "passive": passive, "role": ROLES[post.role], "side": post.side, "epoch": post.epoch, "in_sync": in_sync,
+            "sessions": sessions, "mappings": mappings, "wanted": int(row["wanted"]), "shunted": int(row["shunted"]),
             "alarms": self.alarms(shard),
         }  # fmt: skip
 
@@ -388,7 +388,7 @@ def _peers(told: Mapping[str, Any]) -> dict[str, Peer]:
 
 
 def _places(told: Mapping[str, Any]) -> dict[int, Place]:
-    return {shard: Place(primary, backup) for shard, primary, backup in told["shards"]}
+    return {shard: Place(*names) for shard, *names in told["shards"]}
 
 
 def _mark(told: Mapping[str, Any]) -> tuple[int, int]:
