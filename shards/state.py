@@ -206,6 +206,7 @@ assert ACCOUNT.itemsize == 64
 LIMITS = np.dtype([("sessions", "u4"), ("mappings", "u4"), ("rate", "u4"), ("burst", "u4")])
 
 ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT = 0, 1, 2
+FILTERING_BITS = 2  # of `filtering` of a pool for each port space
 
 POOL = np.dtype(
     [
@@ -217,12 +218,24 @@ POOL = np.dtype(
         ("blocks_free", "u4"),
         ("blocks_each", "u2"),  # at most, per subscriber
         ("shard", "u2"),
-        ("filtering", "u1"),
+        ("filtering", "u1"),  # of each port space, see FILTERING_BITS
         ("dry", "u1"),  # no block was found free in the second `dry_at` (its low half): a bit per side and port space
         ("dry_at", "u2"),
     ]
 )
 assert POOL.itemsize == 32
+
+
+
+def pack_filtering(icmp: int, tcp: int, udp: int) -> int:
+    """`filtering` of a pool; its parts stand in the order of the port spaces."""
+    return icmp | tcp << FILTERING_BITS | udp << 2 * FILTERING_BITS
+
+
+def unpack_filtering(told: int) -> tuple[int, int, int]:
+    """(of ICMP, of TCP, of UDP) of a pool."""
+    return told & 3, told >> FILTERING_BITS & 3, told >> 2 * FILTERING_BITS & 3
+
 
 EXTERNAL_ADDRESS = np.dtype([("address", "u4"), ("pool", "u2"), ("blocks_free", "u2")])
 
@@ -353,7 +366,8 @@ SETTINGS = np.dtype(
         ("prefixes6", "u2"),  # 0: IPv6 is not forwarded
         ("rules6", "u2"),
         ("pinholes", "u2"),
-        ("spare", "u1", (30,)),
+        ("quiet", "u1"),  # bit OUTBOUND, bit INBOUND: directions of packets that no ICMP error of ours answers
+        ("spare", "u1", (29,)),
     ]
 )
 assert SETTINGS.itemsize == 128

@@ -224,6 +224,8 @@ class Model:
             return self._error_outbound(packet, turns)
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
+        if mapping := self._refused_by(packet):
+            return self._answer_bare(packet, mapping, turns)
         session = self._session_out(packet, choose, turns)
         translated = with_source(packet, session.mapping.external)
         if turns:
@@ -233,6 +235,40 @@ class Model:
         if outcome.verdict != "held":
             self.advance(session, "out", packet.flags)
         return outcome
+
+    def _refused_by(self, packet: Packet) -> Mapping | None:
+        """Mapping by which came in what a RST without a session answers. Such a one opens nothing (RFC 7857 7.1)."""
+        internal, remote = (packet.source, packet.source_port), (packet.destination, packet.destination_port)
+        known = self._met(self.sessions.get((packet.protocol, internal, remote)))
+        bare = packet.protocol == TCP and packet.flags & RST and not is_fragment(packet) and known is None
+        mapping = self.mappings.get((TCP, internal)) if bare else None
+        return mapping if mapping and self._lets_in(mapping, remote) else None
+
+    def _answer_bare(self, packet: Packet, mapping: Mapping, turns: bool) -> Outcome:
+        """Out by the mapping alone; to another subscriber of ours only into the session that he has asked by."""
+        self._need_authority(self.pool(packet.source).shard, packet, "inside")
+        remote = (packet.destination, packet.destination_port)
+        self._obey_rules("outbound", packet, mapping.internal, remote)
+        self._find_way(packet, turns)
+        translated = with_source(packet, mapping.external)
+        if not turns:
+            return self._send(translated, "outside", "forwarded_out")
+        asker = self.owners.get((TCP, remote))
+        if asker and (TCP, asker.internal, mapping.external) in self.sessions:
+            return self._turn(translated)
+        return self._refuse_to_nobody(translated)
+
+    def _refuse_to_nobody(self, translated: Packet) -> Outcome:
+        """Unless it is for another core to say, or not even let in."""
+        try:
+            outcome = self._turn(translated)
+        except Refused as refused:
+            outcome = Outcome(refused.verdict)
+            if refused.verdict not in ("neighbour_unresolved", "too_big"):
+                raise
+        if outcome.verdict == "shunted" or (outcome.verdict == "held" and outcome.patience < NEIGHBOUR_WAIT):
+            return outcome
+        raise Refused("tcp_not_opening")
 
     def _turn(self, translated: Packet) -> Outcome:
         try:
@@ -299,6 +335,8 @@ class Model:
             return False
         turned = self.came is not None and self.came.turned  # nobody here knows its sender
         side = "inside" if turned else side
+        if side in self.bed.quiet:
+            return False
         return reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors) and not turned
 
     # --- mappings and sessions --------------------------------------------------------------------------------------------
@@ -435,13 +473,15 @@ class Model:
         return session
 
     def _filter(self, mapping: Mapping, remote: Endpoint) -> None:
+        if not self._lets_in(mapping, remote):
+            raise Refused("filtered")
+
+    def _lets_in(self, mapping: Mapping, remote: Endpoint) -> bool:
         """RFC 4787 section 5. A static mapping is there to let everyone in."""
-        filtering = self.pool_of[mapping.external[0]].filtering
+        filtering = self.pool_of[mapping.external[0]].filtering_of(mapping.protocol)
         if filtering == "endpoint-independent" or mapping.static:
-            return
-        if filtering == "address-dependent" and any(host == remote[0] for host, _ in mapping.sessions):
-            return
-        raise Refused("filtered")
+            return True
+        return filtering == "address-dependent" and any(host == remote[0] for host, _ in mapping.sessions)
 
     def advance(self, session: Session | Session6, way: str, flags: int) -> None:
         """Let a packet move a session on."""
