@@ -95,7 +95,9 @@ class ScopedRule(NamedTuple):
 def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
     """How many rows of each the configuration needs."""
     sessions = config.memory.sessions
-    filtered = any(set(pool.filtering.words) != {"endpoint-independent"} for pool in config.pool) or appliance6.has_permissions(config)
+    filtered = any(set(pool.filtering.words) != {"endpoint-independent"} for pool in config.pool) or appliance6.has_permissions(
+        config
+    )
     halves = (2 if filtered else 1) * sessions + len(list(config.mappings()))
     entries = (_ENTRIES + (_PERMISSIONS if filtered else 0)) * sessions
     return Sizes(

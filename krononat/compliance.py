@@ -1,4 +1,4 @@
-"""What each RFC asks, our answer, and the tests that show it: `docs/compliance.md` is written from here, and so from test names.
+"""What each RFC asks, our answer, and the tests that show it; `docs/compliance.md` is written from it, and so from their names.
 
 A test is named after the rows that it shows: `rfc4787-req9a-hairpin.nat`, `rfc6092-rec1-3-7-addresses.nat`,
 `test_rfc7857_sec2_2_forged_reset`. So a row without a test, and a test without a row, can be seen (tests/test_compliance.py).
@@ -121,7 +121,9 @@ def shown_by(row: Row, tests: Iterable[Proof]) -> list[Proof]:
 def strays(tests: Iterable[Proof]) -> list[str]:
     """Tests that are named after rows which do not exist."""
     known = {(row.rfc, row.name) for row in ROWS}
-    return [f"{test.name}: RFC {test.rfc} has no row {row}" for test in tests for row in test.rows if (test.rfc, row) not in known]
+    return [
+        f"{test.name}: RFC {test.rfc} has no row {row}" for test in tests for row in test.rows if (test.rfc, row) not in known
+    ]
 
 
 def gaps(tests: list[Proof]) -> list[Row]:
@@ -135,9 +137,9 @@ def gaps(tests: list[Proof]) -> list[Row]:
 
 _HEAD = """# What the RFCs ask, and what shows the answer
 
-Written by `krononat compliance --write` from the rows of `krononat/rfcs.py` and `rfcs6.py` and from the names of the tests; do not
-edit. A test that is named after a row shows it: `tests/scenarios/NAME.nat` holds a model, the packet path in pure Python and the
-compiled one against each other, frame by frame. `krononat compliance --run` runs them and prints this table with the results;
+Written by `krononat compliance --write` from the rows of `krononat/rfcs.py` and `rfcs6.py` and from the names of the tests; not to
+be edited. A test that is named after a row shows it. Those that end in `.nat` hold a model and the packet path, in pure Python and
+compiled, against each other, frame by frame. `krononat compliance --run` runs them and prints this table with the results,
 `pytest -m rfc` runs the same tests. "n/a" is followed by the reason why there is nothing to test.
 """
 
@@ -153,6 +155,10 @@ def _section(rfc: int, tests: list[Proof]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for row in ROWS:
         if row.rfc == rfc:
-            shown = "<br>".join(f"[{test.name}](../{test.path})" for test in shown_by(row, tests)) or "–"
+            shown = "<br>".join(f"[{_shown(test)}](../{test.path})" for test in shown_by(row, tests)) or ""
             yield f"| {row.spoken} | {row.priority} | {row.asked} | {row.answer} | {shown} |"
     yield ""
+
+
+def _shown(proof: Proof) -> str:
+    return f"{proof.name}.nat" if proof.path.endswith(".nat") else proof.name

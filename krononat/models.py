@@ -276,9 +276,7 @@ class Subscriber(Model):
 
 
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
-Filtering = Annotated[
-    Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)
-]
+Filtering = Annotated[Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)]
 
 
 class Filtering6(Model):

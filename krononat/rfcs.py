@@ -1,6 +1,6 @@
 """What the RFCs on NAT of IPv4 require, row by row, and our answer; `rfcs6` has those on IPv6, `compliance` reads both.
 
-A row is what the tests that show it are named after: `req9a` of RFC 4787 by `rfc4787-req9a-....nat` or `test_rfc4787_req9a_...`.
+A row is what tests that show it are named after: `req9a` of RFC 4787 by `rfc4787-req9a-NAME.nat` or `test_rfc4787_req9a_NAME`.
 RFCs without numbered requirements have rows by section (`sec2.2`), or one for all of them (`-`). Priorities are those of the
 RFC: must, should (RECOMMENDED as well), may. An answer that begins with "n/a:" says why there is nothing to test.
 """

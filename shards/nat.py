@@ -174,7 +174,9 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
     if protocol == ICMP and half == 0 and not is_query(read8(frames, burst.l4[i])):
         return ICMP_TYPE_NOT_SERVED
     bare = half != 0 and burst.part[i] == 0 and tcp.answers(protocol, burst.tcp_flags[i]) and _was_let_in(state, burst, i, half)
-    if not bare and not tcp.may_open(protocol, burst.tcp_flags[i], half != 0 or picks_up(state, shard, burst.tcp_flags[i], now)):
+    if not bare and not tcp.may_open(
+        protocol, burst.tcp_flags[i], half != 0 or picks_up(state, shard, burst.tcp_flags[i], now)
+    ):
         return TCP_NOT_OPENING
     verdict = _obey_rules(state, burst, i, OUTBOUND, source, source_port, burst.destination[i], burst.destination_port[i])
     inward = 0
@@ -200,7 +202,9 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
 @hot
 def serves(state: State, burst: Burst, i: int, shard: int) -> bool:
     """Whether this core may do for a shard what only its authority may. If not the row says whose it is (see `shunt`)."""
-    if state.shards[shard]["creates"] != 0 and (burst.outer[i] == 0 or was_turned_here(burst, i) or burst.shard[i] == shard + 1):
+    if state.shards[shard]["creates"] != 0 and (
+        burst.outer[i] == 0 or was_turned_here(burst, i) or burst.shard[i] == shard + 1
+    ):
         return True
     burst.shard[i] = shard + 1
     return False
@@ -209,7 +213,7 @@ def serves(state: State, burst: Burst, i: int, shard: int) -> bool:
 @hot
 def was_turned_here(burst: Burst, i: int) -> bool:
     """Whether the row is the second half of a hairpin whose first half was ours to do."""
-    return burst.turned[i] > 0 or burst.turned[i] == TURNED_BARE
+    return bool(burst.turned[i] > 0 or burst.turned[i] == TURNED_BARE)
 
 
 @hot

@@ -206,9 +206,16 @@ def _decide_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> 
     burst.verdict[i] = _decide_any(state, frames, burst, i, now)
     if burst.verdict[i] == SHUNTED:
         burst.verdict[i] = _shunt(state, frames, burst, i, now)
-    elif burst.six[i] == 0 and burst.icmp_error[i] == 0 and burst.verdict[i] in (FORWARDED_OUT, FORWARDED_IN, HAIRPINNED):
-        if burst.session[i] == 0 or burst.turned[i] == TURNED_BARE:
-            rewrite.translate_by_mapping(state, frames, burst, i)
+    elif burst.six[i] == 0 and burst.icmp_error[i] == 0 and _goes_by_mapping(burst, i):
+        rewrite.translate_by_mapping(state, frames, burst, i)
+
+
+@hot
+def _goes_by_mapping(burst: Burst, i: int) -> bool:
+    """Whether the row is forwarded, and a half of it that is ours to do goes without a session."""
+    if burst.verdict[i] not in (FORWARDED_OUT, FORWARDED_IN, HAIRPINNED):
+        return False
+    return bool(burst.session[i] == 0 or burst.turned[i] == TURNED_BARE)
 
 
 @hot

@@ -226,7 +226,6 @@ POOL = np.dtype(
 assert POOL.itemsize == 32
 
 
-
 def pack_filtering(icmp: int, tcp: int, udp: int) -> int:
     """`filtering` of a pool; its parts stand in the order of the port spaces."""
     return icmp | tcp << FILTERING_BITS | udp << 2 * FILTERING_BITS

@@ -156,7 +156,11 @@ class Model6:
         if packet.protocol == ICMP6 and packet.kind >> 8 != ECHO and not invited:
             raise Refused("icmp_type_not_served")
         bare = packet.protocol == TCP and packet.flags & RST and invited
-        if packet.protocol == TCP and not bare and not may_open(packet.flags, invited or self.model.picks_up(self._mate(key), packet.flags)):
+        if (
+            packet.protocol == TCP
+            and not bare
+            and not may_open(packet.flags, invited or self.model.picks_up(self._mate(key), packet.flags))
+        ):
             raise Refused("tcp_not_opening")
         self._find_way(packet, turns)
         if bare:

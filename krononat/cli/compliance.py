@@ -34,7 +34,9 @@ def compliance(rfcs: tuple[int, ...], run_them: bool, modes: tuple[str, ...], wr
     rows = [row for row in table.ROWS if not rfcs or row.rfc in rfcs]
     if not rows:
         known = ", ".join(map(str, table.TITLES))
-        raise Trouble(f"RFC {rfcs[0]} is not in the table", "its requirements are not those of this appliance", f"ask for {known}")
+        raise Trouble(
+            f"RFC {rfcs[0]} is not in the table", "its requirements are not those of this appliance", f"ask for {known}"
+        )
     proofs = table.find_tests()
     if not proofs:
         _need_no_tests(run_them or write)
