@@ -66,7 +66,7 @@ prefixes = ["203.0.113.0/26"]
 # ports = "1024-65535"
 # block-size = 512
 # max-blocks-per-subscriber = 8
-# filtering = "endpoint-independent"
+# filtering = "endpoint-independent"            # or of each protocol: { tcp = "address-dependent" }
 
 [nat]
 # hairpin = true
@@ -83,6 +83,7 @@ prefixes = ["203.0.113.0/26"]
 [icmp]
 # errors-per-second = 100
 # reject-code = 13
+# towards = ["internal", "external"]            # which sides are told by ICMP errors of ours
 
 [log]
 # events = "blocks"             # off, blocks, mappings, sessions; `krononat events` shows them

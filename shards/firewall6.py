@@ -2,7 +2,7 @@
 
 Out: subscriber -> rules -> session. In: session, else rules -> pinholes, filtering or transparency; what only those let in is
 forwarded without a session, which appears with the answer (but not with a RST), as for IPv4's mappings (see `nat`). All else
-from outside is dropped in silence. Between two subscribers of ours a packet goes out by the one's session and in by the other's.
+from outside is dropped in silence. Between two subscribers of ours a packet goes out by one session and in by another.
 
 Left out on purpose: the ICMPv6 error six seconds after an unsolicited SYN (REC-34, a should: the frame would have to be kept).
 """

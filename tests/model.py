@@ -17,6 +17,7 @@ from tests.datagrams import Datagram, Datagrams
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
 from tests.frames6 import Packet6, is_six_frame
 from tests.model6 import Model6, Session6
+from tests.model_bare import Bare
 from tests.model_ports import Choose, Ports, Subscriber
 from tests.outcome import Outcome, Shunted, Waits, Way
 from tests.translation import (
@@ -80,7 +81,7 @@ class Model:
             self._add(Mapping(protocol, internal, external, static=True))
         self.now = now
         self.begun = now
-        self.ports, self.six = Ports(self), Model6(self)
+        self.ports, self.six, self.bare = Ports(self), Model6(self), Bare(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
         self.datagrams = Datagrams()
 
@@ -224,8 +225,8 @@ class Model:
             return self._error_outbound(packet, turns)
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
-        if mapping := self._refused_by(packet):
-            return self._answer_bare(packet, mapping, turns)
+        if mapping := self.bare.mapping_of(packet):
+            return self.bare.answer(packet, mapping, turns)
         session = self._session_out(packet, choose, turns)
         translated = with_source(packet, session.mapping.external)
         if turns:
@@ -235,40 +236,6 @@ class Model:
         if outcome.verdict != "held":
             self.advance(session, "out", packet.flags)
         return outcome
-
-    def _refused_by(self, packet: Packet) -> Mapping | None:
-        """Mapping by which came in what a RST without a session answers. Such a one opens nothing (RFC 7857 7.1)."""
-        internal, remote = (packet.source, packet.source_port), (packet.destination, packet.destination_port)
-        known = self._met(self.sessions.get((packet.protocol, internal, remote)))
-        bare = packet.protocol == TCP and packet.flags & RST and not is_fragment(packet) and known is None
-        mapping = self.mappings.get((TCP, internal)) if bare else None
-        return mapping if mapping and self._lets_in(mapping, remote) else None
-
-    def _answer_bare(self, packet: Packet, mapping: Mapping, turns: bool) -> Outcome:
-        """Out by the mapping alone; to another subscriber of ours only into the session that he has asked by."""
-        self._need_authority(self.pool(packet.source).shard, packet, "inside")
-        remote = (packet.destination, packet.destination_port)
-        self._obey_rules("outbound", packet, mapping.internal, remote)
-        self._find_way(packet, turns)
-        translated = with_source(packet, mapping.external)
-        if not turns:
-            return self._send(translated, "outside", "forwarded_out")
-        asker = self.owners.get((TCP, remote))
-        if asker and (TCP, asker.internal, mapping.external) in self.sessions:
-            return self._turn(translated)
-        return self._refuse_to_nobody(translated)
-
-    def _refuse_to_nobody(self, translated: Packet) -> Outcome:
-        """Unless it is for another core to say, or not even let in."""
-        try:
-            outcome = self._turn(translated)
-        except Refused as refused:
-            outcome = Outcome(refused.verdict)
-            if refused.verdict not in ("neighbour_unresolved", "too_big"):
-                raise
-        if outcome.verdict == "shunted" or (outcome.verdict == "held" and outcome.patience < NEIGHBOUR_WAIT):
-            return outcome
-        raise Refused("tcp_not_opening")
 
     def _turn(self, translated: Packet) -> Outcome:
         try:
