@@ -31,7 +31,7 @@ class Row(NamedTuple):
     @property
     def is_answered_without_test(self) -> bool:
         """Whether there is nothing that a test could show."""
-        return self.answer.startswith("n/a:")
+        return self.answer.startswith(("n/a:", "no:"))
 
     @property
     def spoken(self) -> str:
@@ -74,6 +74,7 @@ _TITLES4, _ROWS4 = read_picture(rfcs.PICTURE)
 _TITLES6, _ROWS6 = read_picture(rfcs6.PICTURE)
 TITLES = _TITLES4 | _TITLES6
 ROWS = _ROWS4 + _ROWS6
+KNOWN = {(row.rfc, row.name) for row in ROWS}
 
 
 # --- tests ----------------------------------------------------------------------------------------------------------------
@@ -111,19 +112,25 @@ def find_tests(folder: Path = TESTS) -> list[Proof]:
 
 
 def shown_by(row: Row, tests: Iterable[Proof]) -> list[Proof]:
-    """The tests that are named after a row."""
-    return [test for test in tests if test.rfc == row.rfc and row.name in test.rows]
+    """The tests that are named after a row; or after its number, where only its parts (11a, 11b) are rows."""
+    number = row.name.rstrip("abcdefgh")
+    names = {row.name} if (row.rfc, number) in KNOWN else {row.name, number}
+    return [test for test in tests if test.rfc == row.rfc and not names.isdisjoint(test.rows)]
 
 
 # --- what is wrong --------------------------------------------------------------------------------------------------------
 
 
 def strays(tests: Iterable[Proof]) -> list[str]:
-    """Tests that are named after rows which do not exist."""
-    known = {(row.rfc, row.name) for row in ROWS}
-    return [
-        f"{test.name}: RFC {test.rfc} has no row {row}" for test in tests for row in test.rows if (test.rfc, row) not in known
-    ]
+    """Tests that are named after rows which do not exist. One that names no row is of the RFC as a whole."""
+    parts = {(rfc, name.rstrip("abcdefgh")) for rfc, name in KNOWN}
+    named = [(test, row) for test in tests for row in test.rows]
+    lost = [told for told in named if (told[0].rfc, told[1]) not in KNOWN | parts and not _is_of_all(*told)]
+    return [f"{test.name}: RFC {test.rfc} has no row {row}" for test, row in lost]
+
+
+def _is_of_all(test: Proof, row: str) -> bool:
+    return row == WHOLE and test.rfc in TITLES
 
 
 def gaps(tests: list[Proof]) -> list[Row]:
@@ -140,7 +147,7 @@ _HEAD = """# What the RFCs ask, and what shows the answer
 Written by `krononat compliance --write` from the rows of `krononat/rfcs.py` and `rfcs6.py` and from the names of the tests, not
 by hand. A test that is named after a row shows it. Those that end in `.nat` hold a model and the packet path, in pure Python
 and compiled, against each other, frame by frame. `krononat compliance --run` runs them and prints this table with the results;
-`pytest -m rfc` runs the same. "n/a" is followed by the reason why there is nothing to test.
+`pytest -m rfc` runs the same. "n/a" is followed by the reason why there is nothing to show, "no" by why it is not so.
 """
 
 
@@ -155,10 +162,14 @@ def _section(rfc: int, tests: list[Proof]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for row in ROWS:
         if row.rfc == rfc:
-            shown = "<br>".join(f"[{_shown(test)}](../{test.path})" for test in shown_by(row, tests)) or ""
+            shown = "<br>".join(map(_link, shown_by(row, tests)))
             yield f"| {row.spoken} | {row.priority} | {row.asked} | {row.answer} | {shown} |"
+    others = [test for test in tests if test.rfc == rfc and WHOLE in test.rows and (rfc, WHOLE) not in KNOWN]
+    if others:
+        yield f"\nBesides: {', '.join(map(_link, others))}"
     yield ""
 
 
-def _shown(proof: Proof) -> str:
-    return f"{proof.name}.nat" if proof.path.endswith(".nat") else proof.name
+def _link(proof: Proof) -> str:
+    told = f"{proof.name}.nat" if proof.path.endswith(".nat") else proof.name
+    return f"[{told}](../{proof.path})"

@@ -27,7 +27,7 @@ rec9    should  no DHCPv6 service towards the outside
 rec10   must    ICMPv6 unreachable and too big pass only about what has state
         > Always.
 rec11   should  filtering of other protocols: endpoint-independent for transparency, else address-dependent
-        > `filtering6.other`, address-dependent by default.
+        > `subscribers.filtering6.other`, address-dependent by default.
 rec12   must    state of other protocols outlives two minutes of silence, five by default
         > As UDP: `timeouts.udp`, 300 s.
 rec13   must    a way to update the firmware
@@ -35,11 +35,11 @@ rec13   must    a way to update the firmware
 rec14   must    UDP state outlives two minutes, five by default
         > `timeouts.udp`, 300 s.
 rec15   may     shorter for UDP to well-known ports
-        > `timeouts.udp-ports`: none is shorter by default.
+        > `timeouts.port`, a list: none is shorter by default.
 rec16   must    outbound packets refresh UDP state, inbound ones may
         > Always; `nat.inbound-refresh` for inbound ones.
 rec17   should  filtering of UDP, as REC-11
-        > `filtering6.udp`.
+        > `subscribers.filtering6.udp`.
 rec18   must    ICMPv6 errors about a UDP state pass
         > Always.
 rec19   must    no ICMPv6 message ends a UDP state
@@ -59,21 +59,21 @@ rec25   should  ESP state is by addresses and protocol, as other protocols'
 rec26   may     HIP is not blocked
         > n/a: as any other protocol, out always, in by its state.
 rec27   should  Mobility headers are not blocked
-        > n/a: Mobile IPv6 is not served; its headers are dropped as unknown.
+        > no: Mobile IPv6 is not served; its headers are dropped as unknown.
 rec28   may     home address options and type 2 routing headers
         > Type 2 with no segments left pass, as any routing header.
 rec29   may     Mobile IPv6 signalling passes
-        > n/a: see REC-27.
+        > no: see REC-27.
 rec30   may     route optimisation passes
-        > n/a: see REC-27.
+        > no: see REC-27.
 rec31   must    every valid sequence of TCP, and simultaneous open
         > The same states as for IPv4.
 rec32   must    no window is enforced where the window scale was not seen
         > None is ever.
 rec33   should  filtering of TCP, as REC-11
-        > `filtering6.tcp`.
+        > `subscribers.filtering6.tcp`.
 rec34   should  an unsolicited SYN is answered by "prohibited" after six seconds
-        > n/a: the policy is silence, as RFC 5382 REQ-4a has it: answers would tell scanners which addresses are in use.
+        > no: the policy is silence, as RFC 5382 REQ-4a has it: answers would tell scanners which addresses are in use.
 rec35   must    TCP: 2 h 4 min established, four minutes else
         > `timeouts.tcp-established`, `timeouts.tcp-transitory`.
 rec36   must    ICMPv6 errors about a TCP state pass
@@ -83,7 +83,7 @@ rec37   must    no ICMPv6 message ends a TCP state
 rec38   may     every valid sequence of SCTP
         > By addresses and ports, without states of its own.
 rec39   may     an unsolicited SCTP INIT is answered after six seconds
-        > n/a: silence, as REC-34.
+        > no: silence, as REC-34.
 rec40   may     SCTP timers
         > n/a: as UDP's; longer ones are not asked of simple security.
 rec41   may     ICMPv6 errors about SCTP pass
@@ -99,7 +99,7 @@ rec45   may     ICMPv6 errors about DCCP pass
 rec46   may     no ICMPv6 message ends a DCCP state
         > Always.
 rec47   may     Shim6 is not blocked
-        > n/a: as an unknown extension header it is dropped.
+        > no: as an unknown extension header it is dropped.
 rec48   should  a protocol by which hosts ask for pinholes
         > By configuration: `[[pinhole]]`. PCP is on the list.
 rec49   must    a way to switch it all off
@@ -116,6 +116,18 @@ sec4.3.4 must   must be dropped beyond a link: neighbour discovery, router disco
 4443 ICMPv6
 -       must    errors of our own: too big, time exceeded, unreachable; their quote, their rate
         > As much of the packet as 1,280 bytes allow; `icmp.errors-per-second`.
+
+5722 Overlapping fragments of IPv6
+-       must    a datagram with fragments that overlap is dropped, all of it
+        > Always, and counted.
+
+6946 Atomic fragments of IPv6
+-       must    a fragment that is a whole datagram is treated as one
+        > Always.
+
+7112 Fragments with whole header chains
+-       must    a first fragment has all headers up to the transport's
+        > One that has not is dropped.
 
 8201 Path MTU discovery
 -       must    too big for the next link: the sender is told its MTU

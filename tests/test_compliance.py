@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
+from pydantic import BaseModel
 
 from krononat import compliance, proving
 from krononat.cli.compliance import compliance as command
 from krononat.compliance import Proof, Row
+from krononat.models import Config
 
 PROOFS = compliance.find_tests()
 CHECKED = {4787: 14, 5382: 10, 5508: 11, 6888: 15, 6092: 50}  # RFCs, and how many requirements they number
@@ -49,6 +53,25 @@ def test_rows_are_whole_and_unique() -> None:
     assert [row for row in compliance.ROWS if not row.answer or row.priority not in ("must", "should", "may")] == []
 
 
+def test_what_answers_name_of_the_configuration_is_in_it() -> None:
+    """`nat.hold-down-s`, `[[bypass]]`: words in backticks that look like keys."""
+    told = " ".join(row.answer for row in compliance.ROWS)
+    keys = re.findall(r"`([a-z][a-z0-9]+(?:\.[a-z][a-z0-9-]*)+)(?:`| = )", told) + re.findall(r"\[\[([a-z.]+)\]\]", told)
+    assert len(keys) > 20 and [key for key in keys if not is_a_key(Config, key.split("."))] == []
+
+
+def is_a_key(model: type[BaseModel], path: list[str]) -> bool:
+    """Whether a configuration has such a key; in lists and alternatives it may be of any of their models."""
+    field = model.model_fields.get(path[0].replace("-", "_"))
+    return field is not None and (len(path) == 1 or any(is_a_key(inner, path[1:]) for inner in models_in(field.annotation)))
+
+
+def models_in(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in models_in(inner)]
+
+
 def test_every_scenario_named_after_a_row_begins_with_its_words() -> None:
     for path in compliance.TESTS.glob("scenarios/rfc*.nat"):
         assert path.read_text().startswith("# "), path
@@ -73,10 +96,17 @@ def test_names_tell_rows(name: str, rows: tuple[int, tuple[str, ...]]) -> None:
 
 
 def test_a_row_without_a_test_is_seen_and_so_is_a_test_without_a_row() -> None:
-    one = [Proof("rfc4787-req1-x", "", 4787, ("req1",)), Proof("rfc4787-req15-x", "", 4787, ("req15",))]
+    one = [Proof(f"rfc4787-{name}-x", "", 4787, (name,)) for name in ("req1", "req15", "-")]
     assert Row(4787, "req2", "should", *_told("req2")) in compliance.gaps(one)
     assert "req1" not in [row.name for row in compliance.gaps(one) if row.rfc == 4787]
     assert compliance.strays(one) == ["rfc4787-req15-x: RFC 4787 has no row req15"]
+
+
+def test_a_number_stands_for_its_parts_where_only_these_are_rows() -> None:
+    proofs = [Proof("rfc6888-req11-x", "", 6888, ("req11",)), Proof("rfc4787-req9-x", "", 4787, ("req9",))]
+    assert compliance.strays(proofs) == []
+    shown = [(row.rfc, row.name) for row in compliance.ROWS if compliance.shown_by(row, proofs)]
+    assert shown == [(4787, "req9"), (6888, "req11a"), (6888, "req11b"), (6888, "req11c"), (6888, "req11d")]
 
 
 def _told(name: str) -> tuple[str, str]:

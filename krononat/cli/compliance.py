@@ -81,6 +81,7 @@ def _told(row: Row, proofs: list[Proof], trials: dict[str, Trial]) -> dict[str, 
 
     names = [proof.name for proof in table.shown_by(row, proofs)]
     told = {"rfc": str(row.rfc), "row": row.spoken, "priority": row.priority, "asked": row.asked, "answer": row.answer}
+    told |= {"reason": row.answer if row.is_answered_without_test else ""}
     return told | {"shown_by": names} | {mode: _outcome(names, trial) for mode, trial in trials.items()}
 
 
@@ -95,12 +96,8 @@ def _print(told: list[dict[str, Any]], modes: list[str], form: str) -> None:
         print_json(told)
         return
     last = "shown_by" if any(row["shown_by"] for row in told) else "answer"
-    joined = [row | {"shown_by": ", ".join(row["shown_by"]) or _reason(row)} for row in told]
+    joined = [row | {"shown_by": ", ".join(row["shown_by"]) or row["reason"] or "nothing"} for row in told]
     print_table(joined, ("rfc", "row", "priority", *modes, "asked", last))
-
-
-def _reason(row: dict[str, Any]) -> str:
-    return row["answer"] if str(row["answer"]).startswith("n/a:") else "NOTHING"
 
 
 def _judge(told: list[dict[str, Any]], trials: dict[str, Trial]) -> None:
@@ -109,7 +106,7 @@ def _judge(told: list[dict[str, Any]], trials: dict[str, Trial]) -> None:
         if trial.failed:
             click.echo(f"\n{mode}: pytest was not content:\n" + "\n".join(trial.last), err=True)
     bare = [row for row in told if trials and row["priority"] != "may" and not any(row[mode] for mode in trials)]
-    open_rows = [f"RFC {row['rfc']} {row['row']}" for row in bare if not str(row["answer"]).startswith("n/a:")]
+    open_rows = [f"RFC {row['rfc']} {row['row']}" for row in bare if not row["reason"]]
     if open_rows:
         click.echo(f"\nnot shown: {', '.join(open_rows)}", err=True)
     if open_rows or any(trial.failed for trial in trials.values()):
