@@ -13,7 +13,7 @@ rec2    must    multicast does not leave its scope
 rec3    should  addresses that must not appear outside are not forwarded either way
         > Loopback, mapped, discard, ULA, site-local, link-local, multicast.
 rec4    should  deprecated extension headers are dropped
-        > Routing headers of type 0 and 1 always, others while segments are left.
+        > Routing headers of type 0 and 1 always, others while segments are left, but type 2 (RFC 6275).
 rec5    should  outbound: the source lies in an assigned prefix
         > `prefix6` of [[subscribers]]; all else is spoofed.
 rec6    should  inbound: the source does not lie in a prefix inside
@@ -61,7 +61,7 @@ rec26   may     HIP is not blocked
 rec27   should  Mobility headers are not blocked
         > no: Mobile IPv6 is not served; its headers are dropped as unknown.
 rec28   may     home address options and type 2 routing headers
-        > Type 2 with no segments left pass, as any routing header.
+        > Routing headers of type 2 pass; home address options are not looked at.
 rec29   may     Mobile IPv6 signalling passes
         > no: see REC-27.
 rec30   may     route optimisation passes
