@@ -71,7 +71,7 @@ def send(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     verdict = _find_way(state, frames, burst, i, peer, now)
     if verdict != UNDECIDED:
         return verdict
-    if burst.turned[i] > 0 and burst.icmp_error[i] == 0 and burst.six[i] == 0:
+    if nat.was_turned_here(burst, i) and burst.icmp_error[i] == 0 and burst.six[i] == 0:
         rewrite.turn_out(state, frames, burst, i)
     _wrap(state, frames, burst, i, shard, peer)
     shard["shunted"] += 1

@@ -181,6 +181,7 @@ PREFIX = np.dtype(
 assert PREFIX.itemsize == 32
 
 ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT = 0, 1, 2
+FILTERING_BITS = 2  # of `filtering` of a pool for each port space
 
 POOL = np.dtype(
     [
@@ -192,12 +193,23 @@ POOL = np.dtype(
         ("blocks_free", "u4"),
         ("blocks_each", "u2"),  # at most, per subscriber
         ("shard", "u2"),
-        ("filtering", "u1"),
+        ("filtering", "u1"),  # of each port space, see FILTERING_BITS
         ("dry", "u1"),  # no block was found free in the second `dry_at` (its low half): a bit per side and port space
         ("dry_at", "u2"),
     ]
 )
 assert POOL.itemsize == 32
+
+
+def pack_filtering(icmp: int, tcp: int, udp: int) -> int:
+    """`filtering` of a pool; its parts stand in the order of the port spaces."""
+    return icmp | tcp << FILTERING_BITS | udp << 2 * FILTERING_BITS
+
+
+def unpack_filtering(told: int) -> tuple[int, int, int]:
+    """(of ICMP, of TCP, of UDP) of a pool."""
+    return told & 3, told >> FILTERING_BITS & 3, told >> 2 * FILTERING_BITS & 3
+
 
 EXTERNAL_ADDRESS = np.dtype([("address", "u4"), ("pool", "u2"), ("blocks_free", "u2")])
 
@@ -331,7 +343,8 @@ SETTINGS = np.dtype(
         ("critical", "u1"),
         ("clear", "u1"),  # by so many points something must have sunk for its alarm to sink
         ("room", "u4"),  # sessions that the memory is meant for, 0 not known
-        ("spare", "u1", (36,)),
+        ("quiet", "u1"),  # bit OUTBOUND, bit INBOUND: directions of packets that no ICMP error of ours answers
+        ("spare", "u1", (35,)),
         ("lifetimes", "u4", (256,)),  # ticks without a packet, by `state` of a session's row: see `lifetimes`
     ]
 )
