@@ -110,6 +110,15 @@ def test_a_room_that_is_silent_may_be_cut_off_so_nobody_uses_its_ports(three: _N
     assert three.told() == {"a/0": (PASSIVE, 2, 1), "b/0": (ABSENT, 2, NO_SIDE), "c/0": (ACTIVE, 2, 0)}
 
 
+@pytest.mark.parametrize("three", [roles.DEAD], indirect=True)
+def test_a_reserve_may_take_silence_for_death(three: _Network) -> None:
+    three.frozen |= {"a/0", "b/0"}
+    three.run(200)
+    three.want("c/0")
+    three.cores["c/0"].turn(three.now + 1)  # without the check that it is right, which nobody can tell
+    assert three.told()["c/0"] == (ACTIVE, 2, 0) and three.states["c/0"].shards[0]["pickup"]
+
+
 @pytest.mark.parametrize("three", [roles.WAIT], indirect=True)
 def test_a_reserve_may_wait_for_words(three: _Network) -> None:
     cut(three)
