@@ -19,6 +19,7 @@ from shards.state import BOTH, INTERNAL
 from tests.bed import PROTOCOLS, Bed, Port, Prefix, Rule
 from tests.bed6 import Prefix6, Rule6
 from tests.frames import dotted, spell
+from tests.limits import CLASSES
 from tests.scenario import Scenario
 
 SESSIONS = 4000  # room for so many
@@ -78,7 +79,7 @@ def of(bed: Bed, name: str, socket: Path) -> str:
 _PLACED = {
     Bed: "inside outside stick legs lost pools subscribers exceptions devices rules statics silent failed timeouts_s "
     "hold_down_s hairpin refresh mss errors reject_code shards peers two_sides shunts loopback log extents buckets neighbours "
-    "subscribers6 rules6 pinholes transparent echo6",
+    "subscribers6 rules6 pinholes transparent echo6 port_timers refusal_codes alarms",
     Port: "address on_link gateway inside_gateway vlan mtu partial address6 on_link6 gateway6 inside_gateway6",
     Prefix: "network each pool of limits",
     Rule: "direction protocol action internal remote internal_ports remote_ports",
@@ -99,7 +100,7 @@ def _refuse(bed: Bed) -> None:
     shards = bed.shards.values()
     if bed.peers or bed.two_sides or bed.loopback or any(shard.role != "active" or shard.pickup_s for shard in shards):
         raise Unwired(CLUSTER)
-    if any(value != int(value) for value in bed.timeouts_s.values()):
+    if any(value != int(value) for value in (*bed.timeouts_s.values(), *(told for _, _, told in bed.port_timers))):
         raise Unwired(SECONDS)
 
 
@@ -179,7 +180,11 @@ def _subscribers6(six: Prefix6) -> Table:
 
 
 def _limits(prefix: Prefix) -> Table:
-    return dict(zip(("sessions", "ports", "rate", "burst"), prefix.limits, strict=True))
+    told = prefix.limits
+    table: Table = {"sessions": told.sessions, "ports": told.ports, "rate": told.rate, "burst": told.burst}
+    shares = zip(CLASSES, told.sessions_of, told.ports_of, told.reserve, strict=True)
+    table |= {name: {"sessions": sessions, "ports": ports, "reserve": kept} for name, sessions, ports, kept in shares}
+    return table | {"sessions-per-port": told.per_port}
 
 
 def _rule(rule: Rule | Rule6) -> Table:
@@ -197,13 +202,22 @@ def _pinhole(hole: Rule6) -> Table:
 
 def _settings(bed: Bed) -> Table:
     seconds = {key: math.floor(value) for key, value in bed.timeouts_s.items()}
+    refusal, refusal6 = bed.refusal_codes[0], bed.refusal_codes[1] if bed.subscribers6 else -1
     return {
         "nat": {"hairpin": bed.hairpin, "hold-down-s": bed.hold_down_s, "mss-clamp": bed.mss, "inbound-refresh": bed.refresh},
         "timeouts": {
-            "allow-short-timers": True, "tcp-established": seconds["established"], "tcp-transitory": seconds["transitory"],
-            "udp": seconds["udp"], "icmp": seconds["icmp"],
+            "allow-short-timers": True, "tcp-established": seconds["established"], "tcp-transitory-open": seconds["opening"],
+            "tcp-transitory-closing": seconds["closing"], "udp": seconds["udp"], "icmp": seconds["icmp"],
+            "port": [
+                {"protocol": _name(PROTOCOLS, protocol), "ports": _range(ports), "seconds": math.floor(told)}
+                for protocol, ports, told in bed.port_timers
+            ],
         },
-        "icmp": {"errors-per-second": bed.errors, "reject-code": bed.reject_code},
+        "icmp": {
+            "errors-per-second": bed.errors, "reject-code": bed.reject_code,
+            "refusal-code": refusal, "refusal-code6": refusal6,
+        },
+        "alarms": dict(zip(("warning", "critical", "clear"), bed.alarms, strict=True)),
         "firewall6": {"echo": bed.echo6},
         "log": {"events": bed.log},
     }  # fmt: skip
