@@ -21,6 +21,7 @@ from krononat.config import canonical
 from krononat.control import Answer, Handler, error
 from krononat.crew import Crew
 from krononat.following import Follower
+from krononat.herald import Herald
 from krononat.interfaces import Facts
 from krononat.lines import Line
 from krononat.memory import Memory
@@ -56,6 +57,7 @@ class Parts(NamedTuple):
     began: int  # tick
     quarantine: Quarantine
     follower: Follower | None = None  # of a core that is alone there is none
+    herald: Herald | None = None  # of one that announces nothing
 
 
 class _Deletion(NamedTuple):
@@ -86,6 +88,7 @@ class Answers:
             "quarantine": self._quarantine,
             "bfd": self._bfd,
             "map": self._map,
+            "drain": self._drain,
         }
         return {**own, **self.cluster.handlers(), **self.clock.handlers()}
 
@@ -111,6 +114,15 @@ class Answers:
         quarantine = self._parts.quarantine
         cleared = quarantine.clear() if request.get("clear") is True else 0
         reply({"ok": True, "cleared": cleared, "quarantine": quarantine.rows(), **quarantine.status()})
+
+    def _drain(self, request: dict[str, Any], reply: Answer) -> None:
+        """The herald's next turn, which ends this one of the supervisor, has the worker told."""
+        on, herald = request.get("on"), self._parts.herald
+        if not isinstance(on, bool):
+            raise Trouble("not a request of the kind 'drain'", "'on' is true or false", "see `krononat server drain`")
+        if herald:
+            herald.draining = on
+        reply({"ok": True, "draining": on, "announces": herald is not None})
 
     def _bfd(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True, "bfd": bfd.rows(self._parts.state, self._names(), ticks())})

@@ -48,8 +48,7 @@ class Clock:
 
     def __init__(self, state: State) -> None:
         self._row, self._wheel = state.core[0], state.core["wheel_at"]
-        stands, told = bool(self._row["clock_stands"]), int(self._row["clock"])
-        self._ahead, self._stands = (0, told) if stands else (told, 0)
+        self._ahead, self._stands = int(self._row["clock_ahead"]), int(self._row["clock_stands"])
 
     def at(self, machine: int) -> int:
         """What it shows when the machine's shows `machine`."""
@@ -69,4 +68,4 @@ class Clock:
 
     def _set(self, now: int, stands: bool, machine: int) -> None:
         self._ahead, self._stands = now - machine, now if stands else 0
-        self._row["clock"], self._row["clock_stands"] = self._stands or self._ahead, stands
+        self._row["clock_ahead"], self._row["clock_stands"] = self._ahead, self._stands

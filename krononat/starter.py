@@ -66,7 +66,7 @@ prefixes = ["203.0.113.0/26"]
 # ports = "1024-65535"
 # block-size = 512
 # max-blocks-per-subscriber = 8
-# filtering = "endpoint-independent"
+# filtering = "endpoint-independent"            # or of each protocol: { tcp = "address-dependent" }
 
 [nat]
 # hairpin = true
@@ -90,6 +90,7 @@ prefixes = ["203.0.113.0/26"]
 # warning = 80
 # critical = 90
 # clear = 5
+# towards = ["internal", "external"]            # which sides are told by ICMP errors of ours
 
 [log]
 # events = "blocks"             # off, blocks, mappings, sessions; `krononat events` shows them

@@ -376,7 +376,7 @@ class Supervisor:
         self._act(interfaces.decide_late(self._config))
         parts = Parts(
             self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
-            self._neighbours, self._crew, self._cpu, self._began, self._quarantine, self._follower,
+            self._neighbours, self._crew, self._cpu, self._began, self._quarantine, self._follower, self._herald,
         )  # fmt: skip
         if self._follower and self._cluster:
             self._follower.start()

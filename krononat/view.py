@@ -29,6 +29,7 @@ from shards.state import (
     open_state,
     read_header,
     state_bytes,
+    unpack_filtering,
 )
 from shards.verdict import DROP, METER_NAMES, METERS, VERDICTS
 
@@ -244,8 +245,14 @@ def _pool(state: State, number: int) -> Pool:
         int(row["blocks_free"]),
         sum(address.subscribers for address in used),  # a subscriber is paired with one address
         sum(address.ports_used for address in used),
-        FILTERINGS[int(row["filtering"])],
+        _filtering(int(row["filtering"])),
     )
+
+
+def _filtering(told: int) -> str:
+    """A word, or where protocols differ one for each."""
+    icmp, tcp, udp = (FILTERINGS[number] for number in unpack_filtering(told))
+    return udp if icmp == tcp == udp else f"tcp {tcp}, udp {udp}, icmp {icmp}"
 
 
 def addresses(state: State, pool: int) -> Iterator[Address]:

@@ -9,6 +9,7 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "speaker", "linger": ms}                  a connection to the server's speaker comes along, see `announcer`
                                                      {"speaker": "lost"}: it has ended
     {"do": "linger", "ms": n}                        how long our routes may outlive us
+    {"do": "drain", "on": bool}                      ask the network to prefer others (RFC 8326), or no more
     {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
     {"do": "follow", "cluster": ..., "bgp": ...}     go by a newer map, see `cluster.orders`, `speaking.orders`
     {"do": "clock", "ahead_ms": n, "stands": bool}   {"clock": ..., "why": ...}: moved (or why not), and what was due has ended
@@ -224,6 +225,8 @@ class Worker:
             self._lost = False
         if told["do"] == "linger" and self._announcer:
             self._announcer.linger(told["ms"])
+        if told["do"] == "drain" and self._announcer:
+            self._announcer.drain(told["on"])
         if told["do"] == "ask" and self._replica:
             self.say({"id": told["id"], "answer": self._replica.answer(told["request"])})
         if told["do"] == "clock":

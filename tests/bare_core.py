@@ -55,14 +55,14 @@ class Core:
         rows, self.held = self.held, []
         return self._process(rows, now)
 
-    def claimed(self, result: Result, _: Outcome) -> Result:
-        """What has become of a frame of which the model says that outcome: here each frame is known by its row."""
-        return result
-
     def lose(self) -> None:
         """The frames that were held back are gone, as with the worker that held them."""
         self.slots += [row[4] for row in self.held]
         self.held = []
+
+    def claimed(self, result: Result, _: Outcome) -> Result:
+        """What has become of a frame of which the model says that outcome: here each frame is known by its row."""
+        return result
 
     def _process(self, rows: list[list[int]], now: int) -> list[Result]:
         for i, (port, at, length, deadline, _) in enumerate(rows):

@@ -116,7 +116,7 @@ class Pair:
             return frame, side
         inner = frames.dissect(frames.split_frame(frame)[4]).payload[16:]
         port = self.bed.inside if told.side == "inside" else self.bed.outside
-        sender = mac_of(self.model.ways(told.side, frames.dissect(inner).source)[0].hop)
+        sender = mac_of(self.model.ways(told.side, frames.dissect_header(inner).source)[0].hop)
         return frames.build_frame(mac_of(port.address), sender, inner, port.vlan), told.side
 
     def _judge(self, frame: bytes, side: str, result: Result, outcome: Outcome) -> None:

@@ -50,6 +50,9 @@ def lab() -> None:
 @click.option("--cores", type=click.IntRange(1, legs.CORES_AT_MOST), help="Of each server; default: 1. More need --tor bird.")
 @click.option("--tor", type=click.Choice(TORS), help="The switches: BIRD, FRR, or routes by hand (`lab steer`).")
 @click.option("--tors", type=click.IntRange(1, 2), default=1, show_default=True, help="How many switches, in an AS each.")
+@click.option(
+    "--rooms", type=click.IntRange(1, 2), default=1, show_default=True, help="The second one is the first one's reserve."
+)
 @click.option("--domains", type=click.IntRange(1, 2), default=2, show_default=True, help="Routing domains of a switch.")
 @click.option("--preference", default="med", show_default=True, help="How the primary's routes are preferred, as [bgp] has it.")
 @click.option("--bfd-ms", type=click.IntRange(0, 1000), default=50, show_default=True, help="Interval of BFD; 0: none.")
