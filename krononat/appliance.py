@@ -46,6 +46,7 @@ from shards.state import (
     Sizes,
     State,
     new_state,
+    pack_filtering,
 )
 
 INTERNET, INSIDE = 0, 1  # realms
@@ -58,6 +59,7 @@ _SLOTS = 8  # of a bucket
 
 _NEIGHBOURS_AT_LEAST, _NEIGHBOURS_AT_MOST = 256, 1 << 16
 _NEIGHBOUR_WAIT = 3000  # ticks: as long as the kernel tries (three probes, a second apart: arp(7))
+_ASKED_FROM = {"internal": OUTBOUND, "external": INBOUND}  # direction of what is answered towards a side
 _ICMP_BURST = 50  # as Linux's icmp_msgs_burst
 
 SIDES = {"internal": INTERNAL, "external": EXTERNAL, "both": BOTH}
@@ -95,7 +97,9 @@ class ScopedRule(NamedTuple):
 def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
     """How many rows of each the configuration needs."""
     sessions = config.memory.sessions
-    filtered = any(pool.filtering != "endpoint-independent" for pool in config.pool) or appliance6.has_permissions(config)
+    filtered = any(set(pool.filtering.words) != {"endpoint-independent"} for pool in config.pool) or appliance6.has_permissions(
+        config
+    )
     halves = (2 if filtered else 1) * sessions + len(list(config.mappings()))
     entries = (_ENTRIES + (_PERMISSIONS if filtered else 0)) * sessions
     return Sizes(
@@ -209,6 +213,7 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row["refusal_code"], row["refusal_code6"] = _code(config.icmp.refusal_code), _code(config.icmp.refusal_code6)
     row["warning"], row["critical"], row["clear"] = config.alarms.warning, config.alarms.critical, config.alarms.clear
     row["room"] = config.memory.sessions
+    row["quiet"] = sum(1 << _ASKED_FROM[side] for side in _ASKED_FROM if side not in config.icmp.towards)
     row["mss"] = config.nat.mss_clamp
     row["hairpin"] = config.nat.hairpin
     row["inbound_refresh"] = config.nat.inbound_refresh
@@ -263,7 +268,7 @@ def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
         shard["role"] = JOINING if cluster.me in (told.primary, told.backup) else ABSENT
         shard["side"] = {told.primary: 0, told.backup: 1}.get(cluster.me, NO_SIDE)
         shard["authority"] = cluster.rows[told.primary]
-        if told.backup:
+        if told.backup or told.reserve:
             for number in (number for number, pool in enumerate(config.pool) if pool.shard == told.id):
                 sides.lay(state, number)
 
@@ -279,7 +284,7 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         row["end_block"] = int(row["first_block"]) + blocks_in(pool)
         row["blocks_free"] = count * blocks_in(pool)
         row["blocks_each"] = pool.max_blocks_per_subscriber
-        row["filtering"] = FILTERINGS[pool.filtering]
+        row["filtering"] = pack_filtering(*(FILTERINGS[word] for word in pool.filtering.words))
         row["shard"] = pool.shard
         addresses = [int(host) for prefix in sorted(pool.prefixes) for host in prefix if host != pool.icmp_address]
         state.externals["address"][first : first + count] = addresses

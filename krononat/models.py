@@ -39,6 +39,11 @@ class Server(Model):
     name: str = Field(default="nat1", pattern=_NAME, description=f"Name of this server, in logs and sockets: {_NAME_TOLD}.")
     core: int = Field(default=0, ge=0, le=9999, description="Number of this core among those of the server.")
     cpu: int | None = Field(default=None, ge=0, description="CPU the worker is pinned to; default: the last one it may run on.")
+    movable_clock: bool = Field(
+        default=False,
+        description="Whether `krononat lab clock` may stop the clock that sessions go by, or move it ahead so that they end. "
+        "For a laboratory; never where there are subscribers.",
+    )
 
 
 Checksums = Annotated[Literal["auto", "partial", "complete"], one_of(("auto", "partial", "complete"))]
@@ -255,10 +260,8 @@ class Subscriber(Model):
     transparent: bool = Field(default=False, description="Nothing is filtered towards its IPv6 addresses (RFC 6092 REC-49).")
 
 
-Filtering = Annotated[
-    Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"],
-    one_of(("endpoint-independent", "address-dependent", "address-and-port-dependent")),
-]
+FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
+Filtering = Annotated[Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)]
 
 
 class Filtering6(Model):
@@ -267,6 +270,36 @@ class Filtering6(Model):
     tcp: Filtering = Field(default="address-dependent", description="For TCP.")
     udp: Filtering = Field(default="address-dependent", description="For UDP and UDP-Lite.")
     other: Filtering = Field(default="address-dependent", description="For everything else.")
+
+
+class PoolFiltering(Model):
+    """Who may write to an external endpoint, beside the remotes that it has sessions with (RFC 4787 5, RFC 5382 REQ-3)."""
+
+    tcp: Filtering = Field(default="endpoint-independent", description="For TCP.")
+    udp: Filtering = Field(default="endpoint-independent", description="For UDP.")
+    icmp: Filtering = Field(default="endpoint-independent", description="For ICMP queries.")
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """Of ICMP, TCP, UDP: the order of the port spaces."""
+        return self.icmp, self.tcp, self.udp
+
+
+def _for_all(value: Any) -> Any:
+    """One word is for every protocol."""
+    if isinstance(value, str) and value not in FILTERINGS:
+        raise ValueError(f"must be one of {', '.join(FILTERINGS)}")
+    return dict.fromkeys(("tcp", "udp", "icmp"), value) if isinstance(value, str) else value
+
+
+def _in_a_word(value: PoolFiltering, handler: SerializerFunctionWrapHandler) -> Any:
+    """What is alike for every protocol is one word."""
+    return value.udp if len(set(value.words)) == 1 else handler(value)
+
+
+OneFiltering = Annotated[
+    PoolFiltering, BeforeValidator(_for_all, json_schema_input_type=Filtering | PoolFiltering), WrapSerializer(_in_a_word)
+]
 
 
 def _one_pool(value: Any) -> Any:
@@ -292,9 +325,6 @@ class Subscribers(Model):
     transparent: bool = Field(default=False, description="Nothing is filtered towards their IPv6 addresses (RFC 6092 REC-49).")
 
 
-FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
-
-
 class Pool(Model):
     """External addresses, cut into port blocks."""
 
@@ -311,9 +341,10 @@ class Pool(Model):
     ports: Ports = Field(default=PortRange(1024, 65535), description="Ports handed out, in whole blocks; not below 1024.")
     block_size: int = Field(default=512, ge=64, le=32768, description="Ports of a block; a power of two from 64 on.")
     max_blocks_per_subscriber: int = Field(default=8, ge=1, le=8, description="Blocks one subscriber may have at once.")
-    filtering: Annotated[
-        Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)
-    ] = Field(default="endpoint-independent", description="Which remotes may answer (RFC 4787 5).")
+    filtering: OneFiltering = Field(
+        default=PoolFiltering(),
+        description="Which remotes may answer (RFC 4787 5): a word, or a table of one for each of tcp, udp, icmp.",
+    )
 
 
 class Nat(Model):
@@ -341,6 +372,9 @@ class Icmp(Model):
     """ICMP errors of our own."""
 
     errors_per_second: int = Field(default=100, ge=0, le=1_000_000, description="At most so many a second; 0: none at all.")
+    towards: list[Literal["internal", "external"]] = Field(
+        default=["internal", "external"], description="Sides whose senders are told (RFC 5508 REQ-9)."
+    )
     reject_code: int = Field(
         default=13, ge=0, le=15, description="Code of the `unreachable` that rejecting rules send (RFC 1812 5.2.7.1)."
     )
@@ -413,6 +447,13 @@ class Cluster(Model):
     )
     grace_s: int = Field(
         default=10, ge=0, le=600, description="After a takeover, for how long connections may be picked up in their middle."
+    )
+    silent_room: Annotated[Literal["wait", "apart", "dead"], one_of(("wait", "apart", "dead"))] = Field(
+        default="apart",
+        description="What a reserve makes of a home of its shard of which nothing is heard, when packets of that come here. "
+        "`wait`: nothing, unless the end of its processes was told. `apart`: it may be cut off only, so ports are handed out "
+        "that are not its owner's, and connections from before break. `dead`: it is, so most of them go on; if it is not, two "
+        "subscribers may get one port.",
     )
     quiet_ms: int = Field(
         default=1000, ge=50, le=600_000, description="A shard has moved when its old core saw no packet for so long."

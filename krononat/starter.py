@@ -66,7 +66,7 @@ prefixes = ["203.0.113.0/26"]
 # ports = "1024-65535"
 # block-size = 512
 # max-blocks-per-subscriber = 8
-# filtering = "endpoint-independent"
+# filtering = "endpoint-independent"            # or of each protocol: { tcp = "address-dependent" }
 
 [nat]
 # hairpin = true
@@ -90,6 +90,7 @@ prefixes = ["203.0.113.0/26"]
 # warning = 80
 # critical = 90
 # clear = 5
+# towards = ["internal", "external"]            # which sides are told by ICMP errors of ours
 
 [log]
 # events = "blocks"             # off, blocks, mappings, sessions; `krononat events` shows them
@@ -114,6 +115,7 @@ action = "reject"
 # quiet-ms = 1000
 # replication-threshold-s = 0   # above 0: flows that end sooner (DNS) are not replicated
 # replicate-hold-down = true   # false: copies do not know which ports rest after use
+# silent-room = "apart"         # what a reserve makes of a home it does not hear: wait, apart, dead; docs/replication.md
 
 # [control]
 # socket = "/run/krononat/nat1.sock"    # in a cluster: nat1-0.sock

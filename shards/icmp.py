@@ -401,6 +401,8 @@ def rate_allows(state: State, direction: int, now: int) -> bool:
     and one for refusals.
     """
     settings, tokens, since = state.settings[0], state.core[0]["icmp_tokens"], state.core[0]["icmp_tokens_at"]
+    if whole(settings["quiet"]) >> direction & 1:  # RFC 5508 REQ-9
+        return False
     rate = whole(settings["icmp_rate"])
     full = 1000 * max(whole(settings["icmp_burst"]), 1)
     has = min(full, whole(tokens[direction]) + min(age(now, whole(since[direction])), 1 << 20) * rate)

@@ -17,6 +17,7 @@ from shards.state import (
     ACTIVE,
     ADDRESS_DEPENDENT,
     CHUNK_PORTS,
+    FILTERING_BITS,
     FIREWALL_SESSION6,
     FREE,
     ICMP,
@@ -259,13 +260,21 @@ def index_session(state: State, line: int) -> int:
 
 
 @hot
+def filtering_of(state: State, external: int, protocol: int) -> int:
+    """Filtering of a protocol on an external address, by ordinal (RFC 4787 5); that of TCP may be another (RFC 5382 REQ-3b)."""
+    pool = state.pools[whole(state.externals[external]["pool"])]
+    return whole(pool["filtering"]) >> FILTERING_BITS * ports.port_space(protocol) & 3
+
+
+@hot
 def filters_by_address(state: State, line: int) -> bool:
     """Whether the session's pool lets in whatever comes from an address that was written to (RFC 4787 section 5)."""
     row = state.sessions[line]
-    if whole(row["internal_realm"]) >> 24 == ICMP:  # a query's session has no remote port: it is its own permission
+    protocol = whole(row["internal_realm"]) >> 24
+    if protocol == ICMP:  # a query's session has no remote port: it is its own permission
         return False
     external = external_ordinal(state, whole(row["external_address"]))
-    return whole(state.pools[whole(state.externals[external]["pool"])]["filtering"]) == ADDRESS_DEPENDENT
+    return filtering_of(state, external, protocol) == ADDRESS_DEPENDENT
 
 
 @hot

@@ -181,6 +181,7 @@ PREFIX = np.dtype(
 assert PREFIX.itemsize == 32
 
 ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT = 0, 1, 2
+FILTERING_BITS = 2  # of `filtering` of a pool for each port space
 
 POOL = np.dtype(
     [
@@ -192,12 +193,23 @@ POOL = np.dtype(
         ("blocks_free", "u4"),
         ("blocks_each", "u2"),  # at most, per subscriber
         ("shard", "u2"),
-        ("filtering", "u1"),
+        ("filtering", "u1"),  # of each port space, see FILTERING_BITS
         ("dry", "u1"),  # no block was found free in the second `dry_at` (its low half): a bit per side and port space
         ("dry_at", "u2"),
     ]
 )
 assert POOL.itemsize == 32
+
+
+def pack_filtering(icmp: int, tcp: int, udp: int) -> int:
+    """`filtering` of a pool; its parts stand in the order of the port spaces."""
+    return icmp | tcp << FILTERING_BITS | udp << 2 * FILTERING_BITS
+
+
+def unpack_filtering(told: int) -> tuple[int, int, int]:
+    """(of ICMP, of TCP, of UDP) of a pool."""
+    return told & 3, told >> FILTERING_BITS & 3, told >> 2 * FILTERING_BITS & 3
+
 
 EXTERNAL_ADDRESS = np.dtype([("address", "u4"), ("pool", "u2"), ("blocks_free", "u2")])
 
@@ -331,7 +343,8 @@ SETTINGS = np.dtype(
         ("critical", "u1"),
         ("clear", "u1"),  # by so many points something must have sunk for its alarm to sink
         ("room", "u4"),  # sessions that the memory is meant for, 0 not known
-        ("spare", "u1", (36,)),
+        ("quiet", "u1"),  # bit OUTBOUND, bit INBOUND: directions of packets that no ICMP error of ours answers
+        ("spare", "u1", (35,)),
         ("lifetimes", "u4", (256,)),  # ticks without a packet, by `state` of a session's row: see `lifetimes`
     ]
 )
@@ -343,12 +356,10 @@ CORE = np.dtype(
     [
         ("wheel_at", "u8"),  # last slot of the wheel that was served, counted since boot
         ("breaths", "u8"),
+        ("clock_ahead", "i8"),  # ticks, of the packets' clock; and the tick at which it stands, 0: it goes (krononat.clock)
+        ("clock_stands", "u8"),
         ("next_extent", "u4"),
-        (
-            "icmp_tokens",
-            "u4",
-            (3,),
-        ),  # thousandths, by direction of what is answered; 2: of refusals
+        ("icmp_tokens", "u4", (3,)),  # thousandths, by direction of what is answered; 2: of refusals
         ("icmp_tokens_at", "u4", (3,)),
         ("held", "u4"),  # frames waiting for a neighbour
         ("neighbours_wanted", "u4"),  # counts requests to the supervisor
@@ -368,10 +379,10 @@ CORE = np.dtype(
         ("parts_at", "u4"),  # tick at which it was last looked whether one has waited long enough
         ("swept_at", "u4"),  # and when rows of FRAGMENTED that are due were last ended
         ("cuts", "u4"),  # rows of this burst that are longer than their next link's MTU
-        ("spare", "u1", (12,)),
+        ("spare", "u1", (60,)),
     ]
 )
-assert CORE.itemsize == 128
+assert CORE.itemsize == 192
 
 LOG_OFF, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS = range(4)  # each includes those before it
 

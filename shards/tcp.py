@@ -21,18 +21,19 @@ NONE, INIT, ESTABLISHED, FIN_OUT, FIN_IN, CLOSING, RESET, STREAM, QUERY, INIT_IN
 #
 # A cell is the next state. Its lifetime starts anew, unless the cell ends in
 #   '   lifetime left alone        ?   lifetime renewed only where inbound packets refresh (RFC 4787 REQ-6)
-# `reset` comes back to life by any packet but another RST (RFC 7857 section 2.2), so a forged RST kills nothing.
+# `reset` comes back to life by any packet but another RST (RFC 7857 section 2.2), so a forged RST kills nothing. What has not
+# been established is not reset: a RST that goes out in answer would refresh the mapping (section 7.1).
 # `answered`: a SYN-ACK went out to a SYN that came in by the mapping alone. RFC 6146 calls that established; here it is
 # short-lived until the other side goes on, or forged SYNs to an open port would fill the subscriber's quota for two hours.
 # A SYN on `closing` is TIME-WAIT reuse: the connection opens anew (RFC 9293 section 3.6.1), from inside or (`init_in`) outside.
 _PICTURE = """
                out: syn      fin       rst     other        in: syn       fin       rst     other
-init                init     init'     reset   init'        established   init'     init'   init'
+init                init     init'     init'   init'        established   init'     init'   init'
 established         established  fin_out  reset  established    established  fin_in  reset  established
 fin_out             fin_out  fin_out   reset   fin_out      fin_out       closing   reset   fin_out
 fin_in              fin_in   closing   reset   fin_in       fin_in        fin_in    reset   fin_in
-init_in             established init_in' reset  init_in'    init_in       init_in'  init_in' init_in'
-answered            answered' answered' reset   answered'   answered'     fin_in    answered' established
+init_in             established init_in' init_in' init_in'  init_in       init_in'  init_in' init_in'
+answered            answered' answered' answered' answered' answered'     fin_in    answered' established
 closing             init     closing'  closing' closing'    init_in       closing'  closing' closing'
 reset               established established reset' established  established established reset' established
 udp                 udp      udp       udp     udp          udp?          udp?      udp?    udp?
@@ -109,6 +110,12 @@ def first_state(protocol: int, tcp_flags: int) -> int:
 def half_open(state: int) -> bool:
     """Whether one side has not been heard of yet: such connections may come to nothing, and no other core is told of them."""
     return state & STATE_MASK in (INIT, INIT_IN, ANSWERED)
+
+
+@hot
+def answers(protocol: int, tcp_flags: int) -> bool:
+    """Whether an outbound packet may answer what came in by a mapping alone, and open nothing: a RST (RFC 7857 section 7.1)."""
+    return protocol == TCP and tcp_flags & RST != 0
 
 
 @hot

@@ -2,7 +2,7 @@
 
 The statements are the `given` lines of scenarios; each is a noun, perhaps what it is about, and pairs of key and value:
 
-    pool 203.0.113.0/30 block 64 filtering address-dependent
+    pool 203.0.113.0/30 block 64 filtering address-dependent udp endpoint-independent
     subscribers 100.64.0.0/16 each 32 sessions 4 rate 2 burst 5
     rule outbound tcp remote-ports 25 reject
 
@@ -32,6 +32,7 @@ from shards.state import (
     Sizes,
     State,
     new_state,
+    pack_filtering,
 )
 from tests import bed6
 from tests.frames import ICMP, TCP, UDP, address, endpoint, mac_of
@@ -82,6 +83,11 @@ class Pool:
     ports: tuple[int, int] = (1024, 65535)
     filtering: str = FILTERINGS[0]
     shard: int = 0
+    own: tuple[str, str] = ("", "")  # filtering of TCP and of UDP, where it is another
+
+    def filtering_of(self, protocol: int) -> str:
+        """Who may write to a mapping of this protocol."""
+        return {TCP: self.own[0], UDP: self.own[1]}.get(protocol) or self.filtering
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,7 @@ class Bed(bed6.Bed6):
     refresh: bool = False
     mss: int = 0
     errors: int = 100  # ICMP errors of our own a second
+    quiet: set[str] = field(default_factory=set)  # sides that get none
     reject_code: int = 13
     shards: dict[int, Shard] = field(default_factory=dict)
     peers: dict[int, Peer] = field(default_factory=dict)  # by address
@@ -191,6 +198,7 @@ class Bed(bed6.Bed6):
             Pool(
                 IPv4Network(words[0]), told.get("name", "main"), int(told.get("block", 512)), int(told.get("blocks", 8)),
                 (int(low), int(high)), told.get("filtering", FILTERINGS[0]), int(told.get("shard", 0)),
+                (told.get("tcp", ""), told.get("udp", "")),
             )
         )  # fmt: skip
 
@@ -293,6 +301,9 @@ class Bed(bed6.Bed6):
 
     def _say_errors(self, words: list[str]) -> None:
         self.errors = int(words[0])
+
+    def _say_quiet(self, words: list[str]) -> None:
+        self.quiet.update(words)
 
     def _say_reject_code(self, words: list[str]) -> None:
         self.reject_code = int(words[0])
@@ -438,6 +449,7 @@ def _fill_settings(state: State, bed: Bed) -> None:
     row["neighbour_wait"] = NEIGHBOUR_WAIT
     row["icmp_rate"] = row["icmp_burst"] = bed.errors
     row["mss"], row["reject_code"] = bed.mss, bed.reject_code
+    row["quiet"] = sum(1 << ("inside", "outside").index(side) for side in bed.quiet)
     row["hairpin"], row["inbound_refresh"] = bed.hairpin, bed.refresh
     row["log"] = LOGS.index(bed.log)
     row["rules"], row["rules_version"] = len(bed.rules), 1
@@ -497,12 +509,16 @@ def _fill_pools(state: State, bed: Bed) -> None:
         row["first_block"], row["end_block"] = block_range(pool)
         row["blocks_free"] = hosts * (int(row["end_block"]) - int(row["first_block"]))
         row["shard"] = pool.shard
-        row["blocks_each"], row["filtering"] = pool.blocks, FILTERINGS.index(pool.filtering)
+        row["blocks_each"], row["filtering"] = pool.blocks, _filtering(pool)
         state.externals["address"][first : first + hosts] = int(pool.network.network_address) + np.arange(hosts)
         state.externals["pool"][first : first + hosts] = number
         if bed.two_sides:
             sides.lay(state, number)
         first += hosts
+
+
+def _filtering(pool: Pool) -> int:
+    return pack_filtering(*(FILTERINGS.index(pool.filtering_of(protocol)) for protocol in (ICMP, TCP, UDP)))
 
 
 def block_range(pool: Pool) -> tuple[int, int]:

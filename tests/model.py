@@ -18,6 +18,7 @@ from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, buil
 from tests.frames6 import Packet6, is_six_frame
 from tests.limits import TOLD_REFUSALS, Limits
 from tests.model6 import Model6, Session6
+from tests.model_bare import Bare
 from tests.model_ports import Choose, Ports, Subscriber
 from tests.outcome import Outcome, Shunted, Waits, Way
 from tests.translation import (
@@ -83,7 +84,7 @@ class Model:
             self._add(Mapping(protocol, internal, external, static=True))
         self.now = now
         self.begun = now
-        self.ports, self.six = Ports(self), Model6(self)
+        self.ports, self.six, self.bare = Ports(self), Model6(self), Bare(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
         self.datagrams = Datagrams()
 
@@ -103,7 +104,7 @@ class Model:
                 side = self.came.side
         except Malformed as wrong:
             return Outcome(wrong.verdict)
-        if side == "inside" or self.bed.stick:
+        if (side == "inside" or self.bed.stick) and self.came is None:  # else the other core has done it
             packet = replace(packet, ip_options=blanked(packet.ip_options))
         if self.bed.stick:
             side = "inside" if self._prefix_of(packet.source) else "outside"
@@ -231,6 +232,8 @@ class Model:
             return self._error_outbound(packet, turns)
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
+        if mapping := self.bare.mapping_of(packet):
+            return self.bare.answer(packet, mapping, turns)
         session = self._session_out(packet, choose, turns)
         translated = with_source(packet, session.mapping.external)
         if turns:
@@ -306,6 +309,8 @@ class Model:
             return False
         turned = self.came is not None and self.came.turned  # nobody here knows its sender
         side = "inside" if turned else side
+        if side in self.bed.quiet:
+            return False
         return reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors) and not turned
 
     def tell_refusal(self, host: int, six: bool) -> tuple[int, int] | None:
@@ -457,13 +462,15 @@ class Model:
         return session
 
     def _filter(self, mapping: Mapping, remote: Endpoint) -> None:
+        if not self._lets_in(mapping, remote):
+            raise Refused("filtered")
+
+    def _lets_in(self, mapping: Mapping, remote: Endpoint) -> bool:
         """RFC 4787 section 5. A static mapping is there to let everyone in."""
-        filtering = self.pool_of[mapping.external[0]].filtering
+        filtering = self.pool_of[mapping.external[0]].filtering_of(mapping.protocol)
         if filtering == "endpoint-independent" or mapping.static:
-            return
-        if filtering == "address-dependent" and any(host == remote[0] for host, _ in mapping.sessions):
-            return
-        raise Refused("filtered")
+            return True
+        return filtering == "address-dependent" and any(host == remote[0] for host, _ in mapping.sessions)
 
     def advance(self, session: Session | Session6, way: str, flags: int) -> None:
         """Let a packet move a session on."""

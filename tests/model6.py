@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
 from tests import frames
-from tests.admission import SYN
+from tests.admission import RST, SYN
 from tests.bed6 import Prefix6, Rule6
 from tests.datagrams import Part, Service
 from tests.frames import TCP, Malformed
@@ -196,12 +196,15 @@ class Model6:
             session = self._open(packet, key, turns)
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
+        if session is None:
+            return self._inbound(packet, turned=True) if turns else self._send(packet, "outside", "forwarded_out")
         outcome = self._inbound(packet, turned=True) if turns else self._send(packet, "outside", "forwarded_out")
         if outcome.verdict not in ("held", "shunted"):
             self.model.advance(session, "out", packet.flags)
         return outcome
 
-    def _open(self, packet: Packet6, key: Tuple6, turns: bool) -> Session6:
+    def _open(self, packet: Packet6, key: Tuple6, turns: bool) -> Session6 | None:
+        """None: it refuses what came in without a session, and leaves without one."""
         prefix = self.bed.prefix6_of(packet.source)
         if prefix is None or self._is_own(packet.source):
             raise Refused("spoofed_source")
@@ -213,9 +216,16 @@ class Model6:
         invited = self._lets_in(prefix, key)
         if packet.protocol == ICMP6 and packet.kind >> 8 != ECHO and not invited:
             raise Refused("icmp_type_not_served")
-        if packet.protocol == TCP and not may_open(packet.flags, invited or self.model.picks_up(self._mate(key), packet.flags)):
+        bare = packet.protocol == TCP and packet.flags & RST and invited
+        if (
+            packet.protocol == TCP
+            and not bare
+            and not may_open(packet.flags, invited or self.model.picks_up(self._mate(key), packet.flags))
+        ):
             raise Refused("tcp_not_opening")
         self._find_way(packet, turns)
+        if bare:
+            return None
         self.model.obey_limits(self._mate(key), packet.protocol, None, devices=False)
         opening = {TCP: first_state_of(packet), ICMP6: "query"}.get(packet.protocol, "udp")
         session = Session6(*key, opening, 0)

@@ -115,7 +115,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     state.core[0]["next_extent"] = 1
     state.extents[0]["kind"] = NAT_SESSION
     now = 1_000_000
-    monkeypatch.setattr("krononat.view.ticks", lambda: now)
+    monkeypatch.setattr("krononat.clock.ticks", lambda: now)
     for line, (protocol, word) in enumerate(((17, "udp"), (6, "established")), 1):
         put_session(state, line, protocol, line, word=word)
         state.sessions[line]["created"], state.sessions[line]["expiry"] = now - 9000, now + 5000
@@ -296,7 +296,7 @@ def test_a_refusal_is_told(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch
 def test_names_may_be_shortened(run: Run) -> None:
     status, _, err = run("co", "init")
     assert status == 2
-    assert "'co' may be config or compile or completion" in err
+    assert "'co' may be config or compile or compliance or completion" in err
     assert run("conf", "ini").out.startswith("# A core of Krononat")
     assert "No such command 'stauts'. Did you mean 'status'?" in run("stauts").err
     assert "No such command 'lsit'. Did you mean 'list'?" in run("sessions", "lsit").err
@@ -449,6 +449,7 @@ NO_COMPILER = "import sys; sys.modules['numba'] = sys.modules['llvmlite'] = None
             ["turns round by its", "> 100.64.0.7:80, 54 bytes, ttl 63", ": hairpinned: "],
         ),
         ("tcp ack 100.64.0.3:5 > 9.9.9.9:80", [": tcp_not_opening: "]),
+        ("tcp rst 100.64.0.7:80 > 9.9.9.9:5", ["= 100.64.0.7:80 is what it leaves by", "> 9.9.9.9:5, 54", ": forwarded_out: "]),
         ("icmp echo 100.64.0.3 -> 9.9.9.9 id 7 length 100", ["100.64.0.3:7 = 203.0.113.", "114 bytes", ": forwarded_out: "]),
         ("udp 100.64.0.3:5 > 9.9.9.9:53 ttl 1", ["icmp error 11/0 100.64.0.1 > 100.64.0.3", ": ttl_exceeded: "]),
         ("icmp echo 9.9.9.9 > 192.0.2.2", ["the core's own address: given to the kernel", ": punted: "]),

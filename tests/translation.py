@@ -26,12 +26,12 @@ class Refused(Exception):
 # `-` stays and leaves the lifetime alone, `.` stays and renews it.
 _TCP = {
     "out": """
-        init         -            reset  .            -
-        init_in      -            reset  established  -
+        init         -            -      .            -
+        init_in      -            -      established  -
         established  fin_out      reset  .            .
         fin_out      .            reset  .            .
         fin_in       closing      reset  .            .
-        answered     -            reset  -            -
+        answered     -            -      -            -
         closing      -            -      init         -
         reset        established  -      established  established
     """,

@@ -38,6 +38,7 @@ COMMANDS = {
     "config": ("krononat.cli.config:config", "Check, show, explain or begin a configuration."),
     "doctor": ("krononat.cli.doctor:doctor", "Check whether this machine can run the appliance."),
     "compile": ("krononat.cli.compile:compile", "Fill the compiler's cache, so that no packet waits for it."),
+    "compliance": ("krononat.cli.compliance:compliance", "Show what the RFCs ask, our answer, and the tests that show it."),
     "lab": ("krononat.lab.commands:lab", "Clients, appliance and Internet in network namespaces."),
     "bench": ("krononat.cli.bench:bench", "Measure."),
     "completion": ("krononat.cli.completion:completion", "Print the completion script of a shell."),
