@@ -125,6 +125,7 @@ def _settings(state: State) -> None:
     row = state.settings[0]
     row["seed"], row["secret"] = (0x0123456789ABCDEF, 0xFEDCBA9876543210), (11, 22)
     row["tcp_established"], row["tcp_transitory"], row["udp"], row["icmp"] = 7_440_000, 240_000, 300_000, 60_000
+    row["generic"] = 300_000
     row["hold_down_s"], row["neighbour_wait"], row["icmp_rate"], row["icmp_burst"] = 120, 1000, 100, 100
     row["prefixes"], row["pools"], row["ports"], row["shards"], row["rules"] = 2, 2, 2, 2, 1
     row["external_port"], row["hairpin"], row["inbound_refresh"], row["mss"] = 1, 1, 1, 1400

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from krononat import view6
+from shards import protocols
 from shards.state import (
     CHUNK_PORTS,
     EXTENT_LINES,
     FIREWALL_SESSION6,
     NAT_MAPPING,
     NAT_SESSION,
-    PROTOCOLS,
     Array,
     State,
     open_state,
@@ -34,7 +34,9 @@ from shards.verdict import DROP, METER_NAMES, METERS, VERDICTS
 SLICE = 4096  # rows copied at once: 256 KiB
 
 # As tcp.STATES, which cannot be imported without the compiler; a test holds one against the other.
-SESSION_STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered")
+SESSION_STATES = (
+    "none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered", "generic",
+)  # fmt: skip
 
 
 def ticks() -> int:
@@ -166,7 +168,7 @@ def _session(line: int, row: Any, now: int) -> Session:
     return Session(
         line,
         int(row["generation"]),
-        PROTOCOLS.get(int(row["internal_realm"]) >> 24, "other"),
+        protocols.name(int(row["internal_realm"]) >> 24),
         str(IPv4Address(int(row["internal_address"]))),
         int(row["internal_port"]),
         str(IPv4Address(int(row["external_address"]))),

@@ -13,6 +13,7 @@ import numpy as np
 
 from shards import verdict as verdicts
 from shards.atomics import load_acquire, store_release
+from shards.generic import is_generic
 from shards.jit import hot, whole
 from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS, Array, State
 
@@ -28,6 +29,7 @@ def _refusals() -> Array:
     """Kind of event of each verdict that is a refusal for want of something, 0 of the others."""
     kinds = np.zeros(len(verdicts.VERDICTS), np.uint8)
     kinds[verdicts.POOL_EXHAUSTED], kinds[verdicts.PORTS_EXHAUSTED] = ADDRESSES_EXHAUSTED, PORTS_EXHAUSTED
+    kinds[verdicts.PROTOCOL_IN_USE] = PORTS_EXHAUSTED  # the one that there is
     for verdict in (verdicts.SESSION_LIMIT, verdicts.MAPPING_LIMIT, verdicts.RATE_LIMIT):
         kinds[verdict] = QUOTA_EXCEEDED
     for verdict in (verdicts.ROWS_EXHAUSTED, verdicts.TABLE_FULL):
@@ -83,14 +85,15 @@ def mapping(state: State, kind: int, half: int, now: int) -> None:
     if whole(state.settings[0]["log"]) < LOG_MAPPINGS:
         return
     source = state.mappings[half]
+    port = 0 if is_generic(whole(source["internal_realm"]) >> 24) else whole(source["external_port"])
     row = state.events[_begin(state, kind, whole(source["account"]), now)]
     row["internal_address"] = source["internal_address"]
     row["internal_realm"] = source["internal_realm"]
     row["internal_port"] = source["internal_port"]
     row["external_address"] = source["external_address"]
     row["external_realm"] = whole(source["internal_realm"]) & 0xFF000000
-    row["external_port"] = source["external_port"]
-    row["external_last"] = source["external_port"]
+    row["external_port"] = port
+    row["external_last"] = port
     row["remote_address"] = 0
     row["remote_port"] = 0
     row["half"] = half

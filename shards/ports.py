@@ -24,6 +24,7 @@ from shards.state import (
     ICMP,
     PORT_SPACES,
     TCP,
+    UDP,
     Array,
     Row,
     State,
@@ -92,9 +93,9 @@ def derive(settings: Array, purpose: int, address: int, realm: int, protocol: in
 @hot
 def port_space(protocol: int) -> int:
     """Each protocol has ports (identifiers) of its own: column of `owners`."""
-    if protocol == ICMP:
-        return 0
-    return 1 if protocol == TCP else 2
+    if protocol in (TCP, UDP):
+        return 1 if protocol == TCP else 2
+    return 0 if protocol == ICMP else 3  # generic protocols share one: none of them shows it
 
 
 @hot

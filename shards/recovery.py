@@ -13,6 +13,7 @@ import numpy as np
 
 from shards import cuckoo, events, fragments, journal, nat, ports, sessions, sessions6, slabs, timers
 from shards.accounts import charge
+from shards.generic import is_generic
 from shards.jit import hot, whole
 from shards.native import prefetch
 from shards.state import (
@@ -269,7 +270,7 @@ def _belongs(session: Row, mapping: Row) -> bool:
         and mapping["internal_realm"] == session["internal_realm"]
         and mapping["internal_port"] == session["internal_port"]
         and mapping["external_address"] == session["external_address"]
-        and mapping["external_port"] == session["external_port"]
+        and (mapping["external_port"] == session["external_port"] or is_generic(whole(session["internal_realm"]) >> 24))
     )
 
 

@@ -12,8 +12,10 @@ from shards.jit import hot, inlined, whole
 from shards.state import ICMP, TCP, UDP, Array
 from shards.wire import ACK, FIN, RST, SYN
 
-STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered")
-NONE, INIT, ESTABLISHED, FIN_OUT, FIN_IN, CLOSING, RESET, STREAM, QUERY, INIT_IN, ANSWERED = range(11)
+STATES = (
+    "none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered", "generic",
+)  # fmt: skip
+NONE, INIT, ESTABLISHED, FIN_OUT, FIN_IN, CLOSING, RESET, STREAM, QUERY, INIT_IN, ANSWERED, GENERIC = range(12)
 
 # Events: SYN, FIN, RST, anything else; outbound 0..3, inbound 4..7.
 #
@@ -35,6 +37,7 @@ closing             init     closing'  closing' closing'    init_in       closin
 reset               established established reset' established  established established reset' established
 udp                 udp      udp       udp     udp          udp?          udp?      udp?    udp?
 query               query    query     query   query        query?        query?    query?  query?
+generic             generic  generic   generic generic      generic?      generic?  generic? generic?
 """
 
 EVENTS = 8
@@ -79,7 +82,7 @@ def timeout(settings: Array, state: int) -> int:
         return whole(row["icmp"])
     if state in (ESTABLISHED, FIN_OUT, FIN_IN):
         return whole(row["tcp_established"])
-    return whole(row["tcp_transitory"])
+    return whole(row["generic"] if state == GENERIC else row["tcp_transitory"])
 
 
 @hot
@@ -91,8 +94,8 @@ def first_state(protocol: int, tcp_flags: int) -> int:
     """
     if protocol == UDP:
         return STREAM
-    if protocol == ICMP:
-        return QUERY
+    if protocol != TCP:
+        return QUERY if protocol == ICMP else GENERIC
     if tcp_flags & SYN == 0:
         return ESTABLISHED
     return ANSWERED if tcp_flags & ACK else INIT

@@ -36,13 +36,14 @@ from tests import bed6
 from tests.frames import ICMP, TCP, UDP, address, endpoint, mac_of
 from tests.frames6 import address6, mac_of6
 
-PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP}
+GENERIC = {"ipip": 4, "6in4": 41, "gre": 47, "esp": 50, "sctp": 132}
+PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP} | GENERIC
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 ACTIONS = {"accept": ACCEPT, "drop": DROP, "reject": REJECT}
 DIRECTIONS = {"outbound": 1, "inbound": 2, "both": 3}
 INTERNAL_REALM, EXTERNAL_REALM = 1, 0
 EVERYWHERE = IPv4Network("0.0.0.0/0")
-TIMEOUTS_S = {"established": 7440.0, "transitory": 240.0, "udp": 300.0, "icmp": 60.0}
+TIMEOUTS_S = {"established": 7440.0, "transitory": 240.0, "udp": 300.0, "icmp": 60.0, "generic": 300.0}
 NEIGHBOUR_WAIT = 3000  # ticks
 LIMITS = ("sessions", "ports", "rate", "burst")
 LOGS = ("off", "blocks", "mappings", "sessions")
@@ -156,6 +157,7 @@ class Bed(bed6.Bed6):
     silent: set[int] = field(default_factory=set)  # neighbours that do not answer yet
     failed: set[int] = field(default_factory=set)  # neighbours that have been given up
     timeouts_s: dict[str, float] = field(default_factory=TIMEOUTS_S.copy)
+    protocols: set[int] = field(default_factory=lambda: set(GENERIC.values()))  # generic ones that are translated
     hold_down_s: int = 120
     hairpin: bool = True
     refresh: bool = False
@@ -211,7 +213,8 @@ class Bed(bed6.Bed6):
 
     def _say_static(self, words: list[str]) -> None:
         protocol, external, _, internal = words
-        self.statics.append((PROTOCOLS[protocol], endpoint(external), endpoint(internal)))
+        host, port = endpoint(external)
+        self.statics.append((PROTOCOLS[protocol], (host, port or PROTOCOLS[protocol]), endpoint(internal)))
 
     def _say_inside(self, words: list[str]) -> None:
         self.inside = _port(self.inside, words)
@@ -264,6 +267,10 @@ class Bed(bed6.Bed6):
 
     def _say_timeout(self, words: list[str]) -> None:
         self.timeouts_s[words[0]] = float(words[1])
+
+    def _say_protocols(self, words: list[str]) -> None:
+        """`protocols gre 97`: these generic ones; `protocols none`."""
+        self.protocols = {PROTOCOLS.get(word) or int(word) for word in words if word != "none"}
 
     def _say_hold_down(self, words: list[str]) -> None:
         self.hold_down_s = int(words[0])
@@ -408,7 +415,11 @@ def _fill_settings(state: State, bed: Bed) -> None:
     row = state.settings[0]
     row["seed"] = np.array([0x243F6A8885A308D3, 0x13198A2E03707344], np.uint64)
     row["secret"] = np.array([0xA4093822299F31D0, 0x082EFA98EC4E6C89], np.uint64)
-    for ours, name in (("tcp_established", "established"), ("tcp_transitory", "transitory"), ("udp", "udp"), ("icmp", "icmp")):
+    state.protocols[list(bed.protocols)] = 1
+    for ours, name in (
+        ("tcp_established", "established"), ("tcp_transitory", "transitory"), ("udp", "udp"), ("icmp", "icmp"),
+        ("generic", "generic"),
+    ):  # fmt: skip
         row[ours] = int(bed.timeouts_s[name] * 1000)
     row["hold_down_s"] = bed.hold_down_s
     row["neighbour_wait"] = NEIGHBOUR_WAIT

@@ -156,7 +156,7 @@ class Model6:
             raise Refused("tcp_not_opening")
         self._find_way(packet, turns)
         self.model.obey_limits(self._mate(key), False, devices=False)
-        opening = {TCP: first_state_of(packet), ICMP6: "query"}.get(packet.protocol, "udp")
+        opening = {TCP: first_state_of(packet), ICMP6: "query", 17: "udp", 136: "udp"}.get(packet.protocol, "generic")
         session = Session6(*key, opening, self.model.now + self.model.lifetime(opening))
         self.model.soonest = min(self.model.soonest, session.expiry)
         self.sessions[key] = session
