@@ -23,6 +23,7 @@ from krononat.values import (
     MappingProtocol,
     PortRange,
     Ports,
+    Protocol,
     RuleProtocol,
     one_of,
 )
@@ -224,7 +225,7 @@ class Rule(Model):
 
     direction: Literal["outbound", "inbound", "both"] = Field(default="outbound", description="Which packets it looks at.")
     protocol: RuleProtocol = Field(
-        default="any",
+        default=Protocol("any"),
         description="Protocol it matches: any, icmp (in IPv6 too), tcp, udp, gre, esp, sctp ..., or a number.",
     )
     internal: AnyPrefix | None = Field(default=None, description="Internal addresses it matches; default: all in its scope.")
@@ -237,7 +238,7 @@ class Rule(Model):
 class Pinhole(Model):
     """IPv6 that may come in unasked (RFC 6092 REC-48): a service of a subscriber."""
 
-    protocol: RuleProtocol = Field(default="any", description="Protocol it is for, as of a rule.")
+    protocol: RuleProtocol = Field(default=Protocol("any"), description="Protocol it is for, as of a rule.")
     internal: Prefix6 = Field(description="The addresses that may be reached, in a subscriber's `prefix6`.")
     internal_ports: Ports = Field(default=EVERY_PORT, description="Their ports (TCP and UDP).")
     remote: Prefix6 | None = Field(default=None, description="From where; default: everywhere.")
@@ -351,7 +352,7 @@ class Nat(Model):
         default=False, description="Inbound packets, too, keep UDP and ICMP sessions alive (RFC 4787 REQ-6)."
     )
     other_protocols: list[GenericProtocol] = Field(
-        default=list(DEFAULT),
+        default=[Protocol(name) for name in DEFAULT],
         description="IPv4 protocols beside TCP, UDP and ICMP that are translated, by address alone: one host at a time has a "
         "protocol to a remote by an external address (docs/protocols.md). Names or numbers; others are dropped.",
     )

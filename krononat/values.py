@@ -6,7 +6,7 @@ would be a silent blackhole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
 from typing import Annotated, Any, NamedTuple
 
@@ -204,26 +204,30 @@ def read_mapping_end(value: Any) -> Endpoint:
     return read_endpoint(value)
 
 
-def read_protocol(value: Any) -> str:
+class Protocol(str):
+    """Name of an IP protocol, its number in digits where it has none; of a rule also "any"."""
+
+
+def read_protocol(value: Any) -> Protocol:
     """Name of an IP protocol from its name, or its number 0 to 255; one without a name keeps its number, in digits."""
     text = str(value) if type(value) is int else _text(value, "gre").lower()
     if text in protocols.BY_NAME:
-        return text
+        return Protocol(text)
     if not text.isascii() or not text.isdigit() or int(text) > 255:
         known = ", ".join(protocols.BY_NAME)
         raise ValueError(f"{text!r} is not a protocol: there are {known}, and numbers up to 255")
-    return protocols.name(int(text))
+    return Protocol(protocols.name(int(text)))
 
 
-def read_rule_protocol(value: Any) -> str:
+def read_rule_protocol(value: Any) -> Protocol:
     """What a rule is for: a protocol, or "any"."""
-    name = value if value == "any" else read_protocol(value)
+    name = Protocol(value) if value == "any" else read_protocol(value)
     if name in ("icmp6", "0"):
         raise ValueError('is "icmp" in rules, for IPv4 and IPv6' if name == "icmp6" else 'is no protocol; write "any" for all')
-    return str(name)
+    return name
 
 
-def read_generic_protocol(value: Any) -> str:
+def read_generic_protocol(value: Any) -> Protocol:
     """A protocol other than TCP, UDP and ICMP that can be translated by its addresses alone."""
     name = read_protocol(value)
     if name in ("icmp", "tcp", "udp"):
@@ -234,7 +238,7 @@ def read_generic_protocol(value: Any) -> str:
     return name
 
 
-def read_mapping_protocol(value: Any) -> str:
+def read_mapping_protocol(value: Any) -> Protocol:
     """A protocol that a static mapping may be for."""
     name = read_protocol(value)
     if name == "icmp":
@@ -271,13 +275,11 @@ EndpointText = Annotated[Endpoint, PlainValidator(read_endpoint), _WRITE, _as_te
 MappingEnd = Annotated[Endpoint, PlainValidator(read_mapping_end), _WRITE, _as_text(rf"^{_QUAD}(:\d+)?$", "192.0.2.1:80")]
 
 
-def _protocol(read: Callable[[Any], str], example: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    schema = {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1, "maximum": 255}], "examples": [example]}
-    return BeforeValidator(read), WithJsonSchema(schema)
-
-
-RuleProtocol = Annotated[str, *_protocol(read_rule_protocol, "tcp")]
-MappingProtocol = Annotated[str, *_protocol(read_mapping_protocol, "tcp")]
-GenericProtocol = Annotated[str, *_protocol(read_generic_protocol, "gre")]
+_PROTOCOL = WithJsonSchema(
+    {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1, "maximum": 255}], "examples": ["gre", 47]}
+)
+RuleProtocol = Annotated[Protocol, PlainValidator(read_rule_protocol), _WRITE, _PROTOCOL]
+MappingProtocol = Annotated[Protocol, PlainValidator(read_mapping_protocol), _WRITE, _PROTOCOL]
+GenericProtocol = Annotated[Protocol, PlainValidator(read_generic_protocol), _WRITE, _PROTOCOL]
 RoutePrefix = Annotated[str, BeforeValidator(read_route)]
 Community = Annotated[str, BeforeValidator(read_community)]

@@ -82,7 +82,7 @@ def test_one_that_is_deleted_is_gone() -> None:
 
 
 def test_names_of_protocols_are_the_same_everywhere() -> None:
-    assert cli_sessions.NUMBERS == {name: number for number, name in protocols.NAMES.items()}
+    assert {name: number for number, name in protocols.NAMES.items()} == cli_sessions.NUMBERS
     assert {number: protocols.number(protocols.name(number)) for number in range(256)} == {n: n for n in range(256)}
 
 
