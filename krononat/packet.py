@@ -67,7 +67,7 @@ def read_packet(text: str) -> Packet:
     words, rest = left.split(), right.split()
     if words and words[0].isdigit() and int(words[0]) < 256:
         words[0] = protocols.name(int(words[0]))
-    if words and words[0] not in NUMBERS and not words[0].isdigit():
+    if words and words[0] not in NUMBERS and not (words[0].isdigit() and int(words[0]) < 256):
         raise Trouble(f"{words[0]!r} is not a protocol to trace", f"there are {', '.join(NUMBERS)}", EXAMPLE, USAGE)
     if len(words) < 2 or not rest:
         quoting = "" if arrow else "; the shell takes a '>' without quotes"

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic_core import core_schema
 
 from shards import protocols
 
@@ -206,6 +207,11 @@ def read_mapping_end(value: Any) -> Endpoint:
 
 class Protocol(str):
     """Name of an IP protocol, its number in digits where it has none; of a rule also "any"."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> core_schema.CoreSchema:
+        """As a default value it is written like any text."""
+        return core_schema.str_schema()
 
 
 def read_protocol(value: Any) -> Protocol:
