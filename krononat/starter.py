@@ -73,12 +73,14 @@ prefixes = ["203.0.113.0/26"]
 # hold-down-s = 120
 # mss-clamp = 0
 # inbound-refresh = false
+# other-protocols = ["gre", "esp", "sctp", "ipip", "6in4"]   # IPv4 beside TCP, UDP, ICMP (docs/protocols.md)
 
 [timeouts]                      # seconds
 # tcp-established = 7440
 # tcp-transitory = 240          # or tcp-transitory-open and tcp-transitory-closing
 # udp = 300
 # icmp = 60
+# generic = 300                 # every other protocol
 # port = [{ protocol = "udp", ports = "53", seconds = 10 }]     # by destination port
 
 [icmp]
