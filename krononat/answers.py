@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from krononat import bfd, memory, view
+from krononat import bfd, memory, usage, view
 from krononat.client import Trouble
 from krononat.cluster import written
 from krononat.cluster_answers import ClusterAnswers
@@ -182,6 +182,7 @@ class Answers:
             "sessions": totals["sessions"],
             "mappings": totals["mappings"],
             "packets": _with_punted(view.fates(parts.state), punted),
+            "alarms": usage.sentences(usage.alarms(parts.state, [pool.name for pool in parts.config.pool])),
             "frames": self._frames(),
             "ports": ports,
             "bfd": bfd.summary(parts.state, self._names()),

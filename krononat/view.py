@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from krononat import view6
+from shards.lifetimes import STATE_MASK, STATES
 from shards.state import (
     CHUNK_PORTS,
     EXTENT_LINES,
@@ -34,8 +35,7 @@ from shards.verdict import DROP, METER_NAMES, METERS, VERDICTS
 
 SLICE = 4096  # rows copied at once: 256 KiB
 
-# As tcp.STATES, which cannot be imported without the compiler; a test holds one against the other.
-SESSION_STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered")
+SESSION_STATES = STATES
 
 
 def ticks() -> int:
@@ -69,10 +69,11 @@ class Filter(NamedTuple):
             ("internal_port", self.source_port),
             ("remote_port", self.destination_port),
             ("external_port", self.external_port),
-            ("state", None if self.state is None else SESSION_STATES.index(self.state)),
         ):
             if value is not None:
                 wanted &= rows[field] == value
+        if self.state is not None:
+            wanted &= rows["state"] & STATE_MASK == SESSION_STATES.index(self.state)
         for field, prefix in (
             ("internal_address", self.source),
             ("remote_address", self.destination),
@@ -174,12 +175,18 @@ def _session(line: int, row: Any, now: int) -> Session:
         int(row["external_port"]),
         str(IPv4Address(int(row["remote_address"]))),
         int(row["remote_port"]),
-        SESSION_STATES[int(row["state"])] if int(row["state"]) < len(SESSION_STATES) else str(int(row["state"])),
+        _state(int(row["state"])),
         ((now - int(row["created"])) & 0xFFFFFFFF) // 1000,
         max(((int(row["expiry"]) - now + 0x80000000) & 0xFFFFFFFF) - 0x80000000, 0) // 1000,
         int(row["packets"]),
         int(row["shard"]),
     )
+
+
+def _state(told: int) -> str:
+    """State of a row in a word; its timer is left out."""
+    known = told & STATE_MASK
+    return SESSION_STATES[known] if known < len(SESSION_STATES) else str(told)
 
 
 def _living6(state: State, line: int, now: int) -> Session | None:

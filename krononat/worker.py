@@ -34,7 +34,7 @@ import numpy as np
 from krononat import announcer, memory, replica, warm
 from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.view import ticks
-from shards import bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
+from shards import alarms, bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -42,6 +42,7 @@ from shards.state import open_state, read_header
 BURSTS = 16  # of a breath: some milliseconds over a veth, a third of one in memory
 LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which takes as long as 900: about 3 and 35 us
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
+LOOK_EVERY = 1000  # ms between two looks at how full things are
 CLUSTER_NAP = 30  # as often as other cores are told that this one lives
 
 _DESCRIPTORS_AT_MOST = 3
@@ -69,6 +70,7 @@ class Worker:
         self._announcer: announcer.Announcer | None = None
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
+        self._looked_at = 0  # tick at which it was last seen how full things are
         self._inbox = bytearray(MESSAGE_AT_MOST)
         self._lost, self._faults = False, 0  # the connection to the speaker; of announcing
         self._nap = CLUSTER_NAP if self._cluster or self._announced else NAP
@@ -188,6 +190,9 @@ class Worker:
         if wanted != self._wanted:
             self._wanted = wanted
             self.say({"wanted": wanted})
+        if now - self._looked_at >= LOOK_EVERY:
+            self._looked_at = now
+            alarms.look(self._state, now)
         if self._lines:
             rings.listen(self._rings)
         if self._replica:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, events, firewall, hops6, nat, serve, sessions, sessions6, slabs, tcp, wire
+from shards import accounts, cuckoo, firewall, hops6, nat, refusals, serve, sessions, sessions6, slabs, tcp, wire
 from shards.burst import TURNED_BARE, Burst
 from shards.jit import hot, whole
 from shards.native import Word
@@ -251,11 +251,12 @@ def _outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) 
     if verdict == UNDECIDED and tcp.answers(burst.protocol[i], burst.tcp_flags[i]):
         return UNDECIDED  # without a session
     if verdict == UNDECIDED:
-        verdict = firewall.admit(state, account, False, now)
+        verdict = accounts.admit(state, account, burst.protocol[i], False, 0, now)
     if verdict == UNDECIDED:
         verdict = _open(state, frames, burst, i, p, account, shard, inward, now)
     if verdict != UNDECIDED:
-        events.refusal(state, account, verdict, burst.protocol[i], whole(state.accounts[account]["base"]), 0, now)
+        burst.verdict[i] = verdict
+        refusals.note(state, burst, i, account, 0, now)
     return verdict
 
 
@@ -313,7 +314,7 @@ def _open(
         state, line, realm, protocol, wire.word_at(frames, near), wire.word_at(frames, near + 8), wire.word_at(frames, far),
         wire.word_at(frames, far + 8), sessions6.near_port(burst, i), sessions6.far_port(burst, i),
     )  # fmt: skip
-    opening = first_state(protocol, burst.tcp_flags[i])
+    opening = first_state(protocol, burst.tcp_flags[i]) | tcp.timer_of(state, protocol, sessions6.far_port(burst, i))
     expiry = now + tcp.timeout(state.settings, opening)
     filtering = permission_of(state, p, protocol)
     verdict = sessions6.make(state, shard, line, account, filtering, opening, inward, burst.next_hop[i], expiry, now)

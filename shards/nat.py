@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import events, firewall, ports, serve, sessions, tcp
+from shards import accounts, firewall, ports, refusals, serve, sessions, tcp
 from shards.burst import TURNED_BARE, Burst
 from shards.hops import names_no_host_at, next_hop
 from shards.jit import hot, inlined, whole
@@ -186,7 +186,7 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
         burst.mapping[i] = half
         return UNDECIDED
     if verdict == UNDECIDED:
-        verdict = firewall.admit(state, account, half == 0, now)
+        verdict = accounts.admit(state, account, protocol, half == 0, half, now)
     if verdict == UNDECIDED and half == 0:
         aside = _steps_aside(state, shard, burst.tcp_flags[i], now)
         verdict, half = _map(state, account, subscriber, realm, protocol, source, source_port, aside, now)
@@ -195,7 +195,8 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
         if verdict != UNDECIDED:
             _drop_if_idle(state, half, now)
     if verdict != UNDECIDED:
-        events.refusal(state, account, verdict, protocol, source, source_port, now)
+        burst.verdict[i] = verdict
+        refusals.note(state, burst, i, account, source_port, now)
     return verdict
 
 
@@ -286,7 +287,7 @@ def _open(state: State, burst: Burst, i: int, half: int, inward: int, now: int) 
     """Make the session, with its next hops, so that no later packet has to look for them."""
     protocol = burst.protocol[i]
     remote_port = 0 if protocol == ICMP else burst.destination_port[i]
-    opening = tcp.first_state(protocol, burst.tcp_flags[i])
+    opening = tcp.first_state(protocol, burst.tcp_flags[i]) | tcp.timer_of(state, protocol, remote_port)
     expiry = now + tcp.timeout(state.settings, opening)
     shard = whole(state.accounts[whole(state.mappings[half]["account"])]["shard"])
     realm = whole(state.ports[burst.port[i]]["external_realm"])

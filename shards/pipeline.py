@@ -41,6 +41,7 @@ from shards.verdict import (
     FORWARDED_IN,
     FORWARDED_OUT,
     FRAGMENT,
+    FRAGMENT_LIMIT,
     HAIRPIN_REFUSED,
     HAIRPINNED,
     HELD_BACK,
@@ -178,6 +179,8 @@ def _serve_fragment(state: State, frames: Array, burst: Burst, i: int, now: int)
     if burst.verdict[i] == UNDECIDED:
         _decide_one(state, frames, burst, i, now)
         fragments.learn(state, burst, i, now)
+    elif burst.verdict[i] == FRAGMENT_LIMIT:
+        fragments.blame(state, frames, burst, i, now)
 
 
 @hot

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards import cuckoo, doubt, events, journal, permissions, ports, sessions6, slabs, tcp, timers, wire
-from shards.accounts import charge
+from shards.accounts import charge, charge_sessions
 from shards.jit import hot, inlined, whole
 from shards.native import Word, prefetch
 from shards.state import (
@@ -135,7 +135,7 @@ def make_mapping(
     row["generation"] = (whole(row["generation"]) + 1) & 0xFFFF
     row["kind"] = NAT_MAPPING
     ports.own(state, external, ports.port_space(protocol), external_port, half)
-    charge(state, account, 0, 1)
+    charge(state, account, protocol, 0, 1)
     state.shards[shard]["mappings"] += 1
     state.counters[MAPPINGS_CREATED, 0] += 1
     journal.mark(state, half)
@@ -165,7 +165,7 @@ def take_out_mapping(state: State, shard: int, half: int, now: int) -> tuple[int
     external, port = external_ordinal(state, whole(row["external_address"])), whole(row["external_port"])
     if ports.owner(state, external, protocol, port) == half:  # else the authority gave it to another (see `apply`)
         ports.hold(state, external, ports.port_space(protocol), port, now)
-    charge(state, whole(row["account"]), 0, -1)
+    charge(state, whole(row["account"]), protocol, 0, -1)
     state.shards[shard]["mappings"] -= 1
     return external, port
 
@@ -208,7 +208,7 @@ def make_session(
     row["kind"] = NAT_SESSION
     mapping["sessions"] += 1
     timers.arm(state, line, expiry)
-    charge(state, whole(mapping["account"]), 1, 0)
+    charge_sessions(state, mapping, 1)
     state.shards[shard]["sessions"] += 1
     state.counters[SESSIONS_CREATED, 0] += 1
     journal.mark(state, line << 1)
@@ -311,7 +311,7 @@ def take_out_session(state: State, line: int) -> None:
         permissions.forbid(state, key0, key1)
     mapping = state.mappings[whole(row["mapping"])]
     mapping["sessions"] -= 1
-    charge(state, whole(mapping["account"]), -1, 0)
+    charge_sessions(state, mapping, -1)
     state.shards[whole(row["shard"])]["sessions"] -= 1
 
 

@@ -26,6 +26,7 @@ from shards.outcomes import SHUNT_PORT
 from shards.ports import siphash
 from shards.state import EXTERNAL, FAILED, INTERNAL, OUTBOUND, REACHABLE, UDP, Array, Row, State
 from shards.verdict import (
+    FRAGMENT,
     HELD_BACK,
     NEIGHBOURS_EXHAUSTED,
     NO_AUTHORITY,
@@ -274,6 +275,8 @@ def _unwrap(state: State, frames: Array, burst: Burst, i: int, header: int) -> N
             firewall6.choose_key(state, frames, burst, i)
         return
     burst.verdict[i] = parse.datagram(frames, burst, i, inner, end)
+    if burst.verdict[i] in (UNDECIDED, FRAGMENT):
+        parse.conceal(state, frames, burst, i)
     nat.choose_key(state, burst, i)
 
 

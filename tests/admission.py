@@ -82,6 +82,22 @@ def beginning(fragment: Packet) -> Packet:
     return packet
 
 
+def blanked(options: bytes) -> bytes:
+    """Options without the addresses that they have recorded."""
+    bare, at = bytearray(options), 0
+    while at + 1 < len(bare) and bare[at]:
+        size = 1 if bare[at] == 1 else bare[at + 1]
+        if size == 0 or at + size > len(bare):
+            break
+        if bare[at] == 7:
+            bare[at + 3 : at + size] = bytes(max(size - 3, 0))
+        if bare[at] == 68 and size >= 4 and bare[at + 3] & 15 in (1, 3):
+            for k in range(at + 4, at + size, 8):
+                bare[k : min(k + 4, at + size)] = bytes(min(k + 4, at + size) - k)
+        at += size
+    return bytes(bare)
+
+
 def martian(host: int) -> bool:
     """An address that never crosses a router."""
     return any(contains(network, host) for network in NOWHERE)

@@ -53,6 +53,11 @@ class Core:
         rows, self.held = self.held, []
         return self._process(rows, now)
 
+    def lose(self) -> None:
+        """The frames that were held back are gone, as with the worker that held them."""
+        self.slots += [row[4] for row in self.held]
+        self.held = []
+
     def _process(self, rows: list[list[int]], now: int) -> list[Result]:
         for i, (port, at, length, deadline, _) in enumerate(rows):
             self.burst.port[i], self.burst.at[i], self.burst.length[i], self.burst.deadline[i] = port, at, length, deadline

@@ -21,6 +21,7 @@ COMMANDS = {
     "events": ("krononat.cli.events:events", "Show what was translated for whom: the log of NAT events."),
     "drops": ("krononat.cli.drops:drops", "Show what was dropped, why, and what to do about it."),
     "pool": ("krononat.cli.pool:pool", "Show the use of external addresses and ports."),
+    "subscribers": ("krononat.cli.subscribers:subscribers", "Show who uses how much, and who was refused how often."),
     "shard": ("krononat.cli.shard:shard", "Show shards, move them, compare their copies."),
     "server": ("krononat.cli.server:server", "Show servers, empty one, fill it again, have one join or leave."),
     "replication": ("krononat.cli.replication:replication", "Show how the copies of shards are kept, have one made anew."),
