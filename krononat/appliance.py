@@ -210,10 +210,10 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row["icmp_rate"] = config.icmp.errors_per_second
     row["icmp_burst"] = min(config.icmp.errors_per_second, _ICMP_BURST)
     row["reject_code"] = config.icmp.reject_code
-    row["quiet"] = sum(1 << _ASKED_FROM[side] for side in _ASKED_FROM if side not in config.icmp.towards)
     row["refusal_code"], row["refusal_code6"] = _code(config.icmp.refusal_code), _code(config.icmp.refusal_code6)
     row["warning"], row["critical"], row["clear"] = config.alarms.warning, config.alarms.critical, config.alarms.clear
     row["room"] = config.memory.sessions
+    row["quiet"] = sum(1 << _ASKED_FROM[side] for side in _ASKED_FROM if side not in config.icmp.towards)
     row["mss"] = config.nat.mss_clamp
     row["hairpin"] = config.nat.hairpin
     row["inbound_refresh"] = config.nat.inbound_refresh
@@ -268,7 +268,7 @@ def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
         shard["role"] = JOINING if cluster.me in (told.primary, told.backup) else ABSENT
         shard["side"] = {told.primary: 0, told.backup: 1}.get(cluster.me, NO_SIDE)
         shard["authority"] = cluster.rows[told.primary]
-        if told.backup:
+        if told.backup or told.reserve:
             for number in (number for number, pool in enumerate(config.pool) if pool.shard == told.id):
                 sides.lay(state, number)
 

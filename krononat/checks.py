@@ -30,7 +30,7 @@ def refusals(config: Config) -> list[Complaint]:
     looks = (
         _interfaces, _addresses, _loopback, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps,
         _strangers_in_pools, _devices, _rules, _mappings, _doubled_mappings, _umem, _memif, _shards,
-        _control, _icmp_addresses, *checks6.REFUSALS, *checks_limits.REFUSALS, checks_bgp.refusals, checks_bfd.refusals,
+        _control, _icmp_addresses, _clock, *checks6.REFUSALS, *checks_limits.REFUSALS, checks_bgp.refusals, checks_bfd.refusals,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -403,6 +403,13 @@ def _control(config: Config) -> Complaints:
         yield Complaint(("control", "socket"), f"{path!r} is not an absolute path")
     elif len(path.encode()) > SOCKET_PATH_AT_MOST:
         yield Complaint(("control", "socket"), f"is longer than the {SOCKET_PATH_AT_MOST} bytes of a unix socket's path")
+
+
+def _clock(config: Config) -> Complaints:
+    """What watches other cores breathes with the packets and by their clock: a jump would look as if all others had died."""
+    told = {"[cluster]": config.cluster, "[bgp]": config.bgp, "[bfd] peers": checks_bfd.sessions(config)}
+    for name in (name for name, there in told.items() if there and config.server.movable_clock):
+        yield Complaint(("server", "movable-clock"), f"excludes {name}: only the clock of a core that is alone may be moved")
 
 
 # --- doubts ---------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ class Server(Model):
     name: str = Field(default="nat1", pattern=_NAME, description=f"Name of this server, in logs and sockets: {_NAME_TOLD}.")
     core: int = Field(default=0, ge=0, le=9999, description="Number of this core among those of the server.")
     cpu: int | None = Field(default=None, ge=0, description="CPU the worker is pinned to; default: the last one it may run on.")
+    movable_clock: bool = Field(
+        default=False,
+        description="Whether `krononat lab clock` may stop the clock that sessions go by, or move it ahead so that they end. "
+        "For a laboratory; never where there are subscribers.",
+    )
 
 
 Checksums = Annotated[Literal["auto", "partial", "complete"], one_of(("auto", "partial", "complete"))]
@@ -442,6 +447,13 @@ class Cluster(Model):
     )
     grace_s: int = Field(
         default=10, ge=0, le=600, description="After a takeover, for how long connections may be picked up in their middle."
+    )
+    silent_room: Annotated[Literal["wait", "apart", "dead"], one_of(("wait", "apart", "dead"))] = Field(
+        default="apart",
+        description="What a reserve makes of a home of its shard of which nothing is heard, when packets of that come here. "
+        "`wait`: nothing, unless the end of its processes was told. `apart`: it may be cut off only, so ports are handed out "
+        "that are not its owner's, and connections from before break. `dead`: it is, so most of them go on; if it is not, two "
+        "subscribers may get one port.",
     )
     quiet_ms: int = Field(
         default=1000, ge=50, le=600_000, description="A shard has moved when its old core saw no packet for so long."

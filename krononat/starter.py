@@ -115,6 +115,7 @@ action = "reject"
 # quiet-ms = 1000
 # replication-threshold-s = 0   # above 0: flows that end sooner (DNS) are not replicated
 # replicate-hold-down = true   # false: copies do not know which ports rest after use
+# silent-room = "apart"         # what a reserve makes of a home it does not hear: wait, apart, dead; docs/replication.md
 
 # [control]
 # socket = "/run/krononat/nat1.sock"    # in a cluster: nat1-0.sock

@@ -9,8 +9,10 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "speaker", "linger": ms}                  a connection to the server's speaker comes along, see `announcer`
                                                      {"speaker": "lost"}: it has ended
     {"do": "linger", "ms": n}                        how long our routes may outlive us
+    {"do": "drain", "on": bool}                      ask the network to prefer others (RFC 8326), or no more
     {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
     {"do": "follow", "cluster": ..., "bgp": ...}     go by a newer map, see `cluster.orders`, `speaking.orders`
+    {"do": "clock", "ahead_ms": n, "stands": bool}   {"clock": ..., "why": ...}: moved (or why not), and what was due has ended
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
 
@@ -33,7 +35,7 @@ import numpy as np
 
 from krononat import announcer, memory, replica, warm
 from krononat.channel import MESSAGE_AT_MOST, receive
-from krononat.view import ticks
+from krononat.clock import Clock, ticks
 from shards import alarms, bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
@@ -88,7 +90,8 @@ class Worker:
         """Take over; sessions found alive. After it nothing is left to compile, and receiving can begin."""
         self._lines = orders["lines"]
         self._cluster, self._announced = orders.get("cluster", self._cluster), orders.get("bgp", self._announced)
-        alive, self.rebuilt = resume.resume(self._state, orders["reindex"], ticks())
+        self._clock = Clock(self._state)  # not before: while this one stood by, it may have been moved
+        alive, self.rebuilt = resume.resume(self._state, orders["reindex"], self._clock.at(ticks()))
         also = [self._channel.fileno()]
         if self._cluster:
             self._replica = replica.Replica(self._state, self._cluster, ticks())
@@ -105,7 +108,7 @@ class Worker:
             conductor = self._replica.conductor if self._replica else None
             self._announcer = announcer.Announcer(self._announced, conductor, self._examiner)
         bfd.begin(self._state, ticks())
-        self._breathe(ticks(), 0)
+        self._breathe(self._clock.at(ticks()), 0)
         rings.wait(self._rings, 0)
         self._state.core[0]["longest_breath_us"] = 0
         warm.watch(self._state)
@@ -118,7 +121,7 @@ class Worker:
         last, called = 0, True
         while not self._stopping:
             now = ticks()
-            handled = self._breathe(now, BURSTS)
+            handled = self._breathe(self._clock.at(now), BURSTS)
             if called or now != last:
                 self._chores(now, called)
                 last, called = now, self._more
@@ -222,13 +225,24 @@ class Worker:
             self._lost = False
         if told["do"] == "linger" and self._announcer:
             self._announcer.linger(told["ms"])
+        if told["do"] == "drain" and self._announcer:
+            self._announcer.drain(told["on"])
         if told["do"] == "ask" and self._replica:
             self.say({"id": told["id"], "answer": self._replica.answer(told["request"])})
+        if told["do"] == "clock":
+            self._move_clock(told, now)
         if told["do"] == "retire":
             self._stopping = True
         if told["do"] == "delete":
             lives = np.array(told["lines"], np.int64).reshape(-1, 2)
-            self.say({"deleted": int(sessions.delete_lives(self._state, lives, now))})
+            self.say({"deleted": int(sessions.delete_lives(self._state, lives, self._clock.at(now)))})
+
+    def _move_clock(self, told: dict[str, Any], now: int) -> None:
+        """Whoever moved it finds everything done that was due until then."""
+        refused = self._clock.obey(told, now)
+        while self._breathe(self._clock.at(now), 0):
+            continue
+        self.say({"clock": self._clock.told(now)._asdict(), "why": refused})
 
     def _connect(self, number: int, connection: memif.Connection | None, descriptors: list[int]) -> None:
         """Begin or end a connection. Rings stay mapped without their descriptor, so only those of events are kept."""

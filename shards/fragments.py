@@ -256,14 +256,17 @@ def forget(state: State) -> None:
 
 @hot
 def _cover(state: State, at: int, offset: int, size: int, more: bool) -> int:
-    """Note which bytes a fragment brings. UNDECIDED, or what is wrong with them; after an overlap nothing goes on."""
+    """Note which bytes a fragment brings. UNDECIDED, or what is wrong with them; after an overlap nothing goes on.
+
+    A duplicate brings the same bytes and says the same of the end: else it is an overlap (RFC 8200 4.5).
+    """
     row, covered = state.fragmented[at], state.covered[at]
     first, last = offset >> 3, (offset + size + 7) >> 3
     pieces, end = whole(row["pieces"]), whole(row["end"])
-    contradicts = end != 0 and (offset + size > end or (not more and end != offset + size))
+    contradicts = end != 0 and (offset + size >= end if more else offset + size != end)
     for k in range(pieces):
         begun, ended = whole(covered[k]) >> 16, whole(covered[k]) & 0xFFFF
-        if begun == first and ended == last and not contradicts:
+        if begun == first and ended == last and not contradicts and (more or end != 0):
             return FRAGMENT_DUPLICATE
         contradicts = contradicts or (begun < last and first < ended) or (not more and ended > last)
     if contradicts:

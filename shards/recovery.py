@@ -80,7 +80,7 @@ def _forget(state: State, now: int) -> None:
         shard["mappings"] = 0
     for a in range(len(state.accounts)):
         account = state.accounts[a]
-        if account["sessions"] or account["mappings"]:
+        if account["base"] or account["sessions"] or account["mappings"]:
             account["sessions"] = 0
             account["mappings"] = 0
             account["full"] = 0

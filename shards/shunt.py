@@ -6,7 +6,8 @@ Before the untouched packet of IPv4 or IPv6, where it lies, go IPv4, UDP to `SHU
 
 The seal is keyed with the cluster's secret and covers header and endpoints: without it, whoever can forge a peer's address
 could send as any subscriber. The core that gets the packet goes on as if it had come by its own port of that side, from the
-first check on; but it never shunts it again, so nothing goes in circles.
+first check on; but it never shunts it again, so nothing goes in circles. Nothing is written into a packet before it is decided:
+one that has to wait is unsealed again. (What its options tell of the inside its sender has concealed.)
 
 TURNED: the second half of a hairpin between shards of two cores. The first half is done by its sender, and shows in the packet.
 What is shorter than the 28 bytes that are sealed (a last fragment may be) is filled up with zeros.
@@ -26,7 +27,6 @@ from shards.outcomes import SHUNT_PORT
 from shards.ports import siphash
 from shards.state import EXTERNAL, FAILED, INTERNAL, OUTBOUND, REACHABLE, UDP, Array, Row, State
 from shards.verdict import (
-    FRAGMENT,
     HELD_BACK,
     NEIGHBOURS_EXHAUSTED,
     NO_AUTHORITY,
@@ -275,8 +275,6 @@ def _unwrap(state: State, frames: Array, burst: Burst, i: int, header: int) -> N
             firewall6.choose_key(state, frames, burst, i)
         return
     burst.verdict[i] = parse.datagram(frames, burst, i, inner, end)
-    if burst.verdict[i] in (UNDECIDED, FRAGMENT):
-        parse.conceal(state, frames, burst, i)
     nat.choose_key(state, burst, i)
 
 

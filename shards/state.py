@@ -356,12 +356,10 @@ CORE = np.dtype(
     [
         ("wheel_at", "u8"),  # last slot of the wheel that was served, counted since boot
         ("breaths", "u8"),
+        ("clock_ahead", "i8"),  # ticks, of the packets' clock; and the tick at which it stands, 0: it goes (krononat.clock)
+        ("clock_stands", "u8"),
         ("next_extent", "u4"),
-        (
-            "icmp_tokens",
-            "u4",
-            (3,),
-        ),  # thousandths, by direction of what is answered; 2: of refusals
+        ("icmp_tokens", "u4", (3,)),  # thousandths, by direction of what is answered; 2: of refusals
         ("icmp_tokens_at", "u4", (3,)),
         ("held", "u4"),  # frames waiting for a neighbour
         ("neighbours_wanted", "u4"),  # counts requests to the supervisor
@@ -381,10 +379,10 @@ CORE = np.dtype(
         ("parts_at", "u4"),  # tick at which it was last looked whether one has waited long enough
         ("swept_at", "u4"),  # and when rows of FRAGMENTED that are due were last ended
         ("cuts", "u4"),  # rows of this burst that are longer than their next link's MTU
-        ("spare", "u1", (12,)),
+        ("spare", "u1", (60,)),
     ]
 )
-assert CORE.itemsize == 128
+assert CORE.itemsize == 192
 
 LOG_OFF, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS = range(4)  # each includes those before it
 

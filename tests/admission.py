@@ -70,11 +70,9 @@ def beginning(fragment: Packet) -> Packet:
     if len(fragment.payload) < least:
         raise Malformed("tiny_fragment")
     packet = dissect_transport(fragment, embedded=True)
-    if packet.protocol == TCP and (
-        packet.offset or packet.tcp_options != fragment.payload[20 : 4 * (fragment.payload[12] >> 4)]
-    ):
+    if packet.protocol == TCP and not 20 <= 4 * (fragment.payload[12] >> 4) <= len(fragment.payload):
         raise Malformed("tiny_fragment")
-    if packet.protocol == UDP and 0 < packet.udp_length < 8:
+    if packet.protocol == UDP and int.from_bytes(fragment.payload[4:6], "big") < 8:
         raise Malformed("bad_length")
     if packet.is_error:
         raise Malformed("error_in_fragments")

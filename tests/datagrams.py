@@ -95,8 +95,8 @@ class Datagrams:
     def _cover(self, datagram: Datagram, part: Part, again: bool) -> None:
         first, last = part.offset, part.offset + (part.size + 7) // 8 * 8
         end = 0 if part.more else part.offset + part.size
-        contradicts = datagram.end and (part.offset + part.size > datagram.end or (end and end != datagram.end))
-        if (first, last) in datagram.pieces and not contradicts:
+        contradicts = datagram.end and (part.offset + part.size >= datagram.end if part.more else end != datagram.end)
+        if (first, last) in datagram.pieces and not contradicts and (part.more or datagram.end):
             if again:
                 return
             raise Malformed("fragment_duplicate")

@@ -207,7 +207,7 @@ def compared6(given: Bed, count: int, seed: int) -> Counter[str]:
     for number in range(0, count, BURST):
         pair.pass_time(EPOCH + 1000 * (number // BURST // 4))
         arrivals = [traffic.frame() for _ in range(min(BURST, count - number))]
-        pair.core.resolve(*(host for _, frame in arrivals for host in _addresses(frame)))
+        pair.core.resolve(*(host for _, frame in arrivals for host in addresses_of(frame)))
         told.update(result.verdict for result in pair.wait())
         told.update(result.verdict for result in pair.receive(arrivals))
         if number // BURST % 50 == 0:
@@ -219,7 +219,7 @@ def compared6(given: Bed, count: int, seed: int) -> Counter[str]:
     return told
 
 
-def _addresses(frame: bytes) -> list[int]:
+def addresses_of(frame: bytes) -> list[int]:
     """Whoever may be on-link, damaged addresses among them: in this bed everybody there answers."""
     at = 22 if frame[12:14] == b"\x86\xdd" else 26
     return [int.from_bytes(frame[at : at + 16], "big"), int.from_bytes(frame[at + 16 : at + 32], "big")]

@@ -104,7 +104,7 @@ class Model:
                 side = self.came.side
         except Malformed as wrong:
             return Outcome(wrong.verdict)
-        if side == "inside" or self.bed.stick:
+        if (side == "inside" or self.bed.stick) and self.came is None:  # else the other core has done it
             packet = replace(packet, ip_options=blanked(packet.ip_options))
         if self.bed.stick:
             side = "inside" if self._prefix_of(packet.source) else "outside"

@@ -6,7 +6,7 @@ is sent. `compare_sessions` holds their sessions against each other, `check` the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import Any
@@ -28,10 +28,11 @@ EPOCH = 10_000_000  # tick at which tests begin
 class Pair:
     """A bed twice."""
 
-    def __init__(self, bed: Bed) -> None:
+    def __init__(self, bed: Bed, core: Core | None = None) -> None:
+        """`core`: another one than a new one without rings; its `now` is when it begins."""
         self.bed = bed
-        self.now = EPOCH
-        self.core = Core(bed, self.now)
+        self.core = core or Core(bed, EPOCH)
+        self.now = self.began = self.core.now
         self.model = Model(bed, self.now)
         self.waiting: list[tuple[str, bytes, int]] = []  # side, frame, until when it may wait (0: not said yet)
         self.received = 0
@@ -41,8 +42,7 @@ class Pair:
         """Hand a burst of (side, frame) to both; what the pipeline did."""
         self.received += len(arrivals)
         results = self.core.receive(arrivals, self.now)
-        self._judge_all([(side, frame, 0) for side, frame in arrivals], results)
-        return results
+        return self._judge_all([(side, frame, 0) for side, frame in arrivals], results)
 
     def resolve(self, host: int) -> list[Result]:
         """A silent neighbour answers; what became of the frames that were held."""
@@ -53,11 +53,10 @@ class Pair:
     def wait(self) -> list[Result]:
         """Serve the held frames again; what became of them."""
         arrivals, self.waiting = self.waiting, []
-        results = self.core.again(self.now)
-        self._judge_all(arrivals, results)
-        return results
+        return self._judge_all(arrivals, self.core.again(self.now))
 
-    def _judge_all(self, arrivals: list[tuple[str, bytes, int]], results: list[Result]) -> None:
+    def _judge_all(self, arrivals: list[tuple[str, bytes, int]], results: Iterable[Result]) -> list[Result]:
+        judged = []
         for (side, frame, until), result in zip(arrivals, results, strict=True):
             outcome = self.model.receive(side, frame, self.now, self._chosen, until)
             until = until or self.now + outcome.patience
@@ -65,7 +64,9 @@ class Pair:
                 outcome = self.model.give_up(outcome)
             elif outcome.verdict == "held":
                 self.waiting.append((side, frame, until))
-            self._judge(*self._as_it_was(side, frame), result, outcome)
+            judged.append(self.core.claimed(result, outcome))
+            self._judge(*self._as_it_was(side, frame), judged[-1], outcome)
+        return judged
 
     def pass_time(self, now: int) -> None:
         """Let it be `now` for both."""
@@ -115,7 +116,7 @@ class Pair:
             return frame, side
         inner = frames.dissect(frames.split_frame(frame)[4]).payload[16:]
         port = self.bed.inside if told.side == "inside" else self.bed.outside
-        sender = mac_of(self.model.ways(told.side, frames.dissect(inner).source)[0].hop)
+        sender = mac_of(self.model.ways(told.side, frames.dissect_header(inner).source)[0].hop)
         return frames.build_frame(mac_of(port.address), sender, inner, port.vlan), told.side
 
     def _judge(self, frame: bytes, side: str, result: Result, outcome: Outcome) -> None:

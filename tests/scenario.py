@@ -39,13 +39,13 @@ import numpy as np
 from shards import invariants, recovery, sessions
 from shards.state import NAT_SESSION
 from tests import bed6, frames, frames6, shunts
-from tests.bare_core import Result
+from tests.bare_core import Core, Result
 from tests.bed import Bed, fill_legs, fill_shards
 from tests.datagrams import Datagrams
 from tests.frames import endpoint, mac_of, spell
 from tests.model import Session
 from tests.model6 import Session6
-from tests.pair import EPOCH, Pair, sender_of, sender_of6
+from tests.pair import Pair, sender_of, sender_of6
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 VERBS = ("inside", "outside", "inside2", "outside2", "from", "now", "holds", "state", "resolved", "waits", "delete", "restart")
@@ -114,15 +114,18 @@ def run(path: Path, rewrite: bool = False) -> None:
 class Runner(Pair):
     """Model and pipeline side by side, led through a file."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__(scenario.bed)
+    def __init__(self, scenario: Scenario, core: Core | None = None) -> None:
+        super().__init__(scenario.bed, core)
         self.scenario = scenario
         self.names: dict[str, str] = {}
+        self.happened = ""  # in the last step
 
     def take(self, step: Step, rewrite: bool) -> None:
         """Do one step, and compare or rewrite."""
         self._go_on(step.when)
         happened = [getattr(self, f"_do_{step.verb}")(self._with_names(step.told), step.verb, i) for i in range(step.count)]
+        happened = [self._as_written(text, step.wanted) for text in happened]
+        self.happened = happened[0] if happened else ""
         self.compare_sessions()
         where = f"{self.scenario.path.name}:{step.line + 1}"
         if step.count > 1:
@@ -241,7 +244,7 @@ class Runner(Pair):
 
     def _go_on(self, when: str) -> None:
         if when:
-            self.pass_time(round(float(when.strip("+s")) * 1000) + (self.now if when.startswith("+") else EPOCH))
+            self.pass_time(round(float(when.strip("+s")) * 1000) + (self.now if when.startswith("+") else self.began))
 
     def _session(self, told: str) -> Session:
         packet = frames.read(told)
@@ -305,6 +308,10 @@ class Runner(Pair):
         """Nothing but the hop limit has changed, so what was sent needs no words."""
         told = str(packet).split()[0] + (f" mtu {packet.rest}" if packet.kind == 0x0200 else "")
         return verdict if verdict in ("forwarded_in", "forwarded_out", "hairpinned") else f"{verdict}, told {told}"
+
+    def _as_written(self, happened: str, _: str) -> str:
+        """What happened, in the file's own words for what is anybody's choice but has no name."""
+        return happened
 
     def _bound(self, wanted: str, happened: str) -> str:
         """What is wanted, with names replaced; a name seen for the first time takes what stands in its place."""

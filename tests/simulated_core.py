@@ -23,6 +23,7 @@ from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, NO_SIDE, PASSIVE, PI
 
 NAMES = ("a", "b", "c")
 PLACE = conduct.Place("a", "b")
+ROOMS = conduct.Place("a", "b", "c")
 
 
 class Map(NamedTuple):
@@ -37,6 +38,7 @@ MAPS = {  # by how many cores a world has and what the newer map brings: the old
     (3, ""): (Map(NAMES, PLACE), Map(NAMES, conduct.Place("a", "c"))),
     (3, "join"): (Map(NAMES[:2], PLACE), Map(NAMES, PLACE)),
     (3, "leave"): (Map(NAMES, PLACE), Map(NAMES[:2], PLACE)),
+    (3, "rooms"): (Map(NAMES, ROOMS), Map(NAMES, ROOMS)),  # nothing changes: "c" is in another room
 }
 NOW = 1 << 20
 AGES = (300, 3000, 6000)  # limits that `roles` asks about
@@ -333,7 +335,7 @@ class Machine:
         """The rows of SHARD and PEER that a conductor reads and writes."""
         peers = [name for name in self.names if name != me]
         row: dict[str, Any] = {
-            "role": JOINING if me in PLACE else ABSENT,
+            "role": JOINING if me in PLACE.home else ABSENT,
             "side": {"a": 0, "b": 1}.get(me, NO_SIDE),
             "epoch": 1,
             "creates": 0,
@@ -383,6 +385,7 @@ class Machine:
         core._giving[0] = node.post.winner
         if node.sent_all:
             core._sent_all.add(0)
+        core._forgetting.clear()  # takes no time here, so it is over
         core._quiet.clear()
         if node.post.role == DRAINING and node.post.authority:
             core._quiet[0] = cast(Any, _Quiet(False))
@@ -392,6 +395,7 @@ class Machine:
     def _sleep(self, core: _Core, wire: _Wire, node: Node | None, pending: bool) -> Node:
         post = core.posts[0]
         ages = post.role in (JOINING, DRAINING) or (post.role in (SYNCING, PASSIVE) and not post.authority)
+        ages = ages or (post.role == ABSENT and not post.authority and core._me == core._places[0].reserve)
         move = core.moves.get(0)
         if move is not None and move.over:
             move = None

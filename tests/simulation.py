@@ -45,6 +45,8 @@ class Budget(NamedTuple):
     timers: int = 0  # that fire although nothing is broken
     batches: int = 0  # times that several messages are heard before one decision
     maps: int = 0  # newer maps: one at most, which the cores see one by one
+    rooms: int = 0  # times that all cores but the last, the reserve, die at once
+    apart: int = 0  # times that they are cut off it, all at once
 
 
 class World(NamedTuple):
@@ -306,7 +308,7 @@ class Simulation:
         if node.move and node.move.phase != migration.DRAIN and (world.budget.timers or self._is_broken(world)):
             then = world if self._is_broken(world) else _spend(world, "timers")
             yield from self._changed(then, me, f"{name} has no more patience", "impatience")
-        if world.budget.moves and node.post.role == ACTIVE and not node.move:
+        if world.budget.moves and node.post.role == ACTIVE and not node.move and not self._is_apart(world):
             for target in self.machine.maps[world.newest].cores:
                 yield from self._changed(_spend(world, "moves"), me, f"{name} is to move it to {target}", "migrate", target)
 
@@ -363,6 +365,7 @@ class Simulation:
         broken = self._is_broken(world)
         for me in range(self.count):
             yield from self._dying(world, me, broken)
+        yield from self._room(world, broken)
         for one, other in self.pairs():
             if one < other:
                 yield from self._cutting(world, one, other, broken)
@@ -371,6 +374,8 @@ class Simulation:
         name, node, budget = self.names[me], self.node(world, me), world.budget
         if node.life == DEAD:
             yield f"{name} starts again", self._start(world, me, "restart")
+            if budget.cold:
+                yield f"{name} starts again without its memory", self._start(_spend(world, "cold"), me, "cold")
         elif node.life == FROZEN:
             yield f"{name} goes on", self._set_node(world, me, life=UP)
         elif not broken and self._is_whole(world):
@@ -381,6 +386,29 @@ class Simulation:
                 yield f"{name} dies, and starts again without its memory", then
             if budget.freezes:
                 yield f"{name} freezes", self._set_node(_spend(world, "freezes"), me, life=FROZEN)
+
+    def _room(self, world: World, broken: bool) -> Iterator[tuple[str, World]]:
+        """What befalls a room as a whole: all cores but the last are in it."""
+        if broken or not self._is_whole(world):
+            return
+        room, last = range(self.count - 1), self.count - 1
+        if world.budget.rooms:
+            then = _spend(world, "rooms")
+            for me in room:
+                then = self._crash(then, me)
+            yield "the room dies", then._replace(must=frozenset(), lost=then.lost | world.must)
+        if world.budget.apart and not self._swaps(world):
+            cut = sum(1 << (me * self.count + last) for me in room)
+            yield "the rooms are cut off", _spend(world, "apart")._replace(cut=world.cut | cut)
+
+    def _swaps(self, world: World) -> bool:
+        """Whether more than one core may hand out ports now: see `roles`, what is left out."""
+        posts = [node.post for node in self.nodes(world)]
+        moving = any(node.move for node in self.nodes(world)) or any(post.role == DRAINING for post in posts)
+        return moving or not any(post.role == ACTIVE and post.side == 0 for post in posts)
+
+    def _is_apart(self, world: World) -> bool:
+        return all(self.is_cut(world, me, self.count - 1) for me in range(self.count - 1)) and self.count > 2
 
     def _is_whole(self, world: World) -> bool:
         """Whether what was broken before is mended: nobody is on his way back."""

@@ -115,7 +115,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     state.core[0]["next_extent"] = 1
     state.extents[0]["kind"] = NAT_SESSION
     now = 1_000_000
-    monkeypatch.setattr("krononat.view.ticks", lambda: now)
+    monkeypatch.setattr("krononat.clock.ticks", lambda: now)
     for line, (protocol, word) in enumerate(((17, "udp"), (6, "established")), 1):
         put_session(state, line, protocol, line, word=word)
         state.sessions[line]["created"], state.sessions[line]["expiry"] = now - 9000, now + 5000

@@ -37,7 +37,7 @@ class _Network:
         for shard, place in self.places.items():
             row = state.shards[shard]
             row["epoch"], row["side"] = 1, {place.primary: 0, place.backup: 1}.get(name, NO_SIDE)
-            row["role"] = JOINING if name in place else ABSENT
+            row["role"] = JOINING if name in place.home else ABSENT
         return state
 
     def start(self, name: str, cold: bool = False) -> None:
