@@ -272,4 +272,8 @@ sec3.5.2 must   the states of a connection and their timers
 3022 Traditional NAT
 -       must    no internal address is seen outside, not even inside an ICMP error
         > Embedded packets are translated; what cannot be is not sent.
+
+8326 Graceful BGP session shutdown
+-       may     routes that are about to go are marked, so that others are taken first
+        > A core that is drained marks all it announces with GRACEFUL_SHUTDOWN before anything moves.
 """
