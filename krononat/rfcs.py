@@ -24,7 +24,7 @@ req4    should  port parity is preserved
 req5    must    a UDP mapping outlives two minutes of silence
         > `timeouts.udp`; less than 120 s is refused unless `timeouts.allow-short-timers` says that it is meant.
 req5a   may     shorter timers for well-known destination ports
-        > no: one timer for every port, as REQ-5 has it.
+        > `timeouts.port`, a list: none is shorter by default.
 req5b   may     the UDP timer is configurable
         > `timeouts.udp`.
 req5c   should  the UDP timer's default is five minutes or more
@@ -160,7 +160,8 @@ req11   may     ICMP that is neither query nor error may be dropped
 sec2    should  the connection states of RFC 6146 (figure 1)
         > `shards/tcp.py` draws them.
 sec2.1  should  timers of opening and of closing connections are configured apart, both four minutes by default
-        > Four minutes for both: `timeouts.tcp-transitory`.
+        > `timeouts.tcp-transitory-open`, `timeouts.tcp-transitory-closing`; what is not set is
+        > `timeouts.tcp-transitory`, 240 s.
 sec2.2  must    a RST is translated, and the session kept for four minutes, or longer if packets come
         > Always; a forged one ends nothing.
 sec3    may     ports may overlap where destinations differ
@@ -198,11 +199,11 @@ req4    must    a subscriber's external ports and identifiers can be limited
 req4a   must    these limits are configurable
         > For all, for a prefix, for one subscriber, for a device behind him.
 req4b   may     and so for each protocol
-        > no: they are for all protocols together.
+        > `limits.tcp`, `limits.udp`, `limits.icmp`, `limits.other`, each with a reserve that the others leave.
 req4c   should  a subscriber's use of the processor can be limited
         > `limits.rate`, `limits.burst`: new sessions a second.
 req5    should  memory for state is limited, each mapping's and each subscriber's
-        > `limits.sessions`; no mapping has more than 65,535 sessions.
+        > `limits.sessions`, `limits.sessions-per-port`; no mapping has more than 65,535 sessions.
 req5a   should  these limits are configurable
         > As those of REQ-4.
 req5b   should  so is the rate at which state is taken
@@ -226,7 +227,7 @@ req10   should  it can be managed
 req11a  must    where no mapping can be made the packet is dropped
         > Always.
 req11b  should  and its sender told: unreachable, code 1
-        > no: not in this release.
+        > `icmp.refusal-code`: 1 by default, 13 as RFC 5508 REQ-8 has it, or -1: silence; limited in rate.
 req11c  should  and management notified
         > The log of events (`krononat events`), at most once a second for each subscriber; counters for each reason.
 req11d  must    and no mapping deleted to make room
@@ -271,4 +272,8 @@ sec3.5.2 must   the states of a connection and their timers
 3022 Traditional NAT
 -       must    no internal address is seen outside, not even inside an ICMP error
         > Embedded packets are translated; what cannot be is not sent.
+
+8326 Graceful BGP session shutdown
+-       may     routes that are about to go are marked, so that others are taken first
+        > A core that is drained marks all it announces with GRACEFUL_SHUTDOWN before anything moves.
 """

@@ -35,7 +35,7 @@ rec13   must    a way to update the firmware
 rec14   must    UDP state outlives two minutes, five by default
         > `timeouts.udp`, 300 s.
 rec15   may     shorter for UDP to well-known ports
-        > no: one timer for every port.
+        > `timeouts.port`, a list: none is shorter by default.
 rec16   must    outbound packets refresh UDP state, inbound ones may
         > Always; `nat.inbound-refresh` for inbound ones.
 rec17   should  filtering of UDP, as REC-11
@@ -119,7 +119,7 @@ sec4.3.4 must   must be dropped beyond a link: neighbour discovery, router disco
 
 5722 Overlapping fragments of IPv6
 -       must    a datagram with fragments that overlap is dropped, all of it
-        > n/a: fragments of IPv6 are not forwarded, but for atomic ones.
+        > Always, and counted.
 
 6946 Atomic fragments of IPv6
 -       must    a fragment that is a whole datagram is treated as one
@@ -127,7 +127,7 @@ sec4.3.4 must   must be dropped beyond a link: neighbour discovery, router disco
 
 7112 Fragments with whole header chains
 -       must    a first fragment has all headers up to the transport's
-        > n/a: fragments of IPv6 are not forwarded, but for atomic ones.
+        > One that has not is dropped.
 
 8201 Path MTU discovery
 -       must    too big for the next link: the sender is told its MTU

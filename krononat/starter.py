@@ -86,13 +86,13 @@ prefixes = ["203.0.113.0/26"]
 [icmp]
 # errors-per-second = 100
 # reject-code = 13
+# towards = ["internal", "external"]            # which sides are told by ICMP errors of ours
 # refusal-code = 1              # to subscribers whose session is refused by a limit, or for want of ports; -1: none
 
 [alarms]                        # percent in use; `krononat status` and metrics have them
 # warning = 80
 # critical = 90
 # clear = 5
-# towards = ["internal", "external"]            # which sides are told by ICMP errors of ours
 
 [log]
 # events = "blocks"             # off, blocks, mappings, sessions; `krononat events` shows them

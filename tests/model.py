@@ -234,8 +234,8 @@ class Model:
             return self._error_outbound(packet, turns)
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
-        if mapping := self.bare.mapping_of(packet):
-            return self.bare.answer(packet, mapping, turns)
+        if bare := self.bare.mapping_of(packet):
+            return self.bare.answer(packet, bare, turns)
         session = self._session_out(packet, choose, turns)
         translated = with_source(packet, session.mapping.external)
         if turns:
@@ -270,7 +270,8 @@ class Model:
             raise Refused("no_mapping")
         if session is None:
             self._obey_rules("inbound", packet, mapping.internal, remote)
-            self._filter(mapping, remote)
+            if not self.bare.lets_in(mapping, remote):
+                raise Refused("filtered")
         outcome = self._send(with_destination(packet, mapping.internal), "inside", verdict)
         if session and outcome.verdict != "held":
             self.advance(session, "in", packet.flags)
@@ -312,9 +313,8 @@ class Model:
             return False
         turned = self.came is not None and self.came.turned  # nobody here knows its sender
         side = "inside" if turned else side
-        if side in self.bed.quiet:
-            return False
-        return reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors) and not turned
+        heard = side not in self.bed.quiet
+        return heard and reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors) and not turned
 
     def tell_refusal(self, host: int, six: bool) -> tuple[int, int] | None:
         """The error about a refusal for want of something (RFC 6888 REQ-11), not more than one in 100 ms each."""
@@ -464,17 +464,6 @@ class Model:
         if session and session.expiry <= self.now:
             session.expiry = self.now + self.lifetime(session)
         return session
-
-    def _filter(self, mapping: Mapping, remote: Endpoint) -> None:
-        if not self._lets_in(mapping, remote):
-            raise Refused("filtered")
-
-    def _lets_in(self, mapping: Mapping, remote: Endpoint) -> bool:
-        """RFC 4787 section 5. A static mapping is there to let everyone in."""
-        filtering = self.pool_of[mapping.external[0]].filtering_of(mapping.protocol)
-        if filtering == "endpoint-independent" or mapping.static:
-            return True
-        return filtering == "address-dependent" and any(host == remote[0] for host, _ in mapping.sessions)
 
     def advance(self, session: Session | Session6, way: str, flags: int) -> None:
         """Let a packet move a session on."""

@@ -1,4 +1,6 @@
-"""A part of the model: a RST that answers what came in by a mapping alone leaves by it, and opens nothing (RFC 7857 7.1)."""
+"""The part of the model for what goes by a mapping alone. In, as filtering has it (RFC 4787 5); out, a RST that answers
+such a packet and opens nothing (RFC 7857 7.1).
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,24 @@ from tests.admission import RST, is_fragment
 from tests.bed import NEIGHBOUR_WAIT
 from tests.frames import TCP, Packet
 from tests.outcome import Outcome
-from tests.translation import Refused, with_source
+from tests.translation import Endpoint, Refused, with_source
 
 if TYPE_CHECKING:
     from tests.model import Mapping, Model
 
 
 class Bare:
-    """What a model does with packets that refuse."""
+    """What a model does with packets that have no session, and get none."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
+
+    def lets_in(self, mapping: Mapping, remote: Endpoint) -> bool:
+        """RFC 4787 section 5. A static mapping is there to let everyone in."""
+        filtering = self.model.pool_of[mapping.external[0]].filtering_of(mapping.protocol)
+        if filtering == "endpoint-independent" or mapping.static:
+            return True
+        return filtering == "address-dependent" and any(host == remote[0] for host, _ in mapping.sessions)
 
     def mapping_of(self, packet: Packet) -> Mapping | None:
         """Mapping by which may have come what a RST without a session answers."""
@@ -26,7 +35,7 @@ class Bare:
         known = self.model._met(self.model.sessions.get((packet.protocol, internal, remote)))
         bare = packet.protocol == TCP and packet.flags & RST and not is_fragment(packet) and known is None
         mapping = self.model.mappings.get((TCP, internal)) if bare else None
-        return mapping if mapping and self.model._lets_in(mapping, remote) else None
+        return mapping if mapping and self.lets_in(mapping, remote) else None
 
     def answer(self, packet: Packet, mapping: Mapping, turns: bool) -> Outcome:
         """Out by the mapping alone; to another subscriber of ours only into the session that he has asked by."""
