@@ -46,6 +46,7 @@ def why_not(scenario: Scenario) -> str:
 
 CLUSTER = "needs other cores: the laboratories of clusters have those (tests/test_cluster_lab.py, test_shunt.py)"
 BFD = "needs a neighbour that speaks BFD: tests/test_bfd_live.py and test_legs_lab.py have one"
+PORTS = "rules of a configuration name ports of TCP or of UDP only"
 SECONDS = "timers of a configuration are whole seconds"
 
 
@@ -104,6 +105,9 @@ def _refuse(bed: Bed) -> None:
         raise Unwired(CLUSTER)
     if any(value != int(value) for value in (*bed.timeouts_s.values(), *(told for _, _, told in bed.port_timers))):
         raise Unwired(SECONDS)
+    ranges = [(rule.protocol, rule.internal_ports, rule.remote_ports) for rule in (*bed.rules, *bed.rules6, *bed.pinholes)]
+    if any(word not in ("tcp", "udp") and ports != [(0, 65535)] * 2 for word, *ports in ranges):
+        raise Unwired(PORTS)
 
 
 def _placed(given: Any) -> set[str]:
