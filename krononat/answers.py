@@ -1,6 +1,6 @@
 """What clients of the control socket are told: status, memory, configuration; and deletions, which the worker carries out.
 
-About shards and the cluster: `cluster_answers`.
+About shards and the cluster: `cluster_answers`; about the clock: `clock_answers`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from krononat import bfd, memory, view
+from krononat import bfd, memory, usage, view
 from krononat.client import Trouble
+from krononat.clock_answers import ClockAnswers
 from krononat.cluster import written
 from krononat.cluster_answers import ClusterAnswers
 from krononat.config import canonical
@@ -71,6 +72,7 @@ class Answers:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.cluster = ClusterAnswers(parts.crew.send, parts.config.cluster is not None)
+        self.clock = ClockAnswers(parts.crew.send, parts.state, parts.config.server.movable_clock)
         self._deletions: deque[_Deletion] = deque()
         self._deleted = 0  # by the first of them, so far
         self._usage = (parts.began, 0.0, 0.0)  # tick, CPU seconds of the worker until then, percent
@@ -88,7 +90,7 @@ class Answers:
             "map": self._map,
             "drain": self._drain,
         }
-        return {**own, **self.cluster.handlers()}
+        return {**own, **self.cluster.handlers(), **self.clock.handlers()}
 
     def _memory(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True}, [memory.read_only(self._parts.memory.descriptor)])
@@ -171,6 +173,7 @@ class Answers:
         if self._deletions and now - self._deletions[0].since > PATIENCE:
             self.refuse_deletions()
         self.cluster.tire(now)
+        self.clock.tire(now)
         before, used, _ = self._usage
         if now - before >= 1000:
             using = _cpu_seconds(self._parts.crew.pid)
@@ -194,6 +197,7 @@ class Answers:
             "sessions": totals["sessions"],
             "mappings": totals["mappings"],
             "packets": _with_punted(view.fates(parts.state), punted),
+            "alarms": usage.sentences(usage.alarms(parts.state, [pool.name for pool in parts.config.pool])),
             "frames": self._frames(),
             "ports": ports,
             "bfd": bfd.summary(parts.state, self._names()),

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from krononat import appliance6, bfd, checks_bfd
 from krononat.checks import blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Cluster, room_for, shunt_side
-from krononat.models import LOG_LEVELS, Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
-from shards import sides
+from krononat.models import LOG_LEVELS, Config, Device, Leg, Pool, Rule, Stick, Subscriber, Subscribers
+from krononat.models_limits import NO_LIMITS, Limits, Timeouts
+from shards import lifetimes, sides
 from shards.state import (
     ABSENT,
     ACCEPT,
@@ -36,6 +37,7 @@ from shards.state import (
     INBOUND,
     INTERNAL,
     JOINING,
+    NO_REPLY,
     NO_SIDE,
     OUTBOUND,
     REJECT,
@@ -44,6 +46,7 @@ from shards.state import (
     Sizes,
     State,
     new_state,
+    pack_filtering,
 )
 
 INTERNET, INSIDE = 0, 1  # realms
@@ -56,6 +59,7 @@ _SLOTS = 8  # of a bucket
 
 _NEIGHBOURS_AT_LEAST, _NEIGHBOURS_AT_MOST = 256, 1 << 16
 _NEIGHBOUR_WAIT = 3000  # ticks: as long as the kernel tries (three probes, a second apart: arp(7))
+_ASKED_FROM = {"internal": OUTBOUND, "external": INBOUND}  # direction of what is answered towards a side
 _ICMP_BURST = 50  # as Linux's icmp_msgs_burst
 
 SIDES = {"internal": INTERNAL, "external": EXTERNAL, "both": BOTH}
@@ -93,7 +97,9 @@ class ScopedRule(NamedTuple):
 def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
     """How many rows of each the configuration needs."""
     sessions = config.memory.sessions
-    filtered = any(pool.filtering != "endpoint-independent" for pool in config.pool) or appliance6.has_permissions(config)
+    filtered = any(set(pool.filtering.words) != {"endpoint-independent"} for pool in config.pool) or appliance6.has_permissions(
+        config
+    )
     halves = (2 if filtered else 1) * sessions + len(list(config.mappings()))
     entries = (_ENTRIES + (_PERMISSIONS if filtered else 0)) * sessions
     return Sizes(
@@ -198,13 +204,16 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row = state.settings[0]
     row["seed"] = np.frombuffer(random, "<u8", 2)
     row["secret"] = np.frombuffer(secret, "<u8", 2)
-    for name in ("tcp_established", "tcp_transitory", "udp", "icmp"):
-        row[name] = 1000 * getattr(config.timeouts, name)
+    _fill_timers(state, config.timeouts)
     row["hold_down_s"] = config.nat.hold_down_s
     row["neighbour_wait"] = _NEIGHBOUR_WAIT
     row["icmp_rate"] = config.icmp.errors_per_second
     row["icmp_burst"] = min(config.icmp.errors_per_second, _ICMP_BURST)
     row["reject_code"] = config.icmp.reject_code
+    row["refusal_code"], row["refusal_code6"] = _code(config.icmp.refusal_code), _code(config.icmp.refusal_code6)
+    row["warning"], row["critical"], row["clear"] = config.alarms.warning, config.alarms.critical, config.alarms.clear
+    row["room"] = config.memory.sessions
+    row["quiet"] = sum(1 << _ASKED_FROM[side] for side in _ASKED_FROM if side not in config.icmp.towards)
     row["mss"] = config.nat.mss_clamp
     row["hairpin"] = config.nat.hairpin
     row["inbound_refresh"] = config.nat.inbound_refresh
@@ -221,6 +230,20 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     for name, side in (("internal", INTERNAL), ("external", EXTERNAL)):
         rows = [number for number, told in enumerate(sides) if told in (side, BOTH)]
         row[f"{name}_port"], row[f"{name}_ports"] = rows[0], len(rows)
+
+
+def _code(told: int) -> int:
+    return NO_REPLY if told < 0 else told
+
+
+def _fill_timers(state: State, told: Timeouts) -> None:
+    row, own = state.settings[0], [(PROTOCOLS[timer.protocol], timer) for timer in told.port]
+    seconds = (told.tcp_established, told.opening, told.closing, told.udp, told.icmp)
+    ticks = {name: 1000 * lifetime for name, lifetime in zip(lifetimes.LIFETIMES, seconds, strict=True)}
+    lifetimes.lay(row, ticks, [(protocol, 1000 * timer.seconds) for protocol, timer in own])
+    row["port_timers"] = len(own)
+    for number, (protocol, timer) in enumerate(own):
+        state.port_timers[number] = (timer.ports.low, timer.ports.high, protocol, 0)
 
 
 def _fill_shards(state: State, config: Config) -> None:
@@ -261,7 +284,7 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         row["end_block"] = int(row["first_block"]) + blocks_in(pool)
         row["blocks_free"] = count * blocks_in(pool)
         row["blocks_each"] = pool.max_blocks_per_subscriber
-        row["filtering"] = FILTERINGS[pool.filtering]
+        row["filtering"] = pack_filtering(*(FILTERINGS[word] for word in pool.filtering.words))
         row["shard"] = pool.shard
         addresses = [int(host) for prefix in sorted(pool.prefixes) for host in prefix if host != pool.icmp_address]
         state.externals["address"][first : first + count] = addresses
@@ -278,8 +301,7 @@ def _fill_accounts(state: State, config: Config) -> None:
     names = [pool.name for pool in config.pool]
     limits = _limits_rows(config)
     for row, told in zip(state.limits, limits, strict=True):
-        row["sessions"], row["mappings"], row["rate"] = told.sessions, told.ports, told.rate
-        row["burst"] = told.burst or told.rate
+        _fill_limits(row, told)
     first, device_number = 1, 0
     device_account = 1 + sum(map(subscribers_in, config.subscribers))
     for number, group in enumerate(sorted(config.subscribers, key=lambda group: -group.prefix.prefixlen)):
@@ -298,6 +320,16 @@ def _fill_accounts(state: State, config: Config) -> None:
         first += subscribers_in(group)
     devices = state.devices[:device_number]
     devices[:] = devices[np.argsort(devices["mask"], kind="stable")[::-1]]
+
+
+def _fill_limits(row: Any, told: Limits) -> None:
+    """`told`: without gaps."""
+    row["sessions"], row["mappings"], row["rate"] = told.sessions, told.ports, told.rate
+    row["burst"], row["sessions_each"] = told.bucket, told.sessions_per_port
+    shares = told.shares().values()  # in the order of accounts.CLASSES
+    row["sessions_of"], row["mappings_of"] = [share.sessions for share in shares], [share.ports for share in shares]
+    row["reserve"] = [share.reserve for share in shares]
+    row["reserved"] = any(share.reserve for share in shares)
 
 
 def _fill_prefix(row: np.void, prefix: IPv4Network, each: int, first: int, parent: int, pool: int) -> None:
@@ -320,7 +352,7 @@ def _ordinal(group: Subscribers, subscriber: Subscriber) -> int:
 
 def _known(limits: Limits) -> Limits:
     """Limits without gaps. What a device leaves out is limited by its subscriber, who is charged for it anyway."""
-    return limits.within(Limits(sessions=0, ports=0, rate=0, burst=0))
+    return limits.within(NO_LIMITS)
 
 
 def _subscriber_limits(config: Config, group: Subscribers, subscriber: Subscriber) -> Limits:

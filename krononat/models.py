@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, Wrap
 
 from krononat.model import Model
 from krononat.models_bgp import Bfd, Bgp
+from krononat.models_limits import NO_LIMITS, Limits, Timeouts
 from krononat.values import (
     EVERY_PORT,
     Address,
@@ -25,7 +26,6 @@ from krononat.values import (
 )
 from krononat.values6 import Address6, AnyPrefix, HostPrefix6, InterfaceAddress6, Prefix6
 
-LONGEST_TIMER_S = 8000  # shorter than a neighbour is remembered (shards.neighbours) and than a turn of the timer wheel
 SIDES = ("internal", "external", "both")
 MTU_AT_MOST = 3498  # what fits a 4 KiB frame with its headroom
 
@@ -39,6 +39,11 @@ class Server(Model):
     name: str = Field(default="nat1", pattern=_NAME, description=f"Name of this server, in logs and sockets: {_NAME_TOLD}.")
     core: int = Field(default=0, ge=0, le=9999, description="Number of this core among those of the server.")
     cpu: int | None = Field(default=None, ge=0, description="CPU the worker is pinned to; default: the last one it may run on.")
+    movable_clock: bool = Field(
+        default=False,
+        description="Whether `krononat lab clock` may stop the clock that sessions go by, or move it ahead so that they end. "
+        "For a laboratory; never where there are subscribers.",
+    )
 
 
 Checksums = Annotated[Literal["auto", "partial", "complete"], one_of(("auto", "partial", "complete"))]
@@ -186,26 +191,6 @@ class Memory(Model):
     )
 
 
-class Limits(Model):
-    """Limits of a subscriber or device; 0: none, left out: as the next wider scope says."""
-
-    sessions: int | None = Field(default=None, ge=0, le=2**31, description="Sessions at once.")
-    ports: int | None = Field(default=None, ge=0, le=2**31, description="Mappings (external ports) at once.")
-    rate: int | None = Field(default=None, ge=0, le=1_000_000, description="New sessions a second.")
-    burst: int | None = Field(
-        default=None, ge=0, le=1_000_000, description="New sessions that may come at once; 0 or left out: as many as `rate`."
-    )
-
-    @property
-    def bucket(self) -> int:
-        """Depth of the token bucket behind `rate`."""
-        return self.burst or self.rate or 0
-
-    def within(self, wider: Limits) -> Limits:
-        """These limits, with what they leave out taken from the wider scope."""
-        return Limits(**(wider.model_dump(exclude_none=True) | self.model_dump(exclude_none=True)))
-
-
 RULE_PLANNED = {"sctp": "SCTP is not implemented in this release", "gre": "GRE is not implemented in this release"}
 RuleProtocol = Annotated[Literal["any", "tcp", "udp", "icmp"], one_of(("any", "tcp", "udp", "icmp"), RULE_PLANNED)]
 MappingProtocol = Annotated[
@@ -275,10 +260,8 @@ class Subscriber(Model):
     transparent: bool = Field(default=False, description="Nothing is filtered towards its IPv6 addresses (RFC 6092 REC-49).")
 
 
-Filtering = Annotated[
-    Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"],
-    one_of(("endpoint-independent", "address-dependent", "address-and-port-dependent")),
-]
+FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
+Filtering = Annotated[Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)]
 
 
 class Filtering6(Model):
@@ -287,6 +270,36 @@ class Filtering6(Model):
     tcp: Filtering = Field(default="address-dependent", description="For TCP.")
     udp: Filtering = Field(default="address-dependent", description="For UDP and UDP-Lite.")
     other: Filtering = Field(default="address-dependent", description="For everything else.")
+
+
+class PoolFiltering(Model):
+    """Who may write to an external endpoint, beside the remotes that it has sessions with (RFC 4787 5, RFC 5382 REQ-3)."""
+
+    tcp: Filtering = Field(default="endpoint-independent", description="For TCP.")
+    udp: Filtering = Field(default="endpoint-independent", description="For UDP.")
+    icmp: Filtering = Field(default="endpoint-independent", description="For ICMP queries.")
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """Of ICMP, TCP, UDP: the order of the port spaces."""
+        return self.icmp, self.tcp, self.udp
+
+
+def _for_all(value: Any) -> Any:
+    """One word is for every protocol."""
+    if isinstance(value, str) and value not in FILTERINGS:
+        raise ValueError(f"must be one of {', '.join(FILTERINGS)}")
+    return dict.fromkeys(("tcp", "udp", "icmp"), value) if isinstance(value, str) else value
+
+
+def _in_a_word(value: PoolFiltering, handler: SerializerFunctionWrapHandler) -> Any:
+    """What is alike for every protocol is one word."""
+    return value.udp if len(set(value.words)) == 1 else handler(value)
+
+
+OneFiltering = Annotated[
+    PoolFiltering, BeforeValidator(_for_all, json_schema_input_type=Filtering | PoolFiltering), WrapSerializer(_in_a_word)
+]
 
 
 def _one_pool(value: Any) -> Any:
@@ -312,9 +325,6 @@ class Subscribers(Model):
     transparent: bool = Field(default=False, description="Nothing is filtered towards their IPv6 addresses (RFC 6092 REC-49).")
 
 
-FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
-
-
 class Pool(Model):
     """External addresses, cut into port blocks."""
 
@@ -331,9 +341,10 @@ class Pool(Model):
     ports: Ports = Field(default=PortRange(1024, 65535), description="Ports handed out, in whole blocks; not below 1024.")
     block_size: int = Field(default=512, ge=64, le=32768, description="Ports of a block; a power of two from 64 on.")
     max_blocks_per_subscriber: int = Field(default=8, ge=1, le=8, description="Blocks one subscriber may have at once.")
-    filtering: Annotated[
-        Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)
-    ] = Field(default="endpoint-independent", description="Which remotes may answer (RFC 4787 5).")
+    filtering: OneFiltering = Field(
+        default=PoolFiltering(),
+        description="Which remotes may answer (RFC 4787 5): a word, or a table of one for each of tcp, udp, icmp.",
+    )
 
 
 class Nat(Model):
@@ -357,27 +368,37 @@ class Firewall6(Model):
     echo: bool = Field(default=True, description="Everyone may ping subscribers (RFC 4890 4.3.1).")
 
 
-class Timeouts(Model):
-    """Seconds of silence after which a session ends."""
-
-    allow_short_timers: bool = Field(default=False, description="Accept timers under the minimum of the RFCs (for tests).")
-    tcp_established: int = Field(
-        default=7440, ge=1, le=LONGEST_TIMER_S, description="Established TCP, in s (RFC 5382 REQ-5: >= 7440)."
-    )
-    tcp_transitory: int = Field(
-        default=240, ge=1, le=LONGEST_TIMER_S, description="Opening or closing TCP, in s (RFC 5382: >= 240)."
-    )
-    udp: int = Field(default=300, ge=1, le=LONGEST_TIMER_S, description="UDP, in s (RFC 4787 REQ-5: >= 120).")
-    icmp: int = Field(default=60, ge=1, le=LONGEST_TIMER_S, description="ICMP queries, in s (RFC 5508 REQ-2: >= 60).")
-
-
 class Icmp(Model):
     """ICMP errors of our own."""
 
     errors_per_second: int = Field(default=100, ge=0, le=1_000_000, description="At most so many a second; 0: none at all.")
+    towards: list[Literal["internal", "external"]] = Field(
+        default=["internal", "external"], description="Sides whose senders are told (RFC 5508 REQ-9)."
+    )
     reject_code: int = Field(
         default=13, ge=0, le=15, description="Code of the `unreachable` that rejecting rules send (RFC 1812 5.2.7.1)."
     )
+    refusal_code: int = Field(
+        default=1,
+        ge=-1,
+        le=15,
+        description="Code of the `unreachable` that a subscriber gets whose session is refused by a limit or for want of ports "
+        "or memory, at most ten a second each (RFC 6888 REQ-11: 1; RFC 5508 REQ-8: 13); -1: none is sent.",
+    )
+    refusal_code6: int = Field(
+        default=1,
+        ge=-1,
+        le=6,
+        description="The same of ICMPv6 (RFC 4443 3.1: 1, prohibited); -1: none is sent.",
+    )
+
+
+class Alarms(Model):
+    """When it is told that something is nearly full: pools, the index, rows for sessions, a subscriber's blocks."""
+
+    warning: int = Field(default=80, ge=0, le=100, description="Percent in use from which on it warns; 0: never.")
+    critical: int = Field(default=90, ge=0, le=100, description="Percent from which on it is critical; 0: never.")
+    clear: int = Field(default=5, ge=0, le=50, description="By how many points use must have sunk for the alarm to end.")
 
 
 LOG_LEVELS = ("off", "blocks", "mappings", "sessions")
@@ -469,9 +490,10 @@ class Config(Model):
     pinhole: list[Pinhole] = Field(default=[], description="IPv6 that may come in unasked.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Lifetimes of sessions.")
     icmp: Icmp = Field(default=Icmp(), description="ICMP errors of our own.")
+    alarms: Alarms = Field(default=Alarms(), description="When it is told that something is nearly full.")
     log: Log = Field(default=Log(), description="The log of NAT events.")
     limits: Limits = Field(
-        default=Limits(sessions=0, ports=0, rate=0, burst=0),
+        default=NO_LIMITS,
         description="Limits of every subscriber where nothing nearer says otherwise.",
     )
     rule: list[Rule] = Field(default=[], description="Global rules, after those of devices and subscribers.")

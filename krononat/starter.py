@@ -66,7 +66,7 @@ prefixes = ["203.0.113.0/26"]
 # ports = "1024-65535"
 # block-size = 512
 # max-blocks-per-subscriber = 8
-# filtering = "endpoint-independent"
+# filtering = "endpoint-independent"            # or of each protocol: { tcp = "address-dependent" }
 
 [nat]
 # hairpin = true
@@ -76,13 +76,21 @@ prefixes = ["203.0.113.0/26"]
 
 [timeouts]                      # seconds
 # tcp-established = 7440
-# tcp-transitory = 240
+# tcp-transitory = 240          # or tcp-transitory-open and tcp-transitory-closing
 # udp = 300
 # icmp = 60
+# port = [{ protocol = "udp", ports = "53", seconds = 10 }]     # by destination port
 
 [icmp]
 # errors-per-second = 100
 # reject-code = 13
+# refusal-code = 1              # to subscribers whose session is refused by a limit, or for want of ports; -1: none
+
+[alarms]                        # percent in use; `krononat status` and metrics have them
+# warning = 80
+# critical = 90
+# clear = 5
+# towards = ["internal", "external"]            # which sides are told by ICMP errors of ours
 
 [log]
 # events = "blocks"             # off, blocks, mappings, sessions; `krononat events` shows them

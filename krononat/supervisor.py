@@ -477,9 +477,12 @@ class Supervisor:
             self._answers.deleted(message["deleted"])
         elif "answer" in message and self._answers:
             self._answers.cluster.answered(message)
+        elif "clock" in message and self._answers:
+            self._answers.clock.moved(message)
         elif "ended" in message and self._answers:
             self._answers.refuse_deletions()
             self._answers.cluster.refuse()
+            self._answers.clock.refuse()
 
 
 def _unlimit_locked_memory() -> None:

@@ -18,7 +18,7 @@ from krononat import view, view6
 from krononat.neighbours import address_of
 from krononat.packet import Packet, build, endpoint
 from shards import cuckoo, firewall6, hops, nat, parse, parse6, pipeline, recovery
-from shards.burst import Burst, new_burst
+from shards.burst import TURNED_BARE, Burst, new_burst
 from shards.state import (
     BOTH,
     EXTERNAL,
@@ -236,15 +236,22 @@ def _service_stages(state: State, burst: Burst, missed: bool) -> Iterator[Stage]
     """Session and mapping that serve it."""
     line, turned, half = int(burst.session[0]), int(burst.turned[0]), int(burst.mapping[0])
     if turned:
-        yield Stage("hairpin", f"turns round by its external endpoint; its own session is {_told_session(state, turned)}")
+        own = f"its own session is {_told_session(state, turned)}" if turned > 0 else "it has no session of its own"
+        yield Stage("hairpin", f"turns round by its external endpoint; {own}")
     if line:
         yield Stage("session", f"{'opened' if missed else 'found'}: {_told_session(state, line)}")
-    elif half:
+    if half and (turned == TURNED_BARE or not line):
         row = state.mappings[half]
         internal = _endpoint(int(row["internal_address"]), int(row["internal_port"]))
         external = _endpoint(int(row["external_address"]), int(row["external_port"]))
         kind = "static mapping" if row["static"] else "mapping"
-        yield Stage("mapping", f"{kind} {external} = {internal} lets it in; a session appears with the answer")
+        refuses = turned == TURNED_BARE or int(burst.direction[0]) == OUTBOUND
+        does = (
+            "is what it leaves by; it refuses, and opens nothing"
+            if refuses
+            else "lets it in; a session appears with the answer"
+        )
+        yield Stage("mapping", f"{kind} {external} = {internal} {does}")
 
 
 def _shard_stage(state: State, burst: Burst) -> Iterator[Stage]:

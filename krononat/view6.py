@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards.lifetimes import STATE_MASK
 from shards.state import EXTENT_LINES, FIREWALL_SESSION6, ICMP6, TCP, UDP, Array, State
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def choose(wanted: Filter, rows: Array, flows: Array, states: tuple[str, ...]) -
         (flows["internal_port"], wanted.source_port),
         (flows["remote_port"], wanted.destination_port),
         (flows["internal_port"], wanted.external_port),
-        (rows["state"], None if wanted.state is None else states.index(wanted.state)),
+        (rows["state"] & STATE_MASK, None if wanted.state is None else states.index(wanted.state)),
     ):
         if value is not None:
             chosen &= values == value

@@ -17,7 +17,7 @@ from replication.protocol import ALIVE, Exchange, Heard
 from replication.quiet import Quiet
 from replication.roles import Facts, Post, Told
 from replication.rows import in_doubt
-from shards import apply, recovery
+from shards import apply, recovery, timers
 from shards.state import (
     ABSENT,
     ACTIVE,
@@ -28,7 +28,6 @@ from shards.state import (
     MAPPING_1,
     NO_SIDE,
     PASSIVE,
-    PICKUP,
     PICKUP_ASIDE,
     SYNCING,
     State,
@@ -227,7 +226,7 @@ class Conductor:
         if post != before:
             self._act(shard, before, now)
         self._arrange(shard, post, self._others(shard, now) if post != before else others)
-        self._note_sent(shard, before)
+        self._note_sent(shard, before, now)
         self._note_heir(shard)
         return post != before
 
@@ -237,17 +236,25 @@ class Conductor:
         before = next((each.name for each in told if each.heir and each.role != ACTIVE), post.backup)
         self._state.shards[shard]["backup"] = self._peers.get(before if post.role == ACTIVE else post.backup, 0)
 
-    def _note_sent(self, shard: int, before: Post) -> None:
+    def _note_sent(self, shard: int, before: Post, now: int) -> None:
         """Nothing of this turn's changes is sent yet: what is now on its way is what was made before."""
         post = self.posts[shard]
         if (post.role, post.side, post.backup) != (before.role, before.side, before.backup):
             self._sent_all.discard(shard)
-        elif post.role == ACTIVE and self._exchange.synced(shard, post.backup) and self._exchange.flushed(shard, post.backup):
-            row = self._state.shards[shard]
-            if row["pickup"] == PICKUP_ASIDE:  # nothing more is made of the side that the backup is to have; then all is sent
-                row["pickup"] = PICKUP
-            else:
-                self._sent_all.add(shard)
+        elif post.role != ACTIVE or self._steps_aside(shard, now):
+            return
+        elif self._exchange.synced(shard, post.backup) and self._exchange.flushed(shard, post.backup):
+            self._sent_all.add(shard)
+
+    def _steps_aside(self, shard: int, now: int) -> bool:
+        """Whether new connections take ports of the other side (see `ports.claim`), which is nobody else's to have meanwhile.
+
+        As long as the grace lasts, though a copy may be whole long before: a connection that the dead owner had made, and that
+        has not spoken since, has its port only because nobody hands it out. A backup inherits without a side of its own, too,
+        if we die; if we fall silent it does not.
+        """
+        row = self._state.shards[shard]
+        return bool(row["pickup"] == PICKUP_ASIDE) and timers.remaining(now, int(row["grace_until"])) > 0
 
     def _facts(self, shard: int, post: Post, now: int) -> Facts:
         place = self._places[shard]

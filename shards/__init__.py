@@ -10,7 +10,7 @@ Read in this order:
       serve      a hit                                             tcp       the table of connection states
       rewrite    addresses, checksums, Ethernet                    icmp      errors that pass, errors of our own
       lookahead  asks for what misses will touch                   shunt     what another core must serve
-      fragments  what comes in pieces                              cut       what leaves in pieces
+      fragments  what comes in pieces, of which datagrams          cut       what leaves in pieces
       parse6     the boundary of IPv6, which is not translated     firewall6 whose it is, what opens a session, what is let in
       icmp6      its errors
     sessions   mappings and sessions: made, found, ended

@@ -9,25 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from shards import cuckoo, gather, journal, nat, ports, sessions, slabs
-from shards.accounts import charge
+from shards.account_rows import BLOCKS_AT_MOST
+from shards.accounts import charge, charge_sessions
 from shards.jit import hot, whole
 from shards.native import Word, prefetch
 from shards.records import SHADOW, STATIC
-from shards.state import (
-    ACTIVE,
-    BLOCKS_AT_MOST,
-    CHUNK_PORTS,
-    FREE,
-    ICMP,
-    MAPPING_0,
-    MAPPING_1,
-    NAT_MAPPING,
-    TCP,
-    UDP,
-    Array,
-    Row,
-    State,
-)
+from shards.state import ACTIVE, CHUNK_PORTS, FREE, ICMP, MAPPING_0, MAPPING_1, NAT_MAPPING, TCP, UDP, Array, Row, State
 
 _U = np.uint64
 
@@ -284,7 +271,7 @@ def _make_mapping(state: State, shard: int, half: int, account: int, external: i
     row["generation"] = generation(state, shard, half, record, whole(row["generation"]))
     row["kind"] = NAT_MAPPING
     _own_port(state, external, whole(record["protocol"]), whole(record["external_port"]), half)
-    charge(state, account, stale, 1)
+    charge(state, account, whole(record["protocol"]), stale, 1)
     state.shards[shard]["mappings"] += 1
     settle(state, shard, half, record)
     return True
@@ -300,7 +287,7 @@ def _write_over(state: State, shard: int, half: int, now: int) -> int:
     external, port = sessions.take_out_mapping(state, shard, half, now)
     ports.vacate(state, external, port)
     stale = whole(row["sessions"])
-    charge(state, whole(row["account"]), -stale, 0)
+    charge_sessions(state, row, -stale)
     return stale
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shards import cuckoo, hops, journal, nat, ports, sessions, slabs, tcp, timers
-from shards.accounts import charge
+from shards.accounts import charge_sessions
 from shards.apply_mappings import (
     external_of,
     forgotten,
@@ -15,6 +15,7 @@ from shards.apply_mappings import (
     settle,
 )
 from shards.jit import hot, whole
+from shards.lifetimes import STATE_MASK
 from shards.native import Word, prefetch
 from shards.records import HAIRPIN
 from shards.state import (
@@ -68,7 +69,7 @@ def take_session(state: State, shard: int, record: Row, seen: Array, now: int) -
 @hot
 def _can_be(state: State, record: Row) -> bool:
     """Whether a session of such fields exists: what the path would not have made cannot come from another core either."""
-    protocol, told = whole(record["protocol"]), whole(record["state"])
+    protocol, told = whole(record["protocol"]), whole(record["state"]) & STATE_MASK
     if protocol == TCP:
         fits = tcp.INIT <= told <= tcp.RESET or told in (tcp.INIT_IN, tcp.ANSWERED)
     elif protocol == UDP:
@@ -201,7 +202,7 @@ def _make_session(state: State, shard: int, line: int, half: int, record: Row, n
     row["kind"] = NAT_SESSION
     state.mappings[half]["sessions"] += 1
     timers.arm(state, line, now + left)
-    charge(state, whole(state.mappings[half]["account"]), 1, 0)
+    charge_sessions(state, state.mappings[half], 1)
     state.shards[shard]["sessions"] += 1
     settle(state, shard, line << 1, record)
     return True
@@ -256,10 +257,10 @@ def _move_to(state: State, row: Row, half: int) -> None:
     if before == half:
         return
     state.mappings[before]["sessions"] -= 1
-    charge(state, whole(state.mappings[before]["account"]), -1, 0)
+    charge_sessions(state, state.mappings[before], -1)
     row["mapping"] = half
     state.mappings[half]["sessions"] += 1
-    charge(state, whole(state.mappings[half]["account"]), 1, 0)
+    charge_sessions(state, state.mappings[half], 1)
 
 
 @hot
@@ -269,9 +270,11 @@ def _merged(state: State, ours: int, our_left: int, theirs: int, their_left: int
     Where neither is clearly the newer, each may have seen one direction close, or only one of them both.
     """
     our_age, their_age = tcp.timeout(state.settings, ours) - our_left, tcp.timeout(state.settings, theirs) - their_left
-    open_or_closing = tcp.ESTABLISHED <= ours <= tcp.CLOSING and tcp.ESTABLISHED <= theirs <= tcp.CLOSING
+    mine, other = ours & STATE_MASK, theirs & STATE_MASK
+    open_or_closing = tcp.ESTABLISHED <= mine <= tcp.CLOSING and tcp.ESTABLISHED <= other <= tcp.CLOSING
     if open_or_closing and abs(our_age - their_age) <= TOGETHER:
-        both = tcp.ESTABLISHED + (ours - tcp.ESTABLISHED | theirs - tcp.ESTABLISHED)  # FIN_OUT is one bit, FIN_IN the other
+        both = tcp.ESTABLISHED + (mine - tcp.ESTABLISHED | other - tcp.ESTABLISHED)  # FIN_OUT is one bit, FIN_IN the other
+        both += ours & ~STATE_MASK
         return both, tcp.timeout(state.settings, both) - min(our_age, their_age)
     if their_age < our_age:
         return theirs, their_left

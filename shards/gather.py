@@ -14,12 +14,12 @@ from __future__ import annotations
 import numpy as np
 
 from shards import journal, ports, slabs, tcp, timers
+from shards.account_rows import BLOCKS_AT_MOST
 from shards.jit import hot, whole
 from shards.native import Word, first_bit, prefetch
 from shards.records import CONTINUED, HAIRPIN, SHADOW, STATIC
 from shards.sessions import HAIRPIN_HOP, is_living
 from shards.state import (
-    BLOCKS_AT_MOST,
     CHUNK_PORTS,
     CLASSES,
     EXTENT_LINES,

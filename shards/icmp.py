@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-from shards import cuckoo, fragments, hops, nat, ports, sessions, shunt, wire
+from shards import cuckoo, fragments, hops, nat, parse, ports, refusals, sessions, shunt, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, read32, write16, write32
 from shards.neighbours import mac_of
-from shards.parse import is_query
 from shards.rewrite import adjust_transport, link_header
 from shards.serve import way
 from shards.state import EXTERNAL, ICMP, INBOUND, INTERNAL, OUTBOUND, TCP, UDP, Array, State
@@ -144,7 +143,7 @@ def _is_ours_to_serve(protocol: int, icmp_type: int) -> bool:
     """Whether a packet like the embedded one can have passed us and be reported on (never an ICMP error: RFC 1122 3.2.2)."""
     if protocol != ICMP:
         return protocol in (TCP, UDP)
-    return is_query(icmp_type) or icmp_type == wire.ECHO_REPLY or icmp_type == wire.TIMESTAMP_REPLY
+    return parse.is_query(icmp_type) or icmp_type == wire.ECHO_REPLY or icmp_type == wire.TIMESTAMP_REPLY
 
 
 @hot
@@ -189,6 +188,7 @@ def _translate(state: State, frames: Array, burst: Burst, i: int, inner: int) ->
         _replace_embedded(frames, inner, burst.l3[i] + burst.ip_length[i], 12, internal, internal_port)
     else:
         _conceal(frames, burst, i)
+        parse.conceal_route(frames, inner)
         _replace(frames, burst.l3[i], 12, _speaker(state, frames, burst, i, internal, external))
         _replace_embedded(frames, inner, burst.l3[i] + burst.ip_length[i], 16, external, external_port)
     l4, length = burst.l4[i], burst.ip_length[i] - (burst.l4[i] - burst.l3[i])
@@ -300,6 +300,8 @@ def reply_type(settings: Array, verdict: int) -> int:
         return wire.UNREACHABLE << 8 | whole(settings[0]["reject_code"])
     if verdict == NEIGHBOUR_UNRESOLVED:
         return wire.UNREACHABLE << 8 | 1
+    if refusals.is_told(verdict):
+        return refusals.reply(wire.UNREACHABLE, whole(settings[0]["refusal_code"]))
     return 0
 
 
@@ -312,8 +314,7 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     if fragments.is_later(frames, burst.l3[i]):  # RFC 1122 3.2.2
         return
     out = burst.port[i]
-    asked = OUTBOUND if burst.turned[i] else burst.direction[i]
-    if burst.icmp_error[i] or state.ports[out]["address"] == 0 or not rate_allows(state, asked, now):
+    if burst.icmp_error[i] or state.ports[out]["address"] == 0 or not may_answer(state, burst, i, now):
         state.counters[SUPPRESSED, 0] += 1
         return
     # Not the column: a hairpinned packet's has turned round already.
@@ -385,12 +386,23 @@ def _write_header(frames: Array, l3: int, source: int, destination: int, payload
 
 
 @hot
+def may_answer(state: State, burst: Burst, i: int, now: int) -> bool:
+    """Whether a rate allows to answer row `i`; who is refused for want of something has one of his own (see `refusals`)."""
+    if refusals.is_told(burst.verdict[i]):
+        return burst.detail[i] == refusals.TELL and rate_allows(state, refusals.BUCKET, now)
+    return rate_allows(state, OUTBOUND if burst.turned[i] else burst.direction[i], now)
+
+
+@hot
 def rate_allows(state: State, direction: int, now: int) -> bool:
     """Token bucket of the core (RFC 1812 4.3.2.8): `icmp_rate` a second, `icmp_burst` saved; counted in thousandths.
 
-    One for each direction of what is answered, so that nobody outside can use up what subscribers need for path MTU discovery.
+    One for each direction of what is answered, so that nobody outside can use up what subscribers need for path MTU discovery;
+    and one for refusals.
     """
     settings, tokens, since = state.settings[0], state.core[0]["icmp_tokens"], state.core[0]["icmp_tokens_at"]
+    if whole(settings["quiet"]) >> direction & 1:  # RFC 5508 REQ-9
+        return False
     rate = whole(settings["icmp_rate"])
     full = 1000 * max(whole(settings["icmp_burst"]), 1)
     has = min(full, whole(tokens[direction]) + min(age(now, whole(since[direction])), 1 << 20) * rate)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from shards import cuckoo, ports, sessions, sessions6
+from shards.account_rows import PROTOCOL_CLASSES
+from shards.accounts import CLASS_OF
 from shards.state import CHUNK_PORTS, EXTENT_LINES, FIREWALL_SESSION6, HELD, NAT_MAPPING, NAT_SESSION, Array, State
 from shards.verdict import RECEIVED, SHUNTED, VERDICTS
 
@@ -164,6 +166,9 @@ def _accounts(state: State) -> list[str]:
     accounts = state.mappings["account"]
     users = [accounts[state.sessions["mapping"][lines(state)]], state.flows6["account"][lines6(state) + 1]]
     owners = {"sessions": np.concatenate(users), "mappings": accounts[halves(state)]}
+    realms = state.mappings["internal_realm"]
+    of = [realms[state.sessions["mapping"][lines(state)]], state.flows6["realm"][lines6(state) + 1]]
+    classes = {"sessions": np.concatenate(of) >> 24, "mappings": realms[halves(state)] >> 24}
     for name, charged in owners.items():
         for account in charged.tolist():
             while account:
@@ -171,11 +176,23 @@ def _accounts(state: State) -> list[str]:
                 account = int(state.accounts[account]["parent"])
         if int(state.shards[name].sum()) != len(charged):
             told.append(f"shards count {state.shards[name].sum()} {name}, there are {len(charged)}")
+        told += _classes(state, name, charged, classes[name])
         for account in {*np.flatnonzero(state.accounts[name]).tolist(), *(key[0] for key in counted if key[1] == name)}:
             counts, has = int(state.accounts[account][name]), counted.get((account, name), 0)
             if counts != has:
                 told.append(f"account {account} counts {counts} {name}, has {has}")
     return told
+
+
+def _classes(state: State, name: str, charged: Array, protocols: Array) -> list[str]:
+    """What accounts count by class of protocol equals the rows. `charged`: the account of each row."""
+    counted = np.zeros((len(state.accounts), PROTOCOL_CLASSES), np.int64)
+    at = charged.astype(np.int64)
+    while np.any(at):
+        np.add.at(counted, (at, CLASS_OF[protocols]), at != 0)
+        at = state.accounts["parent"][at].astype(np.int64)
+    wrong = np.flatnonzero(np.any(counted != state.accounts[f"{name}_of"], axis=1))
+    return [f"account {number} counts {name} of {state.accounts[number][f'{name}_of']}" for number in wrong.tolist() if number]
 
 
 def _conservation(state: State, received: int, held: int) -> list[str]:

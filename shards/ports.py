@@ -13,21 +13,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import events
+from shards import alarms, events
+from shards.account_rows import BLOCKS_AT_MOST
 from shards.jit import hot, whole
 from shards.native import Word
 from shards.sides import OTHER_EACH
-from shards.state import (
-    BLOCKS_AT_MOST,
-    CHUNK_PORTS,
-    HELD,
-    ICMP,
-    PORT_SPACES,
-    TCP,
-    Array,
-    Row,
-    State,
-)
+from shards.state import CHUNK_PORTS, HELD, ICMP, PORT_SPACES, TCP, Array, Row, State
 from shards.verdict import (
     BLOCKS_RETURNED,
     BLOCKS_TAKEN,
@@ -268,6 +259,7 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
             state.counters[BLOCKS_TAKEN, 0] += 1
             size = whole(pool["block_size"])
             events.block(state, events.BLOCK_ALLOCATED, holder, external, block * size, size, now)
+            alarms.look_at_subscriber(state, holder, now)
             return 0
     if not holds_a_block(account):
         _remember_dry(pool, search, now)
@@ -383,6 +375,7 @@ def give_back(state: State, external: int, port: int, now: int) -> None:
         size = whole(state.pools[whole(state.externals[external]["pool"])]["block_size"])
         state.counters[BLOCKS_RETURNED, 0] += 1
         events.block(state, events.BLOCK_RELEASED, holder, external, port // size * size, size, now)
+        alarms.look_at_subscriber(state, holder, now)
 
 
 @hot

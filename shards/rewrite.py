@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards import wire
-from shards.burst import Burst
+from shards.burst import TURNED_BARE, Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16, read32, write16, write32, write64
 from shards.neighbours import mac_of
@@ -78,14 +78,21 @@ def send_off6(state: State, frames: Array, burst: Burst, i: int) -> None:
 def translate_by_mapping(state: State, frames: Array, burst: Burst, i: int) -> None:
     """Translate a packet without a session as soon as it is decided: a later one of its burst may end the mapping."""
     l3, l4, protocol = burst.l3[i], burst.l4[i], burst.protocol[i]
+    mapping = state.mappings[burst.mapping[i]]
+    if burst.direction[i] == OUTBOUND or burst.turned[i] == TURNED_BARE:
+        _out_by_mapping(frames, l3, l4, protocol, mapping)
+        return
     if burst.turned[i] > 0:
         turn_out(state, frames, burst, i)
-    _by_mapping(frames, l3, l4, protocol, state.mappings[burst.mapping[i]])
+    _by_mapping(frames, l3, l4, protocol, mapping)
 
 
 @hot
 def turn_out(state: State, frames: Array, burst: Burst, i: int) -> None:
     """The first half of a hairpin: as if it went to the Internet."""
+    if burst.turned[i] == TURNED_BARE:
+        _out_by_mapping(frames, burst.l3[i], burst.l4[i], burst.protocol[i], state.mappings[burst.mapping[i]])
+        return
     l3, session = burst.l3[i], state.sessions[burst.turned[i]]
     adjust(frames, l3 + 10, _by_session(frames, l3, burst.l4[i], burst.protocol[i], session, OUTBOUND))
     _identify(frames, burst, i)
@@ -134,6 +141,17 @@ def _by_mapping(frames: Array, l3: int, l4: int, protocol: int, mapping: Row) ->
     ports = wire.difference(whole(mapping["external_port"]), whole(mapping["internal_port"]))
     write32(frames, l3 + _DESTINATION, whole(mapping["internal_address"]))
     _write_port(frames, l4, protocol, INBOUND, whole(mapping["internal_port"]))
+    adjust(frames, l3 + 10, delta_l3)
+    adjust_transport(frames, l4, protocol, ports if protocol == ICMP else wire.fold(delta_l3 + ports))
+
+
+@hot
+def _out_by_mapping(frames: Array, l3: int, l4: int, protocol: int, mapping: Row) -> None:
+    """Translate the source of an outbound packet that has no session."""
+    delta_l3 = wire.difference(whole(mapping["internal_address"]), whole(mapping["external_address"]))
+    ports = wire.difference(whole(mapping["internal_port"]), whole(mapping["external_port"]))
+    write32(frames, l3 + _SOURCE, whole(mapping["external_address"]))
+    _write_port(frames, l4, protocol, OUTBOUND, whole(mapping["external_port"]))
     adjust(frames, l3 + 10, delta_l3)
     adjust_transport(frames, l4, protocol, ports if protocol == ICMP else wire.fold(delta_l3 + ports))
 

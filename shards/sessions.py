@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards import cuckoo, doubt, events, journal, permissions, ports, sessions6, slabs, tcp, timers, wire
-from shards.accounts import charge
+from shards.accounts import charge, charge_sessions
 from shards.jit import hot, inlined, whole
 from shards.native import Word, prefetch
 from shards.state import (
@@ -17,6 +17,7 @@ from shards.state import (
     ACTIVE,
     ADDRESS_DEPENDENT,
     CHUNK_PORTS,
+    FILTERING_BITS,
     FIREWALL_SESSION6,
     FREE,
     ICMP,
@@ -134,7 +135,7 @@ def make_mapping(
     row["generation"] = (whole(row["generation"]) + 1) & 0xFFFF
     row["kind"] = NAT_MAPPING
     ports.own(state, external, ports.port_space(protocol), external_port, half)
-    charge(state, account, 0, 1)
+    charge(state, account, protocol, 0, 1)
     state.shards[shard]["mappings"] += 1
     state.counters[MAPPINGS_CREATED, 0] += 1
     journal.mark(state, half)
@@ -164,7 +165,7 @@ def take_out_mapping(state: State, shard: int, half: int, now: int) -> tuple[int
     external, port = external_ordinal(state, whole(row["external_address"])), whole(row["external_port"])
     if ports.owner(state, external, protocol, port) == half:  # else the authority gave it to another (see `apply`)
         ports.hold(state, external, ports.port_space(protocol), port, now)
-    charge(state, whole(row["account"]), 0, -1)
+    charge(state, whole(row["account"]), protocol, 0, -1)
     state.shards[shard]["mappings"] -= 1
     return external, port
 
@@ -207,7 +208,7 @@ def make_session(
     row["kind"] = NAT_SESSION
     mapping["sessions"] += 1
     timers.arm(state, line, expiry)
-    charge(state, whole(mapping["account"]), 1, 0)
+    charge_sessions(state, mapping, 1)
     state.shards[shard]["sessions"] += 1
     state.counters[SESSIONS_CREATED, 0] += 1
     journal.mark(state, line << 1)
@@ -259,13 +260,21 @@ def index_session(state: State, line: int) -> int:
 
 
 @hot
+def filtering_of(state: State, external: int, protocol: int) -> int:
+    """Filtering of a protocol on an external address, by ordinal (RFC 4787 5); that of TCP may be another (RFC 5382 REQ-3b)."""
+    pool = state.pools[whole(state.externals[external]["pool"])]
+    return whole(pool["filtering"]) >> FILTERING_BITS * ports.port_space(protocol) & 3
+
+
+@hot
 def filters_by_address(state: State, line: int) -> bool:
     """Whether the session's pool lets in whatever comes from an address that was written to (RFC 4787 section 5)."""
     row = state.sessions[line]
-    if whole(row["internal_realm"]) >> 24 == ICMP:  # a query's session has no remote port: it is its own permission
+    protocol = whole(row["internal_realm"]) >> 24
+    if protocol == ICMP:  # a query's session has no remote port: it is its own permission
         return False
     external = external_ordinal(state, whole(row["external_address"]))
-    return whole(state.pools[whole(state.externals[external]["pool"])]["filtering"]) == ADDRESS_DEPENDENT
+    return filtering_of(state, external, protocol) == ADDRESS_DEPENDENT
 
 
 @hot
@@ -302,7 +311,7 @@ def take_out_session(state: State, line: int) -> None:
         permissions.forbid(state, key0, key1)
     mapping = state.mappings[whole(row["mapping"])]
     mapping["sessions"] -= 1
-    charge(state, whole(mapping["account"]), -1, 0)
+    charge_sessions(state, mapping, -1)
     state.shards[whole(row["shard"])]["sessions"] -= 1
 
 

@@ -57,9 +57,9 @@ drop      martian_destination    destination can never be forwarded to
           > look for a broken or hostile sender
 drop      land                   source and destination endpoints are equal
           > an attack from the nineties; nothing to do
-drop      bad_fragment           a fragment of impossible offset or length (RFC 791), or of a datagram beyond 65,535 bytes
+drop      bad_fragment           a fragment of impossible offset or length (RFC 791, RFC 8200), or of one beyond 65,535 bytes
           > look for a broken or hostile sender
-drop      tiny_fragment          an IP fragment that cuts its TCP, UDP or ICMP header (RFC 1858, RFC 3128)
+drop      tiny_fragment          an IP fragment that cuts a header: of TCP, UDP, ICMP, or any of IPv6's (RFC 1858, 3128, 7112)
           > nobody needs such fragments; look for a hostile sender
 drop      fragment_overlap       an IP fragment over what another one has brought: all of its datagram is refused (RFC 5722)
           > an attack (teardrop), or a sender that uses an identification twice
@@ -103,10 +103,12 @@ drop      rule_dropped           refused silently by a rule
           > `krononat trace` names the rule
 drop      rule_rejected          refused by a rule, and told so
           > `krononat trace` names the rule
-drop      session_limit          its subscriber or device has as many sessions as allowed
-          > raise `limits.sessions`, or look for what opens them
+drop      session_limit          its subscriber, device or external port has as many sessions as allowed
+          > raise `limits.sessions` or `limits.sessions-per-port`, or look for what opens them
 drop      mapping_limit          its subscriber or device has as many mappings as allowed
           > raise `limits.ports`, or look for what opens them
+drop      protocol_limit         its subscriber or device has all it may have of this protocol; the rest is others' reserve
+          > raise `ports` or `sessions` of `limits.tcp`, `.udp`, `.icmp` or `.other`, or look for what opens them
 drop      rate_limit             its subscriber or device opens sessions faster than allowed
           > raise `limits.rate`, or look for what opens them
 drop      ports_exhausted        the subscriber's port blocks are full and it may have no more
@@ -153,8 +155,6 @@ drop      bfd_closed             BFD for a session that is administratively down
           > nothing to do
 drop      bad_extension_header   IPv6 extension headers cut short, out of place, too many, or of a kind that is not known
           > look for a broken or hostile sender
-drop      fragment6              a fragment of IPv6, other than an atomic one (RFC 6946): not forwarded by this release
-          > lower the sender's MTU; IPv4's fragments pass
 drop      unsolicited            came unasked for an IPv6 subscriber: no session, filtering or pinhole lets it in
           > normal background noise of the Internet; [[pinhole]] would let it in
 drop      tx_full                the transmit ring was full, or nobody is connected to the memif port
@@ -183,11 +183,12 @@ BY_NAME = {verdict.name: verdict for verdict in VERDICTS}
     SOURCE_ROUTED, MARTIAN_SOURCE, MARTIAN_DESTINATION, LAND, BAD_FRAGMENT, TINY_FRAGMENT, FRAGMENT_OVERLAP, FRAGMENT_DUPLICATE,
     FRAGMENT_ORPHAN, FRAGMENT_REFUSED, FRAGMENT_LIMIT, ERROR_IN_FRAGMENTS, BAD_L4_HEADER, BAD_TCP_FLAGS, PROTOCOL_NOT_SERVED,
     ICMP_TYPE_NOT_SERVED, SPOOFED_SOURCE, NOT_OUR_DESTINATION, INSIDE_DESTINATION, TTL_EXCEEDED, TOO_BIG, NEEDS_FRAGMENTING,
-    NO_MAPPING, FILTERED, TCP_NOT_OPENING, RULE_DROPPED, RULE_REJECTED, SESSION_LIMIT, MAPPING_LIMIT, RATE_LIMIT,
+    NO_MAPPING, FILTERED, TCP_NOT_OPENING, RULE_DROPPED, RULE_REJECTED, SESSION_LIMIT, MAPPING_LIMIT,
+    PROTOCOL_LIMIT, RATE_LIMIT,
     PORTS_EXHAUSTED, POOL_EXHAUSTED, TABLE_FULL, ROWS_EXHAUSTED, NEIGHBOUR_UNRESOLVED, NEIGHBOURS_EXHAUSTED, HOLD_OVERFLOW,
     ICMP_EMBEDDED_BAD, ICMP_UNRELATED, HAIRPIN_REFUSED, NO_AUTHORITY, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN,
     SHUNT_MALFORMED, BFD_HOPS, BFD_MALFORMED, BFD_UNKNOWN_PEER, BFD_UNKNOWN_SESSION, BFD_AUTHENTICATED, BFD_CLOSED,
-    BAD_EXTENSION_HEADER, FRAGMENT6, UNSOLICITED, TX_FULL,
+    BAD_EXTENSION_HEADER, UNSOLICITED, TX_FULL,
 ) = range(72)  # fmt: skip
 assert len(VERDICTS) == 72
 FRAGMENT = -1  # no outcome: what `parse` says of a fragment, for which the slow path is (see `fragments`)

@@ -70,16 +70,30 @@ def beginning(fragment: Packet) -> Packet:
     if len(fragment.payload) < least:
         raise Malformed("tiny_fragment")
     packet = dissect_transport(fragment, embedded=True)
-    if packet.protocol == TCP and (
-        packet.offset or packet.tcp_options != fragment.payload[20 : 4 * (fragment.payload[12] >> 4)]
-    ):
+    if packet.protocol == TCP and not 20 <= 4 * (fragment.payload[12] >> 4) <= len(fragment.payload):
         raise Malformed("tiny_fragment")
-    if packet.protocol == UDP and 0 < packet.udp_length < 8:
+    if packet.protocol == UDP and int.from_bytes(fragment.payload[4:6], "big") < 8:
         raise Malformed("bad_length")
     if packet.is_error:
         raise Malformed("error_in_fragments")
     _admit_transport(replace(packet, residue=0))
     return packet
+
+
+def blanked(options: bytes) -> bytes:
+    """Options without the addresses that they have recorded."""
+    bare, at = bytearray(options), 0
+    while at + 1 < len(bare) and bare[at]:
+        size = 1 if bare[at] == 1 else bare[at + 1]
+        if size == 0 or at + size > len(bare):
+            break
+        if bare[at] == 7:
+            bare[at + 3 : at + size] = bytes(max(size - 3, 0))
+        if bare[at] == 68 and size >= 4 and bare[at + 3] & 15 in (1, 3):
+            for k in range(at + 4, at + size, 8):
+                bare[k : min(k + 4, at + size)] = bytes(min(k + 4, at + size) - k)
+        at += size
+    return bytes(bare)
 
 
 def martian(host: int) -> bool:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
 from tests import shunts
-from tests.admission import FIN, RST, SYN, admit, is_fragment, names_no_host
+from tests.admission import FIN, RST, SYN, admit, beginning, blanked, is_fragment, names_no_host
 from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, contains, longest
-from tests.datagrams import Datagram, Datagrams
+from tests.datagrams import Datagrams, Part, Service
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
 from tests.frames6 import Packet6, is_six_frame
+from tests.limits import TOLD_REFUSALS, Limits
 from tests.model6 import Model6, Session6
+from tests.model_bare import Bare
 from tests.model_ports import Choose, Ports, Subscriber
 from tests.outcome import Outcome, Shunted, Waits, Way
 from tests.translation import (
@@ -28,6 +30,7 @@ from tests.translation import (
     embedded,
     first_state,
     identifier,
+    lifetime,
     may_open,
     remote_port_of,
     with_destination,
@@ -74,13 +77,14 @@ class Model:
         self.subscribers: dict[IPv4Network, Subscriber] = {}
         self.freed: dict[tuple[int, Endpoint], int] = {}  # when a port was freed
         self.tokens: dict[Prefix | IPv4Network | str, tuple[float, int]] = {}
+        self.told: dict[IPv4Network, int] = {}  # when a device or subscriber was last told of a refusal
         self.soonest = now  # nothing ends before
         self.pool_of = {int(host): pool for pool in bed.pools for host in pool.network}
         for protocol, external, internal in bed.statics:
             self._add(Mapping(protocol, internal, external, static=True))
         self.now = now
         self.begun = now
-        self.ports, self.six = Ports(self), Model6(self)
+        self.ports, self.six, self.bare = Ports(self), Model6(self), Bare(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
         self.datagrams = Datagrams()
 
@@ -91,7 +95,7 @@ class Model:
         self.pass_time(now)
         self.came = None
         if self.bed.subscribers6 and is_six_frame(frame):
-            return self.six.receive(side, frame)
+            return self.six.receive(side, frame, until)
         try:
             packet = admit(self.bed.at(side)[1], frame)
             side = side.rstrip("2")
@@ -100,6 +104,8 @@ class Model:
                 side = self.came.side
         except Malformed as wrong:
             return Outcome(wrong.verdict)
+        if (side == "inside" or self.bed.stick) and self.came is None:  # else the other core has done it
+            packet = replace(packet, ip_options=blanked(packet.ip_options))
         if self.bed.stick:
             side = "inside" if self._prefix_of(packet.source) else "outside"
         if is_fragment(packet):
@@ -111,6 +117,8 @@ class Model:
         try:
             return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=self._came_turned)
         except Refused as refused:
+            if refused.verdict in TOLD_REFUSALS:
+                return Outcome(refused.verdict, reply=self.tell_refusal(packet.source, six=False))
             owed = refused.reply if not packet.is_error and self.may_tell(refused.reply, side) else None
             return Outcome(refused.verdict, reply=owed)
         except (Waits, Shunted) as going:
@@ -125,19 +133,23 @@ class Model:
 
     def _receive_fragment(self, packet: Packet, side: str, choose: Choose, until: int) -> Outcome:
         key = side, self._came_turned, packet.source, packet.destination, packet.protocol, packet.id
-        try:
-            datagram = self.datagrams.meet(key, packet, self.now, until, lambda: self._plausible(packet, side))
-            if packet.fragment & 0x1FFF:
-                return self._follow(datagram, packet, side, until)
-            first = self.datagrams.lead(datagram, packet, self.now)
-        except Malformed as wrong:
-            return Outcome(wrong.verdict)
-        outcome = self._decide(first, side, choose)._replace(datagram=datagram)
-        self.datagrams.learn(datagram, outcome, self.now)
-        return outcome
+        ours = packet.source if side == "inside" else packet.destination
+        offset, more = 8 * (packet.fragment & 0x1FFF), bool(packet.fragment & 0x2000)
+        service = Service(
+            lambda: self._plausible(packet, side, offset),
+            lambda: beginning(packet),
+            lambda first: self._decide(first, side, choose),
+            lambda first: self._follow(packet, first),
+        )
+        return self.datagrams.serve(Part(key, ours, offset, len(packet.payload), more), self.now, until, service)
 
-    def _plausible(self, packet: Packet, side: str) -> None:
-        """Nobody has a datagram under way who could not send, or be sent, anything."""
+    def _plausible(self, packet: Packet, side: str, offset: int) -> None:
+        """It can be (RFC 791, RFC 3128), and nobody has a datagram under way who could not send, or be sent, anything."""
+        size = len(packet.payload)
+        if not size or (packet.fragment & 0x2000 and size % 8) or offset + size > 65535 - 20:
+            raise Malformed("bad_fragment")
+        if packet.protocol == TCP and 0 < offset < 20:
+            raise Malformed("tiny_fragment")
         if side == "inside" and not self._prefix_of(packet.source):
             raise Malformed("spoofed_source")
         if self._prefix_of(packet.destination):
@@ -147,25 +159,21 @@ class Model:
         if side == "outside" and not self._came_turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
             raise Malformed("spoofed_source")
 
-    def _follow(self, datagram: Datagram, packet: Packet, side: str, until: int) -> Outcome:
-        first = datagram.first
-        if first is None and not datagram.refused:
-            self.datagrams.hold(datagram, self.now, until)
-            return Outcome("held", packet, patience=2000, datagram=datagram, follows=True)
+    def _follow(self, packet: Packet, first: Outcome) -> Outcome:
+        """A fragment behind the first goes its way; nobody is told about one (RFC 1122 3.2.2)."""
+        assert isinstance(first.packet, Packet)
+        packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
         try:
-            if first is None or first.packet is None or datagram.refused:
-                raise Refused("fragment_refused")
-            packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
             if first.shunt:
+                if self.bed.shard(first.shunt.shard).role == "active":
+                    raise Refused("fragment_refused")
                 self._need_authority(first.shunt.shard, packet, first.shunt.side, first.shunt.turned)
-            outcome = self._send(packet, first.side, first.verdict)._replace(datagram=datagram)
+            outcome = self._send(packet, first.side, first.verdict)
             return Outcome("neighbour_unresolved") if outcome.verdict == "held" else outcome
         except Refused as refused:
             return Outcome(refused.verdict)
         except Shunted as shunted:
-            return shunted.outcome._replace(datagram=datagram) if shunted.outcome.shunt else Outcome("no_authority")
-        finally:
-            self.datagrams.end_if_whole(datagram)
+            return shunted.outcome if shunted.outcome.shunt else Outcome("no_authority")
 
     # --- from core to core ------------------------------------------------------------------------------------------------
 
@@ -224,6 +232,8 @@ class Model:
             return self._error_outbound(packet, turns)
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
+        if mapping := self.bare.mapping_of(packet):
+            return self.bare.answer(packet, mapping, turns)
         session = self._session_out(packet, choose, turns)
         translated = with_source(packet, session.mapping.external)
         if turns:
@@ -299,7 +309,23 @@ class Model:
             return False
         turned = self.came is not None and self.came.turned  # nobody here knows its sender
         side = "inside" if turned else side
+        if side in self.bed.quiet:
+            return False
         return reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors) and not turned
+
+    def tell_refusal(self, host: int, six: bool) -> tuple[int, int] | None:
+        """The error about a refusal for want of something (RFC 6888 REQ-11), not more than one in 100 ms each."""
+        prefix = (None if six else longest(self.bed.devices, host)) or self._prefix_of(host)
+        if prefix is None:
+            return None
+        unit, code = prefix.unit(host), self.bed.refusal_codes[six]
+        if self.now - self.told.get(unit, -100) < 100:
+            return None
+        self.told[unit] = self.now
+        if code < 0 or (six and self.bed.outside.on_link6 is None):
+            return None
+        allowed = self._spend("errors about refusals", self.bed.errors, self.bed.errors) and not self._came_turned
+        return ((0x0100 if six else UNREACHABLE) | code, 0) if allowed else None
 
     # --- mappings and sessions --------------------------------------------------------------------------------------------
 
@@ -318,7 +344,7 @@ class Model:
             raise Refused("tcp_not_opening")
         self._obey_rules("outbound", packet, internal, remote)
         self._find_way(packet, turns)
-        self.obey_limits(packet.source, mapping is None)
+        self.obey_limits(packet.source, packet.protocol, mapping)
         if mapping is None:
             mapping = Mapping(packet.protocol, internal, self.ports.choose(packet.protocol, internal, choose))
             self._add(mapping)
@@ -380,7 +406,8 @@ class Model:
         self.owners[mapping.protocol, mapping.external] = mapping
 
     def _open(self, mapping: Mapping, remote: Endpoint, state: str) -> Session:
-        session = Session(mapping, remote, state, self.now + self.lifetime(state))
+        session = Session(mapping, remote, state, 0)
+        session.expiry = self.now + self.lifetime(session)
         self.sessions[mapping.protocol, mapping.internal, remote] = session
         self.soonest = min(self.soonest, session.expiry)
         mapping.sessions.add(remote)
@@ -431,37 +458,37 @@ class Model:
     def _met(self, session: Session | None) -> Session | None:
         """A session that a packet has met; one that is due lives on where it must not end."""
         if session and session.expiry <= self.now:
-            session.expiry = self.now + self.lifetime(session.state)
+            session.expiry = self.now + self.lifetime(session)
         return session
 
     def _filter(self, mapping: Mapping, remote: Endpoint) -> None:
+        if not self._lets_in(mapping, remote):
+            raise Refused("filtered")
+
+    def _lets_in(self, mapping: Mapping, remote: Endpoint) -> bool:
         """RFC 4787 section 5. A static mapping is there to let everyone in."""
-        filtering = self.pool_of[mapping.external[0]].filtering
+        filtering = self.pool_of[mapping.external[0]].filtering_of(mapping.protocol)
         if filtering == "endpoint-independent" or mapping.static:
-            return
-        if filtering == "address-dependent" and any(host == remote[0] for host, _ in mapping.sessions):
-            return
-        raise Refused("filtered")
+            return True
+        return filtering == "address-dependent" and any(host == remote[0] for host, _ in mapping.sessions)
 
     def advance(self, session: Session | Session6, way: str, flags: int) -> None:
         """Let a packet move a session on."""
         if session.protocol != TCP:
             if way == "out" or self.bed.refresh:
-                session.expiry = self.now + self.lifetime(session.state)
+                session.expiry = self.now + self.lifetime(session)
             return
         event = "rst" if flags & RST else "syn" if flags & SYN else "fin" if flags & FIN else "other"
         cell = TCP_TABLE[way, session.state][event]
         if cell == "-":
             return
         session.state = session.state if cell == "." else cell
-        session.expiry = self.now + self.lifetime(session.state)
+        session.expiry = self.now + self.lifetime(session)
         self.soonest = min(self.soonest, session.expiry)
 
-    def lifetime(self, state: str) -> int:
-        """Ticks that a session in this state lives on without a packet."""
-        long = state in ("established", "fin_out", "fin_in")
-        name = {"udp": "udp", "query": "icmp"}.get(state, "established" if long else "transitory")
-        return int(self.bed.timeouts_s[name] * 1000)
+    def lifetime(self, session: Session | Session6) -> int:
+        """Ticks that a session lives on without a packet."""
+        return lifetime(self.bed, session.protocol, session.remote[1], session.state)
 
     # --- whose port -------------------------------------------------------------------------------------------------------
 
@@ -502,28 +529,26 @@ class Model:
                     raise Refused("rule_rejected", (UNREACHABLE | self.bed.reject_code, 0))
                 return
 
-    def obey_limits(self, host: int, new_mapping: bool, devices: bool = True) -> None:
-        """The device's, then the subscriber's (RFC 6888 REQ-4, REQ-5)."""
+    def obey_limits(self, host: int, protocol: int, mapping: Mapping | None, devices: bool = True) -> None:
+        """The device's, then the subscriber's (RFC 6888 REQ-4, REQ-5). `devices`: whether it is IPv4, which needs a mapping."""
         device = longest(self.bed.devices, host) if devices else None
         holders = [prefix for prefix in (device, self._prefix_of(host)) if prefix]
         for prefix in holders:
             unit = prefix.unit(host)
-            sessions, mappings, rate, burst = self._limits(prefix, unit)
-            six = 0 if prefix is device else self.six.count(unit)
-            if sessions and six + sum(contains(unit, internal[0]) for _, internal, _ in self.sessions) >= sessions:
-                raise Refused("session_limit")
-            if new_mapping and mappings and sum(contains(unit, internal[0]) for _, internal in self.mappings) >= mappings:
-                raise Refused("mapping_limit")
-            if rate and self._tokens(unit, rate, burst) < 1:
-                raise Refused("rate_limit")
+            self._judge(self.bed.limits_of(prefix, unit), unit, protocol, mapping, devices, prefix is device)
         for prefix in holders:
             unit = prefix.unit(host)
-            *_, rate, burst = self._limits(prefix, unit)
-            if rate:
-                self._spend(unit, rate, burst)
+            limits = self.bed.limits_of(prefix, unit)
+            if limits.rate:
+                self._spend(unit, limits.rate, limits.burst)
 
-    def _limits(self, prefix: Prefix, unit: IPv4Network) -> tuple[int, int, int, int]:
-        return next((own.limits for own in self.bed.exceptions if own.network == unit), prefix.limits)
+    def _judge(self, own: Limits, unit: IPv4Network, protocol: int, mapping: Mapping | None, four: bool, device: bool) -> None:
+        sessions = [known for known, internal, _ in self.sessions if contains(unit, internal[0])]
+        sessions += [] if device else self.six.protocols(unit)
+        ports = [known for known, internal in self.mappings if contains(unit, internal[0])] if four and not mapping else None
+        tokens, of_mapping = self._tokens(unit, own.rate, own.burst), len(mapping.sessions) if mapping else 0
+        if verdict := own.judge(protocol, sessions, ports, tokens, of_mapping):
+            raise Refused(verdict)
 
     def _tokens(self, whose: IPv4Network | str, rate: int, burst: int) -> float:
         tokens, at = self.tokens.get(whose, (burst, self.now))
@@ -559,7 +584,8 @@ class Model:
             raise Refused("icmp_unrelated")
         shown = concealed(packet)
         source = self._speaker(mapping.external[0]) if packet.source != mapping.internal[0] else mapping.external[0]
-        return replace(shown, source=source, about=with_destination(embedded(shown), mapping.external))
+        about = with_destination(embedded(shown), mapping.external)
+        return replace(shown, source=source, about=replace(about, ip_options=blanked(about.ip_options)))
 
     def _speaker(self, external: int) -> int:
         """The address by which routers of the inside are known outside; that of what they speak about if none is reserved."""

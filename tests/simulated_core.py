@@ -98,6 +98,7 @@ class Node(NamedTuple):
     pending: bool = False  # it heard something, and has not decided yet
     map: int = 0  # which of both it follows
     homeless: bool = False  # its copy is not yet where the newer map wants it
+    grace: bool = False  # it took over from one who died, and left that one's ports alone at first; the time for it is not over
 
 
 class _Names:
@@ -347,8 +348,9 @@ class Machine:
             row |= {"authority": number.get(post.authority, 0), "backup": node.backup}
         rises, epoch = node.rises if node else (0, 0)
         row |= {"risen_at": np.repeat([NOW, 0], [rises, roles.RISES_AT_MOST - rises]), "risen_epoch": epoch}
+        row |= {"grace_until": NOW + 1, "grace": False}
         if node is not None and not anew:
-            row["pickup"] = node.pickup
+            row |= {"pickup": node.pickup, "grace": node.grace}
         rest = {"settings": [{"statics": 0}], "core": [{"in_doubt": 0}], "peers": [{"alive": 0} for _ in self.names]}
         return SimpleNamespace(shards=[row], dirty=np.zeros(1, np.uint64), **rest)
 
@@ -400,6 +402,7 @@ class Machine:
         if move is not None:
             move = move._replace(since=0, began=0, paused_at=0, taken_at=0, ended_at=0, sessions=0)
         rows = wire.rows if 0 not in core._forgetting else frozenset()
+        row = cast(Any, core._state.shards[0])
         return Node(
             node.life if node else UP,
             post._replace(since=NOW - post.since if ages else 0),
@@ -415,11 +418,12 @@ class Machine:
             rows,
             wire.dirty & rows,
             0 in core._sent_all,
-            cast(Any, core._state.shards[0])["backup"],
-            int(cast(Any, core._state.shards[0])["pickup"]),
+            row["backup"],
+            int(row["pickup"]),
             pending,
             int(core._places[0] == self.maps[1].place and core._peers == self.known(core._me, 1)),
             0 in core._homeless,
+            post.role == ACTIVE and (bool(row["grace"]) or row["pickup"] == PICKUP_ASIDE),
         )
 
     # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -472,6 +476,8 @@ class Machine:
             core.migrate(0, more[0], NOW)
         elif kind == "impatience":
             core.moves[0] = core.moves[0]._replace(since=NOW - max(migration.PATIENCE.values()) - 1)
+        elif kind == "grace":
+            row |= {"pickup": 0, "grace": False}
         elif kind == "drain":
             wire.drain()
         elif kind == "create":

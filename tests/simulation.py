@@ -16,7 +16,9 @@ What is left out, and why:
 
 * A core that died, and is cut off before it could ask who has the authority now: it cannot tell that from being alone (see
   `roles`). So nothing else breaks until a core that died has heard, or has waited.
-* What only a dead core knew, because it had not been sent, may be lost and its ports may be handed out anew (`World.lost`).
+* What only a dead core knew, because it had not been sent, may be lost (`World.lost`), and its ports may be handed out anew,
+  but not as long as the grace lasts: until then its connections may speak up, and are to find their ports (`World.unspoken`).
+  Ports that it had handed out from the other side, before it had its own, and that nobody has a copy of, are not spared.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any, NamedTuple, cast
 from replication import migration
 from replication.protocol import ALIVE, CLOSED, SILENT, Evidence
 from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, NO_SIDE, PASSIVE, ROLES
+from tests import simulated_core
 from tests.simulated_core import AGES, DEAD, FROZEN, SENT, SYNCED, UP, WAITING, Machine, Node, Row, Way
 
 
@@ -58,6 +61,7 @@ class World(NamedTuple):
     must: frozenset[Row]  # what was handed out, and nothing has excused the loss of
     lost: frozenset[Row]  # what only a crashed core knew
     newest: int = 0  # the newest map there is
+    unspoken: frozenset[Row] = frozenset()  # what only the core knew that died last, of the side that it had then
 
 
 class Violation(Exception):
@@ -297,6 +301,8 @@ class Simulation:
         for age in AGES:
             if age > node.post.since and self._may_age(world, me):
                 yield from self._changed(world, me, f"{name}: {age} ticks later", "age", age)
+        if node.grace:
+            yield from self._changed(world, me, f"the grace is over at {name}", "grace")
         if node.post.role == DRAINING and node.post.authority:
             yield from self._changed(world, me, f"{name} has seen no packet for long", "quiet")
         if node.move and node.move.phase != migration.DRAIN and (world.budget.timers or self._is_broken(world)):
@@ -415,7 +421,9 @@ class Simulation:
         others = [self.node(world, other) for other in range(self.count) if other != me]
         heirs = [other.rows for other in others if other.post.heir or other.post.role in (ACTIVE, DRAINING)]
         only = node.rows - frozenset().union(*heirs)
-        world = self._set_node(world, me, life=DEAD)._replace(must=world.must - only, lost=world.lost | only)
+        world = self._set_node(world, me, life=DEAD)
+        own = frozenset(row for row in only if row[0] in simulated_core.ports_of(node.post.side))
+        world = world._replace(must=world.must - only, lost=world.lost | only, unspoken=own)
         for other in range(self.count):
             if other != me:
                 world = self._set_queue(world, other, me, ())
@@ -463,6 +471,10 @@ class Simulation:
             for port, internal in node.rows - world.lost:
                 if owners.setdefault(port, internal) != internal:
                     raise Violation(f"port {port} is of {owners[port]} and of {internal}")
+        for node in nodes:
+            for port, internal in node.rows if node.grace else ():
+                if any(port == each and internal != dead for each, dead in world.unspoken):
+                    raise Violation(f"port {port} was given to {internal} before the grace was over")
         sides = [node.post.side for node in nodes if node.life != DEAD and node.post.role == ACTIVE]
         if len([side for side in sides if side != NO_SIDE]) != len({side for side in sides if side != NO_SIDE}):
             raise Violation("two cores hand out ports of one side")

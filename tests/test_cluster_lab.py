@@ -208,6 +208,12 @@ if PURE:
         assert stream.owners(pair.ledger) == 0
         pair.ledger.connections["external"][1] = pair.ledger.connections["external"][0]
         assert stream.owners(pair.ledger) == 1
+        ((external, rows),) = stream.shared(pair.ledger, pair.ledger.connections["external"] != 0).items()
+        pair.ledger.connections["established"][1] = 0
+        told = stream.story(pair.ledger, external, rows, killed=0)
+        for row in rows:
+            assert stream.endpoint(tcp.internal_of(pair.ledger, row)) in told
+        assert told.startswith(stream.endpoint(external)) and told.count("never answered") == 1
 
     def test_a_stream_knows_each_of_its_datagrams() -> None:
         pair = Pair()

@@ -207,6 +207,24 @@ if PURE:  # nothing here is compiled: once is enough
         with pytest.raises(Violation, match=r"are lost|port 0 is of"):
             search(2, True, Budget(flows=1, cuts=1))
 
+    def test_ports_of_the_dead_given_on_within_the_grace_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+        """As it was: once the backup had a copy the other side was its, and new connections took the dead one's ports."""
+        note = conduct.Conductor._note_sent
+
+        def hasty(core: conduct.Conductor, shard: int, before: Post, now: int) -> None:
+            if core._exchange.synced(shard, core.posts[shard].backup):
+                core._state.shards[shard]["pickup"] = 0
+            note(core, shard, before, now)
+
+        monkeypatch.setattr(conduct.Conductor, "_note_sent", hasty)
+        with pytest.raises(Violation, match="before the grace was over"):
+            search(2, True, Budget(flows=2, crashes=1))
+
+    def test_a_side_given_away_while_new_connections_take_its_ports_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(conduct.Conductor, "_steps_aside", lambda core, shard, now: False)
+        with pytest.raises(Violation, match=r"port \d is of"):
+            search(2, True, Budget(flows=2, crashes=1, cuts=1))
+
     def test_going_on_without_asking_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         alone = dict(roles._LOOKS)
         alone["alone"] = lambda post, others, facts: True

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -172,6 +172,36 @@ def test_a_killed_laboratory_is_cleared_away_by_the_next() -> None:
     assert not (RUN / "knk.json").exists()
     with pytest.raises(client.Trouble):
         Lab.find("knk")
+
+
+@pytest.mark.lab
+def test_two_hours_and_four_minutes_pass_at_once(lab: Lab) -> None:
+    """RFC 5382 REQ-5, to the end: a TCP session that nobody closes ends after 7,440 s, and not one second before."""
+    assert "stands" in lab.krononat("lab", "clock", "stop").stdout
+    holding = "import socket, time; opened = socket.create_connection(('198.51.100.10', 80)); time.sleep(100)"
+    held = lab.start("c1", "held-open", [sys.executable, "-c", holding])
+    try:
+        _until(lambda: _established(lab) == 1)
+        for seconds, alive in ((7439, 1), (2, 0)):
+            assert "stands" in lab.krononat("lab", "clock", f"+{seconds}").stdout
+            assert _established(lab) == alive
+    finally:
+        held.kill()
+        held.wait()
+    assert "goes" in lab.krononat("lab", "clock", "go").stdout
+    assert traffic.ping(lab).held
+
+
+def _established(lab: Lab) -> int:
+    told = lab.krononat("sessions", "list", "-s", "100.64.0.11", "--dport", "80", "--state", "established", "-o", "json").stdout
+    return len(json.loads(told))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.lab

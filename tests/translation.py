@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from tests.admission import ACK, FIN, RST, SYN
 from tests.frames import ICMP, REPLIES, REQUESTS, TCP, UDP, Packet, build, dissect, ones_sum
+
+if TYPE_CHECKING:
+    from tests.bed import Bed
 
 Endpoint = tuple[int, int]
 
@@ -22,12 +26,12 @@ class Refused(Exception):
 # `-` stays and leaves the lifetime alone, `.` stays and renews it.
 _TCP = {
     "out": """
-        init         -            reset  .            -
-        init_in      -            reset  established  -
+        init         -            -      .            -
+        init_in      -            -      established  -
         established  fin_out      reset  .            .
         fin_out      .            reset  .            .
         fin_in       closing      reset  .            .
-        answered     -            reset  -            -
+        answered     -            -      -            -
         closing      -            -      init         -
         reset        established  -      established  established
     """,
@@ -122,3 +126,16 @@ def first_state(packet: Packet) -> str:
     if packet.protocol != TCP:
         return "udp" if packet.protocol == UDP else "query"
     return {SYN: "init", SYN | ACK: "answered"}.get(packet.flags & (SYN | ACK), "established")
+
+
+def lifetime(bed: Bed, protocol: int, remote_port: int, state: str) -> int:
+    """Ticks that a session lives on without a packet (RFC 5382 REQ-5, RFC 7857 2.1, RFC 4787 REQ-5, RFC 5508 REQ-2)."""
+    if state in ("closing", "reset"):
+        name = "closing"
+    elif state in ("init", "init_in", "answered"):
+        name = "opening"
+    else:
+        name = {"udp": "udp", "query": "icmp"}.get(state, "established")
+    fitting = [told for told in bed.port_timers if told[0] == protocol and told[1][0] <= remote_port <= told[1][1]]
+    own = fitting[0][2] if fitting and name in ("udp", "established") else bed.timeouts_s[name]
+    return int(own * 1000)

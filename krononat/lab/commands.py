@@ -12,7 +12,18 @@ import click
 from krononat.cli.groups import Group
 from krononat.cli.output import output_option, print_json, print_rows
 from krononat.client import Trouble
-from krononat.lab import chaos, cluster_commands, graph, leaks, legs, namespaces, overview, steering
+from krononat.lab import (
+    chaos,
+    clock_commands,
+    cluster_commands,
+    graph,
+    leaks,
+    legs,
+    namespaces,
+    overview,
+    scenario_commands,
+    steering,
+)
 from krononat.lab.cluster import SERVERS_AT_MOST, SHARDS_AT_MOST, STATIC, TORS, Wanted
 from krononat.lab.laboratory import Lab
 from krononat.lab.names import name_option
@@ -153,7 +164,7 @@ def traffic(name: str, form: str, kinds: tuple[str, ...]) -> None:
     sys.exit(not all(outcome.held for outcome in outcomes))
 
 
-for command in cluster_commands.ALL:
+for command in (clock_commands.clock, scenario_commands.scenario, *cluster_commands.ALL):
     lab.add_command(command)
 
 
