@@ -58,7 +58,7 @@ RATE = 20_000  # new connections a second
 STREAM = 10_000
 BLOCKS, QUICK_BLOCKS = 24, 8  # of 512 ports, of each of the shard's 16 addresses; one in eight is of the other side
 PORTS_EACH, FULL = 440, 0.8  # of the 448 of a block, and its share that is in use when it happens
-TAKEOVERS, QUICK_TAKEOVERS = 5, 1
+TAKEOVERS, QUICK_TAKEOVERS = 5, 1  # with everything in place; without something once: that is information
 LAST_NS = 10_000_000
 FROZEN_S = 5.0
 _AFTER_S = 1.0
@@ -86,7 +86,8 @@ def run(quick: bool, told: Told) -> list[Result]:
     times, blocks = (QUICK_TAKEOVERS, QUICK_BLOCKS) if quick else (TAKEOVERS, BLOCKS)
     results = []
     for way in WAYS[:1] if quick else WAYS:
-        results += _figures(way, [_takeover(blocks, way, told) for _ in range(times)])
+        made = [_takeover(blocks, way, told) for _ in range(times if way is WAYS[0] else 1)]
+        results += _figures(way, made)
     return results + _two_servers(quick, told)
 
 

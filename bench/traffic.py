@@ -124,7 +124,8 @@ def _state(flows: int) -> State:
 def _settings(state: State) -> None:
     row = state.settings[0]
     row["seed"], row["secret"] = (0x0123456789ABCDEF, 0xFEDCBA9876543210), (11, 22)
-    lifetimes.lay(row, {"established": 7_440_000, "opening": 240_000, "closing": 240_000, "udp": 300_000, "icmp": 60_000})
+    ticks = {"established": 7_440_000, "opening": 240_000, "closing": 240_000, "udp": 300_000, "icmp": 60_000}
+    lifetimes.lay(row, ticks | {"generic": 300_000})
     row["hold_down_s"], row["neighbour_wait"], row["icmp_rate"], row["icmp_burst"] = 120, 1000, 100, 100
     row["prefixes"], row["pools"], row["ports"], row["shards"], row["rules"] = 2, 2, 2, 2, 1
     row["external_port"], row["hairpin"], row["inbound_refresh"], row["mss"] = 1, 1, 1, 1400

@@ -21,7 +21,7 @@ from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Cluster, room_for, shunt_side
 from krononat.models import LOG_LEVELS, Config, Device, Leg, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.models_limits import NO_LIMITS, Limits, Timeouts
-from shards import lifetimes, sides
+from shards import lifetimes, protocols, sides
 from shards.state import (
     ABSENT,
     ACCEPT,
@@ -33,7 +33,6 @@ from shards.state import (
     ENDPOINT_INDEPENDENT,
     EXTENT_LINES,
     EXTERNAL,
-    ICMP,
     INBOUND,
     INTERNAL,
     JOINING,
@@ -41,8 +40,6 @@ from shards.state import (
     NO_SIDE,
     OUTBOUND,
     REJECT,
-    TCP,
-    UDP,
     Sizes,
     State,
     new_state,
@@ -64,7 +61,6 @@ _ICMP_BURST = 50  # as Linux's icmp_msgs_burst
 
 SIDES = {"internal": INTERNAL, "external": EXTERNAL, "both": BOTH}
 ACTIONS = {"accept": ACCEPT, "drop": DROP, "reject": REJECT}
-PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP}
 DIRECTIONS = {"outbound": 1 << OUTBOUND, "inbound": 1 << INBOUND, "both": 1 << OUTBOUND | 1 << INBOUND}
 FILTERINGS = {
     "endpoint-independent": ENDPOINT_INDEPENDENT,
@@ -217,6 +213,8 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row["mss"] = config.nat.mss_clamp
     row["hairpin"] = config.nat.hairpin
     row["inbound_refresh"] = config.nat.inbound_refresh
+    for protocol in config.nat.other_protocols:
+        state.protocols[protocols.number(protocol)] = 1
     row["log"] = LOG_LEVELS.index(config.log.events)
     row["rules"] = len(list(_rules4(config)))
     row["rules_version"] = 1
@@ -237,8 +235,8 @@ def _code(told: int) -> int:
 
 
 def _fill_timers(state: State, told: Timeouts) -> None:
-    row, own = state.settings[0], [(PROTOCOLS[timer.protocol], timer) for timer in told.port]
-    seconds = (told.tcp_established, told.opening, told.closing, told.udp, told.icmp)
+    row, own = state.settings[0], [(protocols.number(timer.protocol), timer) for timer in told.port]
+    seconds = (told.tcp_established, told.opening, told.closing, told.udp, told.icmp, told.generic)
     ticks = {name: 1000 * lifetime for name, lifetime in zip(lifetimes.LIFETIMES, seconds, strict=True)}
     lifetimes.lay(row, ticks, [(protocol, 1000 * timer.seconds) for protocol, timer in own])
     row["port_timers"] = len(own)
@@ -402,15 +400,17 @@ def _fill_rules(state: State, config: Config) -> None:
         row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
         row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
         row["directions"] = DIRECTIONS[rule.direction]
-        row["protocol"] = PROTOCOLS[rule.protocol]
+        row["protocol"] = 0 if rule.protocol == "any" else protocols.number(rule.protocol)
         row["action"] = ACTIONS[rule.action]
 
 
 def _fill_statics(state: State, config: Config) -> None:
     for row, mapping in zip(state.statics, config.mappings(), strict=False):
-        row["protocol"] = PROTOCOLS[mapping.protocol]
+        number = protocols.number(mapping.protocol)
+        row["protocol"] = number
         row["internal_address"], row["internal_port"] = int(mapping.internal.address), mapping.internal.port
-        row["external_address"], row["external_port"] = int(mapping.external.address), mapping.external.port
+        row["external_address"] = int(mapping.external.address)
+        row["external_port"] = mapping.external.port or number  # the place of a generic protocol (see shards.generic)
 
 
 # --- ports and gateways ---------------------------------------------------------------------------------------------------

@@ -309,7 +309,7 @@ def _rules(config: Config) -> Complaints:
     for path, rule, scope in _every_rule(config):
         count += 1
         for key, ports in (("internal-ports", rule.internal_ports), ("remote-ports", rule.remote_ports)):
-            if rule.protocol in ("any", "icmp") and ports != EVERY_PORT:
+            if rule.protocol not in ("tcp", "udp") and ports != EVERY_PORT:
                 told = f'needs `protocol = "tcp"` or "udp"; this rule is for {rule.protocol}'
                 yield Complaint((*path, key), told, needs=((*path, "protocol"),))
         if scope and isinstance(rule.internal, IPv4Network) and not rule.internal.subnet_of(scope):
@@ -329,6 +329,7 @@ def _every_mapping(config: Config) -> Iterator[tuple[Path, Mapping, Subscriber |
 
 def _mappings(config: Config) -> Complaints:
     for path, mapping, subscriber in _every_mapping(config):
+        yield from _mapping_ends(config, path, mapping)
         inside = mapping.internal.address
         number = next((number for number, group in enumerate(config.subscribers) if inside in group.prefix), None)
         if subscriber and inside not in subscriber.prefix:
@@ -338,6 +339,18 @@ def _mappings(config: Config) -> Complaints:
             told = f"{inside} is in no subscriber prefix"
             yield Complaint((*path, "internal"), told, needs=(("subscribers", ANY, "prefix"),))
         yield from _outside_of(config, (*path, "external"), mapping.external.address, number)
+
+
+def _mapping_ends(config: Config, path: Path, mapping: Mapping) -> Complaints:
+    """TCP and UDP have ports, other protocols have none, and must be translated at all."""
+    protocol, has_ports = mapping.protocol, mapping.protocol in ("tcp", "udp")
+    for side, end in (("internal", mapping.internal), ("external", mapping.external)):
+        if bool(end.port) != has_ports:
+            told = f"{end} needs a port, such as {end}:80" if has_ports else f"{end} has a port, but {protocol} has none"
+            yield Complaint((*path, side), told, needs=((*path, "protocol"),))
+    if not has_ports and protocol not in config.nat.other_protocols:
+        told = f"{protocol} is not among `other-protocols` of [nat], so no packet would reach the mapping"
+        yield Complaint((*path, "protocol"), told, needs=(("nat", "other-protocols"),))
 
 
 def _outside_of(config: Config, path: Path, outside: IPv4Address, number: int | None) -> Complaints:

@@ -10,8 +10,10 @@ from krononat.models_limits import CLASSES, Limits, PortTimer
 
 Complaints = Iterator[Complaint]
 
-# RFC 5382 REQ-5 and RFC 7857 2.1 (TCP), RFC 4787 REQ-5 (UDP), RFC 5508 REQ-2 (ICMP): seconds.
-MINIMA = {"tcp-established": 7440, "tcp-transitory": 240, "tcp-transitory-closing": 240, "udp": 120, "icmp": 60}
+# RFC 5382 REQ-5 and RFC 7857 2.1 (TCP), RFC 4787 REQ-5 (UDP), RFC 5508 REQ-2 (ICMP), RFC 6092 REC-12 (generic): seconds.
+MINIMA = {
+    "tcp-established": 7440, "tcp-transitory": 240, "tcp-transitory-closing": 240, "udp": 120, "icmp": 60, "generic": 120,
+}  # fmt: skip
 OPENING_AT_LEAST = 240  # advised; RFC 7857 2.1 allows less
 WELL_KNOWN = 1024  # ports below it may have shorter timers (RFC 4787 REQ-5 a)
 _PORT_MINIMA = {"udp": 120, "tcp": 7440}

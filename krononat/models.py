@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, WrapSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, SerializerFunctionWrapHandler, WrapSerializer
 
 from krononat.model import Model
 from krononat.models_bgp import Bfd, Bgp
@@ -17,14 +17,19 @@ from krononat.models_limits import NO_LIMITS, Limits, Timeouts
 from krononat.values import (
     EVERY_PORT,
     Address,
-    EndpointText,
+    GenericProtocol,
     HostPrefix,
     InterfaceAddress,
+    MappingEnd,
+    MappingProtocol,
     PortRange,
     Ports,
+    Protocol,
+    RuleProtocol,
     one_of,
 )
 from krononat.values6 import Address6, AnyPrefix, HostPrefix6, InterfaceAddress6, Prefix6
+from shards.protocols import DEFAULT
 
 SIDES = ("internal", "external", "both")
 MTU_AT_MOST = 3498  # what fits a 4 KiB frame with its headroom
@@ -191,12 +196,6 @@ class Memory(Model):
     )
 
 
-RULE_PLANNED = {"sctp": "SCTP is not implemented in this release", "gre": "GRE is not implemented in this release"}
-RuleProtocol = Annotated[Literal["any", "tcp", "udp", "icmp"], one_of(("any", "tcp", "udp", "icmp"), RULE_PLANNED)]
-MappingProtocol = Annotated[
-    Literal["tcp", "udp"],
-    one_of(("tcp", "udp"), RULE_PLANNED | {"icmp": "static mappings for ICMP are not implemented in this release"}),
-]
 Action = Annotated[
     Literal["accept", "drop", "reject"],
     one_of(("accept", "drop", "reject"), {"log": "logging of rules is not implemented in this release"}),
@@ -210,7 +209,10 @@ class Rule(Model):
     """
 
     direction: Literal["outbound", "inbound", "both"] = Field(default="outbound", description="Which packets it looks at.")
-    protocol: RuleProtocol = Field(default="any", description="Protocol it matches.")
+    protocol: RuleProtocol = Field(
+        default=Protocol("any"),
+        description="Protocol it matches: any, icmp (in IPv6 too), tcp, udp, gre, esp, sctp ..., or a number.",
+    )
     internal: AnyPrefix | None = Field(default=None, description="Internal addresses it matches; default: all in its scope.")
     internal_ports: Ports = Field(default=EVERY_PORT, description="Internal ports it matches (TCP and UDP).")
     remote: AnyPrefix | None = Field(default=None, description="Remote addresses it matches; default: all.")
@@ -221,9 +223,7 @@ class Rule(Model):
 class Pinhole(Model):
     """IPv6 that may come in unasked (RFC 6092 REC-48): a service of a subscriber."""
 
-    protocol: Annotated[Literal["any", "tcp", "udp", "icmp", "esp"], one_of(("any", "tcp", "udp", "icmp", "esp"))] = Field(
-        default="any", description="Protocol it is for."
-    )
+    protocol: RuleProtocol = Field(default=Protocol("any"), description="Protocol it is for, as of a rule.")
     internal: Prefix6 = Field(description="The addresses that may be reached, in a subscriber's `prefix6`.")
     internal_ports: Ports = Field(default=EVERY_PORT, description="Their ports (TCP and UDP).")
     remote: Prefix6 | None = Field(default=None, description="From where; default: everywhere.")
@@ -233,9 +233,11 @@ class Pinhole(Model):
 class Mapping(Model):
     """A static mapping: this external endpoint always leads to that internal one."""
 
-    protocol: MappingProtocol = Field(description="Protocol.")
-    internal: EndpointText = Field(description="The subscriber's endpoint.")
-    external: EndpointText = Field(description="The endpoint the Internet sees; its address is in the subscriber's pool.")
+    protocol: MappingProtocol = Field(
+        description="Protocol: tcp, udp, or one of `other-protocols` of [nat]: all remotes then speak it with this host alone."
+    )
+    internal: MappingEnd = Field(description="The subscriber's endpoint; of other protocols than TCP and UDP its address.")
+    external: MappingEnd = Field(description="The endpoint the Internet sees; its address is in the subscriber's pool.")
 
 
 class Device(Model):
@@ -359,6 +361,28 @@ class Nat(Model):
     )
     inbound_refresh: bool = Field(
         default=False, description="Inbound packets, too, keep UDP and ICMP sessions alive (RFC 4787 REQ-6)."
+    )
+    other_protocols: list[GenericProtocol] = Field(
+        default=[Protocol(name) for name in DEFAULT],
+        description="IPv4 protocols beside TCP, UDP and ICMP that are translated, by address alone: one host at a time has a "
+        "protocol to a remote by an external address (docs/protocols.md). Names or numbers; others are dropped.",
+    )
+
+
+def _no_ftp(wanted: bool) -> bool:
+    if wanted:
+        raise ValueError(
+            "is not available: a gateway for FTP would have to rewrite commands in TCP's stream; passive mode (PASV, EPSV), "
+            "the default of today's clients, passes without; leave `ftp` out or false"
+        )
+    return wanted
+
+
+class Alg(Model):
+    """Application-level gateways: all are off (RFC 4787 REQ-10, RFC 5382 REQ-6)."""
+
+    ftp: Annotated[bool, AfterValidator(_no_ftp)] = Field(
+        default=False, description="Always false: payloads of FTP pass unchanged. Clients use passive mode."
     )
 
 
@@ -486,6 +510,7 @@ class Config(Model):
     subscribers: list[Subscribers] = Field(min_length=1, description="Internal prefixes.")
     pool: list[Pool] = Field(min_length=1, description="External addresses.")
     nat: Nat = Field(default=Nat(), description="Behaviour of the translation.")
+    alg: Alg = Field(default=Alg(), description="Application-level gateways.")
     firewall6: Firewall6 = Field(default=Firewall6(), description="Behaviour of the IPv6 firewall.")
     pinhole: list[Pinhole] = Field(default=[], description="IPv6 that may come in unasked.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Lifetimes of sessions.")

@@ -104,6 +104,9 @@ class Timeouts(Model):
     )
     udp: int = Field(default=300, ge=1, le=LONGEST_TIMER_S, description="UDP, in s (RFC 4787 REQ-5: >= 120).")
     icmp: int = Field(default=60, ge=1, le=LONGEST_TIMER_S, description="ICMP queries, in s (RFC 5508 REQ-2: >= 60).")
+    generic: int = Field(
+        default=300, ge=1, le=LONGEST_TIMER_S, description="All other protocols, in s (RFC 6092 REC-12: >= 120)."
+    )
     port: list[PortTimer] = Field(
         default=[],
         max_length=PORT_TIMERS_AT_MOST,

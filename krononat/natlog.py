@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards import protocols
 from shards.event_rows import ALARM_POOLS, ALARM_SUBSCRIBERS
-from shards.state import EVENTS, PROTOCOLS, Array, State
+from shards.state import EVENTS, Array, State
 from shards.verdict import VERDICTS
 
 # natEvent (RFC 8158 section 4.3, IANA's registry of IPFIX) and the words that RFC 6146 and RFC 6888 have for it.
@@ -95,11 +96,12 @@ class Reader:
 
 def event(row: Any) -> Event:
     """An EVENT row in words."""
+    number = int(row["internal_realm"]) >> 24
     return Event(
         _moment(int(row["tick"])),
         KINDS.get(int(row["kind"]), str(int(row["kind"]))),
         int(row["kind"]),
-        PROTOCOLS.get(int(row["internal_realm"]) >> 24, ""),
+        protocols.NAMES.get(number, str(number) if number else ""),
         _address(row["internal_address"]),
         int(row["internal_port"]),
         _address(row["external_address"]),

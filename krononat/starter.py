@@ -73,12 +73,14 @@ prefixes = ["203.0.113.0/26"]
 # hold-down-s = 120
 # mss-clamp = 0
 # inbound-refresh = false
+# other-protocols = ["gre", "esp", "sctp", "ipip", "6in4"]   # IPv4 beside TCP, UDP, ICMP (docs/protocols.md)
 
 [timeouts]                      # seconds
 # tcp-established = 7440
 # tcp-transitory = 240          # or tcp-transitory-open and tcp-transitory-closing
 # udp = 300
 # icmp = 60
+# generic = 300                 # every other protocol
 # port = [{ protocol = "udp", ports = "53", seconds = 10 }]     # by destination port
 
 [icmp]
@@ -115,6 +117,7 @@ action = "reject"
 # quiet-ms = 1000
 # replication-threshold-s = 0   # above 0: flows that end sooner (DNS) are not replicated
 # replicate-hold-down = true   # false: copies do not know which ports rest after use
+# silent-room = "apart"         # what a reserve makes of a home it does not hear: wait, apart, dead; docs/replication.md
 
 # [control]
 # socket = "/run/krononat/nat1.sock"    # in a cluster: nat1-0.sock

@@ -16,6 +16,7 @@ import numpy as np
 
 from krononat import clock, view6
 from krononat.clock import ticks as ticks  # most of who looks also looks at the clock
+from shards import protocols
 from shards.lifetimes import STATE_MASK, STATES
 from shards.state import (
     CHUNK_PORTS,
@@ -23,7 +24,6 @@ from shards.state import (
     FIREWALL_SESSION6,
     NAT_MAPPING,
     NAT_SESSION,
-    PROTOCOLS,
     Array,
     State,
     open_state,
@@ -163,7 +163,7 @@ def _session(line: int, row: Any, now: int) -> Session:
     return Session(
         line,
         int(row["generation"]),
-        PROTOCOLS.get(int(row["internal_realm"]) >> 24, "other"),
+        protocols.name(int(row["internal_realm"]) >> 24),
         str(IPv4Address(int(row["internal_address"]))),
         int(row["internal_port"]),
         str(IPv4Address(int(row["external_address"]))),

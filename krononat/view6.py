@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards import protocols
 from shards.lifetimes import STATE_MASK
-from shards.state import EXTENT_LINES, FIREWALL_SESSION6, ICMP6, TCP, UDP, Array, State
+from shards.state import EXTENT_LINES, FIREWALL_SESSION6, ICMP6, Array, State
 
 if TYPE_CHECKING:
     from krononat.view import Filter
 
 SLICE = 8192  # lines copied at once: 512 KiB
 
-PROTOCOLS = {ICMP6: "icmp6", TCP: "tcp", UDP: "udp", 50: "esp", 132: "sctp", 136: "udp-lite", 33: "dccp", 47: "gre"}
 _ICMP = 1  # what a filter calls ICMP, of either kind
 
 
@@ -71,5 +71,4 @@ def address(flow: Any, end: str) -> str:
 
 def protocol(flow: Any) -> str:
     """Name of its protocol."""
-    number = int(flow["realm"]) >> 24
-    return PROTOCOLS.get(number, str(number))
+    return protocols.name(int(flow["realm"]) >> 24)

@@ -195,7 +195,7 @@ class Worker:
             self.say({"wanted": wanted})
         if now - self._looked_at >= LOOK_EVERY:
             self._looked_at = now
-            alarms.look(self._state, now)
+            alarms.look(self._state, self._clock.at(now))
         if self._lines:
             rings.listen(self._rings)
         if self._replica:

@@ -15,6 +15,7 @@ Read in this order:
       icmp6      its errors
     sessions   mappings and sessions: made, found, ended
       ports      blocks, derived ports, hold-down                  slabs     rows from extents
+      generic    protocols without ports (protocols: their names)  sole_owner  one of whose hosts has them
       sessions6  those of IPv6: two lines, one key                 permissions  who is let in beside a session's remote
       accounts   what subscribers use
       timers     the wheel                                         journal   what a backup must be told

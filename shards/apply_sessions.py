@@ -14,6 +14,7 @@ from shards.apply_mappings import (
     see,
     settle,
 )
+from shards.generic import can_be_translated, is_generic
 from shards.jit import hot, whole
 from shards.lifetimes import STATE_MASK
 from shards.native import Word, prefetch
@@ -74,8 +75,11 @@ def _can_be(state: State, record: Row) -> bool:
         fits = tcp.INIT <= told <= tcp.RESET or told in (tcp.INIT_IN, tcp.ANSWERED)
     elif protocol == UDP:
         fits = told == tcp.STREAM
+    elif protocol == ICMP:
+        fits = told == tcp.QUERY and whole(record["remote_port"]) == 0
     else:
-        fits = protocol == ICMP and told == tcp.QUERY and whole(record["remote_port"]) == 0
+        ports_told = whole(record["internal_port"]) | whole(record["external_port"]) | whole(record["remote_port"])
+        fits = can_be_translated(protocol) and told == tcp.GENERIC and ports_told == 0
     settings = state.settings[0]
     internal_realm = whole(state.ports[whole(settings["internal_port"])]["internal_realm"])
     external_realm = whole(state.ports[whole(settings["external_port"])]["external_realm"])
@@ -116,15 +120,33 @@ def _session_keys(record: Row) -> tuple[Word, Word, Word, Word]:
 
 @hot
 def _mapping_of(state: State, shard: int, record: Row) -> int:
-    """Half-line of a session's mapping: at the row that it names, else whichever owns the port; 0 if there is none."""
+    """Half-line of a session's mapping: at the row that it names, else whichever has its endpoint; 0 if there is none."""
     klass = whole(record["mapping_klass"])
     if klass in (MAPPING_0, MAPPING_1):
         half = slabs.local_row(state, shard, klass, whole(record["mapping_row"]))
-        if half and state.mappings[half]["kind"] == NAT_MAPPING and is_same_mapping(state.mappings[half], record):
+        if half and state.mappings[half]["kind"] == NAT_MAPPING and _is_its_mapping(state.mappings[half], record):
             return half
-    external = external_of(state, shard, record)
-    half = ports.owner(state, external, whole(record["protocol"]), whole(record["external_port"])) if external >= 0 else 0
-    return half if half and is_same_mapping(state.mappings[half], record) else 0
+    external, protocol = external_of(state, shard, record), whole(record["protocol"])
+    if external < 0:
+        return 0
+    if is_generic(protocol):
+        realm = whole(record["internal_realm"]) & 0xFFFFFF
+        half = sessions.find_mapping(state, whole(record["internal_address"]), realm, protocol, 0)
+    else:
+        half = ports.owner(state, external, protocol, whole(record["external_port"]))
+    return half if half and _is_its_mapping(state.mappings[half], record) else 0
+
+
+@hot
+def _is_its_mapping(mapping: Row, record: Row) -> bool:
+    """Whether a mapping is of the endpoints of a session, of which generic protocols' do not show their place."""
+    if not is_generic(whole(record["protocol"])):
+        return is_same_mapping(mapping, record)
+    return bool(
+        mapping["internal_address"] == record["internal_address"]
+        and mapping["internal_realm"] == whole(record["internal_realm"]) | whole(record["protocol"]) << 24
+        and mapping["external_address"] == record["external_address"]
+    )
 
 
 @hot

@@ -90,7 +90,7 @@ def _state_fits(record: Row) -> bool:
     if protocol == ICMP6:
         return told == tcp.QUERY and whole(record["remote_port"]) == 0
     portless = whole(record["internal_port"]) == 0 and whole(record["remote_port"]) == 0
-    return told == tcp.STREAM and (parse6.has_ports(protocol) or portless)
+    return told == firewall6.first_state(protocol, 0) and (parse6.has_ports(protocol) or portless)
 
 
 @hot

@@ -10,6 +10,7 @@ Left out on purpose: address bindings (14, 15), since each block names its addre
 from __future__ import annotations
 
 from shards.atomics import load_acquire, store_release
+from shards.generic import is_generic
 from shards.jit import hot, whole
 from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS, State
 
@@ -69,14 +70,15 @@ def mapping(state: State, kind: int, half: int, now: int) -> None:
     if whole(state.settings[0]["log"]) < LOG_MAPPINGS:
         return
     source = state.mappings[half]
+    port = 0 if is_generic(whole(source["internal_realm"]) >> 24) else whole(source["external_port"])
     row = state.events[_begin(state, kind, whole(source["account"]), now)]
     row["internal_address"] = source["internal_address"]
     row["internal_realm"] = source["internal_realm"]
     row["internal_port"] = source["internal_port"]
     row["external_address"] = source["external_address"]
     row["external_realm"] = whole(source["internal_realm"]) & 0xFF000000
-    row["external_port"] = source["external_port"]
-    row["external_last"] = source["external_port"]
+    row["external_port"] = port
+    row["external_last"] = port
     row["remote_address"] = 0
     row["remote_port"] = 0
     row["half"] = half

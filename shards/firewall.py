@@ -7,7 +7,7 @@ decides. Without one, outbound is accepted, and inbound is accepted where a mapp
 from __future__ import annotations
 
 from shards.jit import hot, whole
-from shards.state import ACCEPT, ICMP, Row, State
+from shards.state import ACCEPT, TCP, UDP, Row, State
 
 
 @hot
@@ -16,7 +16,7 @@ def judge(
 ) -> tuple[int, int]:
     """(action, number of the rule + 1) for a packet between an internal endpoint and a remote one; (ACCEPT, 0) without a rule.
 
-    ICMP has no ports: a rule that names some does not fit it.
+    Only TCP and UDP have ports: a rule that names some does not fit the others.
     """
     for r in range(whole(state.settings[0]["rules"])):
         rule = state.rules[r]
@@ -25,7 +25,7 @@ def judge(
             and (rule["protocol"] == 0 or rule["protocol"] == protocol)
             and internal & whole(rule["internal_mask"]) == whole(rule["internal_network"])
             and remote & whole(rule["remote_mask"]) == whole(rule["remote_network"])
-            and ports_fit(rule, protocol != ICMP, internal_port, remote_port)
+            and ports_fit(rule, protocol in (TCP, UDP), internal_port, remote_port)
         ):
             rule["hits"] += 1
             return whole(rule["action"]), whole(rule["number"]) + 1

@@ -324,10 +324,12 @@ def _open(
 
 @hot
 def first_state(protocol: int, tcp_flags: int) -> int:
-    """State of a session that an outbound packet makes. Protocols without states of their own live as long as UDP (REC-12)."""
+    """State of a session that an outbound packet makes. Protocols without states of their own are generic (REC-12)."""
     if protocol == ICMP6:
         return tcp.QUERY
-    return tcp.first_state(TCP, tcp_flags) if protocol == TCP else tcp.STREAM
+    if protocol == TCP:
+        return tcp.first_state(TCP, tcp_flags)
+    return tcp.STREAM if protocol in (UDP, UDP_LITE) else tcp.GENERIC
 
 
 # --- what is let in -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from shards import cuckoo, fragments, hops, nat, parse, ports, refusals, sessions, shunt, wire
+from shards import cuckoo, fragments, generic, hops, nat, parse, ports, refusals, sessions, shunt, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, read32, write16, write32
@@ -91,13 +91,19 @@ def _admit(state: State, burst: Burst, i: int) -> int:
 
 @hot
 def _embedded_is_sound(frames: Array, inner: int, end: int) -> bool:
-    """An IPv4 header with a right checksum and at least eight bytes of a first fragment behind it (RFC 5508 REQ-3)."""
-    if end - inner < wire.IPV4_BYTES + 8:
+    """An IPv4 header with a right checksum and at least eight bytes of a first fragment behind it (RFC 5508 REQ-3).
+
+    A packet of a generic protocol may have been shorter.
+    """
+    if end - inner < wire.IPV4_BYTES:
         return False
-    header = 4 * (read8(frames, inner) & 15)
-    if read8(frames, inner) >> 4 != 4 or header < wire.IPV4_BYTES or inner + header + 8 > end:
+    header, total = 4 * (read8(frames, inner) & 15), read16(frames, inner + 2)
+    least = header + 8
+    if generic.is_generic(read8(frames, inner + 9)) and header <= total < least:
+        least = total
+    if read8(frames, inner) >> 4 != 4 or header < wire.IPV4_BYTES or inner + least > end:
         return False
-    if read16(frames, inner + 2) < header + 8 or read16(frames, inner + 6) & 0x1FFF:
+    if total < least or read16(frames, inner + 6) & 0x1FFF:
         return False
     return wire.fold(wire.sum16(frames, inner, header)) == 0xFFFF
 
@@ -107,12 +113,11 @@ def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
     """Session, or mapping, that the embedded packet went by the other way; with it the next hop. Verdict, or UNDECIDED."""
     l4 = inner + 4 * (read8(frames, inner) & 15)
     protocol = read8(frames, inner + 9)
-    if not _is_ours_to_serve(protocol, read8(frames, l4)):
+    if not _is_ours_to_serve(state, frames, protocol, l4):
         return ICMP_UNRELATED
-    near = read16(frames, l4 + 4) if protocol == ICMP else read16(frames, l4 if burst.direction[i] == INBOUND else l4 + 2)
-    far = 0 if protocol == ICMP else read16(frames, l4 + 2 if burst.direction[i] == INBOUND else l4)
     port = state.ports[burst.port[i]]
     inbound = burst.direction[i] == INBOUND
+    near, far = _ports(frames, protocol, l4, inbound)
     # Inbound, it is about a packet of ours: the local end is its source. Outbound, about one that came in: its destination.
     local, remote = read32(frames, inner + 12 if inbound else inner + 16), read32(frames, inner + 16 if inbound else inner + 12)
     realm = whole(port["external_realm"] if inbound else port["internal_realm"])
@@ -139,19 +144,32 @@ def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
 
 
 @hot
-def _is_ours_to_serve(protocol: int, icmp_type: int) -> bool:
+def _ports(frames: Array, protocol: int, l4: int, inbound: bool) -> tuple[int, int]:
+    """Local and remote port of an embedded packet, whose source is the local end of what an inbound error is about."""
+    if protocol == ICMP:
+        return read16(frames, l4 + 4), 0
+    if generic.is_generic(protocol):
+        return 0, 0
+    return (read16(frames, l4), read16(frames, l4 + 2)) if inbound else (read16(frames, l4 + 2), read16(frames, l4))
+
+
+@hot
+def _is_ours_to_serve(state: State, frames: Array, protocol: int, l4: int) -> bool:
     """Whether a packet like the embedded one can have passed us and be reported on (never an ICMP error: RFC 1122 3.2.2)."""
     if protocol != ICMP:
-        return protocol in (TCP, UDP)
+        return protocol in (TCP, UDP) or generic.refuse(state, protocol) == UNDECIDED
+    icmp_type = read8(frames, l4)
     return parse.is_query(icmp_type) or icmp_type == wire.ECHO_REPLY or icmp_type == wire.TIMESTAMP_REPLY
 
 
 @hot
 def _mapping_of(state: State, local: int, realm: int, protocol: int, port: int, inbound: bool) -> int:
+    """Half-line of the mapping of an endpoint; of a generic protocol only a static one serves without a session."""
     if not inbound:
-        return sessions.find_mapping(state, local, realm, protocol, port)
+        half = sessions.find_mapping(state, local, realm, protocol, port)
+        return 0 if generic.is_generic(protocol) and state.mappings[half]["static"] == 0 else half
     external = sessions.external_ordinal(state, local)
-    return ports.owner(state, external, protocol, port) if external >= 0 else 0
+    return ports.owner(state, external, protocol, generic.place(protocol, port)) if external >= 0 else 0
 
 
 @hot
@@ -257,6 +275,8 @@ def _replace_embedded(frames: Array, inner: int, end: int, field: int, address: 
     """Translate an embedded endpoint back; its transport checksum only where the quote reaches that far."""
     delta = _replace(frames, inner, field, address)
     l4, protocol = inner + 4 * (read8(frames, inner) & 15), read8(frames, inner + 9)
+    if generic.is_generic(protocol):
+        return
     at = l4 + 4 if protocol == ICMP else (l4 if field == 12 else l4 + 2)
     changed = wire.difference(read16(frames, at), port)
     write16(frames, at, port)

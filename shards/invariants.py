@@ -9,6 +9,7 @@ import numpy as np
 from shards import cuckoo, ports, sessions, sessions6
 from shards.account_rows import PROTOCOL_CLASSES
 from shards.accounts import CLASS_OF
+from shards.generic import is_generic
 from shards.state import CHUNK_PORTS, EXTENT_LINES, FIREWALL_SESSION6, HELD, NAT_MAPPING, NAT_SESSION, Array, State
 from shards.verdict import RECEIVED, SHUNTED, VERDICTS
 
@@ -64,7 +65,8 @@ def _sessions(state: State) -> list[str]:
             told.append(f"session {line}: its inbound tuple does not find it")
         told += [f"session {line}: {wrong}" for wrong in _next_hops(state, row)]
         for name in ("internal_address", "internal_port", "external_address", "external_port"):
-            if row[name] != mapping[name] or mapping["kind"] != NAT_MAPPING:
+            wanted = 0 if name == "external_port" and is_generic(int(row["internal_realm"]) >> 24) else mapping[name]
+            if row[name] != wanted or mapping["kind"] != NAT_MAPPING:
                 told.append(f"session {line}: its mapping has another {name}")
     return told
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered")
+STATES = (
+    "none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered", "generic",
+)  # fmt: skip
 STATE_BITS, STATE_MASK = 4, 15
 TIMERS = 16  # that there can be, the protocols' own among them
 
-# Which lifetime a state has (RFC 5382 REQ-5, RFC 7857 2.1 and 2.2, RFC 4787 REQ-5, RFC 5508 REQ-2), and the protocol whose
-# destination ports may have another one.
+# Which lifetime a state has (RFC 5382 REQ-5, RFC 7857 2.1 and 2.2, RFC 4787 REQ-5, RFC 5508 REQ-2, RFC 6092 REC-12), and the
+# protocol whose destination ports may have another one.
 _PICTURE = """
 none         opening      -
 init         opening      -
@@ -30,9 +32,10 @@ udp          udp          17
 query        icmp         -
 init_in      opening      -
 answered     opening      -
+generic      generic      -
 """
 FOLLOWS = {name: (lifetime, protocol) for name, lifetime, protocol in map(str.split, _PICTURE.strip().splitlines())}
-LIFETIMES = ("established", "opening", "closing", "udp", "icmp")
+LIFETIMES = ("established", "opening", "closing", "udp", "icmp", "generic")
 
 # Destination ports of a protocol whose sessions have a timer of their own.
 PORT_TIMER = np.dtype([("low", "u2"), ("high", "u2"), ("protocol", "u1"), ("spare", "u1", (3,))])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import accounts, firewall, ports, refusals, serve, sessions, tcp
+from shards import accounts, firewall, generic, ports, refusals, serve, sessions, sole_owner, tcp
 from shards.burst import TURNED_BARE, Burst
 from shards.hops import names_no_host_at, next_hop
 from shards.jit import hot, inlined, whole
@@ -186,6 +186,8 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
         burst.mapping[i] = half
         return UNDECIDED
     if verdict == UNDECIDED:
+        verdict = sole_owner.foresee(state, burst, i, subscriber, half, now)
+    if verdict == UNDECIDED:
         verdict = accounts.admit(state, account, protocol, half == 0, half, now)
     if verdict == UNDECIDED and half == 0:
         aside = _steps_aside(state, shard, burst.tcp_flags[i], now)
@@ -291,6 +293,9 @@ def _open(state: State, burst: Burst, i: int, half: int, inward: int, now: int) 
     expiry = now + tcp.timeout(state.settings, opening)
     shard = whole(state.accounts[whole(state.mappings[half]["account"])]["shard"])
     realm = whole(state.ports[burst.port[i]]["external_realm"])
+    verdict = sole_owner.refuse(state, burst, i, half, whole(state.mappings[half]["external_address"]), now)
+    if verdict != UNDECIDED:
+        return verdict
     verdict, line = sessions.make_session(
         state, shard, half, burst.destination[i], remote_port, realm, opening, inward, burst.next_hop[i], expiry, now
     )
@@ -321,7 +326,7 @@ def inbound_miss(state: State, burst: Burst, i: int, now: int) -> int:
         return SPOOFED_SOURCE
     if not serves(state, burst, i, shard_of(state, external)):
         return SHUNTED
-    half = ports.owner(state, external, burst.protocol[i], burst.destination_port[i])
+    half = ports.owner(state, external, burst.protocol[i], generic.place(burst.protocol[i], burst.destination_port[i]))
     if half == 0:
         return NO_MAPPING
     mapping = state.mappings[half]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import parse6, wire
+from shards import generic, parse6, wire
 from shards.burst import Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16, read32, read64, write16
@@ -30,7 +30,6 @@ from shards.verdict import (
     MARTIAN_DESTINATION,
     MARTIAN_SOURCE,
     NOT_IP,
-    PROTOCOL_NOT_SERVED,
     RUNT,
     SOURCE_ROUTED,
     TINY_FRAGMENT,
@@ -117,14 +116,14 @@ def _look_closely(state: State, frames: Array, burst: Burst, i: int) -> int:
         return verdict
     if read16(frames, l3 - 2) == wire.ETHERTYPE_IPV6:
         return parse6.datagram(frames, burst, i, l3, at + length)
-    verdict = datagram(frames, burst, i, l3, at + length)
+    verdict = datagram(state, frames, burst, i, l3, at + length)
     if verdict in (UNDECIDED, FRAGMENT):
         conceal(state, frames, burst, i)
     return verdict
 
 
 @hot
-def datagram(frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
+def datagram(state: State, frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
     """Verdict on the IPv4 packet at `l3`, in what ends at `end`; it fills the columns from l3 on."""
     burst.l3[i] = l3
     verdict = _network(frames, l3, end)
@@ -138,13 +137,24 @@ def datagram(frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
     burst.source[i] = read32(frames, l3 + 12)
     burst.destination[i] = read32(frames, l3 + 16)
     end = l3 + burst.ip_length[i]
-    if protocol != TCP and protocol != UDP and protocol != ICMP:
-        return PROTOCOL_NOT_SERVED
-    if verdict == FRAGMENT:
-        return FRAGMENT
+    if generic.is_generic(protocol) and generic.refuse(state, protocol) != UNDECIDED:
+        return generic.refuse(state, protocol)
+    return FRAGMENT if verdict == FRAGMENT else _transport(frames, burst, i, l4, end)
+
+
+@hot
+def _transport(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
+    """Verdict on the header behind that of IPv4, in a packet that ends at `end`."""
+    protocol = burst.protocol[i]
     if protocol == TCP:
         return _tcp(frames, burst, i, l4, end)
-    return _udp(frames, burst, i, l4, end) if protocol == UDP else _icmp(frames, burst, i, l4, end)
+    if protocol == UDP:
+        return _udp(frames, burst, i, l4, end)
+    if protocol == ICMP:
+        return _icmp(frames, burst, i, l4, end)
+    burst.source_port[i] = 0
+    burst.destination_port[i] = 0
+    return generic.look(frames, protocol, l4, end)
 
 
 @hot
@@ -195,6 +205,9 @@ def beginning(frames: Array, burst: Burst, i: int) -> int:
     l4, protocol, end = burst.l4[i], burst.protocol[i], burst.l3[i] + burst.ip_length[i]
     if protocol == TCP:
         verdict = _tcp(frames, burst, i, l4, end)
+        return TINY_FRAGMENT if verdict == BAD_L4_HEADER else verdict
+    if generic.is_generic(protocol):
+        verdict = _transport(frames, burst, i, l4, end)
         return TINY_FRAGMENT if verdict == BAD_L4_HEADER else verdict
     if end - l4 < _UDP_BYTES:
         return TINY_FRAGMENT

@@ -18,7 +18,7 @@ from shards.account_rows import BLOCKS_AT_MOST
 from shards.jit import hot, whole
 from shards.native import Word
 from shards.sides import OTHER_EACH
-from shards.state import CHUNK_PORTS, HELD, ICMP, PORT_SPACES, TCP, Array, Row, State
+from shards.state import CHUNK_PORTS, HELD, ICMP, PORT_SPACES, TCP, UDP, Array, Row, State
 from shards.verdict import (
     BLOCKS_RETURNED,
     BLOCKS_TAKEN,
@@ -83,9 +83,9 @@ def derive(settings: Array, purpose: int, address: int, realm: int, protocol: in
 @hot
 def port_space(protocol: int) -> int:
     """Each protocol has ports (identifiers) of its own: column of `owners`."""
-    if protocol == ICMP:
-        return 0
-    return 1 if protocol == TCP else 2
+    if protocol in (TCP, UDP):
+        return 1 if protocol == TCP else 2
+    return 0 if protocol == ICMP else 3  # generic protocols share one: none of them shows it
 
 
 @hot

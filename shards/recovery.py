@@ -14,6 +14,7 @@ import numpy as np
 from shards import alarms, cuckoo, events, fragments, journal, nat, ports, sessions, sessions6, slabs, timers
 from shards.account_rows import BLOCKS_AT_MOST, PROTOCOL_CLASSES
 from shards.accounts import charge, charge_sessions
+from shards.generic import is_generic
 from shards.jit import hot, whole
 from shards.native import prefetch
 from shards.state import (
@@ -276,7 +277,7 @@ def _belongs(session: Row, mapping: Row) -> bool:
         and mapping["internal_realm"] == session["internal_realm"]
         and mapping["internal_port"] == session["internal_port"]
         and mapping["external_address"] == session["external_address"]
-        and mapping["external_port"] == session["external_port"]
+        and (mapping["external_port"] == session["external_port"] or is_generic(whole(session["internal_realm"]) >> 24))
     )
 
 

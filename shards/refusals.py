@@ -28,6 +28,7 @@ protocol_limit       protocol   13  told
 rate_limit           rate       13  told
 ports_exhausted      blocks     12  told
 pool_exhausted       room        3  told
+protocol_in_use      room       12  told
 table_full           room       13  told
 rows_exhausted       room       13  told
 neighbours_exhausted room       13  told

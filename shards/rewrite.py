@@ -12,7 +12,7 @@ from shards.burst import TURNED_BARE, Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16, read32, write16, write32, write64
 from shards.neighbours import mac_of
-from shards.state import ICMP, INBOUND, OUTBOUND, PORT_BYTES, TCP, Array, Row, State
+from shards.state import ICMP, OUTBOUND, PORT_BYTES, TCP, UDP, Array, Row, State
 from shards.verdict import MSS_CLAMPED
 from shards.wire import SYN, adjust, read8, write8
 
@@ -125,12 +125,12 @@ def _by_session(frames: Array, l3: int, l4: int, protocol: int, session: Row, di
     delta_l3, delta_l4 = whole(session["delta_l3"]), whole(session["delta_l4"])
     if direction == OUTBOUND:
         write32(frames, l3 + _SOURCE, whole(session["external_address"]))
-        _write_port(frames, l4, protocol, OUTBOUND, whole(session["external_port"]))
+        at, port = l4, whole(session["external_port"])
     else:
         write32(frames, l3 + _DESTINATION, whole(session["internal_address"]))
-        _write_port(frames, l4, protocol, INBOUND, whole(session["internal_port"]))
+        at, port = l4 + 2, whole(session["internal_port"])
         delta_l3, delta_l4 = wire.negated(delta_l3), wire.negated(delta_l4)
-    adjust_transport(frames, l4, protocol, delta_l4)
+    _translate_transport(frames, l4, at, protocol, port, delta_l4)
     return delta_l3
 
 
@@ -140,9 +140,9 @@ def _by_mapping(frames: Array, l3: int, l4: int, protocol: int, mapping: Row) ->
     delta_l3 = wire.difference(whole(mapping["external_address"]), whole(mapping["internal_address"]))
     ports = wire.difference(whole(mapping["external_port"]), whole(mapping["internal_port"]))
     write32(frames, l3 + _DESTINATION, whole(mapping["internal_address"]))
-    _write_port(frames, l4, protocol, INBOUND, whole(mapping["internal_port"]))
     adjust(frames, l3 + 10, delta_l3)
-    adjust_transport(frames, l4, protocol, ports if protocol == ICMP else wire.fold(delta_l3 + ports))
+    delta_l4 = ports if protocol == ICMP else wire.fold(delta_l3 + ports)
+    _translate_transport(frames, l4, l4 + 2, protocol, whole(mapping["internal_port"]), delta_l4)
 
 
 @hot
@@ -151,17 +151,22 @@ def _out_by_mapping(frames: Array, l3: int, l4: int, protocol: int, mapping: Row
     delta_l3 = wire.difference(whole(mapping["internal_address"]), whole(mapping["external_address"]))
     ports = wire.difference(whole(mapping["internal_port"]), whole(mapping["external_port"]))
     write32(frames, l3 + _SOURCE, whole(mapping["external_address"]))
-    _write_port(frames, l4, protocol, OUTBOUND, whole(mapping["external_port"]))
     adjust(frames, l3 + 10, delta_l3)
-    adjust_transport(frames, l4, protocol, ports if protocol == ICMP else wire.fold(delta_l3 + ports))
+    delta_l4 = ports if protocol == ICMP else wire.fold(delta_l3 + ports)
+    _translate_transport(frames, l4, l4, protocol, whole(mapping["external_port"]), delta_l4)
 
 
 @inlined
-def _write_port(frames: Array, l4: int, protocol: int, direction: int, port: int) -> None:
-    if protocol == ICMP:
+def _translate_transport(frames: Array, l4: int, at: int, protocol: int, port: int, delta: int) -> None:
+    """Write a port, which stands at `at`, or a query's identifier, and update the checksum. Generic protocols have neither.
+
+    They come last, so that nothing before them is asked one question more.
+    """
+    if protocol in (TCP, UDP):
+        write16(frames, at, port)
+    elif protocol == ICMP:
         write16(frames, l4 + 4, port)
-    else:
-        write16(frames, l4 if direction == OUTBOUND else l4 + 2, port)
+    adjust_transport(frames, l4, protocol, delta)
 
 
 @inlined
@@ -169,13 +174,13 @@ def adjust_transport(frames: Array, l4: int, protocol: int, delta: int) -> None:
     """Update the checksum behind the IP header. A UDP checksum of 0 means none, and 0 is sent as 0xFFFF (RFC 768)."""
     if protocol == TCP:
         adjust(frames, l4 + 16, delta)
-    elif protocol == ICMP:
-        adjust(frames, l4 + 2, delta)
-    else:
+    elif protocol == UDP:
         check = read16(frames, l4 + 6)
         if check:
             check = wire.adjusted(check, delta)
             write16(frames, l4 + 6, check if check else 0xFFFF)
+    elif protocol == ICMP:
+        adjust(frames, l4 + 2, delta)
 
 
 @inlined

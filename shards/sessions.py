@@ -10,6 +10,7 @@ import numpy as np
 
 from shards import cuckoo, doubt, events, journal, permissions, ports, sessions6, slabs, tcp, timers, wire
 from shards.accounts import charge, charge_sessions
+from shards.generic import is_generic
 from shards.jit import hot, inlined, whole
 from shards.native import Word, prefetch
 from shards.state import (
@@ -23,6 +24,8 @@ from shards.state import (
     ICMP,
     NAT_MAPPING,
     NAT_SESSION,
+    TCP,
+    UDP,
     Array,
     State,
 )
@@ -39,7 +42,7 @@ from shards.verdict import (
 
 _U = np.uint64
 HAIRPIN_HOP = 0xFFFF  # in a session's `outward`: not a neighbour, the packet turns round inside
-PERMISSION_BIT = 128  # in the protocol of a permission's key: no packet has such a key
+PERMISSION_BIT = 128  # in the protocol of a permission's key, which has a port; with the bit packets have none
 SESSIONS_EACH = 65535  # of a mapping at most, by the width of its count
 LOOK_AGAIN = 10_000  # ticks between two looks of the wheel at a session that is due but stays
 TOGETHER = 32  # lines that are due and are asked for together
@@ -229,7 +232,7 @@ def describe(state: State, shard: int, line: int, half: int, remote: int, remote
     row["external_address"] = mapping["external_address"]
     row["external_realm"] = external_realm | protocol << 24
     row["remote_address_again"] = remote
-    row["external_port"] = mapping["external_port"]
+    row["external_port"] = 0 if is_generic(protocol) else whole(mapping["external_port"])
     row["remote_port_again"] = remote_port
     row["mapping"] = half
     row["shard"] = shard
@@ -271,7 +274,7 @@ def filters_by_address(state: State, line: int) -> bool:
     """Whether the session's pool lets in whatever comes from an address that was written to (RFC 4787 section 5)."""
     row = state.sessions[line]
     protocol = whole(row["internal_realm"]) >> 24
-    if protocol == ICMP:  # a query's session has no remote port: it is its own permission
+    if protocol != TCP and protocol != UDP:  # a session without a remote port is its own permission
         return False
     external = external_ordinal(state, whole(row["external_address"]))
     return filtering_of(state, external, protocol) == ADDRESS_DEPENDENT

@@ -274,7 +274,7 @@ def _unwrap(state: State, frames: Array, burst: Burst, i: int, header: int) -> N
         if burst.verdict[i] == UNDECIDED:
             firewall6.choose_key(state, frames, burst, i)
         return
-    burst.verdict[i] = parse.datagram(frames, burst, i, inner, end)
+    burst.verdict[i] = parse.datagram(state, frames, burst, i, inner, end)
     nat.choose_key(state, burst, i)
 
 

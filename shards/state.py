@@ -54,7 +54,7 @@ SESSION = np.dtype(
         ("internal_address", "u4"),
         ("internal_realm", "u4"),  # realm | protocol << 24
         ("remote_address", "u4"),
-        ("internal_port", "u2"),  # ICMP query: the identifier
+        ("internal_port", "u2"),  # ICMP query: the identifier; generic protocols: 0, as the other two
         ("remote_port", "u2"),  # ICMP query: 0
         ("external_address", "u4"),
         ("external_realm", "u4"),  # realm | protocol << 24
@@ -90,7 +90,7 @@ MAPPING = np.dtype(
         ("remote_port", "u2"),  # 0; not 0: a shadow, which its internal endpoint does not find (see `apply`)
         ("external_address", "u4"),
         ("account", "u4"),  # whose it is: a device's account or a subscriber's
-        ("external_port", "u2"),
+        ("external_port", "u2"),  # generic protocol: its place (see `generic`)
         ("generation", "u2"),
         ("sessions", "u2"),  # that use it; at 0 a dynamic mapping ends
         ("static", "u1"),  # 1: from the configuration, never ends
@@ -218,7 +218,8 @@ CHUNK = np.dtype([("account", "u4"), ("epoch", "u4"), ("used", "u2"), ("side", "
 assert CHUNK.itemsize == 16
 
 HELD = 1 << 31  # in `owners`: not a mapping but "freed in this second"
-PORT_SPACES = 3  # icmp, tcp, udp: see sessions.port_space
+PORT_SPACES = 4  # icmp, tcp, udp, generic: see ports.port_space
+HELD_SPACES = 3  # those whose ports a backup is told to be held down: no packet shows a place of the last
 
 RULE = np.dtype(
     [
@@ -444,6 +445,7 @@ class State(NamedTuple):
     externals: Array  # EXTERNAL_ADDRESS
     owners: Array  # uint32 (PORT_SPACES, externals, 65536): half-line of the mapping, or HELD | second of release
     chunks: Array  # CHUNK (externals, 1024)
+    protocols: Array  # uint8 (256,): 1 where a generic protocol is translated (see `generic`)
     rules: Array  # RULE
     statics: Array  # STATIC
     prefixes6: Array  # PREFIX6, longest first
@@ -491,6 +493,7 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("externals", EXTERNAL_ADDRESS, (sizes.externals,)),
         ("owners", np.uint32, (PORT_SPACES, sizes.externals, 65536)),  # so, unused protocols take none
         ("chunks", CHUNK, (sizes.externals, 65536 // CHUNK_PORTS)),
+        ("protocols", np.uint8, (256,)),
         ("rules", RULE, (sizes.rules,)),
         ("statics", STATIC, (sizes.statics,)),
         ("prefixes6", PREFIX6, (sizes.prefixes6,)),

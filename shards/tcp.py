@@ -15,7 +15,7 @@ from shards.state import ICMP, TCP, UDP, Array, State
 from shards.wire import ACK, FIN, RST, SYN
 
 STATES = lifetimes.STATES
-NONE, INIT, ESTABLISHED, FIN_OUT, FIN_IN, CLOSING, RESET, STREAM, QUERY, INIT_IN, ANSWERED = range(11)
+NONE, INIT, ESTABLISHED, FIN_OUT, FIN_IN, CLOSING, RESET, STREAM, QUERY, INIT_IN, ANSWERED, GENERIC = range(12)
 
 # Events: SYN, FIN, RST, anything else; outbound 0..3, inbound 4..7.
 #
@@ -38,6 +38,7 @@ closing             init     closing'  closing' closing'    init_in       closin
 reset               established established reset' established  established established reset' established
 udp                 udp      udp       udp     udp          udp?          udp?      udp?    udp?
 query               query    query     query   query        query?        query?    query?  query?
+generic             generic  generic   generic generic      generic?      generic?  generic? generic?
 """
 
 EVENTS = 8
@@ -99,8 +100,8 @@ def first_state(protocol: int, tcp_flags: int) -> int:
     """
     if protocol == UDP:
         return STREAM
-    if protocol == ICMP:
-        return QUERY
+    if protocol != TCP:
+        return QUERY if protocol == ICMP else GENERIC
     if tcp_flags & SYN == 0:
         return ESTABLISHED
     return ANSWERED if tcp_flags & ACK else INIT

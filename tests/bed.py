@@ -39,13 +39,14 @@ from tests.frames import ICMP, TCP, UDP, address, endpoint, mac_of
 from tests.frames6 import address6, mac_of6
 from tests.limits import Limits, fill_limits, read_limits
 
-PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP}
+GENERIC = {"ipip": 4, "6in4": 41, "gre": 47, "esp": 50, "sctp": 132}
+PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP} | GENERIC
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 ACTIONS = {"accept": ACCEPT, "drop": DROP, "reject": REJECT}
 DIRECTIONS = {"outbound": 1, "inbound": 2, "both": 3}
 INTERNAL_REALM, EXTERNAL_REALM = 1, 0
 EVERYWHERE = IPv4Network("0.0.0.0/0")
-TIMEOUTS_S = {"established": 7440.0, "opening": 240.0, "closing": 240.0, "udp": 300.0, "icmp": 60.0}
+TIMEOUTS_S = {"established": 7440.0, "opening": 240.0, "closing": 240.0, "udp": 300.0, "icmp": 60.0, "generic": 300.0}
 NEIGHBOUR_WAIT = 3000  # ticks
 LOGS = ("off", "blocks", "mappings", "sessions")
 
@@ -163,6 +164,7 @@ class Bed(bed6.Bed6):
     silent: set[int] = field(default_factory=set)  # neighbours that do not answer yet
     failed: set[int] = field(default_factory=set)  # neighbours that have been given up
     timeouts_s: dict[str, float] = field(default_factory=TIMEOUTS_S.copy)
+    protocols: set[int] = field(default_factory=lambda: set(GENERIC.values()))  # generic ones that are translated
     port_timers: list[tuple[int, tuple[int, int], float]] = field(default_factory=list)  # protocol, destination ports, seconds
     refusal_codes: tuple[int, int] = (-1, -1)  # of ICMP and ICMPv6, for what is refused for want of something; -1: none is told
     alarms: tuple[int, int, int] = (80, 90, 5)  # percent: warning, critical, and by how much less they end
@@ -223,7 +225,8 @@ class Bed(bed6.Bed6):
 
     def _say_static(self, words: list[str]) -> None:
         protocol, external, _, internal = words
-        self.statics.append((PROTOCOLS[protocol], endpoint(external), endpoint(internal)))
+        host, port = endpoint(external)
+        self.statics.append((PROTOCOLS[protocol], (host, port or PROTOCOLS[protocol]), endpoint(internal)))
 
     def _say_inside(self, words: list[str]) -> None:
         self.inside = _port(self.inside, words)
@@ -286,6 +289,10 @@ class Bed(bed6.Bed6):
     def _say_refusal_code(self, words: list[str]) -> None:
         """`1`, or `1 six 3`."""
         self.refusal_codes = int(words[0]), int(words[-1])
+
+    def _say_protocols(self, words: list[str]) -> None:
+        """`protocols gre 97`: these generic ones; `protocols none`."""
+        self.protocols = {PROTOCOLS.get(word) or int(word) for word in words if word != "none"}
 
     def _say_hold_down(self, words: list[str]) -> None:
         self.hold_down_s = int(words[0])
@@ -435,6 +442,7 @@ def _fill_settings(state: State, bed: Bed) -> None:
     row = state.settings[0]
     row["seed"] = np.array([0x243F6A8885A308D3, 0x13198A2E03707344], np.uint64)
     row["secret"] = np.array([0xA4093822299F31D0, 0x082EFA98EC4E6C89], np.uint64)
+    state.protocols[list(bed.protocols)] = 1
     lifetimes.lay(
         row,
         {name: int(seconds * 1000) for name, seconds in bed.timeouts_s.items()},

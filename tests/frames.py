@@ -17,6 +17,7 @@ import struct
 from dataclasses import dataclass, replace
 
 ICMP, TCP, UDP = 1, 6, 17
+NAMES = {"udp": UDP, "tcp": TCP, "ipip": 4, "6in4": 41, "gre": 47, "esp": 50, "ah": 51, "sctp": 132}
 REQUESTS, REPLIES, ERRORS = (8, 13), (0, 14), (3, 4, 11, 12)  # ICMP types; redirects (5) pass no router
 
 ICMP_NAMES = {
@@ -186,8 +187,8 @@ def _with_head(name: str, source: tuple[int, int], destination: tuple[int, int])
 def _protocol(name: str) -> int:
     if name in ICMP_NAMES or name.startswith("icmp/"):
         return ICMP
-    if name in ("udp", "tcp") or re.fullmatch(r"ip/\d+", name):
-        return {"udp": UDP, "tcp": TCP}.get(name) or int(name[3:])
+    if name in NAMES or re.fullmatch(r"ip/\d+", name):
+        return NAMES.get(name) or int(name[3:])
     raise ValueError(f"{name!r} is no kind of packet: udp, tcp, ip/N, icmp/T/C, {', '.join(ICMP_NAMES)}")
 
 
@@ -234,7 +235,7 @@ def _with_value(packet: Packet, word: str, value: str) -> Packet:
 
 
 def _head(packet: Packet) -> str:
-    name = {UDP: "udp", TCP: "tcp"}.get(packet.protocol, f"ip/{packet.protocol}")
+    name = {number: name for name, number in NAMES.items()}.get(packet.protocol, f"ip/{packet.protocol}")
     if packet.fragment & 0x1FFF:
         name = f"ip/{packet.protocol}"
     elif packet.protocol == ICMP:

@@ -54,6 +54,8 @@ subscriber 100.64.0.3/32 rate 1 burst 2
 device 100.64.1.16/28 each 32 of 100.64.1.16/28 sessions 20
 static tcp 203.0.113.1:8080 to 100.64.0.7:80
 static udp 203.0.113.12:53 to 100.64.2.7:53
+static gre 203.0.113.12 to 100.64.2.7
+protocols gre esp sctp ipip 6in4 200
 rule outbound tcp remote-ports 25 reject
 rule outbound udp remote 198.51.100.0/28 remote-ports 1-99 drop
 rule both icmp internal 100.64.0.64/26 reject
@@ -67,6 +69,7 @@ timeout-port tcp 80 90.5
 mss 1300
 timeout udp 20.5
 timeout icmp 10.5
+timeout generic 18.5
 timeout transitory 15.5
 timeout established 60.5
 hold-down 7
@@ -129,6 +132,7 @@ def bed(statements: str, **sizes: int) -> Bed:
 
 
 NETWORKS = [address(text) for text in ("198.51.100.0", "192.0.2.64", "8.8.8.0")]  # where the remotes are
+GENERIC = (47, 47, 47, 50, 50, 132, 4, 41, 200, 51, 98, 0, 255)
 NOWHERE = [address(text) for text in ("0.0.0.0", "100.64.0.9", "127.0.0.1", "224.0.0.1", "255.255.255.255")]
 
 
@@ -183,6 +187,8 @@ class Traffic:
         ends = sorted({8 * self.random.randrange(1, size // 8 + 2) for _ in range(self.random.choice((1, 1, 2, 3)))} - {size})
         spans = list(zip([0, *ends], [*ends, size], strict=True))
         parts = [frames.piece(data, first, min(last, size)) for first, last in spans if first < size]
+        if not parts:  # nothing behind the header
+            return []
         if chance() < 0.1:
             first = 8 * self.random.randrange(size // 8 + 1)
             parts.append(frames.piece(data, first, min(first + 8 * self.random.randrange(4), size)))
@@ -247,7 +253,7 @@ class Traffic:
         return host, self.random.choice((25, 53, 80, 443, 8080)) if host else 0
 
     def _to(self, source: int, source_port: int, destination: int, destination_port: int) -> Packet:
-        protocol = self.random.choice((UDP, UDP, TCP, TCP, TCP, ICMP))
+        protocol = self.random.choice((UDP, UDP, UDP, TCP, TCP, TCP, TCP, ICMP, self.random.choice(GENERIC)))
         if protocol == ICMP:
             kind = self.random.choice((0x0800, 0x0800, 0x0D00, 0x0000, 0x1100))
             return Packet(ICMP, source, destination, source_port if kind in (0x0800, 0x0D00) else 0, kind=kind)

@@ -11,7 +11,7 @@ CLASSES = ("tcp", "udp", "icmp", "other")  # of protocols
 
 # Whoever meets one of these is told (RFC 6888 REQ-11).
 TOLD_REFUSALS = {
-    "session_limit", "mapping_limit", "protocol_limit", "rate_limit", "ports_exhausted", "pool_exhausted",
+    "session_limit", "mapping_limit", "protocol_limit", "rate_limit", "ports_exhausted", "pool_exhausted", "protocol_in_use",
 }  # fmt: skip
 
 

@@ -12,13 +12,14 @@ from ipaddress import IPv4Network
 
 from tests import shunts
 from tests.admission import FIN, RST, SYN, admit, beginning, blanked, is_fragment, names_no_host
-from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, contains, longest
+from tests.bed import NEIGHBOUR_WAIT, PROTOCOLS, Bed, Pool, Port, Prefix, contains, longest
 from tests.datagrams import Datagrams, Part, Service
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
 from tests.frames6 import Packet6, is_six_frame
 from tests.limits import TOLD_REFUSALS, Limits
 from tests.model6 import Model6, Session6
 from tests.model_bare import Bare
+from tests.model_generic import Generic
 from tests.model_ports import Choose, Ports, Subscriber
 from tests.outcome import Outcome, Shunted, Waits, Way
 from tests.translation import (
@@ -82,9 +83,10 @@ class Model:
         self.pool_of = {int(host): pool for pool in bed.pools for host in pool.network}
         for protocol, external, internal in bed.statics:
             self._add(Mapping(protocol, internal, external, static=True))
+            self.subscriber(internal[0]).last = self.subscriber(internal[0]).last or external[0]
         self.now = now
         self.begun = now
-        self.ports, self.six, self.bare = Ports(self), Model6(self), Bare(self)
+        self.ports, self.generic, self.six, self.bare = Ports(self), Generic(self), Model6(self), Bare(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
         self.datagrams = Datagrams()
 
@@ -97,7 +99,7 @@ class Model:
         if self.bed.subscribers6 and is_six_frame(frame):
             return self.six.receive(side, frame, until)
         try:
-            packet = admit(self.bed.at(side)[1], frame)
+            packet = admit(self.bed.at(side)[1], frame, self.bed.protocols)
             side = side.rstrip("2")
             if self._is_shunted(packet):
                 self.came, packet = self._unwrap(packet)
@@ -187,7 +189,7 @@ class Model:
             raise Malformed("shunt_foreign")
         told, inner = shunts.unwrap(packet)
         port = replace(self.bed.inside if told.side == "inside" else self.bed.outside, partial=False)
-        return told, admit(port, build_frame(mac_of(port.address), bytes(6), inner, port.vlan))
+        return told, admit(port, build_frame(mac_of(port.address), bytes(6), inner, port.vlan), self.bed.protocols)
 
     def _need_authority(self, number: int, packet: Packet, side: str, turned: bool = False) -> None:
         """Only the core with the authority over a shard goes on. Another passes the packet there, unless it came so itself."""
@@ -258,7 +260,8 @@ class Model:
             raise Refused("spoofed_source")
         if packet.is_error:
             return self._send(self._error_in(packet, turned), "inside", verdict)
-        mapping = self.owners.get((packet.protocol, (packet.destination, packet.destination_port or identifier(packet))))
+        external = (packet.destination, packet.destination_port or identifier(packet))
+        mapping = self.generic.owner(packet.protocol, external, packet.source)
         remote = (packet.source, remote_port_of(packet, packet.source_port))
         session = self._met(self.sessions.get((packet.protocol, mapping.internal, remote))) if mapping else None
         if session is None:
@@ -344,9 +347,10 @@ class Model:
             raise Refused("tcp_not_opening")
         self._obey_rules("outbound", packet, internal, remote)
         self._find_way(packet, turns)
+        self.generic.foresee(packet, mapping)
         self.obey_limits(packet.source, packet.protocol, mapping)
         if mapping is None:
-            mapping = Mapping(packet.protocol, internal, self.ports.choose(packet.protocol, internal, choose))
+            mapping = Mapping(packet.protocol, internal, self.generic.choose(packet, internal, choose))
             self._add(mapping)
         return self._open(mapping, remote, first_state(packet))
 
@@ -512,13 +516,13 @@ class Model:
     def _obey_rules(self, direction: str, packet: Packet, internal: Endpoint, remote: Endpoint) -> None:
         for rule in self.bed.rules:
             ports = [(rule.internal_ports, internal[1]), (rule.remote_ports, remote[1])]
-            if packet.protocol == ICMP:  # has no ports: a rule that names some does not fit
+            if packet.protocol not in (TCP, UDP):  # they have no ports: a rule that names some does not fit
                 ports_fit = all(limits == (0, 65535) for limits, _ in ports)
             else:
                 ports_fit = all(low <= port <= high for (low, high), port in ports)
             if (
                 rule.direction in (direction, "both")
-                and rule.protocol in ("any", {ICMP: "icmp", TCP: "tcp", UDP: "udp"}[packet.protocol])
+                and PROTOCOLS[rule.protocol] in (0, packet.protocol)
                 and contains(rule.internal, internal[0])
                 and contains(rule.remote, remote[0])
                 and ports_fit
@@ -577,8 +581,8 @@ class Model:
         if about.source != packet.destination:
             raise Refused("icmp_unrelated")
         internal = (about.destination, about.destination_port or identifier(about))
-        mapping = self.mappings.get((about.protocol, internal))
-        if mapping is None and can_have_passed(about) and self._prefix_of(about.destination):
+        mapping = self.generic.speaker(about.protocol, internal, about.source)
+        if mapping is None and can_have_passed(about, self.bed.protocols) and self._prefix_of(about.destination):
             self._need_authority(self.pool(about.destination).shard, packet, "inside")
         if mapping is None:
             raise Refused("icmp_unrelated")
@@ -601,10 +605,11 @@ class Model:
     def _error_in(self, packet: Packet, turned: bool) -> Packet:
         """The Internet's word on a packet that we sent: outer destination and embedded source become internal."""
         about = embedded(packet)
-        mapping = self.owners.get((about.protocol, (about.source, about.source_port or identifier(about))))
+        external = (about.source, about.source_port or identifier(about))
+        mapping = self.generic.owner(about.protocol, external, about.destination)
         ours = not turned and about.destination in self.pool_of  # such a packet never went out
         known = about.source == packet.destination and not ours
-        if mapping is None and known and can_have_passed(about):
+        if mapping is None and known and can_have_passed(about, self.bed.protocols):
             self._need_authority(self.pool_of[about.source].shard, packet, "outside", turned)
         if mapping is None or not known:
             raise Refused("icmp_unrelated")

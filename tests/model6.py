@@ -227,7 +227,7 @@ class Model6:
         if bare:
             return None
         self.model.obey_limits(self._mate(key), packet.protocol, None, devices=False)
-        opening = {TCP: first_state_of(packet), ICMP6: "query"}.get(packet.protocol, "udp")
+        opening = {TCP: first_state_of(packet), ICMP6: "query", 17: "udp", 136: "udp"}.get(packet.protocol, "generic")
         session = Session6(*key, opening, 0)
         session.expiry = self.model.now + self.model.lifetime(session)
         self.model.soonest = min(self.model.soonest, session.expiry)

@@ -11,16 +11,16 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import Any
 
-from shards import invariants, sessions, tcp
+from shards import invariants, nat, sessions, tcp
 from shards.lifetimes import STATE_MASK
 from tests import checker, frames, frames6, model6, shunts
-from tests.admission import blanked
+from tests.admission import blanked, is_generic
 from tests.bare_core import Core, Result
 from tests.bed import INTERNAL_REALM, Bed, Port
-from tests.frames import mac_of, spell
+from tests.frames import mac_of
 from tests.frames6 import Packet6, is_six_frame, mac_of6
-from tests.model import Model
-from tests.outcome import Outcome
+from tests.model import Model, Session
+from tests.outcome import Outcome, Unchosen
 
 EPOCH = 10_000_000  # tick at which tests begin
 
@@ -81,7 +81,7 @@ class Pair:
 
     def compare_sessions(self) -> None:
         """The same sessions, in the same state, ending at the same tick."""
-        ours = {key: (s.mapping.external, s.state, s.expiry & 0xFFFFFFFF) for key, s in self.model.sessions.items()}
+        ours = {key: (shown(s), s.state, s.expiry & 0xFFFFFFFF) for key, s in self.model.sessions.items()}
         theirs = {}
         for row in invariants.living(self.core.state):
             internal = int(row["internal_address"]), int(row["internal_port"])
@@ -238,9 +238,22 @@ class Pair:
 
     def _chosen(self, protocol: int, internal: tuple[int, int]) -> tuple[int, int]:
         half = sessions.find_mapping(self.core.state, internal[0], INTERNAL_REALM, protocol, internal[1])
-        assert half, f"the pipeline has no mapping for {spell(*internal)}"
+        if half == 0:
+            raise Unchosen(self._paired(internal[0]))
         row = self.core.state.mappings[half]
         return int(row["external_address"]), int(row["external_port"])
+
+    def _paired(self, host: int) -> int:
+        """The external address of the subscriber with an internal one, 0 if he has none."""
+        _, account = nat.find_account(self.core.state, INTERNAL_REALM, host)
+        external = int(self.core.state.accounts[account]["external"]) - 1
+        return int(self.core.state.externals[external]["address"]) if external >= 0 else 0
+
+
+def shown(session: Session) -> tuple[int, int]:
+    """The external endpoint of a session as its packets show it."""
+    host, port = session.mapping.external
+    return host, 0 if is_generic(session.protocol) else port
 
 
 def sender_of(bed: Bed, side: str, packet: frames.Packet) -> bytes:

@@ -32,7 +32,7 @@ from shards.state import (
 )
 from tests.bare_core import Core, Result
 from tests.bed import Bed
-from tests.frames import Packet, address, build, build_frame, mac_of, read
+from tests.frames import Packet, address, build, build_frame, filler, mac_of, read
 from tests.fuzz import RICH, STICK, Traffic, bed
 from tests.pair import EPOCH, sender_of
 from tests.twins import SNAPSHOT, Receiver, Sender, Twins, differences, mapped
@@ -185,8 +185,8 @@ def both_ways(row: Row) -> list[tuple[str, Packet]]:
         out, back = Packet(ICMP, internal, remote, inner, kind=0x0800), Packet(ICMP, remote, external, 0, outer, kind=0)
     else:
         flags = 16 if protocol == TCP else 0
-        out = Packet(protocol, internal, remote, inner, far, flags)
-        back = Packet(protocol, remote, external, far, outer, flags)
+        out = Packet(protocol, internal, remote, inner, far, flags, payload=filler(40))
+        back = Packet(protocol, remote, external, far, outer, flags, payload=filler(40))
     return [("inside", out)] if row["outward"] == sessions.HAIRPIN_HOP else [("inside", out), ("outside", back)]
 
 

@@ -115,7 +115,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     state.core[0]["next_extent"] = 1
     state.extents[0]["kind"] = NAT_SESSION
     now = 1_000_000
-    monkeypatch.setattr("krononat.view.ticks", lambda: now)
+    monkeypatch.setattr("krononat.clock.ticks", lambda: now)
     for line, (protocol, word) in enumerate(((17, "udp"), (6, "established")), 1):
         put_session(state, line, protocol, line, word=word)
         state.sessions[line]["created"], state.sessions[line]["expiry"] = now - 9000, now + 5000
@@ -410,7 +410,17 @@ def test_a_built_frame_has_right_checksums() -> None:
         assert len(ip) == max(packet.length, int.from_bytes(ip[2:4], "big"))
 
 
-@pytest.mark.parametrize("text", ["udp 1.1.1.1 > 2.2.2.2:2", "gre 1.1.1.1 > 2.2.2.2", "tcp sin 1.1.1.1:1 > 2.2.2.2:2", "udp"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "udp 1.1.1.1 > 2.2.2.2:2",
+        "grs 1.1.1.1 > 2.2.2.2",
+        "gre 1.1.1.1:5 > 2.2.2.2",
+        "300 1.1.1.1 > 2.2.2.2",
+        "tcp sin 1.1.1.1:1 > 2.2.2.2:2",
+        "udp",
+    ],
+)
 def test_what_is_no_packet_is_a_usage_error(run: Run, text: str) -> None:
     status, _, err = run("trace", text)
     assert status == 2

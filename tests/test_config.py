@@ -7,7 +7,7 @@ import os
 import pathlib
 import tomllib
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +18,7 @@ from krononat.appliance import KEY_FILE
 from krononat.locate import Path, Places
 from krononat.mend import mend
 from krononat.starter import STARTER
-from krononat.values import EVERY_PORT, Endpoint, PortRange
+from krononat.values import EVERY_PORT, Endpoint, PortRange, Protocol
 
 RIGHT = """\
 [interfaces.internal]
@@ -86,8 +86,8 @@ def test_the_starter_file_is_right_and_its_comments_are_defaults() -> None:
     uncommented = STARTER
     for key in (
         "xdp-mode", "busy-poll", "frames", "each", "ports", "block-size", "max-blocks-per-subscriber", "filtering", "hairpin",
-        "hold-down-s", "mss-clamp", "inbound-refresh", "tcp-established", "tcp-transitory", "udp", "icmp",
-        "errors-per-second", "reject-code", "vlan", "checksums", "core", "shard", "spare",
+        "hold-down-s", "mss-clamp", "inbound-refresh", "tcp-established", "tcp-transitory", "udp", "icmp", "generic",
+        "other-protocols", "errors-per-second", "reject-code", "vlan", "checksums", "core", "shard", "spare",
     ):  # fmt: skip
         before = uncommented
         uncommented = uncommented.replace(f"\n# {key} = ", f"\n{key} = ", 1)
@@ -356,7 +356,7 @@ def limits(draw: st.DrawFn) -> models_limits.Limits:
 
 @st.composite
 def rules(draw: st.DrawFn) -> models.Rule:
-    protocol: Literal["any", "tcp", "udp", "icmp"] = draw(st.sampled_from(("any", "tcp", "udp", "icmp")))
+    protocol = Protocol(draw(st.sampled_from(("any", "tcp", "udp", "icmp", "gre", "etherip", "200"))))
     with_ports = protocol in ("tcp", "udp")
     return models.Rule(
         direction=draw(st.sampled_from(("outbound", "inbound", "both"))),
@@ -379,7 +379,7 @@ def configs(draw: st.DrawFn) -> models.Config:
             rules=draw(st.lists(rules(), max_size=2)),
             mappings=[
                 models.Mapping(
-                    protocol="udp",
+                    protocol=Protocol("udp"),
                     internal=Endpoint(IPv4Address(f"10.0.0.{host}"), 53),
                     external=Endpoint(IPv4Address(f"203.0.0.{index}"), 53),
                 )

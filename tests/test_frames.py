@@ -24,7 +24,7 @@ time-exceeded 198.51.100.1 > 203.0.113.1 about [udp 203.0.113.1:1024 > 198.51.10
 frag-needed 198.51.100.1 > 203.0.113.1 mtu 1400 about [tcp 203.0.113.1:1024 > 198.51.100.9:53 df len 1400 quote 8]
 port-unreachable 198.51.100.1 > 203.0.113.1 about [tcp 203.0.113.1:1024 > 198.51.100.9:53 ack len 19 quote 25]
 port-unreachable 198.51.100.1 > 203.0.113.1 len 4 about [echo 203.0.113.1:9 > 198.51.100.9 options router-alert]
-ip/47 100.64.0.2 > 198.51.100.9 options record-route len 9
+ip/98 100.64.0.2 > 198.51.100.9 options record-route len 9
 """.strip().splitlines()
 
 

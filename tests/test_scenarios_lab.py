@@ -43,7 +43,8 @@ def test_the_command_says_why_a_scenario_cannot_be_played(tmp_path: Path) -> Non
     assert isinstance(done.exception, Trouble) and done.exception.why == CLUSTER
     (tmp_path / "x.nat").write_text("given nonsense\n")
     done = run(lab, ["scenario", str(tmp_path / "x.nat")])
-    assert isinstance(done.exception, Trouble) and "x.nat:1: nothing can be given about 'nonsense'" in done.exception.why
+    assert isinstance(done.exception, Trouble)
+    assert "x.nat:1: nothing can be given about 'nonsense'" in done.exception.why
 
 
 def test_what_nobody_has_said_how_to_configure_is_an_error() -> None:

@@ -40,7 +40,11 @@ class WiredRunner(Runner):
 
     def take(self, step: Step, rewrite: bool) -> None:
         """Do a step; nothing may have happened that nobody expected."""
-        super().take(step, rewrite)
+        try:
+            super().take(step, rewrite)
+        except AssertionError as wrong:
+            where = f"{self.scenario.path.name}:{step.line + 1}"
+            raise AssertionError(f"{where}: {wrong}\n  the core: {self.core.how()}; beside: {self.core.left()}") from wrong
         left = self.core.left()
         assert self.waiting or not left, f"{self.scenario.path.name}:{step.line + 1}: nobody expected {left}"
 

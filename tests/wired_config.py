@@ -16,9 +16,10 @@ from typing import Any
 from krononat import config
 from krononat.models import Config
 from shards.state import BOTH, INTERNAL
-from tests.bed import PROTOCOLS, Bed, Port, Prefix, Rule
+from tests.bed import PROTOCOLS, Bed, Pool, Port, Prefix, Rule
 from tests.bed6 import Prefix6, Rule6
 from tests.frames import dotted, spell
+from tests.limits import CLASSES
 from tests.scenario import Scenario
 
 SESSIONS = 4000  # room for so many
@@ -78,7 +79,9 @@ def of(bed: Bed, name: str, socket: Path) -> str:
 _PLACED = {
     Bed: "inside outside stick legs lost pools subscribers exceptions devices rules statics silent failed timeouts_s "
     "hold_down_s hairpin refresh mss errors reject_code shards peers two_sides shunts loopback log extents buckets neighbours "
-    "subscribers6 rules6 pinholes transparent echo6",
+    "subscribers6 rules6 pinholes transparent echo6 port_timers refusal_codes alarms "
+    "quiet",
+    Pool: "network name block blocks ports filtering shard own",
     Port: "address on_link gateway inside_gateway vlan mtu partial address6 on_link6 gateway6 inside_gateway6",
     Prefix: "network each pool of limits",
     Rule: "direction protocol action internal remote internal_ports remote_ports",
@@ -90,7 +93,7 @@ _PLACED = {
 def _refuse(bed: Bed) -> None:
     """What nobody has said how to configure is an error; what cannot be is `Unwired`."""
     given = [bed, bed.inside, bed.outside, *bed.legs.values(), *bed.subscribers, *bed.exceptions, *bed.devices]
-    told: list[Any] = [*given, *bed.rules, *bed.rules6, *bed.pinholes, *bed.subscribers6]
+    told: list[Any] = [*given, *bed.pools, *bed.rules, *bed.rules6, *bed.pinholes, *bed.subscribers6]
     for each in told:
         for field in fields(each):
             default = field.default_factory() if field.default_factory is not MISSING else field.default
@@ -99,7 +102,7 @@ def _refuse(bed: Bed) -> None:
     shards = bed.shards.values()
     if bed.peers or bed.two_sides or bed.loopback or any(shard.role != "active" or shard.pickup_s for shard in shards):
         raise Unwired(CLUSTER)
-    if any(value != int(value) for value in bed.timeouts_s.values()):
+    if any(value != int(value) for value in (*bed.timeouts_s.values(), *(told for _, _, told in bed.port_timers))):
         raise Unwired(SECONDS)
 
 
@@ -146,7 +149,7 @@ def _pools(bed: Bed) -> list[Table]:
     for pool in bed.pools:
         table = {
             "name": pool.name, "prefixes": [str(pool.network)], "ports": f"{pool.ports[0]}-{pool.ports[1]}",
-            "block-size": pool.block, "max-blocks-per-subscriber": pool.blocks, "filtering": pool.filtering,
+            "block-size": pool.block, "max-blocks-per-subscriber": pool.blocks, "filtering": _filtering(pool),
             "shard": pool.shard,
         }  # fmt: skip
         speaker = bed.shard(pool.shard).icmp
@@ -154,6 +157,11 @@ def _pools(bed: Bed) -> list[Table]:
             table |= {"icmp-address": dotted(speaker), "prefixes": [str(pool.network), f"{dotted(speaker)}/32"]}
         told.append(table)
     return told
+
+
+def _filtering(pool: Pool) -> Table:
+    words = {"tcp": pool.own[0], "udp": pool.own[1], "icmp": ""}
+    return {name: word or pool.filtering for name, word in words.items()}
 
 
 def _subscribers(bed: Bed, prefix: Prefix) -> Table:
@@ -179,7 +187,11 @@ def _subscribers6(six: Prefix6) -> Table:
 
 
 def _limits(prefix: Prefix) -> Table:
-    return dict(zip(("sessions", "ports", "rate", "burst"), prefix.limits, strict=True))
+    told = prefix.limits
+    table: Table = {"sessions": told.sessions, "ports": told.ports, "rate": told.rate, "burst": told.burst}
+    shares = zip(CLASSES, told.sessions_of, told.ports_of, told.reserve, strict=True)
+    table |= {name: {"sessions": sessions, "ports": ports, "reserve": kept} for name, sessions, ports, kept in shares}
+    return table | {"sessions-per-port": told.per_port}
 
 
 def _rule(rule: Rule | Rule6) -> Table:
@@ -195,15 +207,28 @@ def _pinhole(hole: Rule6) -> Table:
     return told if hole.remote != IPv6Network("::/0") else {key: value for key, value in told.items() if key != "remote"}
 
 
+_SIDES = {"inside": "internal", "outside": "external"}
+
+
 def _settings(bed: Bed) -> Table:
     seconds = {key: math.floor(value) for key, value in bed.timeouts_s.items()}
+    refusal, refusal6 = bed.refusal_codes[0], bed.refusal_codes[1] if bed.subscribers6 else -1
     return {
         "nat": {"hairpin": bed.hairpin, "hold-down-s": bed.hold_down_s, "mss-clamp": bed.mss, "inbound-refresh": bed.refresh},
         "timeouts": {
-            "allow-short-timers": True, "tcp-established": seconds["established"], "tcp-transitory": seconds["transitory"],
-            "udp": seconds["udp"], "icmp": seconds["icmp"],
+            "allow-short-timers": True, "tcp-established": seconds["established"], "tcp-transitory-open": seconds["opening"],
+            "tcp-transitory-closing": seconds["closing"], "udp": seconds["udp"], "icmp": seconds["icmp"],
+            "port": [
+                {"protocol": _name(PROTOCOLS, protocol), "ports": _range(ports), "seconds": math.floor(told)}
+                for protocol, ports, told in bed.port_timers
+            ],
         },
-        "icmp": {"errors-per-second": bed.errors, "reject-code": bed.reject_code},
+        "icmp": {
+            "towards": [side for name, side in _SIDES.items() if name not in bed.quiet],
+            "errors-per-second": bed.errors, "reject-code": bed.reject_code,
+            "refusal-code": refusal, "refusal-code6": refusal6,
+        },
+        "alarms": dict(zip(("warning", "critical", "clear"), bed.alarms, strict=True)),
         "firewall6": {"echo": bed.echo6},
         "log": {"events": bed.log},
     }  # fmt: skip

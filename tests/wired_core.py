@@ -307,16 +307,17 @@ class WiredCore(Core):
         """Wait until everything that was sent has become something, and put that into the pool."""
         self._since = time.monotonic()
         self._wait(self._is_quiet, "it is not quiet")
-        if self.in_hand:  # has it just been served again?
+        if self._hand:  # it may have been served again since
             self.appliance.clock(ahead_ms=0)
             self._wait(self._is_quiet, "it is not quiet")
         self._collect()
 
     def _is_quiet(self) -> bool:
-        missing = self.sent - int(self._count(RECEIVED) - self._received) - self.in_hand - self._kernels
+        self._hand = self.in_hand  # looked at once: while it is served again it is nowhere
+        missing = self.sent - int(self._count(RECEIVED) - self._received) - self._hand - self._kernels
         if missing and time.monotonic() - self._since > 0.004:
             self._kernels = self._passed_by_steering() - self._idle + self._housekeeping
-        return missing == 0 and self._put_out() and self._captured_all() and not (self.state.core[0]["held"] and self._asked())
+        return missing == 0 and self._put_out() and self._captured_all() and not (self._hand and self._asked())
 
     def _put_out(self) -> bool:
         """Whether what has a verdict by which something is sent has been counted as sent, which comes a little later."""
@@ -361,10 +362,11 @@ class WiredCore(Core):
     def _wait(self, condition: Callable[[], bool], told: str, patience_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + patience_s
         while not condition():
-            assert time.monotonic() < deadline, f"{told}: {self._how()}"
+            assert time.monotonic() < deadline, f"{told}: {self.how()}"
             self.stations.listen(0.0005)
 
-    def _how(self) -> str:
+    def how(self) -> str:
+        """What it has done, for who wonders."""
         if not hasattr(self, "_base"):
             return "it has not begun"
         return (
@@ -398,14 +400,14 @@ class WiredCore(Core):
         for verdict in VERDICTS[1:]:
             if gained[verdict.number]:
                 self._verdicts[verdict.name] += int(gained[verdict.number])
-        self._passed += self.sent - self._collected - int(gained[RECEIVED]) - (self.in_hand - self._in_hand)
-        self._collected, self._in_hand = self.sent, self.in_hand
+        self._passed += self.sent - self._collected - int(gained[RECEIVED]) - (self._hand - self._in_hand)
+        self._collected, self._in_hand = self.sent, self._hand
         self._cuts, self._made = self._cuts + int(gained[FRAGMENTED]), self._made + int(gained[PIECES])
         self._captured += len(self.stations.came)
         self._frames += self.stations.came
         self.stations.came.clear()
 
-    _collected = _in_hand = 0
+    _collected = _in_hand = _hand = 0
 
     def _with_frame(self, verdict: str, outcome: Outcome) -> Result:
         """The first frame that came where the model allows it, or the pieces of the one that was cut."""

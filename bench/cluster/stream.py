@@ -20,6 +20,7 @@ class Became(NamedTuple):
     late: int
     longest_gap_ms: float  # between two that came, one right after the other, or from the last that came to the last that left
     longest_way_ms: float  # from leaving to coming
+    longest_pause_ms: float = 0.0  # between two that left: of whoever sent them, on a CPU that others want, too
 
 
 def became(datagrams: Array, since_ns: int, until_ns: int) -> Became:
@@ -28,7 +29,9 @@ def became(datagrams: Array, since_ns: int, until_ns: int) -> Became:
     came = some[some["times"] > 0]
     lost, twice, late = len(some) - len(came), int(np.sum(came["times"] > 1)), int(came["late"].sum())
     ways = came["came"] - came["sent"]
-    return Became(len(some), lost, twice, late, _longest_gap(some, came["came"]) / 1e6, int(ways.max(initial=0)) / 1e6)
+    pause = int(np.diff(some["sent"]).max(initial=0))
+    gap, way = _longest_gap(some, came["came"]), int(ways.max(initial=0))
+    return Became(len(some), lost, twice, late, gap / 1e6, way / 1e6, pause / 1e6)
 
 
 def _longest_gap(sent: Array, came: Array) -> int:
