@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from krononat import appliance6, bfd, checks_bfd
-from krononat.checks import blocks_in, externals_in, subscribers_in
+from krononat.checks import RULES_AT_MOST, blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Cluster, room_for, shunt_side
-from krononat.models import LOG_LEVELS, Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
+from krononat.models import LOG_LEVELS, Bypass, Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
 from shards import sides
 from shards.state import (
     ABSENT,
@@ -43,6 +43,7 @@ from shards.state import (
     UDP,
     Sizes,
     State,
+    admitted,
     new_state,
 )
 
@@ -53,6 +54,8 @@ INTERNET, INSIDE = 0, 1  # realms
 _ENTRIES, _PERMISSIONS = 3, 1
 _LOAD = 0.85  # of the index, at most
 _SLOTS = 8  # of a bucket
+
+_RULES_AT_LEAST = 64  # that there is room for
 
 _NEIGHBOURS_AT_LEAST, _NEIGHBOURS_AT_MOST = 256, 1 << 16
 _NEIGHBOUR_WAIT = 3000  # ticks: as long as the kernel tries (three probes, a second apart: arp(7))
@@ -105,7 +108,7 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         devices=max(len(list(_devices(config))), 1),
         limits=len(_limits_rows(config)),
         pools=len(config.pool),
-        rules=max(len(list(_rules4(config))), 1),
+        rules=rooms(len(list(_rules4(config)))),
         statics=max(len(list(config.mappings())), 1),
         ports=len(list(config.interfaces.named())),
         shards=config.shards,
@@ -113,9 +116,15 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         neighbours=_neighbours(config),
         bfd=max(len(checks_bfd.sessions(config)), 1),
         prefixes6=max(sum(group.prefix6 is not None for group in config.subscribers), 1),
-        rules6=max(len(list(appliance6.rules6(config, list(rules(config))))), 1),
-        pinholes=max(len(config.pinhole), 1),
+        rules6=rooms(len(list(appliance6.rules6(config, list(rules(config)))))),
+        pinholes=rooms(len(config.pinhole)),
+        bypasses=rooms(len(config.bypass)),
     )
+
+
+def rooms(count: int) -> int:
+    """Rows of a table that may be changed while it is looked at: two halves, each with room for twice what there is."""
+    return 2 * min(max(2 * count, _RULES_AT_LEAST), RULES_AT_MOST - 1)
 
 
 def _lines(config: Config) -> int:
@@ -169,8 +178,8 @@ def fill(
     _fill_settings(state, config, random, secret)
     _fill_pools(state, config.pool)
     _fill_accounts(state, config)
-    _fill_rules(state, config)
-    appliance6.fill(state, config, list(appliance6.rules6(config, list(rules(config)))))
+    fill_rules(state, config)
+    appliance6.fill(state, config)
     _fill_statics(state, config)
     _fill_shards(state, config)
     if cluster:
@@ -209,8 +218,7 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row["hairpin"] = config.nat.hairpin
     row["inbound_refresh"] = config.nat.inbound_refresh
     row["log"] = LOG_LEVELS.index(config.log.events)
-    row["rules"] = len(list(_rules4(config)))
-    row["rules_version"] = 1
+    row["rules_version"], row["admitted"] = 1, admitted(1)
     row["prefixes"] = len(config.subscribers)
     row["devices"] = len(list(_devices(config)))
     row["pools"] = len(config.pool)
@@ -359,19 +367,32 @@ def _rules4(config: Config) -> Iterator[tuple[int, ScopedRule]]:
 
 
 _ANYWHERE = IPv4Network("0.0.0.0/0")
+AnyNetwork = IPv4Network | IPv6Network
 
 
-def _fill_rules(state: State, config: Config) -> None:
-    for row, (number, (rule, scope)) in zip(state.rules, _rules4(config), strict=False):
-        internal, remote = rule.internal or scope or _ANYWHERE, rule.remote or _ANYWHERE
-        row["number"] = number
-        row["internal_network"], row["internal_mask"] = int(internal.network_address), int(internal.netmask)
-        row["remote_network"], row["remote_mask"] = int(remote.network_address), int(remote.netmask)
-        row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
-        row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
-        row["directions"] = DIRECTIONS[rule.direction]
-        row["protocol"] = PROTOCOLS[rule.protocol]
-        row["action"] = ACTIONS[rule.action]
+def fill_rules(state: State, config: Config) -> None:
+    """Write what decides on new sessions into the halves of the tables that SETTINGS names, and how much that is."""
+    settings, count = state.settings[0], 0
+    for count, (number, (rule, scope)) in enumerate(_rules4(config), 1):
+        row = state.rules[int(settings["rules_at"]) + count - 1]
+        _fill_rule(row, number, rule, rule.internal or scope or _ANYWHERE)
+        row["directions"], row["action"] = DIRECTIONS[rule.direction], ACTIONS[rule.action]
+    settings["rules"], settings["bypasses"] = count, len(config.bypass)
+    for number, entry in enumerate(config.bypass):
+        row = state.bypasses[int(settings["bypasses_at"]) + number]
+        _fill_rule(row, number, entry, entry.internal or _ANYWHERE)
+        row["directions"] = DIRECTIONS["both" if entry.inbound else "outbound"]
+    appliance6.fill_rules(state, config, list(appliance6.rules6(config, list(rules(config)))))
+
+
+def _fill_rule(row: np.void, number: int, rule: Rule | Bypass, internal: AnyNetwork) -> None:
+    remote = rule.remote or _ANYWHERE
+    row["number"], row["hits"] = number, 0
+    row["internal_network"], row["internal_mask"] = int(internal.network_address), int(internal.netmask)
+    row["remote_network"], row["remote_mask"] = int(remote.network_address), int(remote.netmask)
+    row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
+    row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
+    row["protocol"] = PROTOCOLS[rule.protocol]
 
 
 def _fill_statics(state: State, config: Config) -> None:

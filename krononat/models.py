@@ -21,6 +21,7 @@ from krononat.values import (
     InterfaceAddress,
     PortRange,
     Ports,
+    Prefix,
     one_of,
 )
 from krononat.values6 import Address6, AnyPrefix, HostPrefix6, InterfaceAddress6, Prefix6
@@ -231,6 +232,21 @@ class Rule(Model):
     remote: AnyPrefix | None = Field(default=None, description="Remote addresses it matches; default: all.")
     remote_ports: Ports = Field(default=EVERY_PORT, description="Remote ports it matches (TCP and UDP).")
     action: Action = Field(description="What happens: accept, drop silently, or reject with an ICMP error.")
+
+
+class Bypass(Model):
+    """What is not translated (RFC 6888 REQ-6): packets of given subscribers, to given destinations, or both.
+
+    They pass as they are, by sessions: answers come in, and nothing else unless `inbound` says so.
+    """
+
+    protocol: RuleProtocol = Field(default="any", description="Protocol it is for.")
+    internal: Prefix | None = Field(default=None, description="Subscribers' addresses it is for; default: all.")
+    internal_ports: Ports = Field(default=EVERY_PORT, description="Their ports (TCP and UDP).")
+    remote: Prefix | None = Field(default=None, description="Destinations it is for; default: all.")
+    remote_ports: Ports = Field(default=EVERY_PORT, description="Their ports (TCP and UDP).")
+    inbound: bool = Field(default=False, description="Those remotes may begin, too; else only answers come in.")
+    announce: bool = Field(default=False, description="Tell the network (`[bgp]`) that `internal` is reached by this core.")
 
 
 class Pinhole(Model):
@@ -459,6 +475,7 @@ class Config(Model):
     pool: list[Pool] = Field(min_length=1, description="External addresses.")
     nat: Nat = Field(default=Nat(), description="Behaviour of the translation.")
     firewall6: Firewall6 = Field(default=Firewall6(), description="Behaviour of the IPv6 firewall.")
+    bypass: list[Bypass] = Field(default=[], description="What is not translated.")
     pinhole: list[Pinhole] = Field(default=[], description="IPv6 that may come in unasked.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Lifetimes of sessions.")
     icmp: Icmp = Field(default=Icmp(), description="ICMP errors of our own.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards import verdict as verdicts
+from shards.accounts import account_of
 from shards.atomics import load_acquire, store_release
 from shards.jit import hot, whole
 from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS, Array, State
@@ -61,7 +62,7 @@ def session(state: State, kind: int, line: int, now: int) -> None:
     if whole(state.settings[0]["log"]) < LOG_SESSIONS:
         return
     source = state.sessions[line]
-    row = state.events[_begin(state, kind, whole(state.mappings[whole(source["mapping"])]["account"]), now)]
+    row = state.events[_begin(state, kind, account_of(state, source), now)]
     row["internal_address"] = source["internal_address"]
     row["internal_realm"] = source["internal_realm"]
     row["internal_port"] = source["internal_port"]

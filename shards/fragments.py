@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import nat, parse, rewrite, serve, sessions, shunt
+from shards import bypass, nat, parse, rewrite, serve, sessions, shunt
 from shards.burst import Burst
 from shards.fragment_rows import FRAGMENTS, IDENTITIES, PIECES_EACH, SHARES
 from shards.jit import hot, whole
@@ -122,9 +122,13 @@ def _plausible(state: State, burst: Burst, i: int) -> int:
     if burst.direction[i] == OUTBOUND:
         if not nat.is_internal(state, realm, source):
             return SPOOFED_SOURCE
-        return INSIDE_DESTINATION if nat.is_internal(state, realm, destination) else UNDECIDED
-    if sessions.external_ordinal(state, destination) < 0:
-        return INSIDE_DESTINATION if nat.is_internal(state, realm, destination) else NOT_OUR_DESTINATION
+        unseen = nat.is_internal(state, realm, destination) and not bypass.is_reached(state, destination)
+        return INSIDE_DESTINATION if unseen else UNDECIDED
+    inside = nat.is_internal(state, realm, destination)
+    if inside and not bypass.names(state, destination):
+        return INSIDE_DESTINATION
+    if not inside and sessions.external_ordinal(state, destination) < 0:
+        return NOT_OUR_DESTINATION
     return UNDECIDED if burst.turned[i] or nat.plausible_outsider(state, realm, source) else SPOOFED_SOURCE
 
 
@@ -335,6 +339,8 @@ def learn(state: State, burst: Burst, i: int, now: int) -> None:
     row["expiry"] = (now + KEPT_TICKS) & 0xFFFFFFFF
     row["new_source"], row["new_destination"] = _translation(state, burst, i, row)
     row["next_hop"], row["verdict"] = burst.next_hop[i], verdict
+    if burst.turned[i] == 0 and burst.identity[i] and row["new_source"] == row["source"]:
+        burst.identity[i], row["new_id"] = 0, row["id"]  # an address that nobody shares has its own identifications
     if verdict == SHUNTED:
         row["shard"], row["turned"] = burst.shard[i] - 1, burst.turned[i] > 0
     _decide(state, at, KNOWN if verdict <= HAIRPINNED else SHUNTING if verdict == SHUNTED else REFUSED)

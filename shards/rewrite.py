@@ -80,7 +80,8 @@ def translate_by_mapping(state: State, frames: Array, burst: Burst, i: int) -> N
     l3, l4, protocol = burst.l3[i], burst.l4[i], burst.protocol[i]
     if burst.turned[i] > 0:
         turn_out(state, frames, burst, i)
-    _by_mapping(frames, l3, l4, protocol, state.mappings[burst.mapping[i]])
+    if burst.mapping[i]:  # without one it goes to an inside address as it is
+        _by_mapping(frames, l3, l4, protocol, state.mappings[burst.mapping[i]])
 
 
 @hot

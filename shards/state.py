@@ -27,7 +27,7 @@ from shards.rows6 import FLOW6, PREFIX6, RULE6
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
-LAYOUT = 4  # of rows and sections; a worker refuses memory of another layout
+LAYOUT = 5  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
@@ -96,6 +96,19 @@ MAPPING = np.dtype(
     ]
 )
 assert MAPPING.itemsize == 32
+
+# A session whose packets are not translated (RFC 6888 REQ-6) has no mapping: its field has this bit and its account's number,
+# its external endpoint is the internal one.
+BYPASSED = 1 << 31
+
+# Of a session's last word: its kind and the version of the rules that admitted it, which packets compare at once.
+ADMITTED = np.uint64(0xFF00_0000_0000_FFFF)
+
+
+def admitted(version: int) -> int:
+    """What the last word of a session that was admitted by rules of a version has under ADMITTED."""
+    return NAT_SESSION << 56 | version
+
 
 EXTENT_LINES = 1 << 16  # rows are handed to shards in extents: 64 Ki lines, 4 MiB, two huge pages
 
@@ -353,7 +366,14 @@ SETTINGS = np.dtype(
         ("prefixes6", "u2"),  # 0: IPv6 is not forwarded
         ("rules6", "u2"),
         ("pinholes", "u2"),
-        ("spare", "u1", (30,)),
+        ("bypasses", "u2"),
+        ("rules_at", "u2"),  # first row of those in force: each table has two halves, the other is written meanwhile (`reload`)
+        ("rules6_at", "u2"),
+        ("pinholes_at", "u2"),
+        ("bypasses_at", "u2"),
+        ("spare", "u1", (4,)),
+        ("admitted", "u8"),  # what the last word of an IPv4 session says under ADMITTED that the rules of now have admitted
+        ("more_spare", "u1", (8,)),
     ]
 )
 assert SETTINGS.itemsize == 128
@@ -419,6 +439,7 @@ class Sizes(NamedTuple):
     prefixes6: int = 1
     rules6: int = 1
     pinholes: int = 1
+    bypasses: int = 1
 
 
 class State(NamedTuple):
@@ -449,11 +470,12 @@ class State(NamedTuple):
     externals: Array  # EXTERNAL_ADDRESS
     owners: Array  # uint32 (PORT_SPACES, externals, 65536): half-line of the mapping, or HELD | second of release
     chunks: Array  # CHUNK (externals, 1024)
-    rules: Array  # RULE
+    rules: Array  # RULE, two halves; see SETTINGS
     statics: Array  # STATIC
     prefixes6: Array  # PREFIX6, longest first
     rules6: Array  # RULE6
     pinholes: Array  # RULE6
+    bypasses: Array  # RULE: what is not translated; of `directions` INBOUND says who may begin from outside
     ports: Array  # PORT
     neighbours: Array  # NEIGHBOUR
     bfd: Array  # BFD; those with an address are sessions
@@ -499,6 +521,7 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("prefixes6", PREFIX6, (sizes.prefixes6,)),
         ("rules6", RULE6, (sizes.rules6,)),
         ("pinholes", RULE6, (sizes.pinholes,)),
+        ("bypasses", RULE, (sizes.bypasses,)),
         ("ports", PORT, (sizes.ports,)),
         ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
         ("bfd", BFD, (sizes.bfd,)),

@@ -45,6 +45,7 @@ class Mapping:
     internal: Endpoint
     external: Endpoint
     static: bool = False
+    bypass: bool = False  # no mapping at all: what is not translated, of one session
     sessions: set[Endpoint] = field(default_factory=set)  # remotes
 
 
@@ -56,6 +57,7 @@ class Session:
     remote: Endpoint
     state: str
     expiry: int
+    version: int = 1  # of the rules that admitted it
 
     @property
     def protocol(self) -> int:
@@ -82,6 +84,7 @@ class Model:
         self.begun = now
         self.ports, self.six = Ports(self), Model6(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
+        self.bare = False  # the packet in hand is not translated
         self.datagrams = Datagrams()
 
     # --- a frame ----------------------------------------------------------------------------------------------------------
@@ -89,7 +92,7 @@ class Model:
     def receive(self, side: str, frame: bytes, now: int, choose: Choose, until: int = 0) -> Outcome:
         """What becomes of a frame that arrives `inside`, `outside2` ... at tick `now`; `until`: when it is served again."""
         self.pass_time(now)
-        self.came = None
+        self.came, self.bare = None, False
         if self.bed.subscribers6 and is_six_frame(frame):
             return self.six.receive(side, frame)
         try:
@@ -140,9 +143,10 @@ class Model:
         """Nobody has a datagram under way who could not send, or be sent, anything."""
         if side == "inside" and not self._prefix_of(packet.source):
             raise Malformed("spoofed_source")
-        if self._prefix_of(packet.destination):
+        inside = self._prefix_of(packet.destination) is not None
+        if inside and not self._names(packet.destination, "outbound" if side == "outside" else "inbound"):
             raise Malformed("inside_destination")
-        if side == "outside" and packet.destination not in self.pool_of:
+        if side == "outside" and not inside and packet.destination not in self.pool_of:
             raise Malformed("not_our_destination")
         if side == "outside" and not self._came_turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
             raise Malformed("spoofed_source")
@@ -156,6 +160,7 @@ class Model:
             if first is None or first.packet is None or datagram.refused:
                 raise Refused("fragment_refused")
             packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
+            self.bare = self._prefix_of(packet.source) is not None
             if first.shunt:
                 self._need_authority(first.shunt.shard, packet, first.shunt.side, first.shunt.turned)
             outcome = self._send(packet, first.side, first.verdict)._replace(datagram=datagram)
@@ -215,11 +220,12 @@ class Model:
             raise Refused("spoofed_source")
         if self._names_no_host("inside", packet.source) and not packet.is_error:
             raise Refused("spoofed_source")
-        if self._prefix_of(packet.destination):
+        inside = self._prefix_of(packet.destination) is not None
+        if inside and not self._names(packet.destination, "outbound" if packet.is_error else "inbound"):
             raise Refused("inside_destination")
         if self._names_no_host("outside", packet.destination) and not packet.is_error:
             raise Refused("martian_destination")
-        turns = packet.destination in self.pool_of
+        turns = inside or packet.destination in self.pool_of
         if packet.is_error:
             return self._error_outbound(packet, turns)
         if turns and not self.bed.hairpin:
@@ -242,26 +248,93 @@ class Model:
 
     def _inbound(self, packet: Packet, turned: bool = False) -> Outcome:
         verdict = "hairpinned" if turned and not (self.came and self.came.turned) else "forwarded_in"
-        if packet.destination not in self.pool_of:
-            raise Refused("inside_destination" if self._prefix_of(packet.destination) else "not_our_destination")
+        if packet.destination not in self.pool_of and not self._prefix_of(packet.destination):
+            raise Refused("not_our_destination")
+        bare = None if packet.is_error or packet.destination in self.pool_of else self._bare_session(packet)
+        if packet.destination not in self.pool_of and not bare and not self._names(packet.destination, "outbound"):
+            raise Refused("inside_destination")
         if not turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
             raise Refused("spoofed_source")
         if packet.is_error:
             return self._send(self._error_in(packet, turned), "inside", verdict)
+        if packet.destination not in self.pool_of:
+            return self._inbound_bare(packet, bare, turned, verdict)
         mapping = self.owners.get((packet.protocol, (packet.destination, packet.destination_port or identifier(packet))))
         remote = (packet.source, remote_port_of(packet, packet.source_port))
         session = self._met(self.sessions.get((packet.protocol, mapping.internal, remote))) if mapping else None
+        session = session if session and not session.mapping.bypass else None
+        session = self._admitted(session) if session else None
         if session is None:
             self._need_authority(self.pool_of[packet.destination].shard, packet, "outside", turned)
         if mapping is None:
             raise Refused("no_mapping")
         if session is None:
-            self._obey_rules("inbound", packet, mapping.internal, remote)
+            self._obey_rules("inbound", packet.protocol, mapping.internal, remote)
             self._filter(mapping, remote)
         outcome = self._send(with_destination(packet, mapping.internal), "inside", verdict)
         if session and outcome.verdict != "held":
             self.advance(session, "in", packet.flags)
         return outcome
+
+    def _bare_session(self, packet: Packet) -> Session | None:
+        internal = (packet.destination, packet.destination_port or identifier(packet))
+        remote = (packet.source, remote_port_of(packet, packet.source_port))
+        session = self._met(self.sessions.get((packet.protocol, internal, remote)))
+        return self._admitted(session) if session and session.mapping.bypass else None
+
+    def _inbound_bare(self, packet: Packet, session: Session | None, turned: bool, verdict: str) -> Outcome:
+        """To a subscriber by the address that he has (RFC 6888 REQ-6)."""
+        internal = (packet.destination, packet.destination_port or identifier(packet))
+        remote = (packet.source, remote_port_of(packet, packet.source_port))
+        if session is None:
+            self._need_authority(self.pool(packet.destination).shard, packet, "outside", turned)
+            if not self._bypasses("inbound", packet.protocol, internal, remote):
+                raise Refused("no_mapping")
+            self._obey_rules("inbound", packet.protocol, internal, remote)
+        outcome = self._send(packet, "inside", verdict)
+        if session and outcome.verdict != "held":
+            self.advance(session, "in", packet.flags)
+        return outcome
+
+    def _names(self, host: int, direction: str) -> bool:
+        """Whether an address of a subscriber is known outside: by what he begins, or (inbound) by what may begin there."""
+        return any(contains(e.internal, host) and (e.inbound or direction == "outbound") for e in self.bed.bypasses)
+
+    def _bypasses(self, direction: str, protocol: int, internal: Endpoint, remote: Endpoint) -> bool:
+        """Whether what would begin in a direction is not translated."""
+        name = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}[protocol]
+        for entry in self.bed.bypasses:
+            ports = [(entry.internal_ports, internal[1]), (entry.remote_ports, remote[1])]
+            every = all(limits == (0, 65535) for limits, _ in ports)
+            fit = every or (protocol != ICMP and all(low <= port <= high for (low, high), port in ports))
+            hosts = contains(entry.internal, internal[0]) and contains(entry.remote, remote[0])
+            if hosts and fit and entry.protocol in ("any", name) and (entry.inbound or direction == "outbound"):
+                return True
+        return False
+
+    def _admitted(self, session: Session) -> Session | None:
+        """What the rules of now say of a session that older ones have admitted: itself, None, or Refused; it ends then."""
+        mapping = session.mapping
+        if session.version == self.bed.version:
+            return session
+        told = mapping.protocol, mapping.internal, session.remote
+        if mapping.bypass and not self._bypasses("outbound", *told):
+            self.end_here(session, mapping.internal[0])
+            return None
+        try:
+            self._obey_rules("outbound", *told)
+            if mapping.static:
+                self._obey_rules("inbound", *told)
+        except Refused:
+            self.end_here(session, mapping.internal[0])
+            raise
+        session.version = self.bed.version
+        return session
+
+    def end_here(self, session: Session, host: int) -> None:
+        """End a session if its shard is ours."""
+        if self.bed.shard(self.pool(host).shard).role == "active":
+            self.end(session)
 
     def _send(self, packet: Packet, side: str, verdict: str) -> Outcome:
         if packet.ttl <= 1:
@@ -307,18 +380,24 @@ class Model:
         internal = (packet.source, packet.source_port or identifier(packet))
         remote = (packet.destination, remote_port_of(packet, packet.destination_port))
         session = self._met(self.sessions.get((packet.protocol, internal, remote)))
+        session = self._admitted(session) if session else None
         if session:
+            self.bare = session.mapping.bypass
             return session
         self._need_authority(self.pool(packet.source).shard, packet, "inside")
-        mapping = self.mappings.get((packet.protocol, internal))
-        if packet.protocol == ICMP and packet.kind >> 8 in REPLIES and mapping is None:
+        self.bare = bare = self._bypasses("outbound", packet.protocol, internal, remote)
+        mapping = None if bare else self.mappings.get((packet.protocol, internal))
+        answers = bare and self._bypasses("inbound", packet.protocol, internal, remote)
+        if packet.protocol == ICMP and packet.kind >> 8 in REPLIES and mapping is None and not answers:
             raise Refused("icmp_type_not_served")
-        goes_on = mapping is not None or self._picks_up(packet)
+        goes_on = mapping is not None or answers or self._picks_up(packet)
         if packet.protocol == TCP and not may_open(packet.flags, goes_on):
             raise Refused("tcp_not_opening")
-        self._obey_rules("outbound", packet, internal, remote)
+        self._obey_rules("outbound", packet.protocol, internal, remote)
         self._find_way(packet, turns)
-        self.obey_limits(packet.source, mapping is None)
+        self.obey_limits(packet.source, mapping is None and not bare)
+        if bare:
+            mapping = Mapping(packet.protocol, internal, internal, bypass=True)
         if mapping is None:
             mapping = Mapping(packet.protocol, internal, self.ports.choose(packet.protocol, internal, choose))
             self._add(mapping)
@@ -380,7 +459,7 @@ class Model:
         self.owners[mapping.protocol, mapping.external] = mapping
 
     def _open(self, mapping: Mapping, remote: Endpoint, state: str) -> Session:
-        session = Session(mapping, remote, state, self.now + self.lifetime(state))
+        session = Session(mapping, remote, state, self.now + self.lifetime(state), self.bed.version)
         self.sessions[mapping.protocol, mapping.internal, remote] = session
         self.soonest = min(self.soonest, session.expiry)
         mapping.sessions.add(remote)
@@ -391,7 +470,7 @@ class Model:
         mapping = session.mapping
         del self.sessions[mapping.protocol, mapping.internal, session.remote]
         mapping.sessions.discard(session.remote)
-        if mapping.sessions or mapping.static:
+        if mapping.sessions or mapping.static or mapping.bypass:
             return
         del self.mappings[mapping.protocol, mapping.internal]
         del self.owners[mapping.protocol, mapping.external]
@@ -421,7 +500,7 @@ class Model:
 
     def _may_end(self, session: Session) -> bool:
         """Only the core with the authority over a shard ends what is due, and not before its grace is over."""
-        return self.may_end(self.pool_of[session.mapping.external[0]].shard)
+        return self.may_end(self.pool(session.mapping.internal[0]).shard)
 
     def may_end(self, number: int) -> bool:
         """The same of a shard's."""
@@ -482,16 +561,16 @@ class Model:
 
     # --- policy -----------------------------------------------------------------------------------------------------------
 
-    def _obey_rules(self, direction: str, packet: Packet, internal: Endpoint, remote: Endpoint) -> None:
+    def _obey_rules(self, direction: str, protocol: int, internal: Endpoint, remote: Endpoint) -> None:
         for rule in self.bed.rules:
             ports = [(rule.internal_ports, internal[1]), (rule.remote_ports, remote[1])]
-            if packet.protocol == ICMP:  # has no ports: a rule that names some does not fit
+            if protocol == ICMP:  # has no ports: a rule that names some does not fit
                 ports_fit = all(limits == (0, 65535) for limits, _ in ports)
             else:
                 ports_fit = all(low <= port <= high for (low, high), port in ports)
             if (
                 rule.direction in (direction, "both")
-                and rule.protocol in ("any", {ICMP: "icmp", TCP: "tcp", UDP: "udp"}[packet.protocol])
+                and rule.protocol in ("any", {ICMP: "icmp", TCP: "tcp", UDP: "udp"}[protocol])
                 and contains(rule.internal, internal[0])
                 and contains(rule.remote, remote[0])
                 and ports_fit
@@ -552,6 +631,12 @@ class Model:
         if about.source != packet.destination:
             raise Refused("icmp_unrelated")
         internal = (about.destination, about.destination_port or identifier(about))
+        if self._is_bare(about, internal, (about.source, remote_port_of(about, about.source_port)), True):
+            self.bare = True
+            shard = self.bed.shard(self.pool(internal[0]).shard)
+            return replace(
+                concealed(packet), source=(shard.icmp or internal[0]) if packet.source != internal[0] else internal[0]
+            )
         mapping = self.mappings.get((about.protocol, internal))
         if mapping is None and can_have_passed(about) and self._prefix_of(about.destination):
             self._need_authority(self.pool(about.destination).shard, packet, "inside")
@@ -560,6 +645,22 @@ class Model:
         shown = concealed(packet)
         source = self._speaker(mapping.external[0]) if packet.source != mapping.internal[0] else mapping.external[0]
         return replace(shown, source=source, about=with_destination(embedded(shown), mapping.external))
+
+    def _is_bare(self, about: Packet, internal: Endpoint, remote: Endpoint, came: bool) -> bool:
+        """Whether a packet that an error is about is one that is not translated; `came`: it came in."""
+        if not can_have_passed(about) or not self._prefix_of(internal[0]):
+            return False
+        session = self.sessions.get((about.protocol, internal, remote))
+        if session:
+            return session.mapping.bypass and self._admitted_quietly(session)
+        known = (about.protocol, internal) in self.mappings
+        return came and not known and self._bypasses("inbound", about.protocol, internal, remote)
+
+    def _admitted_quietly(self, session: Session) -> bool:
+        try:
+            return self._admitted(session) is not None
+        except Refused:
+            return False
 
     def _speaker(self, external: int) -> int:
         """The address by which routers of the inside are known outside; that of what they speak about if none is reserved."""
@@ -575,6 +676,8 @@ class Model:
     def _error_in(self, packet: Packet, turned: bool) -> Packet:
         """The Internet's word on a packet that we sent: outer destination and embedded source become internal."""
         about = embedded(packet)
+        if self._prefix_of(packet.destination):
+            return self._error_in_bare(packet, about, turned)
         mapping = self.owners.get((about.protocol, (about.source, about.source_port or identifier(about))))
         ours = not turned and about.destination in self.pool_of  # such a packet never went out
         known = about.source == packet.destination and not ours
@@ -583,3 +686,14 @@ class Model:
         if mapping is None or not known:
             raise Refused("icmp_unrelated")
         return replace(packet, destination=mapping.internal[0], about=with_source(about, mapping.internal))
+
+    def _error_in_bare(self, packet: Packet, about: Packet, turned: bool) -> Packet:
+        internal = (about.source, about.source_port or identifier(about))
+        remote = (about.destination, remote_port_of(about, about.destination_port))
+        if about.source != packet.destination:
+            raise Refused("icmp_unrelated")
+        if self._is_bare(about, internal, remote, False):
+            return packet
+        if can_have_passed(about):
+            self._need_authority(self.pool(about.source).shard, packet, "outside", turned)
+        raise Refused("icmp_unrelated")

@@ -39,7 +39,7 @@ from shards import invariants, recovery, sessions
 from shards.state import NAT_SESSION
 from tests import bed6, frames, frames6, shunts
 from tests.bare_core import Result
-from tests.bed import Bed, fill_legs, fill_shards
+from tests.bed import Bed, fill_legs, fill_policy, fill_shards
 from tests.frames import endpoint, mac_of, spell
 from tests.model import Session
 from tests.model6 import Session6
@@ -155,6 +155,7 @@ class Runner(Pair):
     def _do_now(self, told: str, *_: object) -> str:
         self.bed.say(told)
         fill_shards(self.core.state, self.bed, self.now)
+        fill_policy(self.core.state, self.bed)
         fill_legs(self.core.state, self.bed, self.now)
         return ""
 
