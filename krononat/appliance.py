@@ -28,8 +28,10 @@ from shards.state import (
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
     BOTH,
+    DRAINED,
     DROP,
     ENDPOINT_INDEPENDENT,
+    EXCLUDED,
     EXTENT_LINES,
     EXTERNAL,
     ICMP,
@@ -108,7 +110,7 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         devices=max(len(list(_devices(config))), 1),
         limits=len(_limits_rows(config)),
         pools=len(config.pool),
-        rules=rooms(len(list(_rules4(config)))),
+        rules=rooms(counts(config)["rules"]),
         statics=max(len(list(config.mappings())), 1),
         ports=len(list(config.interfaces.named())),
         shards=config.shards,
@@ -116,7 +118,7 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         neighbours=_neighbours(config),
         bfd=max(len(checks_bfd.sessions(config)), 1),
         prefixes6=max(sum(group.prefix6 is not None for group in config.subscribers), 1),
-        rules6=rooms(len(list(appliance6.rules6(config, list(rules(config)))))),
+        rules6=rooms(counts(config)["rules6"]),
         pinholes=rooms(len(config.pinhole)),
         bypasses=rooms(len(config.bypass)),
     )
@@ -178,7 +180,8 @@ def fill(
     _fill_settings(state, config, random, secret)
     _fill_pools(state, config.pool)
     _fill_accounts(state, config)
-    fill_rules(state, config)
+    for name, value in fill_rules(state, config, 0, 1).items():
+        state.settings[0][name] = value
     appliance6.fill(state, config)
     _fill_statics(state, config)
     _fill_shards(state, config)
@@ -207,18 +210,9 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row = state.settings[0]
     row["seed"] = np.frombuffer(random, "<u8", 2)
     row["secret"] = np.frombuffer(secret, "<u8", 2)
-    for name in ("tcp_established", "tcp_transitory", "udp", "icmp"):
-        row[name] = 1000 * getattr(config.timeouts, name)
-    row["hold_down_s"] = config.nat.hold_down_s
+    for name, value in behaviour(config).items():
+        row[name] = value
     row["neighbour_wait"] = _NEIGHBOUR_WAIT
-    row["icmp_rate"] = config.icmp.errors_per_second
-    row["icmp_burst"] = min(config.icmp.errors_per_second, _ICMP_BURST)
-    row["reject_code"] = config.icmp.reject_code
-    row["mss"] = config.nat.mss_clamp
-    row["hairpin"] = config.nat.hairpin
-    row["inbound_refresh"] = config.nat.inbound_refresh
-    row["log"] = LOG_LEVELS.index(config.log.events)
-    row["rules_version"], row["admitted"] = 1, admitted(1)
     row["prefixes"] = len(config.subscribers)
     row["devices"] = len(list(_devices(config)))
     row["pools"] = len(config.pool)
@@ -229,6 +223,22 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     for name, side in (("internal", INTERNAL), ("external", EXTERNAL)):
         rows = [number for number, told in enumerate(sides) if told in (side, BOTH)]
         row[f"{name}_port"], row[f"{name}_ports"] = rows[0], len(rows)
+
+
+def behaviour(config: Config) -> dict[str, int]:
+    """What of SETTINGS may change while packets pass."""
+    timers = {name: 1000 * getattr(config.timeouts, name) for name in ("tcp_established", "tcp_transitory", "udp", "icmp")}
+    return timers | {
+        "hold_down_s": config.nat.hold_down_s,
+        "icmp_rate": config.icmp.errors_per_second,
+        "icmp_burst": min(config.icmp.errors_per_second, _ICMP_BURST),
+        "reject_code": config.icmp.reject_code,
+        "mss": config.nat.mss_clamp,
+        "hairpin": int(config.nat.hairpin),
+        "inbound_refresh": int(config.nat.inbound_refresh),
+        "log": LOG_LEVELS.index(config.log.events),
+        "echo6": int(config.firewall6.echo),
+    }
 
 
 def _fill_shards(state: State, config: Config) -> None:
@@ -276,6 +286,14 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         state.externals["pool"][first : first + count] = number
         state.externals["blocks_free"][first : first + count] = blocks_in(pool)
         first += count
+    for address, closed in closures(pools).items():
+        state.externals["closed"][state.externals["address"] == address] = closed
+
+
+def closures(pools: Sequence[Pool]) -> dict[int, int]:
+    """Addresses that nobody is paired with anew, and why: EXCLUDED or DRAINED."""
+    drained = {int(address): DRAINED for pool in pools for address in pool.drain}
+    return drained | {int(host): EXCLUDED for pool in pools for prefix in pool.exclude for host in prefix}
 
 
 # --- subscribers ----------------------------------------------------------------------------------------------------------
@@ -370,19 +388,28 @@ _ANYWHERE = IPv4Network("0.0.0.0/0")
 AnyNetwork = IPv4Network | IPv6Network
 
 
-def fill_rules(state: State, config: Config) -> None:
-    """Write what decides on new sessions into the halves of the tables that SETTINGS names, and how much that is."""
-    settings, count = state.settings[0], 0
-    for count, (number, (rule, scope)) in enumerate(_rules4(config), 1):
-        row = state.rules[int(settings["rules_at"]) + count - 1]
+def fill_rules(state: State, config: Config, half: int, version: int) -> dict[str, int]:
+    """Write what decides on new sessions into a half (0 or 1) of its tables; the SETTINGS with which it comes into force."""
+    tables = {name: getattr(state, name) for name in ("rules", "bypasses", "rules6", "pinholes")}
+    begin = {name: half * (len(table) // 2) for name, table in tables.items()}
+    for row, (number, (rule, scope)) in zip(state.rules[begin["rules"] :], _rules4(config), strict=False):
         _fill_rule(row, number, rule, rule.internal or scope or _ANYWHERE)
         row["directions"], row["action"] = DIRECTIONS[rule.direction], ACTIONS[rule.action]
-    settings["rules"], settings["bypasses"] = count, len(config.bypass)
-    for number, entry in enumerate(config.bypass):
-        row = state.bypasses[int(settings["bypasses_at"]) + number]
+    for number, (row, entry) in enumerate(zip(state.bypasses[begin["bypasses"] :], config.bypass, strict=False)):
         _fill_rule(row, number, entry, entry.internal or _ANYWHERE)
         row["directions"] = DIRECTIONS["both" if entry.inbound else "outbound"]
-    appliance6.fill_rules(state, config, list(appliance6.rules6(config, list(rules(config)))))
+    six = list(appliance6.rules6(config, list(rules(config))))
+    appliance6.fill_rules(state, config, six, begin["rules6"], begin["pinholes"])
+    places = {f"{name}_at": row for name, row in begin.items()}
+    return counts(config) | places | {"rules_version": version, "admitted": admitted(version)}
+
+
+def counts(config: Config) -> dict[str, int]:
+    """How much of each of these tables is used."""
+    six = len(list(appliance6.rules6(config, list(rules(config)))))
+    return {
+        "rules": len(list(_rules4(config))), "bypasses": len(config.bypass), "rules6": six, "pinholes": len(config.pinhole)
+    }  # fmt: skip
 
 
 def _fill_rule(row: np.void, number: int, rule: Rule | Bypass, internal: AnyNetwork) -> None:

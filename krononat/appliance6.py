@@ -82,7 +82,6 @@ def fill(state: State, config: Config) -> None:
     settings = state.settings[0]
     groups = sorted(subscribers6(config), key=lambda told: -told[2].prefixlen)
     settings["prefixes6"] = len(groups)
-    settings["echo6"] = config.firewall6.echo
     mates = sorted(config.subscribers, key=lambda group: -group.prefix.prefixlen)
     for row, (_, group, prefix) in zip(state.prefixes6, groups, strict=False):
         mate = next(number for number, other in enumerate(mates) if other.prefix == group.prefix)
@@ -98,14 +97,12 @@ def fill(state: State, config: Config) -> None:
                 state.accounts[first + ordinal]["transparent"] = 1
 
 
-def fill_rules(state: State, config: Config, rules: Sequence[Rule6]) -> None:
-    """Rules and pinholes, as `appliance.fill_rules`."""
-    settings = state.settings[0]
-    settings["rules6"], settings["pinholes"] = len(rules), len(config.pinhole)
-    for row, told in zip(state.rules6[int(settings["rules6_at"]) :], rules, strict=False):
+def fill_rules(state: State, config: Config, rules: Sequence[Rule6], at: int, pinholes_at: int) -> None:
+    """Rules from row `at` on, and pinholes; see `appliance.fill_rules`."""
+    for row, told in zip(state.rules6[at:], rules, strict=False):
         _fill_rule(row, told.rule, told.number, told.scope)
         row["directions"], row["action"] = _DIRECTIONS[told.rule.direction], _ACTIONS[told.rule.action]
-    for number, (row, hole) in enumerate(zip(state.pinholes[int(settings["pinholes_at"]) :], config.pinhole, strict=False)):
+    for number, (row, hole) in enumerate(zip(state.pinholes[pinholes_at:], config.pinhole, strict=False)):
         _fill_rule(row, hole, number, None)
         row["directions"], row["action"] = 1 << INBOUND, ACCEPT
 

@@ -54,6 +54,22 @@ def seen_inside(config: Config) -> Complaints:
                 break
 
 
+def closures(config: Config) -> Complaints:
+    """What is closed of a pool is its own, and not all of it."""
+    for number, pool in enumerate(config.pool):
+        path: Path = ("pool", number)
+        told = [((*path, "drain", index), IPv4Network(address)) for index, address in enumerate(pool.drain)]
+        told += [((*path, "exclude", index), prefix) for index, prefix in enumerate(pool.exclude)]
+        for place, closed in told:
+            if not any(closed.subnet_of(prefix) for prefix in pool.prefixes):
+                yield Complaint(place, f"{closed} is in none of this pool's prefixes", needs=((*path, "prefixes", ANY),))
+            elif pool.icmp_address and pool.icmp_address in closed and place[2] == "drain":
+                yield Complaint(place, f"{closed} is kept for ICMP errors already", needs=((*path, "icmp-address"),))
+        shut = {host for _, closed in told for host in closed}
+        if shut and all(host in shut or host == pool.icmp_address for prefix in pool.prefixes for host in prefix):
+            yield Complaint((*path, "exclude" if pool.exclude else "drain"), "leaves nothing of this pool to be handed out")
+
+
 def announced(config: Config) -> Iterator[tuple[int, IPv4Network]]:
     """(shard, prefix) of subscribers who are to be reached by their own addresses, as entries say."""
     shards = {pool.name: pool.shard for pool in config.pool}
@@ -64,5 +80,5 @@ def announced(config: Config) -> Iterator[tuple[int, IPv4Network]]:
                 yield shards[group.pool], narrower
 
 
-REFUSALS = (bypasses,)
+REFUSALS = (bypasses, closures)
 DOUBTS = (seen_inside,)

@@ -339,6 +339,15 @@ class Pool(Model):
         default=0, ge=0, lt=1 << 16, description="The shard that it and its subscribers belong to: what moves between cores."
     )
     prefixes: list[HostPrefix] = Field(min_length=1, description="External prefixes; every address of them is used.")
+    drain: list[Address] = Field(
+        default=[],
+        description="Addresses of theirs that are to become empty: nobody is paired with them anew, whoever is stays until his "
+        "last mapping ends.",
+    )
+    exclude: list[HostPrefix] = Field(
+        default=[],
+        description="Addresses of theirs that are not to be handed out, such as .0 and .255, or one that was abused.",
+    )
     icmp_address: Address | None = Field(
         default=None,
         description="One of their addresses, kept out of the pool: ICMP errors of routers inside, and our own towards the "

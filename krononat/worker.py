@@ -11,6 +11,7 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "linger", "ms": n}                        how long our routes may outlive us
     {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
     {"do": "follow", "cluster": ..., "bgp": ...}     go by a newer map, see `cluster.orders`, `speaking.orders`
+    {"do": "settle", "settings": {...}}              write these SETTINGS: other rules come into force, see `reload`
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
 
@@ -219,6 +220,9 @@ class Worker:
             self._announcer.linger(told["ms"])
         if told["do"] == "ask" and self._replica:
             self.say({"id": told["id"], "answer": self._replica.answer(told["request"])})
+        if told["do"] == "settle":
+            for name, value in told["settings"].items():
+                self._state.settings[0][name] = value
         if told["do"] == "retire":
             self._stopping = True
         if told["do"] == "delete":

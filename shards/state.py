@@ -237,7 +237,16 @@ POOL = np.dtype(
 )
 assert POOL.itemsize == 32
 
-EXTERNAL_ADDRESS = np.dtype([("address", "u4"), ("pool", "u2"), ("blocks_free", "u2")])
+EXTERNAL_ADDRESS = np.dtype(
+    [
+        ("address", "u4"),
+        ("pool", "u2"),
+        ("blocks_free", "u2"),
+        ("closed", "u1"),  # OPEN, or nobody is paired with it anew; written by the supervisor
+        ("spare", "u1", (3,)),
+    ]
+)
+OPEN, DRAINED, EXCLUDED = 0, 1, 2  # the last two differ for people only
 
 CHUNK_PORTS = 64
 CHUNK = np.dtype([("account", "u4"), ("epoch", "u4"), ("used", "u2"), ("side", "u1"), ("spare", "u1", (5,))])  # account + 1

@@ -170,6 +170,7 @@ class Bed(bed6.Bed6):
     bypasses: list[Bypass] = field(default_factory=list)
     version: int = 1  # of rules and bypasses
     statics: list[tuple[int, tuple[int, int], tuple[int, int]]] = field(default_factory=list)  # protocol, external, internal
+    drained: set[int] = field(default_factory=set)  # external addresses that nobody is paired with anew
     silent: set[int] = field(default_factory=set)  # neighbours that do not answer yet
     failed: set[int] = field(default_factory=set)  # neighbours that have been given up
     timeouts_s: dict[str, float] = field(default_factory=TIMEOUTS_S.copy)
@@ -286,6 +287,12 @@ class Bed(bed6.Bed6):
 
     def _say_sides(self, words: list[str]) -> None:
         self.two_sides = words == ["two"]
+
+    def _say_drain(self, words: list[str]) -> None:
+        self.drained.add(address(words[0]))
+
+    def _say_undrain(self, words: list[str]) -> None:
+        self.drained.discard(address(words[0]))
 
     def _say_unresolved(self, words: list[str]) -> None:
         self.silent.add(bed6.any_address(words[0]))
@@ -568,6 +575,7 @@ def fill_policy(state: State, bed: Bed) -> None:
     for number, entry in enumerate(bed.bypasses):
         _fill_rule(state.bypasses[number], number, entry)
         state.bypasses[number]["directions"] = DIRECTIONS["both" if entry.inbound else "outbound"]
+    state.externals["closed"] = np.isin(state.externals["address"], list(bed.drained))
     bed6.fill_rules(state, bed)
 
 

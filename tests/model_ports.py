@@ -74,7 +74,8 @@ class Ports:
         taken = {(other.external, block) for other in self.model.subscribers.values() for block in other.blocks}
         statics = (mapping.external for mapping in self.model.owners.values() if mapping.static)
         taken |= {(host, port // pool.block) for host, port in statics}
-        hosts = [subscriber.external] if subscriber.blocks else [int(host) for host in pool.network]
+        hosts = [int(host) for host in pool.network if int(host) not in self.bed.drained]
+        hosts = [subscriber.external] if subscriber.blocks else hosts
         for host, block in itertools.product(hosts, range(*block_range(pool))):
             ours = self._is_of_our_side(host, block * pool.block)
             if (host, block) not in taken and ours and self._free_port(protocol, host, block, pool.block):

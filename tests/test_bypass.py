@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from krononat import appliance, config, speaking
+from krononat import appliance, config, speaking, trace
+from krononat.packet import read_packet
+from shards.state import EXTERNAL, INTERNAL
 from tests.test_config import RIGHT
 
 ON_NET = RIGHT + '[[bypass]]\nprotocol = "udp"\nremote = "10.9.0.0/16"\nremote-ports = "5060-5061"\n'
@@ -31,3 +33,13 @@ def test_rfc6888_req6_private_addresses_for_everybody_are_doubted() -> None:
     assert not doubts(ON_NET)
     (told,) = doubts(ON_NET + OWN)
     assert "100.64.0.16/28" in told and "name `remote`" in told
+
+
+def test_a_trace_names_the_entry() -> None:
+    state = appliance.offline(config.read(ON_NET + OWN))
+    trace.settle_in(state, 1_000_000)
+    out = (INTERNAL, "udp 100.64.0.2:4000 > 10.9.1.1:5060", "entry 0")
+    for side, line, told in (out, (EXTERNAL, "udp 198.51.100.9:9 > 100.64.0.17:53", "entry 1")):
+        found = trace.trace(state, read_packet(line), side, (), 1_000_000)
+        assert [stage.told for stage in found.stages if stage.stage == "bypass"] == [f"{told} fits: it is not translated"]
+        assert found.verdict.fate == "forward" and found.sent.startswith(line)
