@@ -339,7 +339,7 @@ def learn(state: State, burst: Burst, i: int, now: int) -> None:
     row["expiry"] = (now + KEPT_TICKS) & 0xFFFFFFFF
     row["new_source"], row["new_destination"] = _translation(state, burst, i, row)
     row["next_hop"], row["verdict"] = burst.next_hop[i], verdict
-    if burst.turned[i] == 0 and burst.identity[i] and row["new_source"] == row["source"]:
+    if burst.identity[i] and row["new_source"] == row["source"]:
         burst.identity[i], row["new_id"] = 0, row["id"]  # an address that nobody shares has its own identifications
     if verdict == SHUNTED:
         row["shard"], row["turned"] = burst.shard[i] - 1, burst.turned[i] > 0

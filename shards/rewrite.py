@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards import wire
+from shards.accounts import is_bypassed
 from shards.burst import Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16, read32, write16, write32, write64
@@ -89,7 +90,8 @@ def turn_out(state: State, frames: Array, burst: Burst, i: int) -> None:
     """The first half of a hairpin: as if it went to the Internet."""
     l3, session = burst.l3[i], state.sessions[burst.turned[i]]
     adjust(frames, l3 + 10, _by_session(frames, l3, burst.l4[i], burst.protocol[i], session, OUTBOUND))
-    _identify(frames, burst, i)
+    if not is_bypassed(session):
+        _identify(frames, burst, i)
 
 
 @hot
