@@ -26,8 +26,8 @@ from bench.report import Result, Told
 from krononat.client import PARTIAL, Trouble
 
 # The bare index first, then what is built upon it; kinds stand together: memory, memif, veth.
-ORDER = ("tables", "path", "connections", "memory", "scale", "replication", "memif", "wire", "start", "crash", "routes",
-         "migrate", "failover", "verify")  # fmt: skip
+ORDER = ("tables", "path", "connections", "memory", "scale", "replication", "memif", "wire", "start", "crash", "attack",
+         "routes", "migrate", "failover", "verify")  # fmt: skip
 
 _ROOT = Path(__file__).parent.parent
 _REASON_LINES = 12  # of what a failed bench said last

@@ -9,6 +9,8 @@ is asked whether it lives, at the same external endpoint.
     migrate/lost           datagrams of the stream that never came; beside it those that came twice or late, and how many
                            frames of any kind found no room at the generator's own ends (lost_at_our_ends)
     migrate/gap_ms         longest silence of the stream in each move; its goal is that of the time before the first, and 5 ms
+    migrate/longest_gap_ms  the longest of them all; .../sender_ms: for how long the generator itself sent nothing in that move,
+                           .../pause_ms: for how long its cores let nobody create
     migrate/broken         programs, connections and sessions that did not outlive it, by kind in migrate/broken/...
     migrate/50k/...        the same at 50,000 datagrams a second, for a few moves more, as information
 
@@ -118,13 +120,16 @@ def _figures(name: str, made: list[Moved], count: int, gap_ms: float | None) -> 
     twice = sum(each.out.duplicated + each.into.duplicated for each in made)
     late = sum(each.out.late + each.into.late for each in made)
     loss = lost / max(sent, 1)
+    worst = max(made, key=lambda each: each.longest_gap_ms)
     return [
         report.measured(f"{name}/moves", "moves", [len(made)], count),
         report.measured(f"{name}/lost", "count", [lost], 0, loss),
         report.measured(f"{name}/duplicated", "count", [twice]),
         report.measured(f"{name}/late", "count", [late]),
         report.measured(f"{name}/gap_ms", "ms", [each.longest_gap_ms for each in made], gap_ms, loss),
-        report.measured(f"{name}/longest_gap_ms", "ms", [max(each.longest_gap_ms for each in made)], gap_ms, loss),
+        report.measured(f"{name}/longest_gap_ms", "ms", [worst.longest_gap_ms], gap_ms, loss),
+        report.measured(f"{name}/longest_gap/sender_ms", "ms", [worst.longest_pause_ms]),
+        report.measured(f"{name}/longest_gap/pause_ms", "ms", [worst.told["pause_ms"]]),
         report.measured(f"{name}/pause_ms", "ms", [each.told["pause_ms"] for each in made]),
         report.measured(f"{name}/duration_ms", "ms", [each.told["duration_ms"] for each in made]),
         report.measured(f"{name}/sessions", "sessions", [statistics.median(each.told["sessions"] for each in made)]),

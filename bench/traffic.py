@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards import neighbours, pipeline, recovery
+from shards import lifetimes, neighbours, pipeline, recovery
 from shards.burst import BURST, Burst, new_burst
 from shards.jit import hot
 from shards.state import (
@@ -138,7 +138,8 @@ def _state(flows: int) -> State:
 def _settings(state: State) -> None:
     row = state.settings[0]
     row["seed"], row["secret"] = (0x0123456789ABCDEF, 0xFEDCBA9876543210), (11, 22)
-    row["tcp_established"], row["tcp_transitory"], row["udp"], row["icmp"] = 7_440_000, 240_000, 300_000, 60_000
+    ticks = {"established": 7_440_000, "opening": 240_000, "closing": 240_000, "udp": 300_000, "icmp": 60_000}
+    lifetimes.lay(row, ticks | {"generic": 300_000})
     row["hold_down_s"], row["neighbour_wait"], row["icmp_rate"], row["icmp_burst"] = 120, 1000, 100, 100
     row["prefixes"], row["pools"], row["ports"], row["shards"], row["rules"] = 2, 2, 2, 2, 1
     row["admitted"] = admitted(0)

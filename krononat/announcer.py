@@ -41,6 +41,7 @@ class Property(NamedTuple):
     internal6: tuple[str, ...]
     epoch: int  # by the map
     primary: bool  # by the map
+    reserve: str = ""  # by the map: the core in another room that has it while this one's is away
 
 
 class HasPosts(Protocol):
@@ -55,6 +56,8 @@ def role_of(post: Post, place: Property, before: Role) -> Role:
         return "primary"
     if post.role == DRAINING and not post.authority:  # nobody has taken it over yet
         return before
+    if post.role == SYNCING and place.reserve and post.authority == place.reserve:
+        return "silent"  # a room that is back: its narrower routes would win where no MED is compared, and it has nothing yet
     return _ROLES[post.role]
 
 
@@ -146,6 +149,10 @@ class Announcer:
     def sever(self, side: str) -> None:
         """Packets could come by the other side, and would not get on: withdraw everything while a side is cut off."""
         self.cut, self._anew = side, True
+
+    def drain(self, on: bool) -> None:
+        """Ask that others be preferred (RFC 8326), as our shards are about to move: everything stays announced."""
+        self.policy, self._anew = self.policy._replace(draining=on), True
 
     def replace(self, shards: Iterable[Any]) -> None:
         """The map has changed: what stands in `shards` of our orders from now on."""

@@ -1,6 +1,6 @@
 """What clients of the control socket are told: status, memory, configuration; and deletions, which the worker carries out.
 
-About shards and the cluster: `cluster_answers`.
+About shards and the cluster: `cluster_answers`; about the clock: `clock_answers`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from krononat import bfd, memory, reload, view
+from krononat import bfd, memory, reload, usage, view
 from krononat.client import BAD_CONFIG, Trouble
+from krononat.clock_answers import ClockAnswers
 from krononat.cluster import written
 from krononat.cluster_answers import ClusterAnswers
 from krononat.config import ConfigError, canonical, read
 from krononat.control import Answer, Handler, error
 from krononat.crew import Crew
 from krononat.following import Follower
+from krononat.herald import Herald
 from krononat.interfaces import Facts
 from krononat.lines import Line
 from krononat.memory import Memory
@@ -55,6 +57,7 @@ class Parts(NamedTuple):
     began: int  # tick
     quarantine: Quarantine
     follower: Follower | None = None  # of a core that is alone there is none
+    herald: Herald | None = None  # of one that announces nothing
 
 
 class _Deletion(NamedTuple):
@@ -69,6 +72,7 @@ class Answers:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.cluster = ClusterAnswers(parts.crew.send, parts.config.cluster is not None)
+        self.clock = ClockAnswers(parts.crew.send, parts.state, parts.config.server.movable_clock)
         self._deletions: deque[_Deletion] = deque()
         self._deleted = 0  # by the first of them, so far
         self._usage = (parts.began, 0.0, 0.0)  # tick, CPU seconds of the worker until then, percent
@@ -84,10 +88,11 @@ class Answers:
             "quarantine": self._quarantine,
             "bfd": self._bfd,
             "map": self._map,
-            "apply": self._apply,
             "drain": self._drain,
+            "apply": self._apply,
+            "close": self._close,
         }
-        return {**own, **self.cluster.handlers()}
+        return {**own, **self.cluster.handlers(), **self.clock.handlers()}
 
     def _memory(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True}, [memory.read_only(self._parts.memory.descriptor)])
@@ -99,7 +104,7 @@ class Answers:
         """Go by another configuration from now on, where that can be; `dry`: only say what would change."""
         self._go_by(_read(str(request.get("config", ""))), request.get("dry") is True, reply)
 
-    def _drain(self, request: dict[str, Any], reply: Answer) -> None:
+    def _close(self, request: dict[str, Any], reply: Answer) -> None:
         """Close external addresses to those who are not paired with them, or (`undo`) open them again."""
         try:
             addresses = [IPv4Address(text) for text in request.get("addresses", [])]
@@ -141,6 +146,15 @@ class Answers:
         quarantine = self._parts.quarantine
         cleared = quarantine.clear() if request.get("clear") is True else 0
         reply({"ok": True, "cleared": cleared, "quarantine": quarantine.rows(), **quarantine.status()})
+
+    def _drain(self, request: dict[str, Any], reply: Answer) -> None:
+        """The herald's next turn, which ends this one of the supervisor, has the worker told."""
+        on, herald = request.get("on"), self._parts.herald
+        if not isinstance(on, bool):
+            raise Trouble("not a request of the kind 'drain'", "'on' is true or false", "see `krononat server drain`")
+        if herald:
+            herald.draining = on
+        reply({"ok": True, "draining": on, "announces": herald is not None})
 
     def _bfd(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True, "bfd": bfd.rows(self._parts.state, self._names(), ticks())})
@@ -191,6 +205,7 @@ class Answers:
         if self._deletions and now - self._deletions[0].since > PATIENCE:
             self.refuse_deletions()
         self.cluster.tire(now)
+        self.clock.tire(now)
         before, used, _ = self._usage
         if now - before >= 1000:
             using = _cpu_seconds(self._parts.crew.pid)
@@ -214,6 +229,7 @@ class Answers:
             "sessions": totals["sessions"],
             "mappings": totals["mappings"],
             "packets": _with_punted(view.fates(parts.state), punted),
+            "alarms": usage.sentences(usage.alarms(parts.state, [pool.name for pool in parts.config.pool])),
             "frames": self._frames(),
             "ports": ports,
             "bfd": bfd.summary(parts.state, self._names()),

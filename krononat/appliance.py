@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from krononat import appliance6, bfd, checks_bfd
 from krononat.checks import RULES_AT_MOST, blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Cluster, room_for, shunt_side
-from krononat.models import LOG_LEVELS, Bypass, Config, Device, Leg, Limits, Pool, Rule, Stick, Subscriber, Subscribers
-from shards import sides
+from krononat.models import LOG_LEVELS, Bypass, Config, Device, Leg, Pool, Rule, Stick, Subscriber, Subscribers
+from krononat.models_limits import NO_LIMITS, Limits, Timeouts
+from shards import lifetimes, protocols, sides
 from shards.state import (
     ABSENT,
     ACCEPT,
@@ -34,19 +35,18 @@ from shards.state import (
     EXCLUDED,
     EXTENT_LINES,
     EXTERNAL,
-    ICMP,
     INBOUND,
     INTERNAL,
     JOINING,
+    NO_REPLY,
     NO_SIDE,
     OUTBOUND,
     REJECT,
-    TCP,
-    UDP,
     Sizes,
     State,
     admitted,
     new_state,
+    pack_filtering,
 )
 
 INTERNET, INSIDE = 0, 1  # realms
@@ -61,11 +61,11 @@ _RULES_AT_LEAST = 64  # that there is room for
 
 _NEIGHBOURS_AT_LEAST, _NEIGHBOURS_AT_MOST = 256, 1 << 16
 _NEIGHBOUR_WAIT = 3000  # ticks: as long as the kernel tries (three probes, a second apart: arp(7))
+_ASKED_FROM = {"internal": OUTBOUND, "external": INBOUND}  # direction of what is answered towards a side
 _ICMP_BURST = 50  # as Linux's icmp_msgs_burst
 
 SIDES = {"internal": INTERNAL, "external": EXTERNAL, "both": BOTH}
 ACTIONS = {"accept": ACCEPT, "drop": DROP, "reject": REJECT}
-PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP}
 DIRECTIONS = {"outbound": 1 << OUTBOUND, "inbound": 1 << INBOUND, "both": 1 << OUTBOUND | 1 << INBOUND}
 FILTERINGS = {
     "endpoint-independent": ENDPOINT_INDEPENDENT,
@@ -98,7 +98,9 @@ class ScopedRule(NamedTuple):
 def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
     """How many rows of each the configuration needs."""
     sessions = config.memory.sessions
-    filtered = any(pool.filtering != "endpoint-independent" for pool in config.pool) or appliance6.has_permissions(config)
+    filtered = any(set(pool.filtering.words) != {"endpoint-independent"} for pool in config.pool) or appliance6.has_permissions(
+        config
+    )
     halves = (2 if filtered else 1) * sessions + len(list(config.mappings()))
     entries = (_ENTRIES + (_PERMISSIONS if filtered else 0)) * sessions
     return Sizes(
@@ -213,6 +215,10 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     for name, value in behaviour(config).items():
         row[name] = value
     row["neighbour_wait"] = _NEIGHBOUR_WAIT
+    row["room"] = config.memory.sessions
+    for protocol in config.nat.other_protocols:
+        state.protocols[protocols.number(protocol)] = 1
+    _fill_port_timers(state, config.timeouts)
     row["prefixes"] = len(config.subscribers)
     row["devices"] = len(list(_devices(config)))
     row["pools"] = len(config.pool)
@@ -225,20 +231,47 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
         row[f"{name}_port"], row[f"{name}_ports"] = rows[0], len(rows)
 
 
-def behaviour(config: Config) -> dict[str, int]:
+def behaviour(config: Config) -> dict[str, int | list[int]]:
     """What of SETTINGS may change while packets pass."""
-    timers = {name: 1000 * getattr(config.timeouts, name) for name in ("tcp_established", "tcp_transitory", "udp", "icmp")}
-    return timers | {
-        "hold_down_s": config.nat.hold_down_s,
-        "icmp_rate": config.icmp.errors_per_second,
-        "icmp_burst": min(config.icmp.errors_per_second, _ICMP_BURST),
-        "reject_code": config.icmp.reject_code,
-        "mss": config.nat.mss_clamp,
-        "hairpin": int(config.nat.hairpin),
-        "inbound_refresh": int(config.nat.inbound_refresh),
+    icmp, nat, alarms = config.icmp, config.nat, config.alarms
+    return {
+        "lifetimes": _lifetimes(config.timeouts),
+        "hold_down_s": nat.hold_down_s,
+        "icmp_rate": icmp.errors_per_second,
+        "icmp_burst": min(icmp.errors_per_second, _ICMP_BURST),
+        "reject_code": icmp.reject_code,
+        "refusal_code": _code(icmp.refusal_code),
+        "refusal_code6": _code(icmp.refusal_code6),
+        "quiet": sum(1 << _ASKED_FROM[side] for side in _ASKED_FROM if side not in icmp.towards),
+        "warning": alarms.warning,
+        "critical": alarms.critical,
+        "clear": alarms.clear,
+        "mss": nat.mss_clamp,
+        "hairpin": int(nat.hairpin),
+        "inbound_refresh": int(nat.inbound_refresh),
         "log": LOG_LEVELS.index(config.log.events),
         "echo6": int(config.firewall6.echo),
     }
+
+
+def _code(told: int) -> int:
+    return NO_REPLY if told < 0 else told
+
+
+def _lifetimes(told: Timeouts) -> list[int]:
+    """SETTINGS["lifetimes"]."""
+    seconds = (told.tcp_established, told.opening, told.closing, told.udp, told.icmp, told.generic)
+    ticks = {name: 1000 * lifetime for name, lifetime in zip(lifetimes.LIFETIMES, seconds, strict=True)}
+    laid = {"lifetimes": [0] * (lifetimes.TIMERS << lifetimes.STATE_BITS)}
+    lifetimes.lay(laid, ticks, [(protocols.number(timer.protocol), 1000 * timer.seconds) for timer in told.port])
+    return laid["lifetimes"]
+
+
+def _fill_port_timers(state: State, told: Timeouts) -> None:
+    """For which ports there are lifetimes of their own. Sessions name these rows by their numbers, so they stay as they are."""
+    state.settings[0]["port_timers"] = len(told.port)
+    for number, timer in enumerate(told.port):
+        state.port_timers[number] = (timer.ports.low, timer.ports.high, protocols.number(timer.protocol), 0)
 
 
 def _fill_shards(state: State, config: Config) -> None:
@@ -263,7 +296,7 @@ def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
         shard["role"] = JOINING if cluster.me in (told.primary, told.backup) else ABSENT
         shard["side"] = {told.primary: 0, told.backup: 1}.get(cluster.me, NO_SIDE)
         shard["authority"] = cluster.rows[told.primary]
-        if told.backup:
+        if told.backup or told.reserve:
             for number in (number for number, pool in enumerate(config.pool) if pool.shard == told.id):
                 sides.lay(state, number)
 
@@ -279,7 +312,7 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         row["end_block"] = int(row["first_block"]) + blocks_in(pool)
         row["blocks_free"] = count * blocks_in(pool)
         row["blocks_each"] = pool.max_blocks_per_subscriber
-        row["filtering"] = FILTERINGS[pool.filtering]
+        row["filtering"] = pack_filtering(*(FILTERINGS[word] for word in pool.filtering.words))
         row["shard"] = pool.shard
         addresses = [int(host) for prefix in sorted(pool.prefixes) for host in prefix if host != pool.icmp_address]
         state.externals["address"][first : first + count] = addresses
@@ -304,8 +337,7 @@ def _fill_accounts(state: State, config: Config) -> None:
     names = [pool.name for pool in config.pool]
     limits = _limits_rows(config)
     for row, told in zip(state.limits, limits, strict=True):
-        row["sessions"], row["mappings"], row["rate"] = told.sessions, told.ports, told.rate
-        row["burst"] = told.burst or told.rate
+        _fill_limits(row, told)
     first, device_number = 1, 0
     device_account = 1 + sum(map(subscribers_in, config.subscribers))
     for number, group in enumerate(sorted(config.subscribers, key=lambda group: -group.prefix.prefixlen)):
@@ -324,6 +356,16 @@ def _fill_accounts(state: State, config: Config) -> None:
         first += subscribers_in(group)
     devices = state.devices[:device_number]
     devices[:] = devices[np.argsort(devices["mask"], kind="stable")[::-1]]
+
+
+def _fill_limits(row: Any, told: Limits) -> None:
+    """`told`: without gaps."""
+    row["sessions"], row["mappings"], row["rate"] = told.sessions, told.ports, told.rate
+    row["burst"], row["sessions_each"] = told.bucket, told.sessions_per_port
+    shares = told.shares().values()  # in the order of accounts.CLASSES
+    row["sessions_of"], row["mappings_of"] = [share.sessions for share in shares], [share.ports for share in shares]
+    row["reserve"] = [share.reserve for share in shares]
+    row["reserved"] = any(share.reserve for share in shares)
 
 
 def _fill_prefix(row: np.void, prefix: IPv4Network, each: int, first: int, parent: int, pool: int) -> None:
@@ -346,7 +388,7 @@ def _ordinal(group: Subscribers, subscriber: Subscriber) -> int:
 
 def _known(limits: Limits) -> Limits:
     """Limits without gaps. What a device leaves out is limited by its subscriber, who is charged for it anyway."""
-    return limits.within(Limits(sessions=0, ports=0, rate=0, burst=0))
+    return limits.within(NO_LIMITS)
 
 
 def _subscriber_limits(config: Config, group: Subscribers, subscriber: Subscriber) -> Limits:
@@ -419,14 +461,16 @@ def _fill_rule(row: np.void, number: int, rule: Rule | Bypass, internal: AnyNetw
     row["remote_network"], row["remote_mask"] = int(remote.network_address), int(remote.netmask)
     row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
     row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
-    row["protocol"] = PROTOCOLS[rule.protocol]
+    row["protocol"] = 0 if rule.protocol == "any" else protocols.number(rule.protocol)
 
 
 def _fill_statics(state: State, config: Config) -> None:
     for row, mapping in zip(state.statics, config.mappings(), strict=False):
-        row["protocol"] = PROTOCOLS[mapping.protocol]
+        number = protocols.number(mapping.protocol)
+        row["protocol"] = number
         row["internal_address"], row["internal_port"] = int(mapping.internal.address), mapping.internal.port
-        row["external_address"], row["external_port"] = int(mapping.external.address), mapping.external.port
+        row["external_address"] = int(mapping.external.address)
+        row["external_port"] = mapping.external.port or number  # the place of a generic protocol (see shards.generic)
 
 
 # --- ports and gateways ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 from krononat.checks6 import subscribers6
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.models import Config, Leg, Pinhole, Rule, Stick
+from shards import protocols
 from shards.state import (
     ACCEPT,
     ADDRESS_AND_PORT_DEPENDENT,
@@ -23,16 +24,12 @@ from shards.state import (
     INTERNAL,
     OUTBOUND,
     REJECT,
-    TCP,
-    UDP,
     State,
 )
 
 _ANYWHERE = IPv6Network("::/0")
 _HALF = (1 << 64) - 1
-_ESP = 50
 
-PROTOCOLS = {"any": 0, "icmp": ICMP6, "tcp": TCP, "udp": UDP, "esp": _ESP}
 _ACTIONS = {"accept": ACCEPT, "drop": DROP, "reject": REJECT}
 _DIRECTIONS = {"outbound": 1 << OUTBOUND, "inbound": 1 << INBOUND, "both": 1 << OUTBOUND | 1 << INBOUND}
 _FILTERINGS = {
@@ -114,7 +111,12 @@ def _fill_rule(row: np.void, told: Rule | Pinhole, number: int, scope: IPv6Netwo
         row[f"{end}_mask_high"], row[f"{end}_mask_low"] = halves(network.netmask)
     row["internal_port_low"], row["internal_port_high"] = told.internal_ports
     row["remote_port_low"], row["remote_port_high"] = told.remote_ports
-    row["protocol"], row["number"] = PROTOCOLS[told.protocol], number
+    row["protocol"], row["number"] = _number_of(told.protocol), number
+
+
+def _number_of(protocol: str) -> int:
+    """What a rule's protocol is in IPv6; 0 for any."""
+    return {"any": 0, "icmp": ICMP6}[protocol] if protocol in ("any", "icmp") else protocols.number(protocol)
 
 
 def halves(address: Any) -> tuple[int, int]:

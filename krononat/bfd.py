@@ -35,6 +35,7 @@ def fill(state: State, config: Config, random: bytes) -> None:
         row["port"], row["address"], row["state"] = port, int(peer), _DOWN
         row["interval"], row["desired"], row["multiplier"] = interval, max(interval, SLOW), config.bfd.multiplier
         row["remote_required"] = 1  # its first value: RFC 5880 6.8.1
+        row["hold"] = config.bfd.settle_ms
 
 
 def _numbers(random: bytes, port: int, peer: IPv4Address) -> Iterator[int]:

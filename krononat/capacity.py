@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shards import cuckoo
-from shards.state import ACCOUNT, CHUNK_PORTS, EXTENT_LINES, MAPPING, SESSION, Sizes, State, new_state
+from shards.account_rows import ACCOUNT
+from shards.state import CHUNK_PORTS, EXTENT_LINES, MAPPING, SESSION, Sizes, State, new_state
 
 LOAD = 0.85  # of the index: beyond it, finding room for a new key costs ever more
 KEYS_A_SESSION, KEYS_A_MAPPING = 2, 1

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
-from krononat import checks6, checks_bfd, checks_bgp, checks_nat
+from krononat import checks6, checks_bfd, checks_bgp, checks_limits, checks_nat
+from krononat.checks_limits import named_subscribers
 from krononat.locate import ANY, Complaint, Path, nearest
-from krononat.models import SIDES, Config, Leg, Limits, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
+from krononat.models import SIDES, Config, Leg, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.values import EVERY_PORT
 
 Complaints = Iterator[Complaint]
@@ -23,16 +24,14 @@ RULES_AT_MOST = 1 << 16
 PORTS_AT_MOST = 8  # as shards.state, which need not be loaded for a check
 SOCKET_PATH_AT_MOST = 107  # bytes; sun_path of unix(7)
 
-# RFC 5382 REQ-5 and RFC 7857 2.1 (TCP), RFC 4787 REQ-5 (UDP), RFC 5508 REQ-2 (ICMP): seconds.
-MINIMA = {"tcp-established": 7440, "tcp-transitory": 240, "udp": 120, "icmp": 60}
-
 
 def refusals(config: Config) -> list[Complaint]:
     """What makes the configuration unusable."""
     looks = (
         _interfaces, _addresses, _loopback, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps,
-        _strangers_in_pools, _devices, _rules, _mappings, _doubled_mappings, _limits, _timers, _umem, _memif, _shards,
-        _control, _icmp_addresses, *checks6.REFUSALS, *checks_nat.REFUSALS, checks_bgp.refusals, checks_bfd.refusals,
+        _strangers_in_pools, _devices, _rules, _mappings, _doubled_mappings, _umem, _memif, _shards,
+        _control, _icmp_addresses, _clock, *checks6.REFUSALS, *checks_limits.REFUSALS, *checks_nat.REFUSALS,
+        checks_bgp.refusals, checks_bfd.refusals,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -41,7 +40,7 @@ def doubts(config: Config) -> list[Complaint]:
     """What is accepted, but likely not what was meant."""
     looks = (
         _capacity, _lost_ports, _broadcasts, _inside_out, _no_way_out, _lonely_legs, _mortal_shunts, _idle_pools, _idle_rules,
-        *checks_nat.DOUBTS, checks_bgp.doubts, checks_bfd.doubts,
+        *checks_limits.DOUBTS, *checks_nat.DOUBTS, checks_bgp.doubts, checks_bfd.doubts,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -191,14 +190,8 @@ def _own_subscribers(path: Path, group: Subscribers) -> Complaints:
     yield from _overlaps([((*path, "subscriber", number, "prefix"), own.prefix) for number, own in enumerate(group.subscriber)])
 
 
-def _named_subscribers(config: Config) -> Iterator[tuple[Path, Subscribers, Subscriber]]:
-    for number, group in enumerate(config.subscribers):
-        for index, subscriber in enumerate(group.subscriber):
-            yield ("subscribers", number, "subscriber", index), group, subscriber
-
-
 def _devices(config: Config) -> Complaints:
-    for path, _, subscriber in _named_subscribers(config):
+    for path, _, subscriber in named_subscribers(config):
         for number, device in enumerate(subscriber.device):
             here = (*path, "device", number)
             if not device.prefix.subnet_of(subscriber.prefix):
@@ -214,24 +207,6 @@ def _devices(config: Config) -> Complaints:
 def subscribers_in(group: Subscribers) -> int:
     """How many subscribers a prefix holds."""
     return 1 << max(group.each - group.prefix.prefixlen, 0)
-
-
-def _every_limits(config: Config) -> Iterator[tuple[Path, Limits, Limits]]:
-    """Limits of every scope: what it says itself, and what holds there."""
-    yield ("limits",), config.limits, config.limits
-    for number, group in enumerate(config.subscribers):
-        yield ("subscribers", number, "limits"), group.limits, group.limits.within(config.limits)
-    for path, group, subscriber in _named_subscribers(config):
-        yield (*path, "limits"), subscriber.limits, subscriber.limits.within(group.limits.within(config.limits))
-        for number, device in enumerate(subscriber.device):
-            yield (*path, "device", number, "limits"), device.limits, device.limits
-
-
-def _limits(config: Config) -> Complaints:
-    for path, own, held in _every_limits(config):
-        if own.burst and not held.rate:
-            wider = tuple((*path[:length], "limits", "rate") for length in range(0, len(path), 2))
-            yield Complaint((*path, "burst"), "means nothing without `rate`", needs=wider)
 
 
 # --- pools ----------------------------------------------------------------------------------------------------------------
@@ -320,7 +295,7 @@ def _strangers_in_pools(config: Config) -> Complaints:
 
 def _every_rule(config: Config) -> Iterator[tuple[Path, Rule, IPv4Network | None]]:
     """Rules in the order they are looked at in each scope, with the prefix of the scope (None: everybody)."""
-    for path, _, subscriber in _named_subscribers(config):
+    for path, _, subscriber in named_subscribers(config):
         for number, device in enumerate(subscriber.device):
             for index, rule in enumerate(device.rules):
                 yield (*path, "device", number, "rules", index), rule, device.prefix
@@ -335,7 +310,7 @@ def _rules(config: Config) -> Complaints:
     for path, rule, scope in _every_rule(config):
         count += 1
         for key, ports in (("internal-ports", rule.internal_ports), ("remote-ports", rule.remote_ports)):
-            if rule.protocol in ("any", "icmp") and ports != EVERY_PORT:
+            if rule.protocol not in ("tcp", "udp") and ports != EVERY_PORT:
                 told = f'needs `protocol = "tcp"` or "udp"; this rule is for {rule.protocol}'
                 yield Complaint((*path, key), told, needs=((*path, "protocol"),))
         if scope and isinstance(rule.internal, IPv4Network) and not rule.internal.subnet_of(scope):
@@ -348,13 +323,14 @@ def _rules(config: Config) -> Complaints:
 def _every_mapping(config: Config) -> Iterator[tuple[Path, Mapping, Subscriber | None]]:
     for number, mapping in enumerate(config.mapping):
         yield ("mapping", number), mapping, None
-    for path, _, subscriber in _named_subscribers(config):
+    for path, _, subscriber in named_subscribers(config):
         for number, mapping in enumerate(subscriber.mappings):
             yield (*path, "mappings", number), mapping, subscriber
 
 
 def _mappings(config: Config) -> Complaints:
     for path, mapping, subscriber in _every_mapping(config):
+        yield from _mapping_ends(config, path, mapping)
         inside = mapping.internal.address
         number = next((number for number, group in enumerate(config.subscribers) if inside in group.prefix), None)
         if subscriber and inside not in subscriber.prefix:
@@ -364,6 +340,18 @@ def _mappings(config: Config) -> Complaints:
             told = f"{inside} is in no subscriber prefix"
             yield Complaint((*path, "internal"), told, needs=(("subscribers", ANY, "prefix"),))
         yield from _outside_of(config, (*path, "external"), mapping.external.address, number)
+
+
+def _mapping_ends(config: Config, path: Path, mapping: Mapping) -> Complaints:
+    """TCP and UDP have ports, other protocols have none, and must be translated at all."""
+    protocol, has_ports = mapping.protocol, mapping.protocol in ("tcp", "udp")
+    for side, end in (("internal", mapping.internal), ("external", mapping.external)):
+        if bool(end.port) != has_ports:
+            told = f"{end} needs a port, such as {end}:80" if has_ports else f"{end} has a port, but {protocol} has none"
+            yield Complaint((*path, side), told, needs=((*path, "protocol"),))
+    if not has_ports and protocol not in config.nat.other_protocols:
+        told = f"{protocol} is not among `other-protocols` of [nat], so no packet would reach the mapping"
+        yield Complaint((*path, "protocol"), told, needs=(("nat", "other-protocols"),))
 
 
 def _outside_of(config: Config, path: Path, outside: IPv4Address, number: int | None) -> Complaints:
@@ -391,16 +379,6 @@ def _doubled_mappings(config: Config) -> Complaints:
 
 
 # --- the rest -------------------------------------------------------------------------------------------------------------
-
-
-def _timers(config: Config) -> Complaints:
-    if config.timeouts.allow_short_timers:
-        return
-    for key, minimum in MINIMA.items():
-        seconds = getattr(config.timeouts, key.replace("-", "_"))
-        if seconds < minimum:
-            told = f"{seconds} s is under the minimum of {minimum} s; `allow-short-timers = true` accepts it"
-            yield Complaint(("timeouts", key), told, needs=(("timeouts", "allow-short-timers"),))
 
 
 def _umem(config: Config) -> Complaints:
@@ -439,6 +417,13 @@ def _control(config: Config) -> Complaints:
         yield Complaint(("control", "socket"), f"{path!r} is not an absolute path")
     elif len(path.encode()) > SOCKET_PATH_AT_MOST:
         yield Complaint(("control", "socket"), f"is longer than the {SOCKET_PATH_AT_MOST} bytes of a unix socket's path")
+
+
+def _clock(config: Config) -> Complaints:
+    """What watches other cores breathes with the packets and by their clock: a jump would look as if all others had died."""
+    told = {"[cluster]": config.cluster, "[bgp]": config.bgp, "[bfd] peers": checks_bfd.sessions(config)}
+    for name in (name for name, there in told.items() if there and config.server.movable_clock):
+        yield Complaint(("server", "movable-clock"), f"excludes {name}: only the clock of a core that is alone may be moved")
 
 
 # --- doubts ---------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,15 @@
 {"do": "delete", "lines": [[line, generation]]}   {"ok": true, "deleted": n}
 {"do": "config"}                                  {"ok": true, "config": "canonical TOML"}
 {"do": "replace"}                                 {"ok": true, "replacement": {...}}: begun; `status` says how it goes on
+{"do": "drain", "on": bool}                       {"ok": true, "draining": bool, "announces": bool (a [bgp])}: routes are told
+                                                  with GRACEFUL_SHUTDOWN (RFC 8326), so that others are preferred, or without
+{"do": "apply", "config": TOML, "dry": bool}      {"ok": true, "applied": bool, "live": [key], "restart": [key]}: what differs
+                                                  `dry`: only say so. Refused as a whole where a key needs a restart
+{"do": "close", "addresses": [IPv4], "undo": bool}    the same: pair nobody with these external addresses anew, or do again
 {"do": "quarantine", "clear": bool}               {"ok": true, "quarantine": [...], "cleared": n, ...}
+{"do": "clock", "ahead_ms": n, "stands": bool}    {"ok": true, "clock": {"now": tick, "ahead_ms": n, "stands": bool}, ...}
+    The packets' clock (see `clock`), moved by so much and then standing or going; with neither of the two it is only told.
+    "movable": whether the configuration allows to move it.
 whatever is refused                               {"ok": false, "error": {"what": ..., "why": ..., "next": ..., "status": 1}}
 
 Of a core that belongs to a cluster, answered by its worker. A core is named SERVER/NUMBER; "" is none. What a core knows of
@@ -45,6 +53,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,8 +132,7 @@ def _exchange(path: str, request: dict[str, Any], timeout_s: float) -> tuple[dic
     descriptors: list[int] = []
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-            stream.settimeout(timeout_s)
-            stream.connect(path)
+            _connect(stream, path, timeout_s)
             stream.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(_line(stream, descriptors))
     except TimeoutError:
@@ -143,6 +151,19 @@ def _exchange(path: str, request: dict[str, Any], timeout_s: float) -> tuple[dic
         told = answer.get("error", {})
         raise Trouble(told.get("what", "refused"), told.get("why", ""), told.get("next", ""), told.get("status", 1))
     return answer, descriptors
+
+
+def _connect(stream: socket.socket, path: str, timeout_s: float) -> None:
+    """Connect, and wait for so long where a crowd waits already: a socket with a timeout of Python's own, which does not block,
+    would be refused at once (unix(7): EAGAIN).
+    """
+    seconds, rest = divmod(timeout_s, 1)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(rest * 1_000_000)))
+    try:
+        stream.connect(path)
+    except BlockingIOError:
+        raise TimeoutError from None
+    stream.settimeout(timeout_s)
 
 
 def _line(stream: socket.socket, descriptors: list[int]) -> bytes:

@@ -46,6 +46,11 @@ class Core(Model):
         description="Address of one of its interfaces, or of its loopback, that the other cores can send packets to."
     )
     key: str = Field(pattern=r"^[!-~]{40}$", description="Its public key, as `krononat cluster key` printed it.")
+    room: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9_.-]{0,32}$",
+        description="The room that its server is in: what has power, cooling and switches of its own.",
+    )
 
     @property
     def server(self) -> str:
@@ -59,6 +64,10 @@ class Shard(Model):
     id: int = Field(ge=0, lt=1 << 16, description="Its number, as `shard` of its pools says; numbers begin at 0, without gaps.")
     primary: str = Field(description="The core that has it.")
     backup: str | None = Field(default=None, description="The core, of another server, that keeps a copy.")
+    reserve: str | None = Field(
+        default=None,
+        description="The core, in another room, that serves it while theirs is away: with a new table, as it keeps no copy.",
+    )
     epoch: int = Field(default=1, ge=1, lt=1 << 31, description="Counts its owners; raise it to make this map win.")
     external: list[str] = Field(
         default=[], description="Its external prefixes, if they are to be checked here: by all cores, against each other."
@@ -85,6 +94,10 @@ class Map(Model):
     def names(self) -> list[str]:
         """Cores, in the order of the file."""
         return [core.name for core in self.core]
+
+    def rooms(self) -> dict[str, str]:
+        """Room of each core; empty: none is named."""
+        return {core.name: core.room for core in self.core}
 
 
 class Cluster(NamedTuple):
@@ -152,9 +165,14 @@ def refusals(told: Map) -> Iterator[Complaint]:
         for number, core in enumerate(told.core):
             if counted[str(getattr(core, field))] > 1:
                 yield Complaint(("core", number, field), f"{getattr(core, field)} is another core's, too")
-    names = [core.name for core in told.core]
+    rooms = told.rooms()
     for number, shard in enumerate(told.shard):
-        yield from _places_of(number, shard, names)
+        yield from _places_of(number, shard, rooms)
+    servers = {core.server: core.room for core in reversed(told.core)}
+    for number, core in enumerate(told.core):
+        if core.room != servers[core.server]:
+            here, there = (f"room {room}" if room else "no room" for room in (core.room, servers[core.server]))
+            yield Complaint(("core", number, "room"), f"{core.name} is in {here}, another core of its server in {there}")
     ids = Counter(shard.id for shard in told.shard)
     for number, shard in enumerate(told.shard):
         if ids[shard.id] > 1:
@@ -196,14 +214,28 @@ def alarms(told: Map) -> Iterator[str]:
     """What a map can be used with, and nobody should be content with."""
     bare = [str(shard.id) for shard in told.shard if shard.backup is None]
     if bare:
-        yield f"no backup by the map: shard {', '.join(bare[:8])}{f' and {len(bare) - 8} more' if len(bare) > 8 else ''}"
+        yield f"no backup by the map: shard {_listed(bare)}"
+    rooms = told.rooms()
+    torn = [str(shard.id) for shard in told.shard if shard.backup and rooms[shard.primary] != rooms[shard.backup]]
+    if torn:
+        yield f"primary and backup in two rooms by the map: shard {_listed(torn)}"
 
 
-def _places_of(number: int, shard: Shard, names: list[str]) -> Iterator[Complaint]:
-    for field in ("primary", "backup"):
+def _listed(shards: Sequence[str]) -> str:
+    return f"{', '.join(shards[:8])}{f' and {len(shards) - 8} more' if len(shards) > 8 else ''}"
+
+
+def _places_of(number: int, shard: Shard, rooms: Mapping[str, str]) -> Iterator[Complaint]:
+    for field in ("primary", "backup", "reserve"):
         name = getattr(shard, field)
-        if name is not None and name not in names:
-            yield Complaint(("shard", number, field), f"there is no core {name!r}; there are: {', '.join(names)}")
+        if name is not None and name not in rooms:
+            yield Complaint(("shard", number, field), f"there is no core {name!r}; there are: {', '.join(rooms)}")
+    reserve, home = rooms.get(shard.reserve or "", ""), [rooms.get(name or "", "") for name in (shard.primary, shard.backup)]
+    if shard.reserve in rooms and not reserve:
+        yield Complaint(("shard", number, "reserve"), f"{shard.reserve} is in no room: say `room` of the cores")
+    elif shard.reserve in rooms and reserve in home:
+        told = f"{shard.reserve} is in the shard's own room {reserve}: it would go with it"
+        yield Complaint(("shard", number, "reserve"), told)
     if shard.backup and shard.backup.partition("/")[0] == shard.primary.partition("/")[0]:
         told = f"{shard.backup} is of the same server as the primary: the shard would not outlive the server"
         yield Complaint(("shard", number, "backup"), told)
@@ -300,10 +332,12 @@ def written(told: Map) -> str:
             "",
             "[[core]]",
             *(f"{field} = {_quoted(getattr(core, field))}" for field in ("name", "replication", "shunt", "key")),
+            *([f"room = {_quoted(core.room)}"] * bool(core.room)),
         ]
     for shard in told.shard:
         lines += ["", "[[shard]]", f"id = {shard.id}", f"primary = {_quoted(shard.primary)}"]
         lines += [f"backup = {_quoted(shard.backup)}"] * (shard.backup is not None)
+        lines += [f"reserve = {_quoted(shard.reserve)}"] * (shard.reserve is not None)
         lines += [f"epoch = {shard.epoch}"] * (shard.epoch != 1)
         for field in ("external", "subscribers"):
             prefixes = getattr(shard, field)
@@ -386,10 +420,12 @@ def orders(config: Config, cluster: Cluster, cpus: list[int]) -> dict[str, Any]:
             [core.name, f"tcp://{core.replication}", core.key, cluster.rows[core.name], int(core.shunt)]
             for core in cluster.map.others(cluster.me)
         ],
-        "shards": [[shard.id, shard.primary, shard.backup or ""] for shard in cluster.map.shard],
+        "shards": [[shard.id, shard.primary, shard.backup or "", shard.reserve or ""] for shard in cluster.map.shard],
         "dead_after": told.dead_after_ms,
-        "times": [told.join_after_ms, min(300, told.join_after_ms), 1000 * told.grace_s, told.quiet_ms],
+        "times": [
+            told.join_after_ms, min(300, told.join_after_ms), 1000 * told.grace_s, told.quiet_ms, told.silent_room,
+        ],
         "threshold": 1000 * told.replication_threshold_s,
         "holds": told.replicate_hold_down,
         "cpus": cpus,
-    }
+    }  # fmt: skip

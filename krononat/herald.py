@@ -28,6 +28,7 @@ class Herald:
         self._worker: int | None = None  # who has a connection
         self._tried = -TRY_EACH
         self._told_linger = 0
+        self.draining = self._told_draining = False
         self._complained = False
         self._patience, self._refusal = TRY_EACH, ""
 
@@ -40,11 +41,17 @@ class Herald:
             self._connect()
         elif self._worker == self._crew.pid and self._wanted_linger() != self._told_linger:
             self._tell({"do": "linger", "ms": self._wanted_linger()})
+        self._tell_of_draining()
+
+    def _tell_of_draining(self) -> None:
+        """What a worker was told of it, the next one does not know."""
+        if self._told_draining != self.draining and self._crew.send({"do": "drain", "on": self.draining}):
+            self._told_draining = self.draining
 
     def hurry(self) -> None:
         """A worker has taken over: connect at once."""
         self._tried, self._patience = -TRY_EACH, TRY_EACH
-        self._worker = None
+        self._worker, self._told_draining = None, False
 
     def due(self, usual: int) -> int:
         """Ticks until the next turn."""

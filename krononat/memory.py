@@ -107,11 +107,11 @@ def populate(state: State) -> None:
     and new subscribers meet pages of the index and of port owners at random (a breath of 239 ms was seen, of 2 ms with this).
 
     To be done by another process than the worker: the pages are everyone's, the time is its own. The arena is `keep_ahead`'s;
-    of the owners those of TCP and UDP, 512 KiB an external address, for ICMP has few.
+    of the owners those of TCP and UDP, 512 KiB an external address, for ICMP and generic protocols have few.
     """
     for name, array in state._asdict().items():
         if name not in ("words", "sessions", "mappings", "links", "dirty", "shipped"):
-            rows = array[1:] if name == "owners" else array
+            rows = array[1:3] if name == "owners" else array
             _populate(rows.reshape(-1).view("u1"), 0, rows.nbytes)
 
 

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from krononat.fields import field_at, meant, model_of
 from krononat.locate import Path
 from krononat.models import SIDES, Config
-from krononat.values import Endpoint
+from krononat.values import Endpoint, Protocol
 
 ROUNDS = 8  # a table that stands in has fields that must be there, and so on; deeper than the models are nested
 
@@ -29,6 +29,7 @@ STAND_INS = {
     IPv6Network: IPv6Network("::/128"),
     Endpoint: Endpoint(NOWHERE, 0),
     str: "stand-in",
+    Protocol: Protocol("tcp"),
 }
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from krononat import client, view
+from krononat import client, usage, view
 from shards.state import ROLES, State
 
 PREFIX = "krononat"
@@ -47,6 +47,9 @@ gauge    session_table_fill_ratio  core            of the index that is in use
 gauge    memory_fill_ratio        core             of the extents for rows that are in use
 gauge    pool_blocks              core,pool        blocks of ports of a pool
 gauge    pool_blocks_free         core,pool        of these nobody's
+gauge    alarm_level              core,what,pool   how bad it is that something is nearly full: 1 warning, 2 critical
+counter  alarms_raised            core,what,pool   times that it became worse
+gauge    strained_subscribers     core             subscribers that have nearly all the blocks that they may have
 gauge    interface_info           core,interface,side,xdp_mode  interfaces; always 1
 counter  rx_ring_overruns         core,interface   frames that found the receive ring full
 counter  fill_ring_empty          core,interface   times that the kernel had no frame to receive into
@@ -126,7 +129,7 @@ def gather(path: str) -> Core:
 
 def samples(core: Core) -> Iterator[Sample]:
     """All figures of a core."""
-    for part in (_process, _packets, _rows, _pools, _interfaces, _shards, _links, _tallies):
+    for part in (_process, _packets, _rows, _pools, _alarms, _interfaces, _shards, _links, _tallies):
         for family, labels, figure in part(core):
             yield family, (core.name, *labels), float(figure)
 
@@ -167,6 +170,15 @@ def _pools(core: Core) -> Iterator[Sample]:
         row = core.state.pools[number]
         yield "pool_blocks", (name,), int(row["externals"]) * (int(row["end_block"]) - int(row["first_block"]))
         yield "pool_blocks_free", (name,), int(row["blocks_free"])
+
+
+def _alarms(core: Core) -> Iterator[Sample]:
+    for row in usage.alarms(core.state, core.pools):
+        if row.what == "subscribers":
+            yield "strained_subscribers", (), row.strained
+        else:
+            yield "alarm_level", (row.what, row.pool), usage.LEVELS.index(row.level)
+            yield "alarms_raised", (row.what, row.pool), row.raised
 
 
 def _interfaces(core: Core) -> Iterator[Sample]:

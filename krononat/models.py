@@ -9,24 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, WrapSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, SerializerFunctionWrapHandler, WrapSerializer
 
 from krononat.model import Model
 from krononat.models_bgp import Bfd, Bgp
+from krononat.models_limits import NO_LIMITS, Limits, Timeouts
 from krononat.values import (
     EVERY_PORT,
     Address,
-    EndpointText,
+    GenericProtocol,
     HostPrefix,
     InterfaceAddress,
+    MappingEnd,
+    MappingProtocol,
     PortRange,
     Ports,
     Prefix,
+    Protocol,
+    RuleProtocol,
     one_of,
 )
 from krononat.values6 import Address6, AnyPrefix, HostPrefix6, InterfaceAddress6, Prefix6
+from shards.protocols import DEFAULT
 
-LONGEST_TIMER_S = 8000  # shorter than a neighbour is remembered (shards.neighbours) and than a turn of the timer wheel
 SIDES = ("internal", "external", "both")
 MTU_AT_MOST = 3498  # what fits a 4 KiB frame with its headroom
 
@@ -40,6 +45,11 @@ class Server(Model):
     name: str = Field(default="nat1", pattern=_NAME, description=f"Name of this server, in logs and sockets: {_NAME_TOLD}.")
     core: int = Field(default=0, ge=0, le=9999, description="Number of this core among those of the server.")
     cpu: int | None = Field(default=None, ge=0, description="CPU the worker is pinned to; default: the last one it may run on.")
+    movable_clock: bool = Field(
+        default=False,
+        description="Whether `krononat lab clock` may stop the clock that sessions go by, or move it ahead so that they end. "
+        "For a laboratory; never where there are subscribers.",
+    )
 
 
 Checksums = Annotated[Literal["auto", "partial", "complete"], one_of(("auto", "partial", "complete"))]
@@ -187,32 +197,6 @@ class Memory(Model):
     )
 
 
-class Limits(Model):
-    """Limits of a subscriber or device; 0: none, left out: as the next wider scope says."""
-
-    sessions: int | None = Field(default=None, ge=0, le=2**31, description="Sessions at once.")
-    ports: int | None = Field(default=None, ge=0, le=2**31, description="Mappings (external ports) at once.")
-    rate: int | None = Field(default=None, ge=0, le=1_000_000, description="New sessions a second.")
-    burst: int | None = Field(
-        default=None, ge=0, le=1_000_000, description="New sessions that may come at once; 0 or left out: as many as `rate`."
-    )
-
-    @property
-    def bucket(self) -> int:
-        """Depth of the token bucket behind `rate`."""
-        return self.burst or self.rate or 0
-
-    def within(self, wider: Limits) -> Limits:
-        """These limits, with what they leave out taken from the wider scope."""
-        return Limits(**(wider.model_dump(exclude_none=True) | self.model_dump(exclude_none=True)))
-
-
-RULE_PLANNED = {"sctp": "SCTP is not implemented in this release", "gre": "GRE is not implemented in this release"}
-RuleProtocol = Annotated[Literal["any", "tcp", "udp", "icmp"], one_of(("any", "tcp", "udp", "icmp"), RULE_PLANNED)]
-MappingProtocol = Annotated[
-    Literal["tcp", "udp"],
-    one_of(("tcp", "udp"), RULE_PLANNED | {"icmp": "static mappings for ICMP are not implemented in this release"}),
-]
 Action = Annotated[
     Literal["accept", "drop", "reject"],
     one_of(("accept", "drop", "reject"), {"log": "logging of rules is not implemented in this release"}),
@@ -226,7 +210,10 @@ class Rule(Model):
     """
 
     direction: Literal["outbound", "inbound", "both"] = Field(default="outbound", description="Which packets it looks at.")
-    protocol: RuleProtocol = Field(default="any", description="Protocol it matches.")
+    protocol: RuleProtocol = Field(
+        default=Protocol("any"),
+        description="Protocol it matches: any, icmp (in IPv6 too), tcp, udp, gre, esp, sctp ..., or a number.",
+    )
     internal: AnyPrefix | None = Field(default=None, description="Internal addresses it matches; default: all in its scope.")
     internal_ports: Ports = Field(default=EVERY_PORT, description="Internal ports it matches (TCP and UDP).")
     remote: AnyPrefix | None = Field(default=None, description="Remote addresses it matches; default: all.")
@@ -240,7 +227,7 @@ class Bypass(Model):
     They pass as they are, by sessions: answers come in, and nothing else unless `inbound` says so.
     """
 
-    protocol: RuleProtocol = Field(default="any", description="Protocol it is for.")
+    protocol: RuleProtocol = Field(default=Protocol("any"), description="Protocol it is for, as of a rule.")
     internal: Prefix | None = Field(default=None, description="Subscribers' addresses it is for; default: all.")
     internal_ports: Ports = Field(default=EVERY_PORT, description="Their ports (TCP and UDP).")
     remote: Prefix | None = Field(default=None, description="Destinations it is for; default: all.")
@@ -252,9 +239,7 @@ class Bypass(Model):
 class Pinhole(Model):
     """IPv6 that may come in unasked (RFC 6092 REC-48): a service of a subscriber."""
 
-    protocol: Annotated[Literal["any", "tcp", "udp", "icmp", "esp"], one_of(("any", "tcp", "udp", "icmp", "esp"))] = Field(
-        default="any", description="Protocol it is for."
-    )
+    protocol: RuleProtocol = Field(default=Protocol("any"), description="Protocol it is for, as of a rule.")
     internal: Prefix6 = Field(description="The addresses that may be reached, in a subscriber's `prefix6`.")
     internal_ports: Ports = Field(default=EVERY_PORT, description="Their ports (TCP and UDP).")
     remote: Prefix6 | None = Field(default=None, description="From where; default: everywhere.")
@@ -264,9 +249,11 @@ class Pinhole(Model):
 class Mapping(Model):
     """A static mapping: this external endpoint always leads to that internal one."""
 
-    protocol: MappingProtocol = Field(description="Protocol.")
-    internal: EndpointText = Field(description="The subscriber's endpoint.")
-    external: EndpointText = Field(description="The endpoint the Internet sees; its address is in the subscriber's pool.")
+    protocol: MappingProtocol = Field(
+        description="Protocol: tcp, udp, or one of `other-protocols` of [nat]: all remotes then speak it with this host alone."
+    )
+    internal: MappingEnd = Field(description="The subscriber's endpoint; of other protocols than TCP and UDP its address.")
+    external: MappingEnd = Field(description="The endpoint the Internet sees; its address is in the subscriber's pool.")
 
 
 class Device(Model):
@@ -291,10 +278,8 @@ class Subscriber(Model):
     transparent: bool = Field(default=False, description="Nothing is filtered towards its IPv6 addresses (RFC 6092 REC-49).")
 
 
-Filtering = Annotated[
-    Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"],
-    one_of(("endpoint-independent", "address-dependent", "address-and-port-dependent")),
-]
+FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
+Filtering = Annotated[Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)]
 
 
 class Filtering6(Model):
@@ -303,6 +288,36 @@ class Filtering6(Model):
     tcp: Filtering = Field(default="address-dependent", description="For TCP.")
     udp: Filtering = Field(default="address-dependent", description="For UDP and UDP-Lite.")
     other: Filtering = Field(default="address-dependent", description="For everything else.")
+
+
+class PoolFiltering(Model):
+    """Who may write to an external endpoint, beside the remotes that it has sessions with (RFC 4787 5, RFC 5382 REQ-3)."""
+
+    tcp: Filtering = Field(default="endpoint-independent", description="For TCP.")
+    udp: Filtering = Field(default="endpoint-independent", description="For UDP.")
+    icmp: Filtering = Field(default="endpoint-independent", description="For ICMP queries.")
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """Of ICMP, TCP, UDP: the order of the port spaces."""
+        return self.icmp, self.tcp, self.udp
+
+
+def _for_all(value: Any) -> Any:
+    """One word is for every protocol."""
+    if isinstance(value, str) and value not in FILTERINGS:
+        raise ValueError(f"must be one of {', '.join(FILTERINGS)}")
+    return dict.fromkeys(("tcp", "udp", "icmp"), value) if isinstance(value, str) else value
+
+
+def _in_a_word(value: PoolFiltering, handler: SerializerFunctionWrapHandler) -> Any:
+    """What is alike for every protocol is one word."""
+    return value.udp if len(set(value.words)) == 1 else handler(value)
+
+
+OneFiltering = Annotated[
+    PoolFiltering, BeforeValidator(_for_all, json_schema_input_type=Filtering | PoolFiltering), WrapSerializer(_in_a_word)
+]
 
 
 def _one_pool(value: Any) -> Any:
@@ -326,9 +341,6 @@ class Subscribers(Model):
     each6: int = Field(default=56, ge=1, le=64, description="Prefix length of one subscriber's IPv6.")
     filtering6: Filtering6 = Field(default=Filtering6(), description="Who may answer by IPv6.")
     transparent: bool = Field(default=False, description="Nothing is filtered towards their IPv6 addresses (RFC 6092 REC-49).")
-
-
-FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 
 
 class Pool(Model):
@@ -356,9 +368,10 @@ class Pool(Model):
     ports: Ports = Field(default=PortRange(1024, 65535), description="Ports handed out, in whole blocks; not below 1024.")
     block_size: int = Field(default=512, ge=64, le=32768, description="Ports of a block; a power of two from 64 on.")
     max_blocks_per_subscriber: int = Field(default=8, ge=1, le=8, description="Blocks one subscriber may have at once.")
-    filtering: Annotated[
-        Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)
-    ] = Field(default="endpoint-independent", description="Which remotes may answer (RFC 4787 5).")
+    filtering: OneFiltering = Field(
+        default=PoolFiltering(),
+        description="Which remotes may answer (RFC 4787 5): a word, or a table of one for each of tcp, udp, icmp.",
+    )
 
 
 class Nat(Model):
@@ -374,6 +387,28 @@ class Nat(Model):
     inbound_refresh: bool = Field(
         default=False, description="Inbound packets, too, keep UDP and ICMP sessions alive (RFC 4787 REQ-6)."
     )
+    other_protocols: list[GenericProtocol] = Field(
+        default=[Protocol(name) for name in DEFAULT],
+        description="IPv4 protocols beside TCP, UDP and ICMP that are translated, by address alone: one host at a time has a "
+        "protocol to a remote by an external address (docs/protocols.md). Names or numbers; others are dropped.",
+    )
+
+
+def _no_ftp(wanted: bool) -> bool:
+    if wanted:
+        raise ValueError(
+            "is not available: a gateway for FTP would have to rewrite commands in TCP's stream; passive mode (PASV, EPSV), "
+            "the default of today's clients, passes without; leave `ftp` out or false"
+        )
+    return wanted
+
+
+class Alg(Model):
+    """Application-level gateways: all are off (RFC 4787 REQ-10, RFC 5382 REQ-6)."""
+
+    ftp: Annotated[bool, AfterValidator(_no_ftp)] = Field(
+        default=False, description="Always false: payloads of FTP pass unchanged. Clients use passive mode."
+    )
 
 
 class Firewall6(Model):
@@ -382,27 +417,37 @@ class Firewall6(Model):
     echo: bool = Field(default=True, description="Everyone may ping subscribers (RFC 4890 4.3.1).")
 
 
-class Timeouts(Model):
-    """Seconds of silence after which a session ends."""
-
-    allow_short_timers: bool = Field(default=False, description="Accept timers under the minimum of the RFCs (for tests).")
-    tcp_established: int = Field(
-        default=7440, ge=1, le=LONGEST_TIMER_S, description="Established TCP, in s (RFC 5382 REQ-5: >= 7440)."
-    )
-    tcp_transitory: int = Field(
-        default=240, ge=1, le=LONGEST_TIMER_S, description="Opening or closing TCP, in s (RFC 5382: >= 240)."
-    )
-    udp: int = Field(default=300, ge=1, le=LONGEST_TIMER_S, description="UDP, in s (RFC 4787 REQ-5: >= 120).")
-    icmp: int = Field(default=60, ge=1, le=LONGEST_TIMER_S, description="ICMP queries, in s (RFC 5508 REQ-2: >= 60).")
-
-
 class Icmp(Model):
     """ICMP errors of our own."""
 
     errors_per_second: int = Field(default=100, ge=0, le=1_000_000, description="At most so many a second; 0: none at all.")
+    towards: list[Literal["internal", "external"]] = Field(
+        default=["internal", "external"], description="Sides whose senders are told (RFC 5508 REQ-9)."
+    )
     reject_code: int = Field(
         default=13, ge=0, le=15, description="Code of the `unreachable` that rejecting rules send (RFC 1812 5.2.7.1)."
     )
+    refusal_code: int = Field(
+        default=1,
+        ge=-1,
+        le=15,
+        description="Code of the `unreachable` that a subscriber gets whose session is refused by a limit or for want of ports "
+        "or memory, at most ten a second each (RFC 6888 REQ-11: 1; RFC 5508 REQ-8: 13); -1: none is sent.",
+    )
+    refusal_code6: int = Field(
+        default=1,
+        ge=-1,
+        le=6,
+        description="The same of ICMPv6 (RFC 4443 3.1: 1, prohibited); -1: none is sent.",
+    )
+
+
+class Alarms(Model):
+    """When it is told that something is nearly full: pools, the index, rows for sessions, a subscriber's blocks."""
+
+    warning: int = Field(default=80, ge=0, le=100, description="Percent in use from which on it warns; 0: never.")
+    critical: int = Field(default=90, ge=0, le=100, description="Percent from which on it is critical; 0: never.")
+    clear: int = Field(default=5, ge=0, le=50, description="By how many points use must have sunk for the alarm to end.")
 
 
 LOG_LEVELS = ("off", "blocks", "mappings", "sessions")
@@ -452,6 +497,13 @@ class Cluster(Model):
     grace_s: int = Field(
         default=10, ge=0, le=600, description="After a takeover, for how long connections may be picked up in their middle."
     )
+    silent_room: Annotated[Literal["wait", "apart", "dead"], one_of(("wait", "apart", "dead"))] = Field(
+        default="apart",
+        description="What a reserve makes of a home of its shard of which nothing is heard, when packets of that come here. "
+        "`wait`: nothing, unless the end of its processes was told. `apart`: it may be cut off only, so ports are handed out "
+        "that are not its owner's, and connections from before break. `dead`: it is, so most of them go on; if it is not, two "
+        "subscribers may get one port.",
+    )
     quiet_ms: int = Field(
         default=1000, ge=50, le=600_000, description="A shard has moved when its old core saw no packet for so long."
     )
@@ -483,14 +535,16 @@ class Config(Model):
     subscribers: list[Subscribers] = Field(min_length=1, description="Internal prefixes.")
     pool: list[Pool] = Field(min_length=1, description="External addresses.")
     nat: Nat = Field(default=Nat(), description="Behaviour of the translation.")
+    alg: Alg = Field(default=Alg(), description="Application-level gateways.")
     firewall6: Firewall6 = Field(default=Firewall6(), description="Behaviour of the IPv6 firewall.")
     bypass: list[Bypass] = Field(default=[], description="What is not translated.")
     pinhole: list[Pinhole] = Field(default=[], description="IPv6 that may come in unasked.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Lifetimes of sessions.")
     icmp: Icmp = Field(default=Icmp(), description="ICMP errors of our own.")
+    alarms: Alarms = Field(default=Alarms(), description="When it is told that something is nearly full.")
     log: Log = Field(default=Log(), description="The log of NAT events.")
     limits: Limits = Field(
-        default=Limits(sessions=0, ports=0, rate=0, burst=0),
+        default=NO_LIMITS,
         description="Limits of every subscriber where nothing nearer says otherwise.",
     )
     rule: list[Rule] = Field(default=[], description="Global rules, after those of devices and subscribers.")

@@ -95,6 +95,13 @@ class Bfd(Model):
     multiplier: int = Field(
         default=3, ge=1, le=255, description="After so many intervals of silence a neighbour is dead, and so are we to it."
     )
+    settle_ms: int = Field(
+        default=2000,
+        ge=0,
+        le=600_000,
+        description="How long a neighbour that was lost must be up again before packets are sent by its link while another one "
+        "is sound, in ms: a switch that has just started answers before its routes are back.",
+    )
     peers: list[Address] | None = Field(
         default=None, description="Neighbours, each on-link at one of the interfaces; default: every [[bgp.peer]]."
     )

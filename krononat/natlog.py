@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shards.state import EVENTS, PROTOCOLS, Array, State
+from shards import protocols
+from shards.event_rows import ALARM_POOLS, ALARM_SUBSCRIBERS
+from shards.state import EVENTS, Array, State
 from shards.verdict import VERDICTS
 
 # natEvent (RFC 8158 section 4.3, IANA's registry of IPFIX) and the words that RFC 6146 and RFC 6888 have for it.
@@ -26,14 +28,26 @@ KINDS = {
     13: "quota_exceeded",
     16: "block_allocated",
     17: "block_released",
+    18: "threshold_reached",
 }
+LEVELS = ("none", "warning", "critical")
+
+# Which quota was exceeded (natQuotaExceededEvent) and which threshold was reached (natThresholdEvent), by RFC 8158 4.3.
+QUOTAS = {"rows_exhausted": 1, "table_full": 1, "neighbours_exhausted": 4, "fragment_limit": 5}
+_PER_USER = 3
+_POOL_HIGH, _POOL_LOW, _MAPPINGS_HIGH, _USER_HIGH = 1, 2, 3, 4
 
 _READABLE = EVENTS - 1  # the oldest row may be in the writer's hands
 _WRAP = 0xFFFF_FFFF
+_QUOTA_EXCEEDED = 13
 
 
 class Event(NamedTuple):
-    """An event. `reason`: the verdict of a refused packet. `row` and `generation` name the life of a session or mapping."""
+    """An event. `reason`: the verdict of a refused packet. `row` and `generation` name the life of a session or mapping.
+
+    `detail`: natQuotaExceededEvent or natThresholdEvent. Of a threshold `what` and `level` say which and how bad, `packets` how
+    many percent.
+    """
 
     time: str  # UTC, ISO 8601, by the reader's clock
     kind: str
@@ -51,6 +65,9 @@ class Event(NamedTuple):
     generation: int
     packets: int
     reason: str
+    detail: int
+    what: str
+    level: str
 
 
 class Reader:
@@ -79,11 +96,12 @@ class Reader:
 
 def event(row: Any) -> Event:
     """An EVENT row in words."""
+    number = int(row["internal_realm"]) >> 24
     return Event(
         _moment(int(row["tick"])),
         KINDS.get(int(row["kind"]), str(int(row["kind"]))),
         int(row["kind"]),
-        PROTOCOLS.get(int(row["internal_realm"]) >> 24, ""),
+        protocols.NAMES.get(number, str(number) if number else ""),
         _address(row["internal_address"]),
         int(row["internal_port"]),
         _address(row["external_address"]),
@@ -96,7 +114,32 @@ def event(row: Any) -> Event:
         int(row["generation"]),
         int(row["packets"]),
         VERDICTS[int(row["verdict"])].name if row["verdict"] else "",
+        _detail(row),
+        what(int(row["alarm"]) - 1) if row["alarm"] else "",
+        LEVELS[int(row["level"])] if row["alarm"] else "",
     )
+
+
+def _detail(row: Any) -> int:
+    """Which quota, or which threshold; 0 for other events."""
+    if row["alarm"]:
+        return _threshold(int(row["alarm"]) - 1, int(row["level"]))
+    exceeded = int(row["kind"]) == _QUOTA_EXCEEDED
+    return QUOTAS.get(VERDICTS[int(row["verdict"])].name, _PER_USER) if exceeded else 0
+
+
+def _threshold(alarm: int, level: int) -> int:
+    """natThresholdEvent: what rose, or a pool of which there is enough again."""
+    if alarm == ALARM_SUBSCRIBERS:
+        return _USER_HIGH
+    if alarm >= ALARM_POOLS:
+        return _POOL_HIGH if level else _POOL_LOW
+    return _MAPPINGS_HIGH
+
+
+def what(alarm: int) -> str:
+    """A row of ALARM in words; pools have their numbers."""
+    return ("index", "rows", "subscriber")[alarm] if alarm < ALARM_POOLS else f"pool {alarm - ALARM_POOLS}"
 
 
 def _moment(tick: int) -> str:

@@ -3,6 +3,7 @@
 udp 100.64.0.2:4000 > 198.51.100.9:53
 tcp syn,ack 198.51.100.9:443 > 203.0.113.1:40000 ttl 3
 icmp echo 100.64.0.2 > 198.51.100.9 id 7 length 1400
+gre 100.64.0.2 > 198.51.100.9 length 500
 udp [2001:db8::2]:4000 > [2600::9]:53
 """
 
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from krononat.client import Trouble
 from krononat.values import read_address
 from krononat.values6 import read_address6
+from shards import protocols
 
 Address = IPv4Address | IPv6Address
 
@@ -23,7 +25,8 @@ FLAGS = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32}
 QUERIES6 = {8: 128, 0: 129}  # what those are in IPv6; it has no timestamps
 ICMP6 = 58
 QUERIES = {"echo": 8, "echo-reply": 0, "timestamp": 13, "timestamp-reply": 14}
-NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17}
+NUMBERS = {name: number for name, number in protocols.BY_NAME.items() if name != "icmp6"}
+WITH_PORTS = ("tcp", "udp")
 EXAMPLE = "write it like 'udp 100.64.0.2:4000 > 198.51.100.9:53' or 'tcp syn ...' or 'icmp echo 100.64.0.2 > 198.51.100.9'"
 
 
@@ -45,6 +48,8 @@ class Packet(NamedTuple):
         if self.protocol == "icmp":
             word = next((word for word, kind in QUERIES.items() if kind == self.kind), f"type {self.kind}")
             return f"icmp {word} {self.source} > {self.destination} id {self.identifier}"
+        if self.protocol not in WITH_PORTS:
+            return f"{self.protocol} {self.source} > {self.destination}"
         words = ",".join(word for word, bit in FLAGS.items() if self.flags & bit)
         flags = f" {words}" if words else ""
         source, destination = endpoint(self.source, self.source_port), endpoint(self.destination, self.destination_port)
@@ -60,14 +65,16 @@ def read_packet(text: str) -> Packet:
     """Packet of an expression; Trouble where it is none."""
     left, arrow, right = text.lower().replace("->", ">").partition(">")
     words, rest = left.split(), right.split()
-    if words and words[0] not in NUMBERS:
+    if words and words[0].isdigit() and int(words[0]) < 256:
+        words[0] = protocols.name(int(words[0]))
+    if words and words[0] not in NUMBERS and not (words[0].isdigit() and int(words[0]) < 256):
         raise Trouble(f"{words[0]!r} is not a protocol to trace", f"there are {', '.join(NUMBERS)}", EXAMPLE, USAGE)
     if len(words) < 2 or not rest:
         quoting = "" if arrow else "; the shell takes a '>' without quotes"
         why = f"it needs a protocol, a source, '>' and a destination{quoting}"
         raise Trouble(f"{text!r} is not a packet", why, EXAMPLE, USAGE)
     protocol, *about, source = words
-    with_ports = protocol != "icmp"
+    with_ports = protocol in WITH_PORTS
     packet = Packet(protocol, *_endpoint(source, with_ports), *_endpoint(rest[0], with_ports))
     if packet.source.version != packet.destination.version:
         raise Trouble(f"{text!r} is of two kinds", "source and destination are IPv4 or IPv6 both", EXAMPLE, USAGE)
@@ -97,7 +104,9 @@ def _endpoint(text: str, with_port: bool) -> tuple[Address, int]:
     except ValueError as error:
         raise Trouble(f"{address!r} {error}", "", EXAMPLE, USAGE) from None
     if with_port != bool(colon):
-        raise Trouble(f"{text!r} {'needs a port' if with_port else 'has a port, but ICMP has none'}", "", EXAMPLE, USAGE)
+        raise Trouble(
+            f"{text!r} {'needs a port' if with_port else 'has a port, but its protocol has none'}", "", EXAMPLE, USAGE
+        )
     return told, _number("port", port, 65535) if colon else 0
 
 
@@ -141,16 +150,16 @@ def _with_options(packet: Packet, words: list[str]) -> Packet:
 
 def build(packet: Packet, destination_mac: bytes, vlan: int = 0) -> bytes:
     """The packet as an Ethernet frame, tagged if `vlan`, with right checksums; not to be fragmented."""
-    head = 8 if packet.protocol != "tcp" else 20
+    head = protocols.LEAST.get(_number_of(packet), 0)
     below = 40 if packet.source.version == 6 else 20
     payload = bytes(max(packet.length - below - head, 0))
-    body = {"udp": _udp, "tcp": _tcp, "icmp": _icmp}[packet.protocol](packet, payload)
+    body = {"udp": _udp, "tcp": _tcp, "icmp": _icmp}.get(packet.protocol, _generic)(packet, payload)
     tag = struct.pack("!HH", 0x8100, vlan) if vlan else b""
     ethernet = destination_mac + bytes((2, 0, 0, 0, 0, 254)) + tag
     if packet.source.version == 6:
         ip = struct.pack("!IHBB", 6 << 28, len(body), _number_of(packet), packet.ttl)
         return ethernet + b"\x86\xdd" + ip + packet.source.packed + packet.destination.packed + body
-    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0x4000, packet.ttl, NUMBERS[packet.protocol], 0)
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0x4000, packet.ttl, _number_of(packet), 0)
     ip += packet.source.packed + packet.destination.packed
     ip = ip[:10] + struct.pack("!H", _checksum(ip)) + ip[12:]
     return ethernet + b"\x08\x00" + ip + body
@@ -158,7 +167,12 @@ def build(packet: Packet, destination_mac: bytes, vlan: int = 0) -> bytes:
 
 def _number_of(packet: Packet) -> int:
     """Its protocol on the wire."""
-    return ICMP6 if packet.protocol == "icmp" and packet.source.version == 6 else NUMBERS[packet.protocol]
+    return ICMP6 if packet.protocol == "icmp" and packet.source.version == 6 else protocols.number(packet.protocol)
+
+
+def _generic(packet: Packet, payload: bytes) -> bytes:
+    """As much header as the protocol has, and nothing in it: a NAT looks at no more."""
+    return bytes(protocols.LEAST.get(_number_of(packet), 0)) + payload
 
 
 def _udp(packet: Packet, payload: bytes) -> bytes:
@@ -186,7 +200,7 @@ def _pseudo(packet: Packet, body: bytes) -> bytes:
     ends = packet.source.packed + packet.destination.packed
     if packet.source.version == 6:
         return ends + struct.pack("!II", len(body), _number_of(packet))
-    return ends + struct.pack("!HH", NUMBERS[packet.protocol], len(body))
+    return ends + struct.pack("!HH", _number_of(packet), len(body))
 
 
 def _checksum(data: bytes) -> int:

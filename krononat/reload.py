@@ -16,8 +16,12 @@ from krononat.client import NOT_FOUND, Trouble
 from krononat.models import Config
 from shards.state import OPEN, State
 
-_TABLES = ("rule", "bypass", "pinhole", "nat", "firewall6", "icmp", "log", "timeouts")
+_TABLES = ("rule", "bypass", "pinhole", "nat", "firewall6", "icmp", "alarms", "log", "timeouts")
 _POOL = ("drain", "exclude")
+# Of these tables: what sessions and packets of now may rely on.
+_FIXED = ("nat.other-protocols", "timeouts.port", "timeouts.port.protocol", "timeouts.port.ports")
+
+Orders = dict[str, int | list[int]]  # values by name of SETTINGS
 
 
 class Plan(NamedTuple):
@@ -58,6 +62,8 @@ def _is_table(value: Any) -> bool:
 
 def _is_live(key: str) -> bool:
     first, last = key.split(".")[0], key.split(".")[-1]
+    if key in _FIXED:
+        return False
     rules = first == "subscribers" and last == "rules"
     return first in _TABLES or rules or (first == "pool" and last in _POOL)
 
@@ -71,12 +77,14 @@ def room(state: State, after: Config) -> str:
     return ""
 
 
-def prepare(state: State, after: Config) -> dict[str, int]:
+def prepare(state: State, after: Config) -> Orders:
     """Write the tables; the SETTINGS that a worker is to write then."""
     settings = state.settings[0]
     version = int(settings["rules_version"]) % 0xFFFF + 1
-    orders = appliance.fill_rules(state, after, int(settings["rules_at"] == 0), version)
-    return orders | appliance.behaviour(after)
+    return {
+        **appliance.fill_rules(state, after, int(settings["rules_at"] == 0), version),
+        **appliance.behaviour(after),
+    }
 
 
 def close(state: State, after: Config) -> None:
@@ -106,6 +114,6 @@ def drained(config: Config, addresses: list[IPv4Address], undo: bool) -> Config:
     return config.model_copy(update={"pool": pools})
 
 
-def in_force(state: State, orders: dict[str, int]) -> bool:
+def in_force(state: State, orders: Orders) -> bool:
     """Whether a worker has done what it was told."""
-    return all(int(state.settings[0][name]) == value for name, value in orders.items())
+    return all(state.settings[0][name].tolist() == value for name, value in orders.items())

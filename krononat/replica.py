@@ -18,7 +18,7 @@ from replication.migration import Move
 from replication.protocol import ALIVE, Peer, Settings
 from replication.rows import StateSink, StateSource
 from shards import shunt, sides
-from shards.state import ABSENT, ACTIVE, PASSIVE, ROLES, SYNCING, State
+from shards.state import ABSENT, ACTIVE, PASSIVE, ROLES, SESSION6_0, SESSION6_1, SYNCING, State
 from shards.verdict import HOLD_OVERFLOW, NO_AUTHORITY, SHUNT_FOREIGN, SHUNT_MALFORMED, SHUNT_REFUSED, SHUNT_TOO_BIG
 
 ROWS_AT_ONCE = 100  # of an answer: a message ends at 200 KB, a row with alarms takes a kilobyte
@@ -72,7 +72,7 @@ class Replica:
         self.conductor.follow(staying, self._places, now)
         for name in gone:
             self.exchange.part(name)
-        lay_sides(self._state, [shard for shard, place in places.items() if place.backup and not self._places[shard].backup])
+        lay_sides(self._state, [shard for shard, place in places.items() if place.others and not self._places[shard].others])
         _address(self._state, told)
         for name in newer.keys() - staying.keys():
             self.exchange.meet(newer[name], now)
@@ -181,9 +181,9 @@ class Replica:
         if active == self._me:
             in_sync = bool(passive) and self.exchange.synced(shard, passive)
         return {
-            "shard": shard, "primary": place.primary, "backup": place.backup, "active": active, "passive": passive,
-            "role": ROLES[post.role], "side": post.side, "epoch": post.epoch, "in_sync": in_sync, "sessions": sessions,
-            "mappings": mappings, "wanted": int(row["wanted"]), "shunted": int(row["shunted"]),
+            "shard": shard, "primary": place.primary, "backup": place.backup, "reserve": place.reserve, "active": active,
+            "passive": passive, "role": ROLES[post.role], "side": post.side, "epoch": post.epoch, "in_sync": in_sync,
+            "sessions": sessions, "mappings": mappings, "wanted": int(row["wanted"]), "shunted": int(row["shunted"]),
             "alarms": self.alarms(shard),
         }  # fmt: skip
 
@@ -197,6 +197,8 @@ class Replica:
             elif not self.exchange.synced(shard, post.backup):
                 evidence = self.exchange.evidence(post.backup, self._now)
                 found.append(f"shard {shard} has no backup in sync: {post.backup} is {evidence}")
+            if post.backup and not self.exchange.speaks_ipv6(post.backup) and self._has_ipv6(shard):
+                found.append(f"shard {shard} would lose its sessions of IPv6: {post.backup} is of a version that knows none")
             if post.side != 0 and self._now - post.since > SIDES_LATE:
                 found.append(f"shard {shard} hands out a fifth of its ports only: {post.backup} holds on to the rest")
             if post.backup.partition("/")[0] == self._me.partition("/")[0]:
@@ -217,6 +219,10 @@ class Replica:
         if self.conductor.gave_up(shard, self._now):
             found.append(f"shard {shard} killed one owner after another: nobody is promoted now")
         return found
+
+    def _has_ipv6(self, shard: int) -> bool:
+        """Whether there ever was a session of IPv6."""
+        return bool(self._state.slabs[shard, SESSION6_0]["extents"] or self._state.slabs[shard, SESSION6_1]["extents"])
 
     def _replication(self, request: Mapping[str, Any]) -> Answer:
         status = self.exchange.status()
@@ -382,7 +388,7 @@ def _peers(told: Mapping[str, Any]) -> dict[str, Peer]:
 
 
 def _places(told: Mapping[str, Any]) -> dict[int, Place]:
-    return {shard: Place(primary, backup) for shard, primary, backup in told["shards"]}
+    return {shard: Place(*names) for shard, *names in told["shards"]}
 
 
 def _mark(told: Mapping[str, Any]) -> tuple[int, int]:

@@ -70,11 +70,15 @@ def orders(config: Config, told: Map | None) -> dict[str, Any] | None:
     if config.bgp is None:
         return None
     epochs = {shard.id: shard.epoch for shard in told.shard} if told else {}
+    reserves = {shard.id: shard.reserve or "" for shard in told.shard} if told else {}
     primaries = [shard.id for shard in told.shard if shard.primary == config.core_name] if told else []
     return {
         "core": config.core_name,
         "policy": policy(config.bgp)._asdict() | {"meds": list(policy(config.bgp).meds)},
-        "shards": [[shard, *made, epochs.get(shard, 1), shard in primaries] for shard, made in properties(config).items()],
+        "shards": [
+            [shard, *made, epochs.get(shard, 1), shard in primaries, reserves.get(shard, "")]
+            for shard, made in properties(config).items()
+        ],
     }
 
 

@@ -66,23 +66,33 @@ prefixes = ["203.0.113.0/26"]
 # ports = "1024-65535"
 # block-size = 512
 # max-blocks-per-subscriber = 8
-# filtering = "endpoint-independent"
+# filtering = "endpoint-independent"            # or of each protocol: { tcp = "address-dependent" }
 
 [nat]
 # hairpin = true
 # hold-down-s = 120
 # mss-clamp = 0
 # inbound-refresh = false
+# other-protocols = ["gre", "esp", "sctp", "ipip", "6in4"]   # IPv4 beside TCP, UDP, ICMP (docs/protocols.md)
 
 [timeouts]                      # seconds
 # tcp-established = 7440
-# tcp-transitory = 240
+# tcp-transitory = 240          # or tcp-transitory-open and tcp-transitory-closing
 # udp = 300
 # icmp = 60
+# generic = 300                 # every other protocol
+# port = [{ protocol = "udp", ports = "53", seconds = 10 }]     # by destination port
 
 [icmp]
 # errors-per-second = 100
 # reject-code = 13
+# towards = ["internal", "external"]            # which sides are told by ICMP errors of ours
+# refusal-code = 1              # to subscribers whose session is refused by a limit, or for want of ports; -1: none
+
+[alarms]                        # percent in use; `krononat status` and metrics have them
+# warning = 80
+# critical = 90
+# clear = 5
 
 [log]
 # events = "blocks"             # off, blocks, mappings, sessions; `krononat events` shows them
@@ -107,6 +117,7 @@ action = "reject"
 # quiet-ms = 1000
 # replication-threshold-s = 0   # above 0: flows that end sooner (DNS) are not replicated
 # replicate-hold-down = true   # false: copies do not know which ports rest after use
+# silent-room = "apart"         # what a reserve makes of a home it does not hear: wait, apart, dead; docs/replication.md
 
 # [control]
 # socket = "/run/krononat/nat1.sock"    # in a cluster: nat1-0.sock

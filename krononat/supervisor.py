@@ -376,7 +376,7 @@ class Supervisor:
         self._act(interfaces.decide_late(self._config))
         parts = Parts(
             self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
-            self._neighbours, self._crew, self._cpu, self._began, self._quarantine, self._follower,
+            self._neighbours, self._crew, self._cpu, self._began, self._quarantine, self._follower, self._herald,
         )  # fmt: skip
         if self._follower and self._cluster:
             self._follower.start()
@@ -477,9 +477,12 @@ class Supervisor:
             self._answers.deleted(message["deleted"])
         elif "answer" in message and self._answers:
             self._answers.cluster.answered(message)
+        elif "clock" in message and self._answers:
+            self._answers.clock.moved(message)
         elif "ended" in message and self._answers:
             self._answers.refuse_deletions()
             self._answers.cluster.refuse()
+            self._answers.clock.refuse()
 
 
 def _unlimit_locked_memory() -> None:

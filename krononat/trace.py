@@ -17,19 +17,21 @@ import numpy as np
 from krononat import view, view6
 from krononat.neighbours import address_of
 from krononat.packet import Packet, build, endpoint
-from shards import cuckoo, firewall6, hops, nat, parse, parse6, pipeline, recovery
-from shards.burst import Burst, new_burst
+from shards import cuckoo, firewall6, hops, nat, parse, parse6, pipeline, protocols, recovery
+from shards.burst import TURNED_BARE, Burst, new_burst
 from shards.state import (
     BOTH,
     EXTERNAL,
     FAILED,
     FIREWALL_SESSION6,
+    ICMP,
     INTERNAL,
     OUTBOUND,
-    PROTOCOLS,
     REACHABLE,
     ROLES,
     SIDES,
+    TCP,
+    UDP,
     WANTED,
     WHEEL_SHIFT,
     Array,
@@ -189,8 +191,7 @@ def _first_stages(state: State, frame: bytes, port: int) -> Iterator[Stage]:
     if burst.verdict[0] != UNDECIDED:
         yield Stage("parse", f"refused: {VERDICTS[int(burst.verdict[0])].name}")
         return
-    names = view6.PROTOCOLS if six else PROTOCOLS
-    yield Stage("parse", f"IPv{6 if six else 4} and {names[int(burst.protocol[0])]} headers are sound")
+    yield Stage("parse", f"IPv{6 if six else 4} and {protocols.name(int(burst.protocol[0]))} headers are sound")
     if six:
         firewall6.choose_key(state, frames, burst, 0)
     else:
@@ -205,8 +206,13 @@ def _first_stages(state: State, frame: bytes, port: int) -> Iterator[Stage]:
     yield Stage("lookup", f"hit: session {_told_session(state, line)}" if line else MISS)
 
 
-def _endpoint(address: int, port: int) -> str:
-    return f"{IPv4Address(address)}:{port}"
+def _endpoint(address: int, port: int, protocol: int) -> str:
+    """Generic protocols have no ports, nor do their mappings show a place."""
+    return (
+        f"{IPv4Address(address)}:{port}"
+        if protocol in (ICMP, TCP, UDP)
+        else f"{protocols.name(protocol)} {IPv4Address(address)}"
+    )
 
 
 def _told_session(state: State, line: int) -> str:
@@ -217,9 +223,9 @@ def _told_session(state: State, line: int) -> str:
             endpoint(IPv6Address(view6.address(flow, end)), int(flow[f"{end}_port"])) for end in ("internal", "remote")
         )
         return f"{line}, {internal} with {remote}, {view.SESSION_STATES[int(row['state'])]}"
-    internal = _endpoint(int(row["internal_address"]), int(row["internal_port"]))
-    external = _endpoint(int(row["external_address"]), int(row["external_port"]))
-    remote = _endpoint(int(row["remote_address"]), int(row["remote_port"]))
+    protocol = int(row["internal_realm"]) >> 24
+    ends = ("internal", "external", "remote")
+    internal, external, remote = (_endpoint(int(row[f"{end}_address"]), int(row[f"{end}_port"]), protocol) for end in ends)
     return f"{line}, {internal} = {external} with {remote}, {view.SESSION_STATES[int(row['state'])]}"
 
 
@@ -238,15 +244,23 @@ def _service_stages(state: State, burst: Burst, missed: bool) -> Iterator[Stage]
     """Session and mapping that serve it."""
     line, turned, half = int(burst.session[0]), int(burst.turned[0]), int(burst.mapping[0])
     if turned:
-        yield Stage("hairpin", f"turns round by its external endpoint; its own session is {_told_session(state, turned)}")
+        own = f"its own session is {_told_session(state, turned)}" if turned > 0 else "it has no session of its own"
+        yield Stage("hairpin", f"turns round by its external endpoint; {own}")
     if line:
         yield Stage("session", f"{'opened' if missed else 'found'}: {_told_session(state, line)}")
-    elif half:
+    if half and (turned == TURNED_BARE or not line):
         row = state.mappings[half]
-        internal = _endpoint(int(row["internal_address"]), int(row["internal_port"]))
-        external = _endpoint(int(row["external_address"]), int(row["external_port"]))
+        protocol = int(row["internal_realm"]) >> 24
+        internal = _endpoint(int(row["internal_address"]), int(row["internal_port"]), protocol)
+        external = _endpoint(int(row["external_address"]), int(row["external_port"]), protocol)
         kind = "static mapping" if row["static"] else "mapping"
-        yield Stage("mapping", f"{kind} {external} = {internal} lets it in; a session appears with the answer")
+        refuses = turned == TURNED_BARE or int(burst.direction[0]) == OUTBOUND
+        does = (
+            "is what it leaves by; it refuses, and opens nothing"
+            if refuses
+            else "lets it in; a session appears with the answer"
+        )
+        yield Stage("mapping", f"{kind} {external} = {internal} {does}")
 
 
 def _shard_stage(state: State, burst: Burst) -> Iterator[Stage]:
@@ -305,10 +319,12 @@ def _sent(frames: Array, burst: Burst) -> str:
 def describe(ip: bytes) -> str:
     """A packet as people write it."""
     if ip[0] >> 4 == 6:  # without extension headers: what is described is what `build` made, or an error of ours
-        body, protocol, ends = ip[40:], view6.PROTOCOLS[ip[6]].removesuffix("6"), (ip[8:24], ip[24:40])
+        body, protocol, ends = ip[40:], protocols.name(ip[6]).removesuffix("6"), (ip[8:24], ip[24:40])
     else:
-        body, protocol, ends = ip[4 * (ip[0] & 15) :], PROTOCOLS[ip[9]], (ip[12:16], ip[16:20])
+        body, protocol, ends = ip[4 * (ip[0] & 15) :], protocols.name(ip[9]), (ip[12:16], ip[16:20])
     source, destination = map(ip_address, ends)
+    if protocol not in ("icmp", "tcp", "udp"):
+        return str(Packet(protocol, source, 0, destination, 0))
     first, second = int.from_bytes(body[0:2], "big"), int.from_bytes(body[2:4], "big")
     if protocol != "icmp":
         return str(Packet(protocol, source, first, destination, second, flags=body[13] if protocol == "tcp" else 0))

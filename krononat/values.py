@@ -11,6 +11,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic_core import core_schema
+
+from shards import protocols
 
 PORTS = 65536
 
@@ -23,18 +26,22 @@ NEVER_LINKS = tuple(never for never in NEVER_HOSTS if not never.is_link_local)
 # Keys that other products or later releases have; a better answer than "unknown key".
 PLANNED_KEYS: Mapping[str, str] = {
     "address-pooling": "pooling is always paired (RFC 4787 REQ-2)",
-    "alg": "application-level gateways are not implemented in this release",
     "bfd": "BFD is not implemented in this release",
     "cores": "a configuration is of one core: run one for each, and name them in the map of a [cluster] (docs/replication.md)",
+    "h323": "there is no gateway for H.323: its endpoints have H.460.18 and H.460.19 for NATs",
     "file": "the log of NAT events stays in memory in this release; `krononat events --follow -o jsonl` writes it out",
     "ipfix": "export of NAT events is not implemented in this release; `krononat events` reads them",
     "ipv6": "IPv6 is a matter of `prefix6` of [[subscribers]] and `address6` of the interfaces",
     "mode": "port blocks are the only mode in this release; deterministic NAT and one-to-one NAT are not implemented",
     "nat64": "NAT64 is not implemented in this release",
     "pools": "each pool is a [[pool]], and subscribers name one of them as `pool`; several are not implemented in this release",
+    "pptp": "PPTP needs no gateway: its GRE is one of `other-protocols` of [nat] (docs/protocols.md)",
     "realm": "several realms (tenants) are not implemented in this release",
     "replication": "replication is a matter of [cluster]",
+    "rtsp": "there is no gateway for RTSP: players have RTP over TCP for NATs (RFC 7826 14)",
+    "sip": "there is no gateway for SIP, which breaks more than it mends: clients have STUN, TURN and ICE (RFC 8445)",
     "syslog": "export of NAT events is not implemented in this release; `krononat events` reads them",
+    "tftp": 'there is no gateway for TFTP: with `filtering = "endpoint-independent"` of the pool it needs none',
 }
 
 
@@ -66,7 +73,7 @@ class Endpoint(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.port}"
+        return f"{self.address}:{self.port}" if self.port else str(self.address)
 
 
 def _text(value: Any, example: str) -> str:
@@ -191,6 +198,60 @@ def read_endpoint(value: Any) -> Endpoint:
     return endpoint
 
 
+def read_mapping_end(value: Any) -> Endpoint:
+    """What a static mapping is for: an endpoint, or an address alone (port 0) where its protocol has no ports."""
+    if isinstance(value, str) and ":" not in value:
+        return Endpoint(read_address(value), 0)
+    return read_endpoint(value)
+
+
+class Protocol(str):
+    """Name of an IP protocol, its number in digits where it has none; of a rule also "any"."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> core_schema.CoreSchema:
+        """As a default value it is written like any text."""
+        return core_schema.str_schema()
+
+
+def read_protocol(value: Any) -> Protocol:
+    """Name of an IP protocol from its name, or its number 0 to 255; one without a name keeps its number, in digits."""
+    text = str(value) if type(value) is int else _text(value, "gre").lower()
+    if text in protocols.BY_NAME:
+        return Protocol(text)
+    if not text.isascii() or not text.isdigit() or int(text) > 255:
+        known = ", ".join(protocols.BY_NAME)
+        raise ValueError(f"{text!r} is not a protocol: there are {known}, and numbers up to 255")
+    return Protocol(protocols.name(int(text)))
+
+
+def read_rule_protocol(value: Any) -> Protocol:
+    """What a rule is for: a protocol, or "any"."""
+    name = Protocol(value) if value == "any" else read_protocol(value)
+    if name in ("icmp6", "0"):
+        raise ValueError('is "icmp" in rules, for IPv4 and IPv6' if name == "icmp6" else 'is no protocol; write "any" for all')
+    return name
+
+
+def read_generic_protocol(value: Any) -> Protocol:
+    """A protocol other than TCP, UDP and ICMP that can be translated by its addresses alone."""
+    name = read_protocol(value)
+    if name in ("icmp", "tcp", "udp"):
+        raise ValueError(f"{name} is translated always; here are the others")
+    reason = protocols.UNTRANSLATABLE.get(protocols.number(name))
+    if reason:
+        raise ValueError(f"{name} cannot be translated: {reason}")
+    return name
+
+
+def read_mapping_protocol(value: Any) -> Protocol:
+    """A protocol that a static mapping may be for."""
+    name = read_protocol(value)
+    if name == "icmp":
+        raise ValueError("static mappings for ICMP are not implemented in this release; use one of: tcp, udp, gre, esp, ...")
+    return name if name in ("tcp", "udp") else read_generic_protocol(name)
+
+
 def one_of(words: tuple[str, ...], planned: Mapping[str, str] | None = None) -> BeforeValidator:
     """Validator of a choice: `words` are accepted, `planned` ones are known and refused with their sentence."""
 
@@ -217,5 +278,14 @@ InterfaceAddress = Annotated[
 ]
 Ports = Annotated[PortRange, PlainValidator(read_ports), _WRITE, _as_text(r"^\d+(-\d+)?$", "1024-65535")]
 EndpointText = Annotated[Endpoint, PlainValidator(read_endpoint), _WRITE, _as_text(rf"^{_QUAD}:\d+$", "192.0.2.1:80")]
+MappingEnd = Annotated[Endpoint, PlainValidator(read_mapping_end), _WRITE, _as_text(rf"^{_QUAD}(:\d+)?$", "192.0.2.1:80")]
+
+
+_PROTOCOL = WithJsonSchema(
+    {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 1, "maximum": 255}], "examples": ["gre", 47]}
+)
+RuleProtocol = Annotated[Protocol, PlainValidator(read_rule_protocol), _WRITE, _PROTOCOL]
+MappingProtocol = Annotated[Protocol, PlainValidator(read_mapping_protocol), _WRITE, _PROTOCOL]
+GenericProtocol = Annotated[Protocol, PlainValidator(read_generic_protocol), _WRITE, _PROTOCOL]
 RoutePrefix = Annotated[str, BeforeValidator(read_route)]
 Community = Annotated[str, BeforeValidator(read_community)]

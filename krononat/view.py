@@ -8,38 +8,34 @@ from __future__ import annotations
 
 import mmap
 import os
-import time
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from krononat import view6
+from krononat import clock, view6
+from krononat.clock import ticks as ticks  # most of who looks also looks at the clock
+from shards import protocols
+from shards.lifetimes import STATE_MASK, STATES
 from shards.state import (
     CHUNK_PORTS,
     EXTENT_LINES,
     FIREWALL_SESSION6,
     NAT_MAPPING,
     NAT_SESSION,
-    PROTOCOLS,
     Array,
     State,
     open_state,
     read_header,
     state_bytes,
+    unpack_filtering,
 )
 from shards.verdict import DROP, METER_NAMES, METERS, VERDICTS
 
 SLICE = 4096  # rows copied at once: 256 KiB
 
-# As tcp.STATES, which cannot be imported without the compiler; a test holds one against the other.
-SESSION_STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered")
-
-
-def ticks() -> int:
-    """Now, as the appliance counts it: ms since boot."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+SESSION_STATES = STATES
 
 
 def open_view(descriptor: int) -> State:
@@ -68,10 +64,11 @@ class Filter(NamedTuple):
             ("internal_port", self.source_port),
             ("remote_port", self.destination_port),
             ("external_port", self.external_port),
-            ("state", None if self.state is None else SESSION_STATES.index(self.state)),
         ):
             if value is not None:
                 wanted &= rows[field] == value
+        if self.state is not None:
+            wanted &= rows["state"] & STATE_MASK == SESSION_STATES.index(self.state)
         for field, prefix in (
             ("internal_address", self.source),
             ("remote_address", self.destination),
@@ -106,14 +103,14 @@ class Session(NamedTuple):
 
 
 def sessions(state: State, wanted: Filter = Filter(), now: int | None = None) -> Iterator[Session]:  # noqa: B008
-    """Living sessions that `wanted` chooses, in the order of their rows; `now` in ticks."""
+    """Living sessions that `wanted` chooses, in the order of their rows; `now` in ticks, by default the core's."""
     for at, rows in _slices(state, NAT_SESSION):
-        moment = ticks() if now is None else now
+        moment = clock.now(state) if now is None else now
         chosen = (rows["kind"] == NAT_SESSION) & (_ticks_left(rows["expiry"], moment) > 0) & wanted.choose(rows)
         for index in np.flatnonzero(chosen):
             yield _session(at + int(index), rows[index], moment)
     for at, rows, flows in view6.slices(state):
-        moment = ticks() if now is None else now
+        moment = clock.now(state) if now is None else now
         chosen = (_ticks_left(rows["expiry"], moment) > 0) & view6.choose(wanted, rows, flows, SESSION_STATES)
         for index in np.flatnonzero(chosen):
             yield _session6(at + 2 * int(index), rows[index], flows[index], moment)
@@ -123,10 +120,10 @@ def count_sessions(state: State, wanted: Filter = Filter(), now: int | None = No
     """How many sessions `sessions` would yield."""
     total = 0
     for _, rows in _slices(state, NAT_SESSION):
-        alive = (rows["kind"] == NAT_SESSION) & (_ticks_left(rows["expiry"], ticks() if now is None else now) > 0)
+        alive = (rows["kind"] == NAT_SESSION) & (_ticks_left(rows["expiry"], clock.now(state) if now is None else now) > 0)
         total += int(np.count_nonzero(alive & wanted.choose(rows)))
     for _, rows, flows in view6.slices(state):
-        alive = _ticks_left(rows["expiry"], ticks() if now is None else now) > 0
+        alive = _ticks_left(rows["expiry"], clock.now(state) if now is None else now) > 0
         total += int(np.count_nonzero(alive & view6.choose(wanted, rows, flows, SESSION_STATES)))
     return total
 
@@ -136,11 +133,11 @@ def session(state: State, line: int, now: int | None = None) -> Session | None:
     if not 0 < line < len(state.sessions):
         return None
     if state.extents[line // EXTENT_LINES]["kind"] == FIREWALL_SESSION6 and line % 2 == 0:
-        return _living6(state, line, ticks() if now is None else now)
+        return _living6(state, line, clock.now(state) if now is None else now)
     if state.extents[line // EXTENT_LINES]["kind"] != NAT_SESSION:
         return None
     rows = state.sessions[line : line + 1].copy()
-    moment = ticks() if now is None else now
+    moment = clock.now(state) if now is None else now
     alive = rows["kind"][0] == NAT_SESSION and rows["generation"][0] == state.sessions[line]["generation"]
     return _session(line, rows[0], moment) if alive and _ticks_left(rows["expiry"], moment)[0] > 0 else None
 
@@ -166,19 +163,25 @@ def _session(line: int, row: Any, now: int) -> Session:
     return Session(
         line,
         int(row["generation"]),
-        PROTOCOLS.get(int(row["internal_realm"]) >> 24, "other"),
+        protocols.name(int(row["internal_realm"]) >> 24),
         str(IPv4Address(int(row["internal_address"]))),
         int(row["internal_port"]),
         str(IPv4Address(int(row["external_address"]))),
         int(row["external_port"]),
         str(IPv4Address(int(row["remote_address"]))),
         int(row["remote_port"]),
-        SESSION_STATES[int(row["state"])] if int(row["state"]) < len(SESSION_STATES) else str(int(row["state"])),
+        _state(int(row["state"])),
         ((now - int(row["created"])) & 0xFFFFFFFF) // 1000,
         max(((int(row["expiry"]) - now + 0x80000000) & 0xFFFFFFFF) - 0x80000000, 0) // 1000,
         int(row["packets"]),
         int(row["shard"]),
     )
+
+
+def _state(told: int) -> str:
+    """State of a row in a word; its timer is left out."""
+    known = told & STATE_MASK
+    return SESSION_STATES[known] if known < len(SESSION_STATES) else str(told)
 
 
 def _living6(state: State, line: int, now: int) -> Session | None:
@@ -245,9 +248,15 @@ def _pool(state: State, number: int) -> Pool:
         int(row["blocks_free"]),
         sum(address.subscribers for address in used),  # a subscriber is paired with one address
         sum(address.ports_used for address in used),
-        FILTERINGS[int(row["filtering"])],
+        _filtering(int(row["filtering"])),
         int(np.count_nonzero(state.externals["closed"][first : first + count])),
     )
+
+
+def _filtering(told: int) -> str:
+    """A word, or where protocols differ one for each."""
+    icmp, tcp, udp = (FILTERINGS[number] for number in unpack_filtering(told))
+    return udp if icmp == tcp == udp else f"tcp {tcp}, udp {udp}, icmp {icmp}"
 
 
 def addresses(state: State, pool: int) -> Iterator[Address]:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards.state import EXTENT_LINES, FIREWALL_SESSION6, ICMP6, TCP, UDP, Array, State
+from shards import protocols
+from shards.lifetimes import STATE_MASK
+from shards.state import EXTENT_LINES, FIREWALL_SESSION6, ICMP6, Array, State
 
 if TYPE_CHECKING:
     from krononat.view import Filter
 
 SLICE = 8192  # lines copied at once: 512 KiB
 
-PROTOCOLS = {ICMP6: "icmp6", TCP: "tcp", UDP: "udp", 50: "esp", 132: "sctp", 136: "udp-lite", 33: "dccp", 47: "gre"}
 _ICMP = 1  # what a filter calls ICMP, of either kind
 
 
@@ -41,7 +42,7 @@ def choose(wanted: Filter, rows: Array, flows: Array, states: tuple[str, ...]) -
         (flows["internal_port"], wanted.source_port),
         (flows["remote_port"], wanted.destination_port),
         (flows["internal_port"], wanted.external_port),
-        (rows["state"], None if wanted.state is None else states.index(wanted.state)),
+        (rows["state"] & STATE_MASK, None if wanted.state is None else states.index(wanted.state)),
     ):
         if value is not None:
             chosen &= values == value
@@ -70,5 +71,4 @@ def address(flow: Any, end: str) -> str:
 
 def protocol(flow: Any) -> str:
     """Name of its protocol."""
-    number = int(flow["realm"]) >> 24
-    return PROTOCOLS.get(number, str(number))
+    return protocols.name(int(flow["realm"]) >> 24)

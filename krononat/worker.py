@@ -9,8 +9,10 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "speaker", "linger": ms}                  a connection to the server's speaker comes along, see `announcer`
                                                      {"speaker": "lost"}: it has ended
     {"do": "linger", "ms": n}                        how long our routes may outlive us
+    {"do": "drain", "on": bool}                      ask the network to prefer others (RFC 8326), or no more
     {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
     {"do": "follow", "cluster": ..., "bgp": ...}     go by a newer map, see `cluster.orders`, `speaking.orders`
+    {"do": "clock", "ahead_ms": n, "stands": bool}   {"clock": ..., "why": ...}: moved (or why not), and what was due has ended
     {"do": "settle", "settings": {...}}              write these SETTINGS: other rules come into force, see `reload`
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
@@ -34,8 +36,8 @@ import numpy as np
 
 from krononat import announcer, memory, replica, warm
 from krononat.channel import MESSAGE_AT_MOST, receive
-from krononat.view import ticks
-from shards import bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
+from krononat.clock import Clock, ticks
+from shards import alarms, bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -43,6 +45,7 @@ from shards.state import open_state, read_header
 BURSTS = 16  # of a breath: some milliseconds over a veth, a third of one in memory
 LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which takes as long as 900: about 3 and 35 us
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
+LOOK_EVERY = 1000  # ms between two looks at how full things are
 CLUSTER_NAP = 30  # as often as other cores are told that this one lives
 
 _DESCRIPTORS_AT_MOST = 3
@@ -70,6 +73,7 @@ class Worker:
         self._announcer: announcer.Announcer | None = None
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
+        self._looked_at = 0  # tick at which it was last seen how full things are
         self._inbox = bytearray(MESSAGE_AT_MOST)
         self._lost, self._faults = False, 0  # the connection to the speaker; of announcing
         self._nap = CLUSTER_NAP if self._cluster or self._announced else NAP
@@ -87,7 +91,8 @@ class Worker:
         """Take over; sessions found alive. After it nothing is left to compile, and receiving can begin."""
         self._lines = orders["lines"]
         self._cluster, self._announced = orders.get("cluster", self._cluster), orders.get("bgp", self._announced)
-        alive, self.rebuilt = resume.resume(self._state, orders["reindex"], ticks())
+        self._clock = Clock(self._state)  # not before: while this one stood by, it may have been moved
+        alive, self.rebuilt = resume.resume(self._state, orders["reindex"], self._clock.at(ticks()))
         also = [self._channel.fileno()]
         if self._cluster:
             self._replica = replica.Replica(self._state, self._cluster, ticks())
@@ -104,7 +109,7 @@ class Worker:
             conductor = self._replica.conductor if self._replica else None
             self._announcer = announcer.Announcer(self._announced, conductor, self._examiner)
         bfd.begin(self._state, ticks())
-        self._breathe(ticks(), 0)
+        self._breathe(self._clock.at(ticks()), 0)
         rings.wait(self._rings, 0)
         self._state.core[0]["longest_breath_us"] = 0
         warm.watch(self._state)
@@ -117,7 +122,7 @@ class Worker:
         last, called = 0, True
         while not self._stopping:
             now = ticks()
-            handled = self._breathe(now, BURSTS)
+            handled = self._breathe(self._clock.at(now), BURSTS)
             if called or now != last:
                 self._chores(now, called)
                 last, called = now, self._more
@@ -189,6 +194,9 @@ class Worker:
         if wanted != self._wanted:
             self._wanted = wanted
             self.say({"wanted": wanted})
+        if now - self._looked_at >= LOOK_EVERY:
+            self._looked_at = now
+            alarms.look(self._state, self._clock.at(now))
         if self._lines:
             rings.listen(self._rings)
         if self._replica:
@@ -218,8 +226,12 @@ class Worker:
             self._lost = False
         if told["do"] == "linger" and self._announcer:
             self._announcer.linger(told["ms"])
+        if told["do"] == "drain" and self._announcer:
+            self._announcer.drain(told["on"])
         if told["do"] == "ask" and self._replica:
             self.say({"id": told["id"], "answer": self._replica.answer(told["request"])})
+        if told["do"] == "clock":
+            self._move_clock(told, now)
         if told["do"] == "settle":
             for name, value in told["settings"].items():
                 self._state.settings[0][name] = value
@@ -227,7 +239,14 @@ class Worker:
             self._stopping = True
         if told["do"] == "delete":
             lives = np.array(told["lines"], np.int64).reshape(-1, 2)
-            self.say({"deleted": int(sessions.delete_lives(self._state, lives, now))})
+            self.say({"deleted": int(sessions.delete_lives(self._state, lives, self._clock.at(now)))})
+
+    def _move_clock(self, told: dict[str, Any], now: int) -> None:
+        """Whoever moved it finds everything done that was due until then."""
+        refused = self._clock.obey(told, now)
+        while self._breathe(self._clock.at(now), 0):
+            continue
+        self.say({"clock": self._clock.told(now)._asdict(), "why": refused})
 
     def _connect(self, number: int, connection: memif.Connection | None, descriptors: list[int]) -> None:
         """Begin or end a connection. Rings stay mapped without their descriptor, so only those of events are kept."""

@@ -17,7 +17,7 @@ from replication.protocol import ALIVE, Exchange, Heard
 from replication.quiet import Quiet
 from replication.roles import Facts, Post, Told
 from replication.rows import in_doubt
-from shards import apply, recovery
+from shards import apply, recovery, timers
 from shards.state import (
     ABSENT,
     ACTIVE,
@@ -28,7 +28,6 @@ from shards.state import (
     MAPPING_1,
     NO_SIDE,
     PASSIVE,
-    PICKUP,
     PICKUP_ASIDE,
     SYNCING,
     State,
@@ -36,6 +35,7 @@ from shards.state import (
 
 TELL_EACH = 50  # ticks
 LOOK_EACH = 50  # ticks between two decisions where nothing happens
+SOON = 500  # ticks until such an attempt is made again that was refused at once
 HOME_EACH = 5000  # ticks between two attempts to bring a copy to where a newer map wants it
 ROWS_AT_ONCE = 1 << 14  # of those that are looked at in one turn
 FORGOTTEN_AT_ONCE = 1 << 11  # of those that may end in one turn: an end takes a microsecond, another shard's packets wait
@@ -50,6 +50,17 @@ class Place(NamedTuple):
 
     primary: str
     backup: str  # empty: none
+    reserve: str = ""  # a core in another room, without a copy, that serves it when theirs is away; empty: none
+
+    @property
+    def home(self) -> tuple[str, ...]:
+        """Who is to have it, and its copy."""
+        return (self.primary, self.backup) if self.backup else (self.primary,)
+
+    @property
+    def others(self) -> bool:
+        """Whether anybody but the primary may hand out its ports."""
+        return bool(self.backup or self.reserve)
 
 
 class Times(NamedTuple):
@@ -59,6 +70,7 @@ class Times(NamedTuple):
     resume_after: int = 300
     grace: int = 10_000
     quiet: int = 1000
+    silent_room: str = roles.APART
 
 
 class Conductor:
@@ -133,7 +145,10 @@ class Conductor:
     @property
     def is_moving(self) -> bool:
         """Whether a shard is being moved from here: then packets may wait for every turn."""
-        return any(not move.over for move in self.moves.values())
+        return any(self._is_moving(shard) for shard in self.moves)
+
+    def _is_moving(self, shard: int) -> bool:
+        return shard in self.moves and not self.moves[shard].over
 
     def _look_at_peers(self, now: int) -> str:
         """What is known about every peer's being alive, where packets see it too."""
@@ -199,15 +214,19 @@ class Conductor:
         if facts.handed:
             self._handed.pop(shard)
         rises.note(self._state.shards[shard], rises.epoch_of_rise(before, post, others, facts.handed > 0), now)
-        if post.role == ACTIVE and before.role in (SYNCING, PASSIVE) and not facts.handed:
+        if post.role == ACTIVE and before.role in (ABSENT, SYNCING, PASSIVE) and not facts.handed:
             self.taken_over += 1
+        if post.role == ACTIVE and facts.handed and post.backup == self._places[shard].reserve:
+            self._homeless[shard] = now  # its room was away: the copy is to come home, too
+        if not self._is_moving(shard):
+            post = roles.look_for_backup(post, others, facts)
         post = self._move(shard, self._go_home(shard, post, now), others, now)
         self._wanted[shard] = int(self._state.shards[shard]["wanted"])
         self.posts[shard] = post
         if post != before:
             self._act(shard, before, now)
         self._arrange(shard, post, self._others(shard, now) if post != before else others)
-        self._note_sent(shard, before)
+        self._note_sent(shard, before, now)
         self._note_heir(shard)
         return post != before
 
@@ -217,17 +236,25 @@ class Conductor:
         before = next((each.name for each in told if each.heir and each.role != ACTIVE), post.backup)
         self._state.shards[shard]["backup"] = self._peers.get(before if post.role == ACTIVE else post.backup, 0)
 
-    def _note_sent(self, shard: int, before: Post) -> None:
+    def _note_sent(self, shard: int, before: Post, now: int) -> None:
         """Nothing of this turn's changes is sent yet: what is now on its way is what was made before."""
         post = self.posts[shard]
         if (post.role, post.side, post.backup) != (before.role, before.side, before.backup):
             self._sent_all.discard(shard)
-        elif post.role == ACTIVE and self._exchange.synced(shard, post.backup) and self._exchange.flushed(shard, post.backup):
-            row = self._state.shards[shard]
-            if row["pickup"] == PICKUP_ASIDE:  # nothing more is made of the side that the backup is to have; then all is sent
-                row["pickup"] = PICKUP
-            else:
-                self._sent_all.add(shard)
+        elif post.role != ACTIVE or self._steps_aside(shard, now):
+            return
+        elif self._exchange.synced(shard, post.backup) and self._exchange.flushed(shard, post.backup):
+            self._sent_all.add(shard)
+
+    def _steps_aside(self, shard: int, now: int) -> bool:
+        """Whether new connections take ports of the other side (see `ports.claim`), which is nobody else's to have meanwhile.
+
+        As long as the grace lasts, though a copy may be whole long before: a connection that the dead owner had made, and that
+        has not spoken since, has its port only because nobody hands it out. A backup inherits without a side of its own, too,
+        if we die; if we fall silent it does not.
+        """
+        row = self._state.shards[shard]
+        return bool(row["pickup"] == PICKUP_ASIDE) and timers.remaining(now, int(row["grace_until"])) > 0
 
     def _facts(self, shard: int, post: Post, now: int) -> Facts:
         place = self._places[shard]
@@ -235,7 +262,10 @@ class Conductor:
         partner = place.backup if self._me == place.primary else place.primary
         return Facts(
             self._me, now, int(self._state.shards[shard]["wanted"]) != self._wanted[shard], self._me == place.primary,
-            partner if self._me in place else "", self._heard >= self._peers.keys(), handed, successor,
+            partner if self._me in place.home else "", place.home,
+            self._me == place.reserve and shard not in self._forgetting, self._times.silent_room,
+            place.reserve in ("", self._me) or place.reserve in self._heard,
+            self._heard >= self._peers.keys(), handed, successor,
             shard in self._quiet and self._quiet[shard].for_long(now, self._times.quiet),
             bool(post.winner) and self._exchange.synced(shard, post.winner),
             rises.lately(self._state.shards[shard], now),
@@ -283,7 +313,7 @@ class Conductor:
         if shard not in self._homeless or now < self._homeless[shard] or post.role == DRAINING:
             return post
         place, move = self._places[shard], self.moves.get(shard)
-        if post.role != ACTIVE or self._me not in place or (post.backup and self._me != place.primary):
+        if post.role != ACTIVE or self._me not in place.home or (post.backup and self._me != place.primary):
             del self._homeless[shard]
             return post
         home = place.backup if self._me == place.primary else place.primary
@@ -294,8 +324,9 @@ class Conductor:
             return post._replace(backup=home)
         elif not move or move.over:
             self._homeless[shard] = now + HOME_EACH
-            if self._exchange.evidence(post.backup, now) == ALIVE:  # else it would not let go of its side
-                self.migrate(shard, home, now, copies=True)
+            lets_go = self._exchange.evidence(post.backup, now) == ALIVE  # of its side; else it would not
+            if lets_go and self.migrate(shard, home, now, copies=True).over:  # refused: sides are being swapped, say
+                self._homeless[shard] = now + SOON
         return post
 
     # --- what is known ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from replication import verify
+from replication import older, verify
 from replication.frames import Frame, Refused, decode, none_refused
 from replication.keys import Key
 from replication.link import Link, Message
@@ -160,6 +160,10 @@ class Exchange:
         if copy is not None and copy.peer == peer and copy.series:
             self._receivers[peer].answer(Frame("resync", shard=shard, series=copy.series))
 
+    def speaks_ipv6(self, peer: str) -> bool:
+        """Whether a peer knows sessions of IPv6, as far as it has said which version it speaks."""
+        return peer not in self._senders or self._senders[peer].version >= older.SINCE_IPV6
+
     def refused_of(self, shard: int) -> int:
         """Records that our copy of a shard lacks, since they were refused."""
         return self._subscriber.refused_of(shard)
@@ -169,7 +173,8 @@ class Exchange:
         stream = self._publisher.get(shard, peer)
         if stream is None or not self.synced(shard, peer):
             raise ValueError(f"shard {shard} has no copy in sync at {peer}; `krononat shard list` tells who has one")
-        self._verifications[shard, peer] = Verification(shard, stream.life, self._source, self._now)
+        classes = older.classes(stream.sender.version)
+        self._verifications[shard, peer] = Verification(shard, stream.life, self._source, self._now, classes)
 
     def compared(self, shard: int, peer: str) -> Comparison | None:
         """How far the last `verify` is; None where there was none."""

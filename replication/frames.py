@@ -19,7 +19,7 @@ import msgpack
 
 from replication.protocol import Fields
 
-VERSION = 2  # 2: `updates`
+VERSION = 2  # 2: `updates`, and rows of IPv6 (see `older`)
 UNDERSTOOD = (VERSION, VERSION - 1)  # newest first
 
 BODY_AT_MOST = 1 << 16

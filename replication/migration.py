@@ -27,8 +27,9 @@ JOIN, SYNC, RELEASE, PAUSE, HANDOVER, DRAIN, DONE, FAILED = PHASES = (
     "join", "sync", "release", "pause", "handover", "drain", "done", "failed",
 )  # fmt: skip
 
-# Ticks that a phase may take; a shard of ten million sessions takes half a minute to copy.
-PATIENCE = {JOIN: 5_000, SYNC: 300_000, RELEASE: 5_000, PAUSE: 300}
+# Ticks that a phase may take; a shard of ten million sessions takes half a minute to copy, and after a takeover nobody is given
+# the other side before the grace is over (10 s by default, see `conduct`).
+PATIENCE = {JOIN: 5_000, SYNC: 300_000, RELEASE: 15_000, PAUSE: 300}
 
 
 class Move(NamedTuple):

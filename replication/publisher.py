@@ -15,10 +15,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from replication import older
 from replication.frames import BODY_AT_MOST, KINDS, Frame
 from replication.protocol import Fields, Lag, Settings, age
 from replication.sender import Load, Sender
-from replication.tables import BITMAP_ROWS, ORDER, SESSIONS, Part, Source
+from replication.tables import BITMAP_ROWS, SESSIONS, Part, Source
 from shards.state import Array
 
 WAITING, ROWS, HOLDS, SENT, SYNCED = range(5)
@@ -271,7 +272,9 @@ class Publisher:
         for part in parts:
             for stream in self._streams[part.shard].values():
                 if stream.begun and stream.life == stream.sender.life:
-                    mine.setdefault(stream.sender, []).append((stream, part))
+                    known = older.known(part, stream.sender.version)
+                    if known.rows:
+                        mine.setdefault(stream.sender, []).append((stream, known))
         for sender, told in mine.items():
             groups = [told] if sender.version >= KINDS["updates"].since else [[one] for one in told]
             for group in groups:
@@ -314,7 +317,7 @@ class Publisher:
             kind, size = "holds", len(piece.rows)
             counts: tuple[int, ...] = (size // 12,)
         else:
-            klass = ORDER[stream.klass]
+            klass = older.classes(stream.sender.version)[stream.klass]
             piece = self._source.living(stream.shard, klass, stream.cursor, stream.everything, now)
             kind, size = "update", len(piece.rows)
             counts = (0, 0, size // 64) if klass in SESSIONS else (0, size // 32, 0)
@@ -330,7 +333,7 @@ class Publisher:
         stream.cursor = 0
         if stream.phase == ROWS:
             stream.klass += 1
-            if stream.klass < len(ORDER):
+            if stream.klass < len(older.classes(stream.sender.version)):
                 return
             stream.phase = HOLDS
             if self._settings.holds:
@@ -356,7 +359,7 @@ class Publisher:
             bits = self._source.refreshed(shard, sweep.klass, sweep.row, sweep.since, now)
             fields = {"k": sweep.klass, "r": sweep.row}
             if bits.any():
-                for stream in synced:
+                for stream in (each for each in synced if sweep.klass in older.classes(each.sender.version)):
                     stream.sender.put(self._frame("bitmap", stream, (BITMAP_ROWS,), fields), bits.data, now, now, chunk=True)
             sweep.row += BITMAP_ROWS
             sweep.at = now + max(1, SWEEP * BITMAP_ROWS // (sum(spans) + BITMAP_ROWS))

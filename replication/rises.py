@@ -16,12 +16,12 @@ from typing import Any
 from replication import roles
 from replication.protocol import age
 from replication.roles import Post, Told
-from shards.state import ACTIVE, PASSIVE, SYNCING
+from shards.state import ABSENT, ACTIVE, PASSIVE, SYNCING
 
 
 def epoch_of_rise(before: Post, after: Post, others: Sequence[Told], handed: bool) -> int:
     """Epoch of the promotion that shows in this decision, 0 for none."""
-    if after.role == ACTIVE and before.role in (SYNCING, PASSIVE) and not handed:
+    if after.role == ACTIVE and before.role in (ABSENT, SYNCING, PASSIVE) and not handed:
         return after.epoch
     top = roles.active_among(others)
     if top is None or top.taken or before.cold:

@@ -14,8 +14,15 @@ order from the ACTIVE core (`yours`), which grants a side only once nobody else 
 **Death.** CLOSED is known: the process has ended, and if it comes back it asks first, so its side is taken at once. SILENT
 may be a partition: the heir goes on with its own side. Nobody but the heir is promoted, and only if packets arrive.
 
-Left out on purpose: a core that crashes and is cut off at the same moment. It cannot ask then, goes on after `resume_after`,
-and its heir, which saw it CLOSED, may have taken its side; the higher epoch wins when they meet, and what it has not is lost.
+**Rooms.** A shard may have a *reserve*, a core in another room that keeps no copy. It is promoted where its packets come to it
+and whoever has something of the shard is away: then routes have fallen to the wider prefixes that the reserve announces. It
+begins with nothing: on side 0 where all others are known to be dead, else on side 1, which is the backup's, who hands out
+nothing as long as the ACTIVE core is there.
+
+Left out on purpose: rooms that are cut off each other while the backup, too, hands out ports (it has just been given the shard,
+or lost the ACTIVE core): both use side 1 then. Whoever must exclude that lets the reserve wait for words (`WAIT`). And a core
+that crashes and is cut off at the same moment. It cannot ask then, goes on after `resume_after`, and its heir, which saw it
+CLOSED, may have taken its side; the higher epoch wins when they meet, and what it has not is lost.
 """
 
 from __future__ import annotations
@@ -34,19 +41,20 @@ from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, NO_SIDE, PASSIVE, RO
 #   handed    the ACTIVE core handed its authority over to this one
 #   bereft    the core that had the authority is back with empty memory: what we have is all there is
 #   dead      the core that has the authority is dead, this one is its heir, and packets want an authority
+#   orphaned  so are all who have something of the shard, this one is its reserve, and packets want an authority
 #   alone     nobody has the authority; all others have said so, or had the time to
 #   synced    the ACTIVE core says that our copy is complete
 #   behind    it says that it is not
 #   lapsed    the core that was to take the authority over has not
 #   quiet     the core that took it over has seen to it that no packet comes here any more
 _PICTURE = """
-            higher   invited  released handed  bereft  dead    alone   synced   behind   lapsed  quiet
-absent      .        syncing  .        .       .       .       .       .        .        .       .
-joining     syncing  syncing  absent   .       .       .       active  .        .        .       .
-syncing     syncing  .        absent   active  active  active  .       passive  .        .       .
-passive     syncing  .        absent   active  active  active  .       .        syncing  .       .
-active      syncing  .        .        .       .       .       .       .        .        .       .
-draining    syncing  .        .        .       active  active  .       .        .        active  passive
+            higher   invited  released handed  bereft  dead    orphaned alone   synced   behind   lapsed  quiet
+absent      .        syncing  .        .       .       .       active   .       .        .        .       .
+joining     syncing  syncing  absent   .       .       .       .        active  .        .        .       .
+syncing     syncing  .        absent   active  active  active  .        .       passive  .        .       .
+passive     syncing  .        absent   active  active  active  .        .       .        syncing  .       .
+active      syncing  .        .        .       .       .       .        .       .        .        .       .
+draining    syncing  .        .        .       active  active  .        .       .        .        active  passive
 """
 
 
@@ -103,6 +111,9 @@ class Post(NamedTuple):
     taken: bool = False  # active: the authority was handed over to us, in this epoch
 
 
+WAIT, APART, DEAD = "wait", "apart", "dead"  # for words of it; use side 1, it may be cut off only; use side 0, it is dead
+
+
 class Facts(NamedTuple):
     """What else there is to know."""
 
@@ -111,6 +122,10 @@ class Facts(NamedTuple):
     wanted: bool = False  # packets came that needed an authority
     primary: bool = False  # by the map
     partner: str = ""  # by the map: the other one of primary and backup
+    home: tuple[str, ...] = ()  # by the map: primary and backup
+    reserve: bool = False  # by the map: to serve it when all who have something of it are away
+    silent_room: str = APART  # what a reserve makes of a home of which nothing is heard
+    heard_reserve: bool = True  # it has told us something since we began; True where there is none
     heard_all: bool = False  # every core of the map has told us something since we began
     handed: int = 0  # epoch that the ACTIVE core has just handed over to us, 0 none
     successor: str = ""  # the backup that comes with it
@@ -177,7 +192,7 @@ def _is_handed(post: Post, others: Sequence[Told], facts: Facts) -> bool:
 def _is_bereft(post: Post, others: Sequence[Told], facts: Facts) -> bool:
     owner = _owner(post, others)
     bereft = owner is not None and owner.role == JOINING and owner.cold and owner.evidence == ALIVE
-    return bereft and (post.heir or _is_next(others, facts))
+    return bereft and (post.heir or _is_next(others, facts)) and _has_asked(post, facts)
 
 
 def _is_next(others: Sequence[Told], facts: Facts) -> bool:
@@ -190,14 +205,33 @@ def _owner(post: Post, others: Sequence[Told]) -> Told | None:
     return next((told for told in others if told.name == post.authority), None)
 
 
+def _has_asked(post: Post, facts: Facts) -> bool:
+    """Whether the reserve would have told us by now that it has the authority: it may have taken it while we were away."""
+    return facts.heard_reserve or facts.now - post.since >= facts.resume_after
+
+
 def _is_dead(post: Post, others: Sequence[Told], facts: Facts) -> bool:
     owner = _owner(post, others)
-    if not (facts.wanted and post.heir) or facts.promotions >= RISES_AT_MOST:
+    if not (facts.wanted and post.heir and _has_asked(post, facts)) or facts.promotions >= RISES_AT_MOST:
         return False
     if owner is None or not owner.epoch:  # nobody has said that he has the authority since we began
         return post.side != NO_SIDE and facts.now - post.since >= facts.join_after
     silent = owner.evidence == SILENT and post.side != NO_SIDE and (post.whole or post.role == DRAINING)
     return owner.evidence == CLOSED or silent
+
+
+def _is_orphaned(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    if not (facts.reserve and facts.wanted) or facts.promotions >= RISES_AT_MOST:
+        return False
+    if not post.authority and facts.now - post.since < 2 * facts.join_after:
+        return False  # nobody has said since we began that he has it: those at home may be beginning, too
+    gone = (CLOSED,) if facts.silent_room == WAIT else (CLOSED, SILENT)
+    return all(told.evidence in gone for told in _holders(others, facts))
+
+
+def _holders(others: Sequence[Told], facts: Facts) -> list[Told]:
+    """Who has something of the shard, or may have."""
+    return [told for told in others if told.name in facts.home or _has_something(told)]
 
 
 def _is_alone(post: Post, others: Sequence[Told], facts: Facts) -> bool:
@@ -208,7 +242,8 @@ def _is_alone(post: Post, others: Sequence[Told], facts: Facts) -> bool:
         return False  # somebody has had the authority since
     if not post.cold:  # it had the authority when it died, and nobody has taken it
         partner = next((told for told in others if told.name == post.backup and told.evidence == ALIVE), None)
-        return not post.backup or (partner is not None and partner.epoch > 0) or waited >= facts.resume_after
+        asked = not post.backup or (partner is not None and partner.epoch > 0)
+        return (asked and _has_asked(post, facts)) or waited >= facts.resume_after
     if any(told.role in (SYNCING, PASSIVE, DRAINING) and told.evidence == ALIVE for told in others):
         return False  # they have something, we have nothing
     if facts.primary:
@@ -237,7 +272,8 @@ def _is_quiet(post: Post, others: Sequence[Told], facts: Facts) -> bool:
 
 _LOOKS = {
     "higher": _is_higher, "invited": _is_invited, "released": _is_released, "handed": _is_handed, "bereft": _is_bereft,
-    "dead": _is_dead, "alone": _is_alone, "synced": _is_synced, "behind": _is_behind, "lapsed": _is_lapsed, "quiet": _is_quiet,
+    "dead": _is_dead, "orphaned": _is_orphaned, "alone": _is_alone, "synced": _is_synced, "behind": _is_behind,
+    "lapsed": _is_lapsed, "quiet": _is_quiet,
 }  # fmt: skip
 
 
@@ -289,6 +325,23 @@ def _promote(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post
     )  # fmt: skip
 
 
+def _step_in(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
+    """The next epoch, with nothing; whoever comes home copies us. Where all are known to be dead their ports are free."""
+    known = facts.silent_room == DEAD or all(told.evidence == CLOSED for told in _holders(others, facts))
+    return new._replace(
+        epoch=max(old.epoch, *(told.epoch for told in others)) + 1, side=0 if known else 1, since=facts.now, heir=False,
+        backup=next(iter(facts.home), ""), authority="", pickup=known, winner="", taker="", taken=False, whole=False,
+    )  # fmt: skip
+
+
+def look_for_backup(post: Post, others: Sequence[Told], facts: Facts) -> Post:
+    """A reserve that serves takes whoever has come home for its backup, if the one that it has named is not back."""
+    if post.role != ACTIVE or not facts.reserve or post.guest:
+        return post
+    back = [name for name in facts.home for told in others if told.name == name and told.evidence == ALIVE]
+    return post if post.backup in back or not back else post._replace(backup=back[0])
+
+
 def _begin(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
     """Go on where it stopped, or begin as the map says."""
     return new._replace(since=facts.now, cold=False, authority="", backup=old.backup or facts.partner, taken=False)
@@ -309,7 +362,7 @@ def _retire(new: Post, old: Post, others: Sequence[Told], facts: Facts) -> Post:
 
 _CHANGES = {
     "higher": _follow, "invited": _accept, "released": _leave, "handed": _take_over, "bereft": _promote, "dead": _promote,
-    "alone": _begin, "synced": _mark, "behind": _mark, "lapsed": _resume, "quiet": _retire,
+    "orphaned": _step_in, "alone": _begin, "synced": _mark, "behind": _mark, "lapsed": _resume, "quiet": _retire,
 }  # fmt: skip
 
 
@@ -318,7 +371,7 @@ def _settle(post: Post, others: Sequence[Told], facts: Facts) -> Post:
     if post.winner and facts.given:
         post = post._replace(winner="")
     if post.role == ACTIVE:
-        return _outdo(_take_side(post, others, facts.me), others)
+        return _outdo(post if _is_early(post, others, facts) else _take_side(post, others, facts.me), others)
     if post.role == DRAINING and post.taker and not post.authority:
         taken = next((told for told in others if told.name == post.taker and told.role == ACTIVE), None)
         if taken is None or taken.epoch <= post.epoch or not taken.taken:
@@ -347,6 +400,16 @@ def _take_side(post: Post, others: Sequence[Told], me: str) -> Post:
     if post.side == 0 or any(told.side == 0 or told.winner == me for told in others):
         return post
     return post._replace(side=0)
+
+
+def _is_early(post: Post, others: Sequence[Told], facts: Facts) -> bool:
+    """Whether a reserve that stepped in does not know yet who has which side: what it was told before is old."""
+    holders = _holders(others, facts) if facts.reserve else []
+    return any(told.epoch < post.epoch and told.evidence != CLOSED and _has_something(told) for told in holders)
+
+
+def _has_something(told: Told) -> bool:
+    return told.role != ABSENT or told.side != NO_SIDE
 
 
 def _outdo(post: Post, others: Sequence[Told]) -> Post:

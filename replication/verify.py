@@ -35,13 +35,13 @@ Range = tuple[int, int]  # class, first row
 class Verification:
     """One comparison, from the side that streams."""
 
-    def __init__(self, shard: int, life: int, source: Source, now: int) -> None:
-        self.shard, self.life = shard, life
+    def __init__(self, shard: int, life: int, source: Source, now: int, classes: tuple[int, ...] = ORDER) -> None:
+        self.shard, self.life, self._classes = shard, life, classes
         self._source = source
         self._key = _new_key()
         self._pass = _RANGES
-        self._extents = {klass: max(source.extent(shard, klass), COMPARED_ROWS) for klass in ORDER}  # ours or the peer's
-        self._walked = dict.fromkeys(ORDER, 0)
+        self._extents = {klass: max(source.extent(shard, klass), COMPARED_ROWS) for klass in classes}  # ours or the peer's
+        self._walked = dict.fromkeys(classes, 0)
         self._left: list[Range] = []  # of the passes after the first
         self._asked: dict[int, Range] = {}
         self._number = self._rows = 0
@@ -82,7 +82,7 @@ class Verification:
         """The next range to ask about."""
         if self._pass != _RANGES:
             return self._left.pop(0) if self._left else None
-        for klass in ORDER:
+        for klass in self._classes:
             first = self._walked[klass]
             if first < self._extents[klass]:
                 self._walked[klass] += COMPARED_ROWS
@@ -119,7 +119,7 @@ class Verification:
             self._next_pass(now)
 
     def _more(self) -> bool:
-        return bool(self._left) or any(self._walked[klass] < self._extents[klass] for klass in ORDER)
+        return bool(self._left) or any(self._walked[klass] < self._extents[klass] for klass in self._classes)
 
     def _next_pass(self, now: int) -> None:
         self._pass = self._pass + 1 if self._suspects else _DONE

@@ -92,15 +92,19 @@ class Helper:
         """Until ExaBGP hangs up."""
         while not self._over:
             wait = self._ledger.due(_now()) if len(self._asked) < UNANSWERED_AT_MOST else 1000
-            for key, _ in self._selector.select(wait / 1000):
-                if key.fileobj == self._out or key.fd in self._selector.get_map():
-                    key.data()
+            self._read(wait / 1000)
             now = _now()
+            self._read(0)  # who was stopped while waiting wakes to a timeout, whatever has come since (PEP 475)
             self._ledger.tick(now)
             for session in [session for session, due in self._again.items() if now >= due]:
                 del self._again[session]
                 self._ledger.touch(session)
             self._speak(now)
+
+    def _read(self, wait_s: float) -> None:
+        for key, _ in self._selector.select(wait_s):
+            if key.fileobj == self._out or key.fd in self._selector.get_map():
+                key.data()
 
     # --- ExaBGP -----------------------------------------------------------------------------------------------------------
 

@@ -10,11 +10,12 @@ Read in this order:
       serve      a hit                                             tcp       the table of connection states
       rewrite    addresses, checksums, Ethernet                    icmp      errors that pass, errors of our own
       lookahead  asks for what misses will touch                   shunt     what another core must serve
-      fragments  what comes in pieces                              cut       what leaves in pieces
+      fragments  what comes in pieces, of which datagrams          cut       what leaves in pieces
       parse6     the boundary of IPv6, which is not translated     firewall6 whose it is, what opens a session, what is let in
       icmp6      its errors
     sessions   mappings and sessions: made, found, ended
       ports      blocks, derived ports, hold-down                  slabs     rows from extents
+      generic    protocols without ports (protocols: their names)  sole_owner  one of whose hosts has them
       sessions6  those of IPv6: two lines, one key                 permissions  who is let in beside a session's remote
       accounts   what subscribers use
       timers     the wheel                                         journal   what a backup must be told

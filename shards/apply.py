@@ -27,7 +27,7 @@ from shards.apply_sessions6 import take_session6
 from shards.jit import hot, whole
 from shards.sessions import end_mapping as end_and_tell
 from shards.sessions import external_ordinal
-from shards.state import CHUNK_PORTS, CLASSES, HELD, NAT_MAPPING, PERMISSION, PORT_SPACES, SESSION6_0, Array, Row, State
+from shards.state import CHUNK_PORTS, CLASSES, HELD, HELD_SPACES, NAT_MAPPING, PERMISSION, SESSION6_0, Array, Row, State
 
 AHEAD = 8  # records between asking for what one touches and touching it
 END = gather.END
@@ -133,7 +133,7 @@ def holds(state: State, shard: int, records: Array, count: int, now: int) -> int
         external = external_ordinal(state, whole(records[k]["address"]))
         if external < 0 or whole(state.pools[whole(state.externals[external]["pool"])]["shard"]) != shard:
             continue
-        if whole(records[k]["space"]) < PORT_SPACES:
+        if whole(records[k]["space"]) < HELD_SPACES:
             _hold(state, external, records[k], now)
             taken += 1
     return taken

@@ -9,25 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from shards import cuckoo, gather, journal, nat, ports, sessions, slabs
+from shards.account_rows import BLOCKS_AT_MOST
 from shards.accounts import charge
+from shards.generic import can_be_translated, is_generic
 from shards.jit import hot, whole
 from shards.native import Word, prefetch
 from shards.records import SHADOW, STATIC
-from shards.state import (
-    ACTIVE,
-    BLOCKS_AT_MOST,
-    CHUNK_PORTS,
-    FREE,
-    ICMP,
-    MAPPING_0,
-    MAPPING_1,
-    NAT_MAPPING,
-    TCP,
-    UDP,
-    Array,
-    Row,
-    State,
-)
+from shards.state import ACTIVE, CHUNK_PORTS, FREE, MAPPING_0, MAPPING_1, NAT_MAPPING, Array, Row, State
 
 _U = np.uint64
 
@@ -59,7 +47,7 @@ def take_mapping(state: State, shard: int, record: Row, seen: Array, now: int) -
 @hot
 def external_of(state: State, shard: int, record: Row) -> int:
     """Ordinal of the external address of a record, -1 where that is not the shard's, or the protocol none that we know."""
-    if whole(record["protocol"]) not in (ICMP, TCP, UDP):
+    if not can_be_translated(whole(record["protocol"])):
         return -1
     external = sessions.external_ordinal(state, whole(record["external_address"]))
     if external < 0 or whole(state.pools[whole(state.externals[external]["pool"])]["shard"]) != shard:
@@ -71,6 +59,8 @@ def external_of(state: State, shard: int, record: Row) -> int:
 def _may_have(state: State, shard: int, subscriber: int, external: int, record: Row) -> bool:
     """Whether a subscriber (account, 0 none) can have the mapping: a port of its pool's blocks, or as it is configured."""
     if subscriber == 0 or whole(state.accounts[subscriber]["shard"]) != shard or whole(record["block"]) > BLOCKS_AT_MOST:
+        return False
+    if is_generic(whole(record["protocol"])) and record["internal_port"] != 0:
         return False
     static = whole(record["flags"]) & STATIC != 0
     if static and not _is_configured(state, record):
@@ -121,7 +111,7 @@ def _mapping_key(record: Row) -> tuple[Word, Word]:
 
 @hot
 def is_same_mapping(row: Row, record: Row) -> bool:
-    """Whether a row is of the same two endpoints; of sessions, whether their mapping is."""
+    """Whether a row is of the same two endpoints; of two sessions, whether their mappings are."""
     return bool(
         row["internal_address"] == record["internal_address"]
         and row["internal_realm"] == whole(record["internal_realm"]) | whole(record["protocol"]) << 24
@@ -284,7 +274,7 @@ def _make_mapping(state: State, shard: int, half: int, account: int, external: i
     row["generation"] = generation(state, shard, half, record, whole(row["generation"]))
     row["kind"] = NAT_MAPPING
     _own_port(state, external, whole(record["protocol"]), whole(record["external_port"]), half)
-    charge(state, account, stale, 1)
+    charge(state, account, whole(record["protocol"]), stale, 1)
     state.shards[shard]["mappings"] += 1
     settle(state, shard, half, record)
     return True
@@ -300,7 +290,7 @@ def _write_over(state: State, shard: int, half: int, now: int) -> int:
     external, port = sessions.take_out_mapping(state, shard, half, now)
     ports.vacate(state, external, port)
     stale = whole(row["sessions"])
-    charge(state, whole(row["account"]), -stale, 0)
+    charge(state, whole(row["account"]), whole(row["internal_realm"]) >> 24, -stale, 0)
     return stale
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shards import cuckoo, hops, journal, nat, ports, sessions, slabs, tcp, timers
-from shards.accounts import account_of, charge
+from shards.accounts import charge_session
 from shards.apply_mappings import (
     external_of,
     forgotten,
@@ -14,7 +14,9 @@ from shards.apply_mappings import (
     see,
     settle,
 )
+from shards.generic import can_be_translated, is_generic
 from shards.jit import hot, whole
+from shards.lifetimes import STATE_MASK
 from shards.native import Word, prefetch
 from shards.records import HAIRPIN, UNTRANSLATED
 from shards.state import (
@@ -71,13 +73,16 @@ def take_session(state: State, shard: int, record: Row, seen: Array, now: int) -
 @hot
 def _can_be(state: State, record: Row) -> bool:
     """Whether a session of such fields exists: what the path would not have made cannot come from another core either."""
-    protocol, told = whole(record["protocol"]), whole(record["state"])
+    protocol, told = whole(record["protocol"]), whole(record["state"]) & STATE_MASK
     if protocol == TCP:
         fits = tcp.INIT <= told <= tcp.RESET or told in (tcp.INIT_IN, tcp.ANSWERED)
     elif protocol == UDP:
         fits = told == tcp.STREAM
+    elif protocol == ICMP:
+        fits = told == tcp.QUERY and whole(record["remote_port"]) == 0
     else:
-        fits = protocol == ICMP and told == tcp.QUERY and whole(record["remote_port"]) == 0
+        ports_told = whole(record["internal_port"]) | whole(record["external_port"]) | whole(record["remote_port"])
+        fits = can_be_translated(protocol) and told == tcp.GENERIC and ports_told == 0
     settings = state.settings[0]
     internal_realm = whole(state.ports[whole(settings["internal_port"])]["internal_realm"])
     external_realm = whole(state.ports[whole(settings["external_port"])]["external_realm"])
@@ -136,15 +141,33 @@ def _whose(state: State, shard: int, record: Row) -> int:
 
 @hot
 def _mapping_of(state: State, shard: int, record: Row) -> int:
-    """Half-line of a session's mapping: at the row that it names, else whichever owns the port; 0 if there is none."""
+    """Half-line of a session's mapping: at the row that it names, else whichever has its endpoint; 0 if there is none."""
     klass = whole(record["mapping_klass"])
     if klass in (MAPPING_0, MAPPING_1):
         half = slabs.local_row(state, shard, klass, whole(record["mapping_row"]))
-        if half and state.mappings[half]["kind"] == NAT_MAPPING and is_same_mapping(state.mappings[half], record):
+        if half and state.mappings[half]["kind"] == NAT_MAPPING and _is_its_mapping(state.mappings[half], record):
             return half
-    external = external_of(state, shard, record)
-    half = ports.owner(state, external, whole(record["protocol"]), whole(record["external_port"])) if external >= 0 else 0
-    return half if half and is_same_mapping(state.mappings[half], record) else 0
+    external, protocol = external_of(state, shard, record), whole(record["protocol"])
+    if external < 0:
+        return 0
+    if is_generic(protocol):
+        realm = whole(record["internal_realm"]) & 0xFFFFFF
+        half = sessions.find_mapping(state, whole(record["internal_address"]), realm, protocol, 0)
+    else:
+        half = ports.owner(state, external, protocol, whole(record["external_port"]))
+    return half if half and _is_its_mapping(state.mappings[half], record) else 0
+
+
+@hot
+def _is_its_mapping(mapping: Row, record: Row) -> bool:
+    """Whether a mapping is of the endpoints of a session, of which generic protocols' do not show their place."""
+    if not is_generic(whole(record["protocol"])):
+        return is_same_mapping(mapping, record)
+    return bool(
+        mapping["internal_address"] == record["internal_address"]
+        and mapping["internal_realm"] == whole(record["internal_realm"]) | whole(record["protocol"]) << 24
+        and mapping["external_address"] == record["external_address"]
+    )
 
 
 @hot
@@ -229,7 +252,7 @@ def _make_session(state: State, shard: int, line: int, half: int, record: Row, n
     if half < BYPASSED:
         state.mappings[half]["sessions"] += 1
     timers.arm(state, line, now + left)
-    charge(state, account_of(state, row), 1, 0)
+    charge_session(state, row, 1)
     state.shards[shard]["sessions"] += 1
     settle(state, shard, line << 1, record)
     return True
@@ -282,13 +305,13 @@ def _move_to(state: State, row: Row, half: int) -> None:
     before = whole(row["mapping"])
     if before == half:
         return
-    charge(state, account_of(state, row), -1, 0)
+    charge_session(state, row, -1)
     if before < BYPASSED:
         state.mappings[before]["sessions"] -= 1
     row["mapping"] = half
     if half < BYPASSED:
         state.mappings[half]["sessions"] += 1
-    charge(state, account_of(state, row), 1, 0)
+    charge_session(state, row, 1)
 
 
 @hot
@@ -298,9 +321,11 @@ def _merged(state: State, ours: int, our_left: int, theirs: int, their_left: int
     Where neither is clearly the newer, each may have seen one direction close, or only one of them both.
     """
     our_age, their_age = tcp.timeout(state.settings, ours) - our_left, tcp.timeout(state.settings, theirs) - their_left
-    open_or_closing = tcp.ESTABLISHED <= ours <= tcp.CLOSING and tcp.ESTABLISHED <= theirs <= tcp.CLOSING
+    mine, other = ours & STATE_MASK, theirs & STATE_MASK
+    open_or_closing = tcp.ESTABLISHED <= mine <= tcp.CLOSING and tcp.ESTABLISHED <= other <= tcp.CLOSING
     if open_or_closing and abs(our_age - their_age) <= TOGETHER:
-        both = tcp.ESTABLISHED + (ours - tcp.ESTABLISHED | theirs - tcp.ESTABLISHED)  # FIN_OUT is one bit, FIN_IN the other
+        both = tcp.ESTABLISHED + (mine - tcp.ESTABLISHED | other - tcp.ESTABLISHED)  # FIN_OUT is one bit, FIN_IN the other
+        both += ours & ~STATE_MASK
         return both, tcp.timeout(state.settings, both) - min(our_age, their_age)
     if their_age < our_age:
         return theirs, their_left

@@ -9,6 +9,7 @@ from shards.accounts import charge
 from shards.apply_mappings import generation, is_authority, see, settle
 from shards.apply_sessions import HORIZON, SLACK, end_session, is_living, update_life
 from shards.jit import hot, whole
+from shards.lifetimes import STATE_MASK
 from shards.native import Word
 from shards.records import CONTINUED, HAIRPIN
 from shards.state import (
@@ -83,13 +84,13 @@ def _can_be(state: State, shard: int, record: Row, more: Row) -> bool:
 
 @hot
 def _state_fits(record: Row) -> bool:
-    protocol, told = whole(record["protocol"]), whole(record["state"])
+    protocol, told = whole(record["protocol"]), whole(record["state"]) & STATE_MASK
     if protocol == TCP:
         return tcp.INIT <= told <= tcp.RESET or told in (tcp.INIT_IN, tcp.ANSWERED)
     if protocol == ICMP6:
         return told == tcp.QUERY and whole(record["remote_port"]) == 0
     portless = whole(record["internal_port"]) == 0 and whole(record["remote_port"]) == 0
-    return told == tcp.STREAM and (parse6.has_ports(protocol) or portless)
+    return told == firewall6.first_state(protocol, 0) and (parse6.has_ports(protocol) or portless)
 
 
 @hot
@@ -181,7 +182,7 @@ def _make(state: State, shard: int, line: int, record: Row, more: Row, now: int)
         return False
     row["kind"] = FIREWALL_SESSION6
     timers.arm(state, line, now + left)
-    charge(state, account, 1, 0)
+    charge(state, account, protocol, 1, 0)
     state.shards[shard]["sessions"] += 1
     settle(state, shard, line << 1, record)
     return True

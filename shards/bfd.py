@@ -385,9 +385,26 @@ def port_is_dead(state: State, port: int) -> bool:
 
 
 @hot
-def publish(state: State) -> None:
+def _has_settled(state: State, port: int, now: int) -> bool:
+    """Whether a port whose peer was lost is to be used again: a session of it has been up for as long as was asked for.
+
+    A switch's loop answers before its routes are back: it would drop what it is sent, or send it round.
+    """
+    young = False
+    for s in range(len(state.bfd)):
+        row = state.bfd[s]
+        if row["address"] != 0 and whole(row["port"]) == port and row["state"] == UP:
+            if now - whole(row["changed_at"]) >= whole(row["hold"]):
+                return True
+            young = True
+    return not young
+
+
+@hot
+def publish(state: State, now: int) -> None:
     """Let `legs` know of each port that has sessions whether its peer is lost."""
     for s in range(len(state.bfd)):
         if state.bfd[s]["address"] != 0:
             p = whole(state.bfd[s]["port"])
-            state.ports[p]["peer_lost"] = 1 if port_is_dead(state, p) else 0
+            lost = port_is_dead(state, p) or (state.ports[p]["peer_lost"] != 0 and not _has_settled(state, p, now))
+            state.ports[p]["peer_lost"] = 1 if lost else 0

@@ -23,6 +23,7 @@ BFD = np.dtype(
         ("refused", "u4"),  # counts packets with this peer's address that were not taken
         ("flaps", "u4"),  # counts how often it went down
         ("random", "u4"),  # of the jitter; not 0
+        ("hold", "u4"),  # ticks that it must have been up after a failure before packets are sent that way again
         ("port", "u1"),  # row of PORT
         ("state", "u1"),  # bfd.STATES
         ("diagnostic", "u1"),  # bfd.DIAGNOSTICS: why it went down last
@@ -35,7 +36,7 @@ BFD = np.dtype(
         ("final", "u1"),  # 1: the peer asked, and is to be answered
         ("watched", "u1"),  # 1: the peer was heard since it was last silent for too long
         ("ever_up", "u1"),  # 1: it was up once, so that down means something
-        ("spare", "u1", (44,)),
+        ("spare", "u1", (40,)),
     ]
 )
 assert BFD.itemsize == 128

@@ -17,6 +17,8 @@ from shards.state import Array
 
 BURST = 256  # packets in flight at most
 
+TURNED_BARE = -2  # in `turned`: its first half goes by the mapping, without a session
+
 PITCH = BURST + 8  # words from column to column: a power of two would put a row of all columns into two sets of the L1 cache
 
 
@@ -50,7 +52,7 @@ class Burst(NamedTuple):
     session: Array  # line, 0 none
     mapping: Array  # half-line, for what goes by mapping alone
     next_hop: Array  # row of NEIGHBOUR
-    turned: Array  # line of the first session of a hairpinned packet, -1 where another core has that; else 0
+    turned: Array  # line of the first session of a hairpinned packet, -1 where another core has that; TURNED_BARE; else 0
     detail: Array  # what the verdict's sentence wants to name: rule number, MTU of the next link
     # rewrite
     out_port: Array

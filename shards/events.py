@@ -9,13 +9,11 @@ Left out on purpose: address bindings (14, 15), since each block names its addre
 
 from __future__ import annotations
 
-import numpy as np
-
-from shards import verdict as verdicts
 from shards.accounts import account_of
 from shards.atomics import load_acquire, store_release
+from shards.generic import is_generic
 from shards.jit import hot, whole
-from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS, Array, State
+from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS, State
 
 ADDRESSES_EXHAUSTED = 3
 SESSION_CREATED, SESSION_DELETED = 4, 5
@@ -23,20 +21,7 @@ MAPPING_CREATED, MAPPING_DELETED = 8, 9
 PORTS_EXHAUSTED = 12
 QUOTA_EXCEEDED = 13
 BLOCK_ALLOCATED, BLOCK_RELEASED = 16, 17
-
-
-def _refusals() -> Array:
-    """Kind of event of each verdict that is a refusal for want of something, 0 of the others."""
-    kinds = np.zeros(len(verdicts.VERDICTS), np.uint8)
-    kinds[verdicts.POOL_EXHAUSTED], kinds[verdicts.PORTS_EXHAUSTED] = ADDRESSES_EXHAUSTED, PORTS_EXHAUSTED
-    for verdict in (verdicts.SESSION_LIMIT, verdicts.MAPPING_LIMIT, verdicts.RATE_LIMIT):
-        kinds[verdict] = QUOTA_EXCEEDED
-    for verdict in (verdicts.ROWS_EXHAUSTED, verdicts.TABLE_FULL):
-        kinds[verdict] = QUOTA_EXCEEDED
-    return kinds
-
-
-REFUSALS = _refusals()
+THRESHOLD_REACHED = 18
 
 
 @hot
@@ -48,6 +33,8 @@ def _begin(state: State, kind: int, account: int, now: int) -> int:
     row["account"] = account
     row["kind"] = kind
     row["verdict"] = 0
+    row["alarm"] = 0
+    row["level"] = 0
     return at
 
 
@@ -84,14 +71,15 @@ def mapping(state: State, kind: int, half: int, now: int) -> None:
     if whole(state.settings[0]["log"]) < LOG_MAPPINGS:
         return
     source = state.mappings[half]
+    port = 0 if is_generic(whole(source["internal_realm"]) >> 24) else whole(source["external_port"])
     row = state.events[_begin(state, kind, whole(source["account"]), now)]
     row["internal_address"] = source["internal_address"]
     row["internal_realm"] = source["internal_realm"]
     row["internal_port"] = source["internal_port"]
     row["external_address"] = source["external_address"]
     row["external_realm"] = whole(source["internal_realm"]) & 0xFF000000
-    row["external_port"] = source["external_port"]
-    row["external_last"] = source["external_port"]
+    row["external_port"] = port
+    row["external_last"] = port
     row["remote_address"] = 0
     row["remote_port"] = 0
     row["half"] = half
@@ -115,19 +103,33 @@ def block(state: State, kind: int, account: int, external: int, first: int, size
 
 
 @hot
-def refusal(state: State, account: int, verdict: int, protocol: int, address: int, port: int, now: int) -> None:
-    """A packet from an internal endpoint was refused; told if it was for want of something, once a second of an account.
+def refusal(
+    state: State, kind: int, account: int, verdict: int, protocol: int, address: int, port: int, refused: int, now: int
+) -> None:
+    """A packet from an internal endpoint was refused for want of something; told once a second of an account.
 
-    `packets` counts what limits have refused the account so far. A flood of refusals must not wash out the rest of the log.
+    `refused`: packets of the account refused so far. A flood of refusals must not wash out the rest of the log.
     """
-    kind, second = whole(REFUSALS[verdict]), now // 1000 & 0xFFFFFFFF
-    if kind == 0 or whole(state.settings[0]["log"]) < LOG_BLOCKS or whole(state.accounts[account]["told"]) == second:
+    second = now // 1000 & 0xFFFFFFFF
+    if whole(state.settings[0]["log"]) < LOG_BLOCKS or whole(state.accounts[account]["told"]) == second:
         return
     state.accounts[account]["told"] = second
     at = _begin(state, kind, account, now)
     _about_account(state, at, address, protocol, port)
     state.events[at]["verdict"] = verdict
-    state.events[at]["packets"] = state.accounts[account]["refused"]
+    state.events[at]["packets"] = refused
+    _publish(state)
+
+
+@hot
+def threshold(state: State, alarm: int, level: int, percent: int, account: int, now: int) -> None:
+    """How full something is has passed a threshold, up or down: row of ALARM, its level now. Of a subscriber: his account."""
+    if whole(state.settings[0]["log"]) < LOG_BLOCKS:
+        return
+    at = _begin(state, THRESHOLD_REACHED, account, now)
+    _about_account(state, at, whole(state.accounts[account]["base"]) if account else 0, 0, 0)
+    row = state.events[at]
+    row["alarm"], row["level"], row["packets"] = alarm + 1, level, percent
     _publish(state)
 
 

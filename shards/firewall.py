@@ -1,4 +1,4 @@
-"""What may open a session: the rule list and the limits, looked at on a miss only.
+"""What may open a session: the rule list, looked at on a miss only; the limits are those of `accounts`.
 
 Rules are one ordered list (a device's, its subscriber's, then everyone's; the appliance compiles it so); the first that fits
 decides. Without one, outbound is accepted, and inbound is accepted where a mapping allows it.
@@ -7,9 +7,7 @@ decides. Without one, outbound is accepted, and inbound is accepted where a mapp
 from __future__ import annotations
 
 from shards.jit import hot, whole
-from shards.state import ACCEPT, ICMP, Row, State
-from shards.timers import age
-from shards.verdict import MAPPING_LIMIT, RATE_LIMIT, SESSION_LIMIT
+from shards.state import ACCEPT, TCP, UDP, Row, State
 
 
 @hot
@@ -18,7 +16,7 @@ def judge(
 ) -> tuple[int, int]:
     """(action, number of the rule + 1) for a packet between an internal endpoint and a remote one; (ACCEPT, 0) without a rule.
 
-    ICMP has no ports: a rule that names some does not fit it.
+    Only TCP and UDP have ports: a rule that names some does not fit the others.
     """
     first = whole(state.settings[0]["rules_at"])
     for r in range(first, first + whole(state.settings[0]["rules"])):
@@ -37,7 +35,7 @@ def fits(rule: Row, direction: int, protocol: int, internal: int, internal_port:
         and (rule["protocol"] == 0 or rule["protocol"] == protocol)
         and internal & whole(rule["internal_mask"]) == whole(rule["internal_network"])
         and remote & whole(rule["remote_mask"]) == whole(rule["remote_network"])
-        and ports_fit(rule, protocol != ICMP, internal_port, remote_port)
+        and ports_fit(rule, protocol in (TCP, UDP), internal_port, remote_port)
     )
 
 
@@ -58,46 +56,3 @@ def ports_fit(rule: Row, has_ports: bool, internal_port: int, remote_port: int) 
         and rule["remote_port_low"] <= remote_port
         and remote_port <= rule["remote_port_high"]
     )
-
-
-@hot
-def admit(state: State, account: int, needs_mapping: bool, now: int) -> int:
-    """Verdict, or 0, of the limits of an account and of the one above it (RFC 6888 REQ-4, REQ-5).
-
-    A refusal deletes nothing (REQ-11) and costs no token.
-    """
-    at = account
-    while at:
-        row = state.accounts[at]
-        limits = state.limits[whole(row["limits"])]
-        verdict = 0
-        if limits["sessions"] != 0 and row["sessions"] >= limits["sessions"]:
-            verdict = SESSION_LIMIT
-        elif needs_mapping and limits["mappings"] != 0 and row["mappings"] >= limits["mappings"]:
-            verdict = MAPPING_LIMIT
-        elif limits["rate"] != 0 and _tokens(row, limits, now) < 1000:
-            verdict = RATE_LIMIT
-        if verdict:
-            row["refused"] += 1
-            return verdict
-        at = whole(row["parent"])
-    _spend(state, account, now)
-    return 0
-
-
-@hot
-def _tokens(row: Row, limits: Row, now: int) -> int:
-    """Thousandths of new sessions that the account may open now: `rate` a second, saved up to `burst` (at least one)."""
-    full = 1000 * max(whole(limits["burst"]), 1)
-    return min(full, whole(row["tokens"]) + min(age(now, whole(row["tokens_at"])), 1 << 20) * whole(limits["rate"]))
-
-
-@hot
-def _spend(state: State, account: int, now: int) -> None:
-    while account:
-        row = state.accounts[account]
-        limits = state.limits[whole(row["limits"])]
-        if limits["rate"] != 0:
-            row["tokens"] = _tokens(row, limits, now) - 1000
-            row["tokens_at"] = now & 0xFFFFFFFF
-        account = whole(row["parent"])

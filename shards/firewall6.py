@@ -1,8 +1,8 @@
 """The IPv6 firewall's decisions: whose packet it is, what opens a session, what is let in (RFC 6092).
 
 Out: subscriber -> rules -> session. In: session, else rules -> pinholes, filtering or transparency; what only those let in is
-forwarded without a session, which appears with the answer, as it does for IPv4's mappings (see `nat`). Everything else from
-outside is dropped in silence. Between two subscribers of ours a packet goes out by the one's session and in by the other's.
+forwarded without a session, which appears with the answer (but not with a RST), as for IPv4's mappings (see `nat`). All else
+from outside is dropped in silence. Between two subscribers of ours a packet goes out by one session and in by another.
 
 Left out on purpose: the ICMPv6 error six seconds after an unsolicited SYN (REC-34, a should: the frame would have to be kept).
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, events, firewall, hops6, nat, serve, sessions, sessions6, slabs, tcp, wire
-from shards.burst import Burst
+from shards import accounts, cuckoo, firewall, hops6, nat, refusals, serve, sessions, sessions6, slabs, tcp, wire
+from shards.burst import TURNED_BARE, Burst
 from shards.jit import hot, whole
 from shards.native import Word
 from shards.parse6 import ECHO, UDP_LITE, has_ports
@@ -239,7 +239,7 @@ def _turn(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     if state.settings[0]["hairpin"] == 0:
         return HAIRPIN_REFUSED
     first = burst.session[i]
-    burst.turned[i] = first
+    burst.turned[i] = first if first else TURNED_BARE
     burst.direction[i] = INBOUND
     sessions6.set_key(state, frames, burst, i)
     verdict = _find_or_open(state, frames, burst, i, now)
@@ -247,7 +247,8 @@ def _turn(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
         verdict = _send(state, frames, burst, i, now)
     if verdict != UNDECIDED:
         return verdict
-    touch(state, burst, i, first, OUTBOUND, now)
+    if first:
+        touch(state, burst, i, first, OUTBOUND, now)
     return HAIRPINNED
 
 
@@ -275,12 +276,15 @@ def _outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) 
     inward = 0
     if verdict == UNDECIDED:
         verdict, inward = _find_way(state, frames, burst, i, turns, now)
+    if verdict == UNDECIDED and tcp.answers(burst.protocol[i], burst.tcp_flags[i]):
+        return UNDECIDED  # without a session
     if verdict == UNDECIDED:
-        verdict = firewall.admit(state, account, False, now)
+        verdict = accounts.admit(state, account, burst.protocol[i], False, 0, now)
     if verdict == UNDECIDED:
         verdict = _open(state, frames, burst, i, p, account, shard, inward, now)
     if verdict != UNDECIDED:
-        events.refusal(state, account, verdict, burst.protocol[i], whole(state.accounts[account]["base"]), 0, now)
+        burst.verdict[i] = verdict
+        refusals.note(state, burst, i, account, 0, now)
     return verdict
 
 
@@ -295,6 +299,8 @@ def _may_open(state: State, frames: Array, burst: Burst, i: int, p: int, account
     invited = lets_in(state, frames, burst, i, p, account)
     if answers:
         return UNDECIDED if invited else ICMP_TYPE_NOT_SERVED
+    if invited and tcp.answers(protocol, burst.tcp_flags[i]):
+        return UNDECIDED
     goes_on = invited or nat.picks_up(state, shard, burst.tcp_flags[i], now)
     return UNDECIDED if tcp.may_open(TCP, burst.tcp_flags[i], goes_on) else TCP_NOT_OPENING
 
@@ -336,7 +342,7 @@ def _open(
         state, line, realm, protocol, wire.word_at(frames, near), wire.word_at(frames, near + 8), wire.word_at(frames, far),
         wire.word_at(frames, far + 8), sessions6.near_port(burst, i), sessions6.far_port(burst, i),
     )  # fmt: skip
-    opening = first_state(protocol, burst.tcp_flags[i])
+    opening = first_state(protocol, burst.tcp_flags[i]) | tcp.timer_of(state, protocol, sessions6.far_port(burst, i))
     expiry = now + tcp.timeout(state.settings, opening)
     filtering = permission_of(state, p, protocol)
     verdict = sessions6.make(state, shard, line, account, filtering, opening, inward, burst.next_hop[i], expiry, now)
@@ -346,10 +352,12 @@ def _open(
 
 @hot
 def first_state(protocol: int, tcp_flags: int) -> int:
-    """State of a session that an outbound packet makes. Protocols without states of their own live as long as UDP (REC-12)."""
+    """State of a session that an outbound packet makes. Protocols without states of their own are generic (REC-12)."""
     if protocol == ICMP6:
         return tcp.QUERY
-    return tcp.first_state(TCP, tcp_flags) if protocol == TCP else tcp.STREAM
+    if protocol == TCP:
+        return tcp.first_state(TCP, tcp_flags)
+    return tcp.STREAM if protocol in (UDP, UDP_LITE) else tcp.GENERIC
 
 
 # --- what is let in -------------------------------------------------------------------------------------------------------

@@ -11,27 +11,28 @@ SHARES, IDENTITIES = 1 << 12, 1 << 12
 # A datagram that comes in fragments (see `fragments`). Neither replicated nor kept when the worker changes.
 FRAGMENTED = np.dtype(
     [
-        ("source", "u4"),  # as they come; with realm, protocol and id this is whose fragment it is
-        ("destination", "u4"),
-        ("realm", "u4"),  # realm | direction << 24 | second half of a hairpin << 25
-        ("id", "u2"),
+        ("source_high", "u8"),  # its name, as `datagrams.name` has it: what all of its fragments say
+        ("source", "u8"),
+        ("destination_high", "u8"),
+        ("destination", "u8"),
+        ("realm", "u4"),
+        ("id", "u4"),
         ("protocol", "u1"),
         ("phase", "u1"),  # fragments.WAITING ...; 0 free
+        ("verdict", "u1"),  # of the first fragment
+        ("turned", "u1"),  # passed on: 1 as the second half of a hairpin
         ("expiry", "u4"),  # tick
         ("born", "u4"),  # tick
-        ("new_source", "u4"),  # what the first fragment was translated to
+        ("new_source", "u4"),  # what the first fragment was translated to; of IPv6 nothing is
         ("new_destination", "u4"),
         ("new_id", "u2"),
         ("next_hop", "u2"),
         ("shard", "u2"),  # passed on: row of SHARD
-        ("verdict", "u1"),  # of the first fragment
-        ("turned", "u1"),  # passed on: 1 as the second half of a hairpin
+        ("share", "u2"),  # of `shares`, that pays for it
         ("end", "u4"),  # bytes of its whole payload, 0 not known yet
         ("got", "u4"),  # of these have come
         ("pieces", "u2"),  # rows of `covered` in use
         ("held", "u2"),  # of its fragments wait for the first
-        ("share", "u2"),  # of `shares`, that pays for it
-        ("spare", "u1", (10,)),
     ]
 )
-assert FRAGMENTED.itemsize == 64
+assert FRAGMENTED.itemsize == 80

@@ -1,14 +1,15 @@
-"""IP fragments (RFC 791, RFC 4787 REQ-14): translated as they come, in any order, and never put together again.
+"""IP fragments (RFC 791, RFC 8200 4.5, RFC 4787 REQ-14): served as they come, in any order, and never put together again.
 
 Only the first fragment of a datagram has the ports. It is decided like any packet (its checksum is updated by the difference,
-and that covers the others), and what became of it is kept in a row of FRAGMENTED, found by what all of them have: side,
-addresses, protocol, identification. The others follow it. One that comes before it waits, in its frame, in the loop's hands.
+and that covers the others), and what became of it is kept in a row of FRAGMENTED, found by what all of them have (see
+`datagrams`). The others follow it. One that comes before it waits, in its frame, in the loop's hands.
 
     WAITING --first--> PENDING --decided--> KNOWN | SHUNTING | REFUSED       all of it has come, or `expiry`: free again
 
-An overlap refuses the rest of the datagram (RFC 5722 for IPv4; RFC 1858, RFC 3128, teardrop). A row belongs to the address of
-ours that it is from or for, and each of these has a share: who floods us evicts himself. Nothing of this is replicated or
-outlives the worker: a datagram lives for moments, and its sender sends it again.
+An overlap refuses the rest of the datagram (RFC 5722, for IPv4 as well; RFC 1858, RFC 3128, teardrop). A row belongs to the
+address, of IPv6 the subscriber, of ours that it is from or for, and each of these has a share: who floods us evicts himself.
+Nothing of this is replicated or outlives the worker: a datagram lives for moments, and its sender sends it again. Where an
+authority moves in between, the others go the way of their first, so far as this core still can; elsewhere they are orphans.
 Left out on purpose: ICMP errors in fragments (none is that long), and identifications of whole packets without DF (RFC 6864).
 """
 
@@ -16,16 +17,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import bypass, nat, parse, rewrite, serve, sessions, shunt
+from shards import datagrams, refusals, rewrite, shunt
 from shards.burst import Burst
+from shards.datagrams import Name
 from shards.fragment_rows import FRAGMENTS, IDENTITIES, PIECES_EACH, SHARES
 from shards.jit import hot, whole
-from shards.native import read16
+from shards.native import Word, read16
 from shards.ports import siphash
 from shards.state import INBOUND, OUTBOUND, Array, Row, State
 from shards.timers import age, remaining
 from shards.verdict import (
-    BAD_FRAGMENT,
     FRAGMENT_DUPLICATE,
     FRAGMENT_LIMIT,
     FRAGMENT_ORPHAN,
@@ -33,16 +34,11 @@ from shards.verdict import (
     FRAGMENT_REFUSED,
     HAIRPINNED,
     HELD_BACK,
-    INSIDE_DESTINATION,
     NEIGHBOUR_UNRESOLVED,
     NO_AUTHORITY,
-    NOT_OUR_DESTINATION,
     SHUNTED,
-    SPOOFED_SOURCE,
-    TINY_FRAGMENT,
     UNDECIDED,
 )
-from shards.wire import IPV4_BYTES
 
 WAITING, PENDING, KNOWN, SHUNTING, REFUSED = range(1, 6)
 WAYS = 16  # rows that a datagram may have
@@ -54,8 +50,7 @@ DATAGRAMS_EACH = FRAGMENTS // 16  # of one address at once
 PARTS_AT_MOST = 256  # fragments that wait
 PARTS_EACH = 64  # of one address: more than a datagram of 65,535 bytes over Ethernet has
 
-_MORE, _OFFSET = 0x2000, 0x1FFF  # in the word of flags and offset
-_LONGEST = 65535
+_OFFSET = 0x1FFF  # in the word of flags and offset of IPv4
 _U = np.uint64
 _FOR_SHARES, _FOR_IDENTITIES = 1, 2  # beside what is hashed, so that one table's hash says nothing of another's
 
@@ -64,20 +59,22 @@ _FOR_SHARES, _FOR_IDENTITIES = 1, 2  # beside what is hashed, so that one table'
 def meet(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     """Verdict of a fragment. UNDECIDED: it is a first one, to be decided like a whole packet; then `learn` what it became."""
     burst.verdict[i] = UNDECIDED
-    nat.choose_key(state, burst, i)
-    offset, size, more = _place(frames, burst, i)
-    at = _find(state, burst, i, read16(frames, burst.l3[i] + 4), now)
+    datagrams.choose_key(state, frames, burst, i)
+    name = datagrams.name(state, frames, burst, i)
+    offset, size, more = datagrams.place(frames, burst, i)
+    at = _find(state, name, now)
     if offset and burst.deadline[i]:
-        _let_go(state, burst, i, at)
+        _let_go(state, _share_of(state, frames, burst, i), at)
         if at < 0:
             return FRAGMENT_ORPHAN
-    verdict = _sound(burst, i, offset, size, more)
+    verdict = datagrams.sound(burst, i, offset, size, more)
     if verdict == UNDECIDED:
-        verdict = _plausible(state, burst, i)
+        verdict = datagrams.plausible(state, frames, burst, i)
     if verdict != UNDECIDED:
         return verdict
     if at < 0:
-        at = _begin(state, frames, burst, i, offset == 0, now)
+        at = _begin(state, name, _share_of(state, frames, burst, i), offset == 0, now)
+        _identify(state, frames, burst, i, at)
     if at < 0:
         return FRAGMENT_LIMIT
     burst.part[i] = -(at + 1) if offset else at + 1
@@ -90,115 +87,103 @@ def meet(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
 
 
 @hot
-def is_later(frames: Array, l3: int) -> bool:
-    """Whether the packet at `l3` is a fragment behind the first one: it has no ports, and no ICMP error is about it."""
-    return read16(frames, l3 + 6) & _OFFSET != 0
-
-
-# --- what is a fragment at all --------------------------------------------------------------------------------------------
-
-
-@hot
-def _place(frames: Array, burst: Burst, i: int) -> tuple[int, int, bool]:
-    """Where in its datagram's payload it is: offset and size in bytes, and whether more comes behind it."""
-    l3 = burst.l3[i]
-    word = read16(frames, l3 + 6)
-    return 8 * (word & _OFFSET), l3 + burst.ip_length[i] - burst.l4[i], word & _MORE != 0
-
-
-@hot
-def _sound(burst: Burst, i: int, offset: int, size: int, more: bool) -> int:
-    if size == 0 or (more and size & 7) or offset + size > _LONGEST - IPV4_BYTES:
-        return BAD_FRAGMENT
-    # Every transport header that is served begins in the first 8 bytes, and that of TCP does not end there.
-    return TINY_FRAGMENT if burst.protocol[i] == 6 and 0 < offset < 20 else UNDECIDED
-
-
-@hot
-def _plausible(state: State, burst: Burst, i: int) -> int:
-    """Verdict on the addresses alone, so that nobody has a row who could not send, or be sent, anything."""
-    realm = whole(state.ports[burst.port[i]]["internal_realm"])
-    source, destination = burst.source[i], burst.destination[i]
+def blame(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    """A fragment was too many: count it for the subscriber that sent it. For whom one from outside is, nobody knows."""
     if burst.direction[i] == OUTBOUND:
-        if not nat.is_internal(state, realm, source):
-            return SPOOFED_SOURCE
-        unseen = nat.is_internal(state, realm, destination) and not bypass.is_reached(state, destination)
-        return INSIDE_DESTINATION if unseen else UNDECIDED
-    inside = nat.is_internal(state, realm, destination)
-    if inside and not bypass.names(state, destination):
-        return INSIDE_DESTINATION
-    if not inside and sessions.external_ordinal(state, destination) < 0:
-        return NOT_OUR_DESTINATION
-    return UNDECIDED if burst.turned[i] or nat.plausible_outsider(state, realm, source) else SPOOFED_SOURCE
+        account = datagrams.sender(state, frames, burst, i)
+        if account:
+            refusals.note(state, burst, i, account, 0, now)
+
+
+@hot
+def is_later(frames: Array, l3: int) -> bool:
+    """Whether the packet of IPv4 at `l3` is a fragment behind the first: it has no ports, and no ICMP error is about it."""
+    return read16(frames, l3 + 6) & _OFFSET != 0
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------------
 
 
 @hot
-def _realm(state: State, burst: Burst, i: int) -> int:
-    """Side by which it came, whichever of its ports that was."""
-    port, direction = state.ports[burst.port[i]], burst.direction[i]
-    realm = whole(port["internal_realm"] if direction == OUTBOUND else port["external_realm"])
-    side: int = realm | direction << 24 | (burst.turned[i] != 0) << 25
-    return side
-
-
-@hot
-def _hash(state: State, word0: int, word1: int) -> int:
-    """Keyed, so that nobody outside can crowd a row; 31 bits."""
+def _hash(state: State, word0: Word, word1: Word) -> Word:
+    """Keyed, so that nobody outside can crowd a row."""
     seed = state.settings[0]["seed"]
-    return whole(siphash(seed[0], seed[1], _U(word0), _U(word1)) >> _U(33))
+    return siphash(seed[0], seed[1], word0, word1)
 
 
 @hot
-def _bucket(state: State, burst: Burst, i: int, identification: int) -> int:
+def _row_of(hashed: Word, rows: int) -> int:
+    """One of so many rows."""
+    row: int = whole(hashed >> _U(33)) % rows
+    return row
+
+
+@hot
+def _bucket(state: State, name: Name) -> int:
     """First of the rows that a datagram may have."""
-    word0 = burst.source[i] << 31 ^ burst.destination[i]
-    word1 = identification | burst.protocol[i] << 16 | _realm(state, burst, i) << 24
-    bucket: int = _hash(state, word0, word1) % (FRAGMENTS // WAYS) * WAYS
-    return bucket
+    source_high, source, destination_high, destination, side, what = name
+    hashed = _hash(state, _hash(state, source, destination), _U(side) << _U(38) ^ _U(what))
+    if source_high != _U(0):
+        hashed = _hash(state, hashed ^ source_high, destination_high)
+    return _row_of(hashed, FRAGMENTS // WAYS) * WAYS
 
 
 @hot
-def _find(state: State, burst: Burst, i: int, identification: int, now: int) -> int:
-    """Row of the fragment's datagram, -1 for none."""
-    first, realm = _bucket(state, burst, i, identification), _realm(state, burst, i)
+def _find(state: State, name: Name, now: int) -> int:
+    """Row of the datagram with a name, -1 for none."""
+    first = _bucket(state, name)
     for at in range(first, first + WAYS):
-        row = state.fragmented[at]
-        if row["phase"] == 0 or whole(row["source"]) != burst.source[i] or whole(row["destination"]) != burst.destination[i]:
-            continue
-        if whole(row["id"]) == identification and row["protocol"] == burst.protocol[i] and whole(row["realm"]) == realm:
-            if remaining(now, whole(row["expiry"])) > 0:
+        if state.fragmented[at]["phase"] and _has_name(state.fragmented[at], name):
+            if remaining(now, whole(state.fragmented[at]["expiry"])) > 0:
                 return at
             _end(state, at)
     return -1
 
 
 @hot
-def _share_of(state: State, burst: Burst, i: int) -> int:
-    """Row of SHARES of the address of ours that the fragment is from or for."""
-    ours = burst.source[i] if burst.direction[i] == OUTBOUND else burst.destination[i]
-    return _hash(state, ours, _FOR_SHARES) % SHARES
+def _has_name(row: Row, name: Name) -> bool:
+    source_high, source, destination_high, destination, side, what = name
+    return bool(
+        row["source"] == source
+        and row["destination"] == destination
+        and whole(row["id"]) | whole(row["protocol"]) << 32 == what
+        and whole(row["realm"]) == side
+        and row["source_high"] == source_high
+        and row["destination_high"] == destination_high
+    )
 
 
 @hot
-def _begin(state: State, frames: Array, burst: Burst, i: int, leads: bool, now: int) -> int:
+def _share_of(state: State, frames: Array, burst: Burst, i: int) -> int:
+    """Row of SHARES of who of ours the fragment is from or for."""
+    return _row_of(_hash(state, datagrams.ours(state, frames, burst, i), _U(_FOR_SHARES)), SHARES)
+
+
+@hot
+def _begin(state: State, name: Name, share: int, leads: bool, now: int) -> int:
     """A row for a new datagram; -1 where its address has too many, or others have all that it might have."""
-    share, identification = _share_of(state, burst, i), read16(frames, burst.l3[i] + 4)
-    at = _vacant(state, _bucket(state, burst, i, identification), share, leads, now)
+    at = _vacant(state, _bucket(state, name), share, leads, now)
     if at < 0:
         return -1
     row = state.fragmented[at]
-    row["source"], row["destination"], row["realm"] = burst.source[i], burst.destination[i], _realm(state, burst, i)
-    row["id"], row["protocol"], row["share"], row["born"] = identification, burst.protocol[i], share, now & 0xFFFFFFFF
-    row["new_id"] = next_identity(state, burst.destination[i]) if burst.direction[i] == OUTBOUND else identification
+    row["source_high"], row["source"], row["destination_high"], row["destination"], row["realm"], what = name
+    row["id"], row["protocol"], row["share"], row["born"] = what & 0xFFFFFFFF, what >> 32, share, now & 0xFFFFFFFF
     row["end"], row["got"], row["pieces"], row["held"] = 0, 0, 0, 0
     row["expiry"] = (now + HELD_TICKS) & 0xFFFFFFFF
     row["phase"] = WAITING
     state.shares[share, 0] += 1
     state.core[0]["fragmented"] += 1
     return at
+
+
+@hot
+def _identify(state: State, frames: Array, burst: Burst, i: int, at: int) -> None:
+    """Give a new datagram of IPv4 that goes out an identification of its own."""
+    if at >= 0 and burst.six[i] == 0:
+        outbound = burst.direction[i] == OUTBOUND
+        state.fragmented[at]["new_id"] = (
+            next_identity(state, burst.destination[i]) if outbound else datagrams.identification(frames, burst, i)
+        )
 
 
 @hot
@@ -271,14 +256,17 @@ def forget(state: State) -> None:
 
 @hot
 def _cover(state: State, at: int, offset: int, size: int, more: bool) -> int:
-    """Note which bytes a fragment brings. UNDECIDED, or what is wrong with them; after an overlap nothing goes on."""
+    """Note which bytes a fragment brings. UNDECIDED, or what is wrong with them; after an overlap nothing goes on.
+
+    A duplicate brings the same bytes and says the same of the end: else it is an overlap (RFC 8200 4.5).
+    """
     row, covered = state.fragmented[at], state.covered[at]
     first, last = offset >> 3, (offset + size + 7) >> 3
     pieces, end = whole(row["pieces"]), whole(row["end"])
-    contradicts = end != 0 and (offset + size > end or (not more and end != offset + size))
+    contradicts = end != 0 and (offset + size >= end if more else offset + size != end)
     for k in range(pieces):
         begun, ended = whole(covered[k]) >> 16, whole(covered[k]) & 0xFFFF
-        if begun == first and ended == last and not contradicts:
+        if begun == first and ended == last and not contradicts and (more or end != 0):
             return FRAGMENT_DUPLICATE
         contradicts = contradicts or (begun < last and first < ended) or (not more and ended > last)
     if contradicts:
@@ -318,14 +306,14 @@ def _lead(state: State, frames: Array, burst: Burst, i: int, at: int, now: int) 
     row = state.fragmented[at]
     if row["phase"] == REFUSED:
         return FRAGMENT_REFUSED
-    verdict = parse.beginning(frames, burst, i)
+    verdict = datagrams.beginning(frames, burst, i)
     if verdict != UNDECIDED:
         _decide(state, at, REFUSED)
         return verdict
     row["phase"], row["expiry"] = PENDING, (now + PENDING_TICKS) & 0xFFFFFFFF
-    if burst.direction[i] == OUTBOUND:
+    if burst.direction[i] == OUTBOUND and burst.six[i] == 0:
         burst.identity[i] = whole(row["new_id"]) + 1
-    nat.set_key(state, burst, i)
+    datagrams.set_key(state, frames, burst, i)
     return UNDECIDED
 
 
@@ -337,10 +325,11 @@ def learn(state: State, burst: Burst, i: int, now: int) -> None:
     if verdict == HELD_BACK:
         return
     row["expiry"] = (now + KEPT_TICKS) & 0xFFFFFFFF
-    row["new_source"], row["new_destination"] = _translation(state, burst, i, row)
     row["next_hop"], row["verdict"] = burst.next_hop[i], verdict
-    if burst.identity[i] and row["new_source"] == row["source"]:
-        burst.identity[i], row["new_id"] = 0, row["id"]  # an address that nobody shares has its own identifications
+    if burst.six[i] == 0:
+        row["new_source"], row["new_destination"] = _translation(state, burst, i, row)
+        if burst.identity[i] and row["new_source"] == row["source"]:
+            burst.identity[i], row["new_id"] = 0, row["id"]  # an address that nobody shares has its own identifications
     if verdict == SHUNTED:
         row["shard"], row["turned"] = burst.shard[i] - 1, burst.turned[i] > 0
     _decide(state, at, KNOWN if verdict <= HAIRPINNED else SHUNTING if verdict == SHUNTED else REFUSED)
@@ -406,9 +395,9 @@ def _hold(state: State, burst: Burst, i: int, at: int, now: int) -> int:
 
 
 @hot
-def _let_go(state: State, burst: Burst, i: int, at: int) -> None:
+def _let_go(state: State, share: int, at: int) -> None:
     """A fragment that waited is in hand again."""
-    state.shares[_share_of(state, burst, i), 1] -= 1
+    state.shares[share, 1] -= 1
     state.core[0]["parts"] -= 1
     if at >= 0 and state.fragmented[at]["held"]:  # 0: another datagram of the same name
         state.fragmented[at]["held"] -= 1
@@ -438,10 +427,11 @@ def look_again(state: State, now: int) -> bool:
 def _go_along(state: State, frames: Array, burst: Burst, i: int, row: Row) -> int:
     """The way of the first fragment. It never waits: its next hop had answered."""
     burst.next_hop[i] = whole(row["next_hop"])
-    verdict = serve.way(state, frames, burst, i)
+    verdict = datagrams.way(state, frames, burst, i)
     if verdict != UNDECIDED:
         return NEIGHBOUR_UNRESOLVED if verdict == HELD_BACK else verdict
-    rewrite.readdress(frames, burst.l3[i], whole(row["new_source"]), whole(row["new_destination"]), whole(row["new_id"]))
+    if burst.six[i] == 0:
+        rewrite.readdress(frames, burst.l3[i], whole(row["new_source"]), whole(row["new_destination"]), whole(row["new_id"]))
     return whole(row["verdict"])
 
 
@@ -449,8 +439,11 @@ def _go_along(state: State, frames: Array, burst: Burst, i: int, row: Row) -> in
 def _pass_on(state: State, frames: Array, burst: Burst, i: int, row: Row, now: int) -> int:
     """To the core that its first fragment was passed to, from its sender's hand; of a hairpin the first half is done here."""
     burst.shard[i] = whole(row["shard"]) + 1
+    if state.shards[whole(row["shard"])]["creates"]:
+        return FRAGMENT_REFUSED  # the authority is ours by now: what became of the first is not known here
     if row["turned"]:
         burst.turned[i], burst.direction[i] = -1, INBOUND
+    if row["turned"] and burst.six[i] == 0:
         rewrite.readdress(frames, burst.l3[i], whole(row["new_source"]), whole(row["destination"]), whole(row["new_id"]))
     verdict = shunt.send(state, frames, burst, i, now)
     return NO_AUTHORITY if verdict == HELD_BACK else verdict
@@ -465,7 +458,7 @@ def next_identity(state: State, remote: int) -> int:
 
     So those of two hosts that share an external address stay apart, whatever they have chosen themselves.
     """
-    mixed = _hash(state, remote, _FOR_IDENTITIES)
+    mixed = whole(_hash(state, _U(remote), _U(_FOR_IDENTITIES)) >> _U(33))
     count = (whole(state.identities[mixed % IDENTITIES]) + 1) & 0xFFFF
     state.identities[mixed % IDENTITIES] = count
     return (count + (mixed >> 12)) & 0xFFFF

@@ -14,21 +14,21 @@ from __future__ import annotations
 import numpy as np
 
 from shards import journal, ports, slabs, tcp, timers
+from shards.account_rows import BLOCKS_AT_MOST
 from shards.accounts import is_bypassed
 from shards.jit import hot, whole
 from shards.native import Word, first_bit, prefetch
 from shards.records import CONTINUED, HAIRPIN, SHADOW, STATIC, UNTRANSLATED
 from shards.sessions import HAIRPIN_HOP, is_living, mapping_of
 from shards.state import (
-    BLOCKS_AT_MOST,
     CHUNK_PORTS,
     CLASSES,
     EXTENT_LINES,
     HELD,
+    HELD_SPACES,
     MAPPING_0,
     MAPPING_1,
     NAT_MAPPING,
-    PORT_SPACES,
     SESSION6_0,
     SESSION6_1,
     SESSION_0,
@@ -403,15 +403,15 @@ def holds(state: State, shard: int, cursor: int, now: int, out: Array) -> tuple[
 
     Chunks that never were anyone's are passed over: to look at their owners would take memory for them.
     """
-    end = len(state.externals) * PORT_SPACES * _CHUNKS_EACH
+    end = len(state.externals) * HELD_SPACES * _CHUNKS_EACH
     last, count = min(cursor + CHUNKS_AT_ONCE, end), 0
     while cursor < last and count + CHUNK_PORTS <= len(out):
-        external, chunk = cursor // (PORT_SPACES * _CHUNKS_EACH), cursor % _CHUNKS_EACH
+        external, chunk = cursor // (HELD_SPACES * _CHUNKS_EACH), cursor % _CHUNKS_EACH
         if state.pools[whole(state.externals[external]["pool"])]["shard"] != shard:
-            cursor = (external + 1) * PORT_SPACES * _CHUNKS_EACH
+            cursor = (external + 1) * HELD_SPACES * _CHUNKS_EACH
             continue
         if state.chunks[external, chunk]["epoch"] != 0:
-            count = _holds_of(state, external, cursor // _CHUNKS_EACH % PORT_SPACES, chunk, now, out, count)
+            count = _holds_of(state, external, cursor // _CHUNKS_EACH % HELD_SPACES, chunk, now, out, count)
         cursor += 1
     return count, cursor if cursor < end else END
 

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-from shards import bypass, cuckoo, fragments, hops, nat, ports, sessions, shunt, wire
+from shards import bypass, cuckoo, fragments, generic, hops, nat, parse, ports, refusals, sessions, shunt, wire
 from shards.accounts import is_bypassed
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, read32, write16, write32
 from shards.neighbours import mac_of
-from shards.parse import is_query
 from shards.rewrite import adjust_transport, link_header
 from shards.serve import way
 from shards.state import EXTERNAL, ICMP, INBOUND, INTERNAL, OUTBOUND, TCP, UDP, Array, State
@@ -93,13 +92,19 @@ def _admit(state: State, burst: Burst, i: int) -> int:
 
 @hot
 def _embedded_is_sound(frames: Array, inner: int, end: int) -> bool:
-    """An IPv4 header with a right checksum and at least eight bytes of a first fragment behind it (RFC 5508 REQ-3)."""
-    if end - inner < wire.IPV4_BYTES + 8:
+    """An IPv4 header with a right checksum and at least eight bytes of a first fragment behind it (RFC 5508 REQ-3).
+
+    A packet of a generic protocol may have been shorter.
+    """
+    if end - inner < wire.IPV4_BYTES:
         return False
-    header = 4 * (read8(frames, inner) & 15)
-    if read8(frames, inner) >> 4 != 4 or header < wire.IPV4_BYTES or inner + header + 8 > end:
+    header, total = 4 * (read8(frames, inner) & 15), read16(frames, inner + 2)
+    least = header + 8
+    if generic.is_generic(read8(frames, inner + 9)) and header <= total < least:
+        least = total
+    if read8(frames, inner) >> 4 != 4 or header < wire.IPV4_BYTES or inner + least > end:
         return False
-    if read16(frames, inner + 2) < header + 8 or read16(frames, inner + 6) & 0x1FFF:
+    if total < least or read16(frames, inner + 6) & 0x1FFF:
         return False
     return wire.fold(wire.sum16(frames, inner, header)) == 0xFFFF
 
@@ -109,12 +114,11 @@ def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
     """Session, or mapping, that the embedded packet went by the other way; with it the next hop. Verdict, or UNDECIDED."""
     l4 = inner + 4 * (read8(frames, inner) & 15)
     protocol = read8(frames, inner + 9)
-    if not _is_ours_to_serve(protocol, read8(frames, l4)):
+    if not _is_ours_to_serve(state, frames, protocol, l4):
         return ICMP_UNRELATED
-    near = read16(frames, l4 + 4) if protocol == ICMP else read16(frames, l4 if burst.direction[i] == INBOUND else l4 + 2)
-    far = 0 if protocol == ICMP else read16(frames, l4 + 2 if burst.direction[i] == INBOUND else l4)
     port = state.ports[burst.port[i]]
     inbound = burst.direction[i] == INBOUND
+    near, far = _ports(frames, protocol, l4, inbound)
     # Inbound, it is about a packet of ours: the local end is its source. Outbound, about one that came in: its destination.
     local, remote = read32(frames, inner + 12 if inbound else inner + 16), read32(frames, inner + 16 if inbound else inner + 12)
     realm = whole(port["external_realm"] if inbound else port["internal_realm"])
@@ -147,19 +151,32 @@ def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
 
 
 @hot
-def _is_ours_to_serve(protocol: int, icmp_type: int) -> bool:
+def _ports(frames: Array, protocol: int, l4: int, inbound: bool) -> tuple[int, int]:
+    """Local and remote port of an embedded packet, whose source is the local end of what an inbound error is about."""
+    if protocol == ICMP:
+        return read16(frames, l4 + 4), 0
+    if generic.is_generic(protocol):
+        return 0, 0
+    return (read16(frames, l4), read16(frames, l4 + 2)) if inbound else (read16(frames, l4 + 2), read16(frames, l4))
+
+
+@hot
+def _is_ours_to_serve(state: State, frames: Array, protocol: int, l4: int) -> bool:
     """Whether a packet like the embedded one can have passed us and be reported on (never an ICMP error: RFC 1122 3.2.2)."""
     if protocol != ICMP:
-        return protocol in (TCP, UDP)
-    return is_query(icmp_type) or icmp_type == wire.ECHO_REPLY or icmp_type == wire.TIMESTAMP_REPLY
+        return protocol in (TCP, UDP) or generic.refuse(state, protocol) == UNDECIDED
+    icmp_type = read8(frames, l4)
+    return parse.is_query(icmp_type) or icmp_type == wire.ECHO_REPLY or icmp_type == wire.TIMESTAMP_REPLY
 
 
 @hot
 def _mapping_of(state: State, local: int, realm: int, protocol: int, port: int, inbound: bool) -> int:
+    """Half-line of the mapping of an endpoint; of a generic protocol only a static one serves without a session."""
     if not inbound:
-        return sessions.find_mapping(state, local, realm, protocol, port)
+        half = sessions.find_mapping(state, local, realm, protocol, port)
+        return 0 if generic.is_generic(protocol) and state.mappings[half]["static"] == 0 else half
     external = sessions.external_ordinal(state, local)
-    return ports.owner(state, external, protocol, port) if external >= 0 else 0
+    return ports.owner(state, external, protocol, generic.place(protocol, port)) if external >= 0 else 0
 
 
 @hot
@@ -203,6 +220,7 @@ def _translate(state: State, frames: Array, burst: Burst, i: int, inner: int) ->
         _replace_embedded(frames, inner, burst.l3[i] + burst.ip_length[i], 12, internal, internal_port)
     else:
         _conceal(frames, burst, i)
+        parse.conceal_route(frames, inner)
         _replace(frames, burst.l3[i], 12, _speaker(state, frames, burst, i, internal, external))
         _replace_embedded(frames, inner, burst.l3[i] + burst.ip_length[i], 16, external, external_port)
     l4, length = burst.l4[i], burst.ip_length[i] - (burst.l4[i] - burst.l3[i])
@@ -289,6 +307,8 @@ def _replace_embedded(frames: Array, inner: int, end: int, field: int, address: 
     """Translate an embedded endpoint back; its transport checksum only where the quote reaches that far."""
     delta = _replace(frames, inner, field, address)
     l4, protocol = inner + 4 * (read8(frames, inner) & 15), read8(frames, inner + 9)
+    if generic.is_generic(protocol):
+        return
     at = l4 + 4 if protocol == ICMP else (l4 if field == 12 else l4 + 2)
     changed = wire.difference(read16(frames, at), port)
     write16(frames, at, port)
@@ -332,6 +352,8 @@ def reply_type(settings: Array, verdict: int) -> int:
         return wire.UNREACHABLE << 8 | whole(settings[0]["reject_code"])
     if verdict == NEIGHBOUR_UNRESOLVED:
         return wire.UNREACHABLE << 8 | 1
+    if refusals.is_told(verdict):
+        return refusals.reply(wire.UNREACHABLE, whole(settings[0]["refusal_code"]))
     return 0
 
 
@@ -344,8 +366,7 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     if fragments.is_later(frames, burst.l3[i]):  # RFC 1122 3.2.2
         return
     out = burst.port[i]
-    asked = OUTBOUND if burst.turned[i] else burst.direction[i]
-    if burst.icmp_error[i] or state.ports[out]["address"] == 0 or not rate_allows(state, asked, now):
+    if burst.icmp_error[i] or state.ports[out]["address"] == 0 or not may_answer(state, burst, i, now):
         state.counters[SUPPRESSED, 0] += 1
         return
     # Not the column: a hairpinned packet's has turned round already.
@@ -417,12 +438,23 @@ def _write_header(frames: Array, l3: int, source: int, destination: int, payload
 
 
 @hot
+def may_answer(state: State, burst: Burst, i: int, now: int) -> bool:
+    """Whether a rate allows to answer row `i`; who is refused for want of something has one of his own (see `refusals`)."""
+    if refusals.is_told(burst.verdict[i]):
+        return burst.detail[i] == refusals.TELL and rate_allows(state, refusals.BUCKET, now)
+    return rate_allows(state, OUTBOUND if burst.turned[i] else burst.direction[i], now)
+
+
+@hot
 def rate_allows(state: State, direction: int, now: int) -> bool:
     """Token bucket of the core (RFC 1812 4.3.2.8): `icmp_rate` a second, `icmp_burst` saved; counted in thousandths.
 
-    One for each direction of what is answered, so that nobody outside can use up what subscribers need for path MTU discovery.
+    One for each direction of what is answered, so that nobody outside can use up what subscribers need for path MTU discovery;
+    and one for refusals.
     """
     settings, tokens, since = state.settings[0], state.core[0]["icmp_tokens"], state.core[0]["icmp_tokens_at"]
+    if whole(settings["quiet"]) >> direction & 1:  # RFC 5508 REQ-9
+        return False
     rate = whole(settings["icmp_rate"])
     full = 1000 * max(whole(settings["icmp_burst"]), 1)
     has = min(full, whole(tokens[direction]) + min(age(now, whole(since[direction])), 1 << 20) * rate)

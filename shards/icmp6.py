@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, firewall6, hops6, icmp, nat, parse6, sessions, sessions6, wire
+from shards import cuckoo, firewall6, hops6, icmp, nat, parse6, refusals, sessions, sessions6, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import Word, read16, read32, write16, write32
@@ -200,8 +200,10 @@ def _turn(state: State, frames: Array, burst: Burst, i: int, inner: int, protoco
 
 
 @hot
-def _error_for(verdict: int) -> int:
+def _error_for(settings: Array, verdict: int) -> int:
     """Type << 8 | code of the error that the sender of a dropped packet is told, 0 for none."""
+    if refusals.is_told(verdict):
+        return refusals.reply(parse6.UNREACHABLE, whole(settings[0]["refusal_code6"]))
     if verdict == TTL_EXCEEDED:
         return parse6.TIME_EXCEEDED << 8
     if verdict == TOO_BIG:
@@ -214,11 +216,10 @@ def _error_for(verdict: int) -> int:
 @hot
 def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     """Tell the sender of a dropped packet, where it wants to be told; the error is built around the packet where it lies."""
-    kind = _error_for(burst.verdict[i])
+    kind = _error_for(state.settings, burst.verdict[i])
     if kind == 0:
         return
-    asked = OUTBOUND if burst.turned[i] else burst.direction[i]
-    if burst.icmp_error[i] or state.ports[burst.port[i]]["length6"] == 0 or not icmp.rate_allows(state, asked, now):
+    if burst.icmp_error[i] or state.ports[burst.port[i]]["length6"] == 0 or not icmp.may_answer(state, burst, i, now):
         state.counters[SUPPRESSED, 0] += 1
         return
     out, sender = _way_back(state, frames, burst, i, now)

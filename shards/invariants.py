@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 
 from shards import cuckoo, ports, sessions, sessions6
+from shards.account_rows import PROTOCOL_CLASSES
+from shards.accounts import CLASS_OF
+from shards.generic import is_generic
 from shards.state import BYPASSED, CHUNK_PORTS, EXTENT_LINES, FIREWALL_SESSION6, HELD, NAT_MAPPING, NAT_SESSION, Array, State
 from shards.verdict import RECEIVED, SHUNTED, VERDICTS
 
@@ -67,7 +70,8 @@ def _sessions(state: State) -> list[str]:
             told += [f"session {line} is not translated, but has {ends}" for one, other in ends if one != other]
             continue
         for name in ("internal_address", "internal_port", "external_address", "external_port"):
-            if row[name] != mapping[name] or mapping["kind"] != NAT_MAPPING:
+            wanted = 0 if name == "external_port" and is_generic(int(row["internal_realm"]) >> 24) else mapping[name]
+            if row[name] != wanted or mapping["kind"] != NAT_MAPPING:
                 told.append(f"session {line}: its mapping has another {name}")
     return told
 
@@ -172,6 +176,9 @@ def _accounts(state: State) -> list[str]:
     whose = np.where(told_of < BYPASSED, accounts[told_of & (told_of < BYPASSED) * (BYPASSED - 1)], told_of & (BYPASSED - 1))
     users = [whose, state.flows6["account"][lines6(state) + 1]]
     owners = {"sessions": np.concatenate(users), "mappings": accounts[halves(state)]}
+    realms = state.mappings["internal_realm"]
+    of = [state.sessions["internal_realm"][lines(state)], state.flows6["realm"][lines6(state) + 1]]
+    classes = {"sessions": np.concatenate(of) >> 24, "mappings": realms[halves(state)] >> 24}
     for name, charged in owners.items():
         for account in charged.tolist():
             while account:
@@ -179,11 +186,23 @@ def _accounts(state: State) -> list[str]:
                 account = int(state.accounts[account]["parent"])
         if int(state.shards[name].sum()) != len(charged):
             told.append(f"shards count {state.shards[name].sum()} {name}, there are {len(charged)}")
+        told += _classes(state, name, charged, classes[name])
         for account in {*np.flatnonzero(state.accounts[name]).tolist(), *(key[0] for key in counted if key[1] == name)}:
             counts, has = int(state.accounts[account][name]), counted.get((account, name), 0)
             if counts != has:
                 told.append(f"account {account} counts {counts} {name}, has {has}")
     return told
+
+
+def _classes(state: State, name: str, charged: Array, protocols: Array) -> list[str]:
+    """What accounts count by class of protocol equals the rows. `charged`: the account of each row."""
+    counted = np.zeros((len(state.accounts), PROTOCOL_CLASSES), np.int64)
+    at = charged.astype(np.int64)
+    while np.any(at):
+        np.add.at(counted, (at, CLASS_OF[protocols]), at != 0)
+        at = state.accounts["parent"][at].astype(np.int64)
+    wrong = np.flatnonzero(np.any(counted != state.accounts[f"{name}_of"], axis=1))
+    return [f"account {number} counts {name} of {state.accounts[number][f'{name}_of']}" for number in wrong.tolist() if number]
 
 
 def _conservation(state: State, received: int, held: int) -> list[str]:

@@ -4,16 +4,16 @@ All of it is for the core with the authority over the packet's shard; elsewhere 
 
 Outbound: subscriber -> rules -> limits -> mapping found or made -> session. Inbound: external endpoint -> mapping -> rules ->
 filtering. An inbound packet that only a mapping lets in is forwarded by the mapping: a session appears with the answer, so
-outsiders cannot fill a subscriber's quota.
+outsiders cannot fill a subscriber's quota. An answer that refuses (a RST) leaves by the mapping as well, and opens nothing.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from shards import bypass, events, firewall, ports, serve, sessions, tcp
+from shards import accounts, bypass, firewall, generic, ports, refusals, serve, sessions, sole_owner, tcp
 from shards.accounts import is_bypassed
-from shards.burst import Burst
+from shards.burst import TURNED_BARE, Burst
 from shards.hops import names_no_host_at, next_hop
 from shards.jit import hot, inlined, whole
 from shards.native import choose
@@ -177,14 +177,20 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
     goes_on = half != 0 or (passes and _passes(state, burst, i, INBOUND))  # of what may begin outside this may be the answer
     if protocol == ICMP and not goes_on and not is_query(read8(frames, burst.l4[i])):
         return ICMP_TYPE_NOT_SERVED
-    if not tcp.may_open(protocol, burst.tcp_flags[i], goes_on or picks_up(state, shard, burst.tcp_flags[i], now)):
+    bare = half != 0 and burst.part[i] == 0 and tcp.answers(protocol, burst.tcp_flags[i]) and _was_let_in(state, burst, i, half)
+    if not bare and not tcp.may_open(protocol, burst.tcp_flags[i], goes_on or picks_up(state, shard, burst.tcp_flags[i], now)):
         return TCP_NOT_OPENING
     verdict = _obey_rules(state, burst, i, OUTBOUND, source, source_port, burst.destination[i], burst.destination_port[i])
     inward = 0
     if verdict == UNDECIDED:
         verdict, inward = _find_way(state, frames, burst, i, turns, now)
+    if verdict == UNDECIDED and bare:
+        burst.mapping[i] = half
+        return UNDECIDED
+    if verdict == UNDECIDED and not passes:
+        verdict = sole_owner.foresee(state, burst, i, subscriber, half, now)
     if verdict == UNDECIDED:
-        verdict = firewall.admit(state, account, half == 0 and not passes, now)
+        verdict = accounts.admit(state, account, protocol, half == 0 and not passes, half, now)
     if verdict == UNDECIDED and half == 0 and not passes:
         aside = _steps_aside(state, shard, burst.tcp_flags[i], now)
         verdict, half = _map(state, account, subscriber, realm, protocol, source, source_port, aside, now)
@@ -193,17 +199,26 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
         if verdict != UNDECIDED and half:
             _drop_if_idle(state, half, now)
     if verdict != UNDECIDED:
-        events.refusal(state, account, verdict, protocol, source, source_port, now)
+        burst.verdict[i] = verdict
+        refusals.note(state, burst, i, account, source_port, now)
     return verdict
 
 
 @hot
 def serves(state: State, burst: Burst, i: int, shard: int) -> bool:
     """Whether this core may do for a shard what only its authority may. If not the row says whose it is (see `shunt`)."""
-    if state.shards[shard]["creates"] != 0 and (burst.outer[i] == 0 or burst.turned[i] > 0 or burst.shard[i] == shard + 1):
+    if state.shards[shard]["creates"] != 0 and (
+        burst.outer[i] == 0 or was_turned_here(burst, i) or burst.shard[i] == shard + 1
+    ):
         return True
     burst.shard[i] = shard + 1
     return False
+
+
+@hot
+def was_turned_here(burst: Burst, i: int) -> bool:
+    """Whether the row is the second half of a hairpin whose first half was ours to do."""
+    return bool(burst.turned[i] > 0 or burst.turned[i] == TURNED_BARE)
 
 
 @hot
@@ -292,20 +307,22 @@ def _open(state: State, burst: Burst, i: int, half: int, account: int, inward: i
     """Make the session, with its next hops, so that no later packet has to look for them. `half` 0: it is not translated."""
     protocol = burst.protocol[i]
     remote_port = 0 if protocol == ICMP else burst.destination_port[i]
-    opening = tcp.first_state(protocol, burst.tcp_flags[i])
+    opening = tcp.first_state(protocol, burst.tcp_flags[i]) | tcp.timer_of(state, protocol, remote_port)
     expiry = now + tcp.timeout(state.settings, opening)
     shard = whole(state.accounts[account]["shard"])
     port = state.ports[burst.port[i]]
-    realm = whole(port["external_realm"])
+    realm, line = whole(port["external_realm"]), 0
     if half == 0:
         verdict, line = sessions.make_bypassed(
             state, shard, account, burst.source[i], whole(port["internal_realm"]), protocol, burst.source_port[i],
             burst.destination[i], remote_port, realm, opening, inward, burst.next_hop[i], expiry, now,
         )  # fmt: skip
     else:
-        verdict, line = sessions.make_session(
-            state, shard, half, burst.destination[i], remote_port, realm, opening, inward, burst.next_hop[i], expiry, now
-        )
+        verdict = sole_owner.refuse(state, burst, i, half, whole(state.mappings[half]["external_address"]), now)
+        if verdict == UNDECIDED:
+            verdict, line = sessions.make_session(
+                state, shard, half, burst.destination[i], remote_port, realm, opening, inward, burst.next_hop[i], expiry, now
+            )
     burst.session[i] = line
     return verdict
 
@@ -333,7 +350,7 @@ def inbound_miss(state: State, burst: Burst, i: int, now: int) -> int:
         return SPOOFED_SOURCE
     if not serves(state, burst, i, shard_of(state, external)):
         return SHUNTED
-    half = ports.owner(state, external, burst.protocol[i], burst.destination_port[i])
+    half = ports.owner(state, external, burst.protocol[i], generic.place(burst.protocol[i], burst.destination_port[i]))
     if half == 0:
         return NO_MAPPING
     mapping = state.mappings[half]
@@ -341,7 +358,7 @@ def inbound_miss(state: State, burst: Burst, i: int, now: int) -> int:
     verdict = _obey_rules(state, burst, i, INBOUND, internal, internal_port, burst.source[i], burst.source_port[i])
     if verdict != UNDECIDED:
         return verdict
-    if not _lets_in(state, burst, i, external, half):
+    if not _lets_in(state, burst, i, external, half, burst.source[i]):
         return FILTERED
     hop = next_hop(state, INTERNAL, internal, 0, now)
     if hop == 0:
@@ -424,13 +441,21 @@ def plausible_outsider(state: State, realm: int, source: int) -> bool:
 
 
 @hot
-def _lets_in(state: State, burst: Burst, i: int, external: int, half: int) -> bool:
+def _was_let_in(state: State, burst: Burst, i: int, half: int) -> bool:
+    """Whether the destination may have written to the mapping, without a session."""
+    return _lets_in(state, burst, i, sessions.external_ordinal(state, whole(state.mappings[half]["external_address"])), half,
+                    burst.destination[i])  # fmt: skip
+
+
+@hot
+def _lets_in(state: State, burst: Burst, i: int, external: int, half: int, remote: int) -> bool:
     """Filtering (RFC 4787 section 5) of a packet without a session. A static mapping lets everyone in: it is made for that."""
-    filtering = whole(state.pools[whole(state.externals[external]["pool"])]["filtering"])
+    filtering = sessions.filtering_of(state, external, burst.protocol[i])
     if filtering == ENDPOINT_INDEPENDENT or state.mappings[half]["static"] != 0:
         return True
     if filtering != ADDRESS_DEPENDENT:
         return False
     realm = whole(state.ports[burst.port[i]]["external_realm"])
-    destination, port = burst.destination[i], burst.destination_port[i]
-    return sessions.find_permission(state, destination, realm, burst.protocol[i], port, burst.source[i]) != 0
+    mapping = state.mappings[half]
+    address, port = whole(mapping["external_address"]), whole(mapping["external_port"])
+    return sessions.find_permission(state, address, realm, burst.protocol[i], port, remote) != 0

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import parse6, wire
+from shards import generic, parse6, wire
 from shards.burst import Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16, read32, read64, write16
-from shards.state import ICMP, PORT_BYTES, TCP, UDP, Array, State
+from shards.state import EXTERNAL, ICMP, PORT_BYTES, TCP, UDP, Array, State
 from shards.verdict import (
     BAD_ICMP_CHECKSUM,
     BAD_IP_CHECKSUM,
@@ -30,20 +30,23 @@ from shards.verdict import (
     MARTIAN_DESTINATION,
     MARTIAN_SOURCE,
     NOT_IP,
-    PROTOCOL_NOT_SERVED,
     RUNT,
     SOURCE_ROUTED,
     TINY_FRAGMENT,
     UNDECIDED,
     VLAN_UNEXPECTED,
 )
-from shards.wire import read8
+from shards.wire import read8, write8
 
 # The smallest header of each protocol that we translate, by protocol number; 0 = not served.
 _TCP_BYTES, _UDP_BYTES, _ICMP_BYTES = 20, 8, 8
 _ORDINARY_BYTES = wire.ETHERNET_BYTES + wire.IPV4_BYTES + _UDP_BYTES
 _IPV4_PLAIN = wire.ETHERTYPE_IPV4 << 8 | 0x45  # ethertype, version 4, a header of 20 bytes
 _LOW32 = 0xFFFF_FFFF
+
+# Options (RFC 791 3.1); flags of a timestamp that has addresses beside its times.
+_RECORD_ROUTE, _TIMESTAMP = 7, 68
+_WITH_ADDRESSES = (1, 3)
 
 
 @inlined
@@ -113,11 +116,14 @@ def _look_closely(state: State, frames: Array, burst: Burst, i: int) -> int:
         return verdict
     if read16(frames, l3 - 2) == wire.ETHERTYPE_IPV6:
         return parse6.datagram(frames, burst, i, l3, at + length)
-    return datagram(frames, burst, i, l3, at + length)
+    verdict = datagram(state, frames, burst, i, l3, at + length)
+    if verdict in (UNDECIDED, FRAGMENT):
+        conceal(state, frames, burst, i)
+    return verdict
 
 
 @hot
-def datagram(frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
+def datagram(state: State, frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
     """Verdict on the IPv4 packet at `l3`, in what ends at `end`; it fills the columns from l3 on."""
     burst.l3[i] = l3
     verdict = _network(frames, l3, end)
@@ -131,13 +137,63 @@ def datagram(frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
     burst.source[i] = read32(frames, l3 + 12)
     burst.destination[i] = read32(frames, l3 + 16)
     end = l3 + burst.ip_length[i]
-    if protocol != TCP and protocol != UDP and protocol != ICMP:
-        return PROTOCOL_NOT_SERVED
-    if verdict == FRAGMENT:
-        return FRAGMENT
+    if generic.is_generic(protocol) and generic.refuse(state, protocol) != UNDECIDED:
+        return generic.refuse(state, protocol)
+    return FRAGMENT if verdict == FRAGMENT else _transport(frames, burst, i, l4, end)
+
+
+@hot
+def _transport(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
+    """Verdict on the header behind that of IPv4, in a packet that ends at `end`."""
+    protocol = burst.protocol[i]
     if protocol == TCP:
         return _tcp(frames, burst, i, l4, end)
-    return _udp(frames, burst, i, l4, end) if protocol == UDP else _icmp(frames, burst, i, l4, end)
+    if protocol == UDP:
+        return _udp(frames, burst, i, l4, end)
+    if protocol == ICMP:
+        return _icmp(frames, burst, i, l4, end)
+    burst.source_port[i] = 0
+    burst.destination_port[i] = 0
+    return generic.look(frames, protocol, l4, end)
+
+
+@hot
+def conceal(state: State, frames: Array, burst: Burst, i: int) -> None:
+    """Blank what options of a packet that may come from inside have recorded: `ping -R` begins with its own address."""
+    if state.ports[burst.port[i]]["side"] != EXTERNAL:
+        conceal_route(frames, burst.l3[i])
+
+
+@hot
+def conceal_route(frames: Array, l3: int) -> None:
+    """Blank the addresses in the record route and timestamp options of the IPv4 header at `l3` (RFC 791 3.1).
+
+    Translation cannot reach them (RFC 3022 4.3), and the addresses of the inside are not for the outside.
+    """
+    at, end = l3 + wire.IPV4_BYTES, l3 + 4 * (read8(frames, l3) & 15)
+    if at == end:
+        return
+    while at + 1 < end and read8(frames, at) != 0:
+        size = 1 if read8(frames, at) == 1 else read8(frames, at + 1)
+        if size == 0 or at + size > end:
+            break
+        _blank(frames, at, size)
+        at += size
+    write16(frames, l3 + 10, 0)
+    write16(frames, l3 + 10, wire.checksum(frames, l3, end - l3))
+
+
+@hot
+def _blank(frames: Array, at: int, size: int) -> None:
+    """Blank the addresses of one option: all of a record, and of a timestamp option those between the times."""
+    kind = read8(frames, at)
+    if kind == _RECORD_ROUTE:
+        for k in range(at + 3, at + size):
+            write8(frames, k, 0)
+    elif kind == _TIMESTAMP and size >= 4 and read8(frames, at + 3) & 15 in _WITH_ADDRESSES:
+        for k in range(at + 4, at + size):
+            if (k - at - 4) & 4 == 0:
+                write8(frames, k, 0)
 
 
 @hot
@@ -149,6 +205,9 @@ def beginning(frames: Array, burst: Burst, i: int) -> int:
     l4, protocol, end = burst.l4[i], burst.protocol[i], burst.l3[i] + burst.ip_length[i]
     if protocol == TCP:
         verdict = _tcp(frames, burst, i, l4, end)
+        return TINY_FRAGMENT if verdict == BAD_L4_HEADER else verdict
+    if generic.is_generic(protocol):
+        verdict = _transport(frames, burst, i, l4, end)
         return TINY_FRAGMENT if verdict == BAD_L4_HEADER else verdict
     if end - l4 < _UDP_BYTES:
         return TINY_FRAGMENT

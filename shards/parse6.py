@@ -3,7 +3,7 @@
 The addresses stay in the frame, for nothing here translates them: `local` and `remote` ways of reading them are in `sessions6`.
 Which extension headers pass and which do not: RFC 5095, 6092 REC-4, 6946, 7045; which addresses never do: RFC 6890, 4193, 3879.
 
-Left out on purpose: fragments other than atomic ones (RFC 6946). They are dropped and counted.
+A fragment, other than an atomic one (RFC 6946), has neither ports nor, behind the first, any header: see `fragments`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from shards.verdict import (
     BAD_L4_HEADER,
     BAD_LENGTH,
     BAD_TCP_FLAGS,
-    FRAGMENT6,
+    ERROR_IN_FRAGMENTS,
+    FRAGMENT,
     ICMP_TYPE_NOT_SERVED,
     LAND,
     MARTIAN_DESTINATION,
@@ -30,6 +31,7 @@ from shards.verdict import (
     PROTOCOL_NOT_SERVED,
     RUNT,
     SOURCE_ROUTED,
+    TINY_FRAGMENT,
     UNDECIDED,
 )
 from shards.wire import IPV6_BYTES, read8
@@ -66,27 +68,50 @@ def datagram(frames: Array, burst: Burst, i: int, l3: int, end: int) -> int:
     verdict, protocol, l4 = walk(frames, l3, l3 + burst.ip_length[i], False)
     burst.protocol[i] = protocol
     burst.l4[i] = l4
-    return verdict if verdict != UNDECIDED else _upper_layer(frames, burst, i, l4, l3 + burst.ip_length[i])
+    return verdict if verdict != UNDECIDED else _upper_layer(frames, burst, i, l4, l3 + burst.ip_length[i], True)
 
 
 @hot
-def walk(frames: Array, l3: int, end: int, embedded: bool) -> tuple[int, int, int]:
+def beginning(frames: Array, burst: Burst, i: int) -> int:
+    """Verdict on a first fragment, which must have all headers (RFC 7112); it fills the columns that `datagram` could not.
+
+    Lengths and checksums that cover what is in other fragments are their receiver's to check.
+    """
+    l3, end = burst.l3[i], burst.l3[i] + burst.ip_length[i]
+    verdict, protocol, l4 = walk(frames, l3, end, True)
+    burst.protocol[i] = protocol
+    burst.l4[i] = l4
+    if verdict == UNDECIDED:
+        verdict = TINY_FRAGMENT if end - l4 < 8 else _upper_layer(frames, burst, i, l4, end, False)
+    if verdict == UNDECIDED and burst.icmp_error[i]:
+        return ERROR_IN_FRAGMENTS
+    return TINY_FRAGMENT if verdict == BAD_L4_HEADER else verdict
+
+
+@hot
+def walk(frames: Array, l3: int, end: int, first: bool) -> tuple[int, int, int]:
     """(verdict or UNDECIDED, protocol, offset of its header) behind the extension headers of the packet at `l3`.
 
-    The header of 40 bytes is there; everything looked at lies before `end`. An embedded packet may be a first fragment.
+    The header of 40 bytes is there; everything looked at lies before `end`. FRAGMENT: that of its Fragment header.
+    `first`: it may be a first fragment, whose chain is to be walked to its end; an embedded packet may be one, too.
     """
-    kind, at = read8(frames, l3 + 6), l3 + IPV6_BYTES
+    kind, at, fragments = read8(frames, l3 + 6), l3 + IPV6_BYTES, 0
+    short = TINY_FRAGMENT if first else BAD_EXTENSION_HEADER
     for number in range(HEADERS_AT_MOST):
         if kind not in (HOP_BY_HOP, ROUTING, FRAGMENTS, AUTHENTICATION, DESTINATION_OPTIONS):
             return (BAD_EXTENSION_HEADER if kind in _UNKNOWN else UNDECIDED), kind, at
-        if end - at < 8 or (kind == HOP_BY_HOP and number > 0):
+        fragments += kind == FRAGMENTS
+        # Behind a second Fragment header each host and each firewall sees something else: RFC 8200 4.1 has one.
+        if (kind == HOP_BY_HOP and number > 0) or fragments > 1:
             return BAD_EXTENSION_HEADER, kind, at
-        verdict = _may_pass(frames, kind, at, embedded)
+        if end - at < 8:
+            return short, kind, at
+        verdict = _may_pass(frames, kind, at, first)
         if verdict != UNDECIDED:
             return verdict, kind, at
         size = _size(frames, kind, at)
         if size > end - at:
-            return BAD_EXTENSION_HEADER, kind, at
+            return short, kind, at
         kind, at = read8(frames, at), at + size
     return BAD_EXTENSION_HEADER, kind, at
 
@@ -101,13 +126,13 @@ def _size(frames: Array, kind: int, at: int) -> int:
 
 
 @hot
-def _may_pass(frames: Array, kind: int, at: int, embedded: bool) -> int:
-    """Verdict, or UNDECIDED, on one extension header."""
+def _may_pass(frames: Array, kind: int, at: int, first: bool) -> int:
+    """Verdict, or UNDECIDED, on one extension header; with `first`, that of a first fragment may pass."""
     if kind == ROUTING:
         told, left = read8(frames, at + 2), read8(frames, at + 3)
         return SOURCE_ROUTED if told < _MOBILE or (left > 0 and told != _MOBILE) else UNDECIDED
     if kind == FRAGMENTS:
-        return FRAGMENT6 if read16(frames, at + 2) & (0xFFF8 if embedded else 0xFFF9) else UNDECIDED
+        return FRAGMENT if read16(frames, at + 2) & (0xFFF8 if first else 0xFFF9) else UNDECIDED
     return UNDECIDED
 
 
@@ -118,12 +143,13 @@ def has_ports(protocol: int) -> bool:
 
 
 @hot
-def _upper_layer(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
+def _upper_layer(frames: Array, burst: Burst, i: int, l4: int, end: int, entire: bool) -> int:
+    """Verdict on the header behind the chain; `entire`: all that its lengths and checksums speak of is there."""
     protocol = burst.protocol[i]
     burst.source_port[i] = 0
     burst.destination_port[i] = 0
     if protocol == ICMP6:
-        return _icmp(frames, burst, i, l4, end)
+        return _icmp(frames, burst, i, l4, end, entire)
     if protocol == NOTHING:
         return PROTOCOL_NOT_SERVED
     if not has_ports(protocol):
@@ -136,7 +162,7 @@ def _upper_layer(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
         return _tcp(frames, burst, i, l4, end)
     if protocol == UDP:
         length = read16(frames, l4 + 4)
-        return BAD_LENGTH if length < 8 or l4 + length > end else UNDECIDED
+        return BAD_LENGTH if length < 8 or (entire and l4 + length > end) else UNDECIDED
     return UNDECIDED
 
 
@@ -154,11 +180,11 @@ def _tcp(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
 
 
 @hot
-def _icmp(frames: Array, burst: Burst, i: int, l4: int, end: int) -> int:
+def _icmp(frames: Array, burst: Burst, i: int, l4: int, end: int, entire: bool) -> int:
     """Errors are marked; of the rest only echo passes a router on the way (RFC 4890 4.3)."""
     if end - l4 < _ICMP_BYTES:
         return BAD_L4_HEADER
-    if wire.fold(pseudo_sum(frames, burst.l3[i], ICMP6, end - l4) + wire.sum16(frames, l4, end - l4)) != 0xFFFF:
+    if entire and wire.fold(pseudo_sum(frames, burst.l3[i], ICMP6, end - l4) + wire.sum16(frames, l4, end - l4)) != 0xFFFF:
         return BAD_ICMP_CHECKSUM
     kind = read8(frames, l4)
     burst.source_port[i] = read16(frames, l4 + 4)

@@ -31,7 +31,7 @@ from shards import (
     shunt,
     timers,
 )
-from shards.burst import Burst
+from shards.burst import TURNED_BARE, Burst
 from shards.cuckoo import BLOCK
 from shards.jit import hot, whole
 from shards.native import prefetch
@@ -41,6 +41,7 @@ from shards.verdict import (
     FORWARDED_IN,
     FORWARDED_OUT,
     FRAGMENT,
+    FRAGMENT_LIMIT,
     HAIRPIN_REFUSED,
     HAIRPINNED,
     HELD_BACK,
@@ -50,6 +51,7 @@ from shards.verdict import (
     SENT,
     SHUNTED,
     SPOOFED_SOURCE,
+    TCP_NOT_OPENING,
     UNDECIDED,
     VERDICTS,
 )
@@ -177,6 +179,8 @@ def _serve_fragment(state: State, frames: Array, burst: Burst, i: int, now: int)
     if burst.verdict[i] == UNDECIDED:
         _decide_one(state, frames, burst, i, now)
         fragments.learn(state, burst, i, now)
+    elif burst.verdict[i] == FRAGMENT_LIMIT:
+        fragments.blame(state, frames, burst, i, now)
 
 
 @hot
@@ -205,13 +209,16 @@ def _decide_one(state: State, frames: Array, burst: Burst, i: int, now: int) -> 
     burst.verdict[i] = _decide_any(state, frames, burst, i, now)
     if burst.verdict[i] == SHUNTED:
         burst.verdict[i] = _shunt(state, frames, burst, i, now)
-    elif (
-        burst.six[i] == 0
-        and burst.session[i] == 0
-        and burst.icmp_error[i] == 0
-        and burst.verdict[i] in (FORWARDED_IN, HAIRPINNED)
-    ):
+    elif burst.six[i] == 0 and burst.icmp_error[i] == 0 and _goes_by_mapping(burst, i):
         rewrite.translate_by_mapping(state, frames, burst, i)
+
+
+@hot
+def _goes_by_mapping(burst: Burst, i: int) -> bool:
+    """Whether the row is forwarded, and a half of it that is ours to do goes without a session."""
+    if burst.verdict[i] not in (FORWARDED_OUT, FORWARDED_IN, HAIRPINNED):
+        return False
+    return bool(burst.session[i] == 0 or burst.turned[i] == TURNED_BARE)
 
 
 @hot
@@ -340,15 +347,11 @@ def _hairpin(state: State, frames: Array, burst: Burst, i: int, now: int) -> int
     """
     if state.settings[0]["hairpin"] == 0:
         return HAIRPIN_REFUSED
-    first = burst.session[i]
+    first, half = burst.session[i], burst.mapping[i]
+    if first == 0:
+        return _hairpin_bare(state, frames, burst, i, half, now)
     row = state.sessions[first]
-    burst.turned[i] = first
-    burst.direction[i] = INBOUND
-    burst.source[i] = row["external_address"]
-    burst.source_port[i] = row["external_port"]
-    if burst.protocol[i] == ICMP:
-        burst.destination_port[i] = row["external_port"]
-    nat.set_key(state, burst, i)
+    _turn_round(state, burst, i, first, whole(row["external_address"]), whole(row["external_port"]))
     verdict = _find_or_open(state, frames, burst, i, now)
     if verdict == UNDECIDED:
         verdict = _send(state, frames, burst, i, now)
@@ -356,6 +359,31 @@ def _hairpin(state: State, frames: Array, burst: Burst, i: int, now: int) -> int
         return verdict
     _touch(state, first, OUTBOUND, burst.tcp_flags[i], now)
     return HAIRPINNED
+
+
+@hot
+def _turn_round(state: State, burst: Burst, i: int, turned: int, external: int, external_port: int) -> None:
+    burst.turned[i] = turned
+    burst.direction[i] = INBOUND
+    burst.source[i] = external
+    burst.source_port[i] = external_port
+    if burst.protocol[i] == ICMP:
+        burst.destination_port[i] = external_port
+    nat.set_key(state, burst, i)
+
+
+@hot
+def _hairpin_bare(state: State, frames: Array, burst: Burst, i: int, half: int, now: int) -> int:
+    """A refusal, out by the mapping and in by the session of whoever has asked; without that it answers nothing."""
+    row = state.mappings[half]
+    _turn_round(state, burst, i, TURNED_BARE, whole(row["external_address"]), whole(row["external_port"]))
+    verdict = _find_or_open(state, frames, burst, i, now)
+    if verdict == UNDECIDED and burst.session[i] == 0:
+        verdict = TCP_NOT_OPENING
+    burst.mapping[i] = half
+    if verdict == UNDECIDED:
+        verdict = _send(state, frames, burst, i, now)
+    return HAIRPINNED if verdict == UNDECIDED else verdict
 
 
 @hot

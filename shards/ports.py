@@ -13,22 +13,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import events
+from shards import alarms, events
+from shards.account_rows import BLOCKS_AT_MOST
 from shards.jit import hot, whole
 from shards.native import Word
 from shards.sides import OTHER_EACH
-from shards.state import (
-    BLOCKS_AT_MOST,
-    CHUNK_PORTS,
-    HELD,
-    ICMP,
-    OPEN,
-    PORT_SPACES,
-    TCP,
-    Array,
-    Row,
-    State,
-)
+from shards.state import CHUNK_PORTS, HELD, ICMP, OPEN, PORT_SPACES, TCP, UDP, Array, Row, State
 from shards.verdict import (
     BLOCKS_RETURNED,
     BLOCKS_TAKEN,
@@ -93,9 +83,9 @@ def derive(settings: Array, purpose: int, address: int, realm: int, protocol: in
 @hot
 def port_space(protocol: int) -> int:
     """Each protocol has ports (identifiers) of its own: column of `owners`."""
-    if protocol == ICMP:
-        return 0
-    return 1 if protocol == TCP else 2
+    if protocol in (TCP, UDP):
+        return 1 if protocol == TCP else 2
+    return 0 if protocol == ICMP else 3  # generic protocols share one: none of them shows it
 
 
 @hot
@@ -269,6 +259,7 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
             state.counters[BLOCKS_TAKEN, 0] += 1
             size = whole(pool["block_size"])
             events.block(state, events.BLOCK_ALLOCATED, holder, external, block * size, size, now)
+            alarms.look_at_subscriber(state, holder, now)
             return 0
     if not holds_a_block(account):
         _remember_dry(pool, search, now)
@@ -390,6 +381,7 @@ def give_back(state: State, external: int, port: int, now: int) -> None:
         size = whole(state.pools[whole(state.externals[external]["pool"])]["block_size"])
         state.counters[BLOCKS_RETURNED, 0] += 1
         events.block(state, events.BLOCK_RELEASED, holder, external, port // size * size, size, now)
+        alarms.look_at_subscriber(state, holder, now)
 
 
 @hot

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, events, fragments, journal, nat, ports, sessions, sessions6, slabs, timers
-from shards.accounts import account_of, charge, is_bypassed
+from shards import alarms, cuckoo, events, fragments, journal, nat, ports, sessions, sessions6, slabs, timers
+from shards.account_rows import BLOCKS_AT_MOST, PROTOCOL_CLASSES
+from shards.accounts import account_of, charge, charge_session, is_bypassed
+from shards.generic import is_generic
 from shards.jit import hot, whole
 from shards.native import prefetch
 from shards.state import (
-    BLOCKS_AT_MOST,
     CHUNK_PORTS,
     CLASSES,
     EXTENT_LINES,
@@ -68,6 +69,7 @@ def _forget(state: State, now: int) -> None:
     core["wheel_at"] = now >> WHEEL_SHIFT
     core["held"] = 0
     fragments.forget(state)
+    alarms.forget(state)
     for s in range(len(state.shards)):
         shard = state.shards[s]
         for klass in range(CLASSES):
@@ -79,10 +81,13 @@ def _forget(state: State, now: int) -> None:
         shard["mappings"] = 0
     for a in range(len(state.accounts)):
         account = state.accounts[a]
-        if account["sessions"] or account["mappings"]:
+        if account["base"] or account["sessions"] or account["mappings"]:
             account["sessions"] = 0
             account["mappings"] = 0
             account["full"] = 0
+            for c in range(PROTOCOL_CLASSES):
+                account["sessions_of"][c] = 0
+                account["mappings_of"][c] = 0
     for external in range(len(state.externals)):
         _disown(state, external)
 
@@ -104,6 +109,7 @@ def _own_blocks(state: State, number: int, now: int) -> None:
     external = whole(account["external"]) - 1
     if external < 0:
         return
+    account["strained"] = 0
     size = whole(state.pools[whole(account["pool"])]["block_size"])
     for k in range(BLOCKS_AT_MOST):
         block = whole(account["blocks"][k]) - 1
@@ -114,6 +120,7 @@ def _own_blocks(state: State, number: int, now: int) -> None:
             events.block(state, events.BLOCK_RELEASED, number, external, block * size, size, now)
         else:
             ports.own_block(state, external, block, size, number + 1)
+    alarms.look_at_subscriber(state, number, now)
 
 
 @hot
@@ -171,7 +178,7 @@ def _mappings_of(state: State, extent: int, now: int) -> None:
             continue
         journal.mark(state, half)
         ports.own(state, external, ports.port_space(whole(row["internal_realm"]) >> 24), whole(row["external_port"]), half)
-        charge(state, whole(row["account"]), 0, 1)
+        charge(state, whole(row["account"]), whole(row["internal_realm"]) >> 24, 0, 1)
         state.shards[shard]["mappings"] += 1
 
 
@@ -213,7 +220,7 @@ def _sessions_of(state: State, extent: int, now: int) -> int:
         if not is_bypassed(row):
             state.mappings[whole(row["mapping"])]["sessions"] += 1
         timers.arm(state, line, now + timers.remaining(now, whole(row["expiry"])))
-        charge(state, account_of(state, row), 1, 0)
+        charge_session(state, row, 1)
         state.shards[shard]["sessions"] += 1
         found += 1
     return found
@@ -234,7 +241,8 @@ def _sessions6_of(state: State, extent: int, now: int) -> int:
             continue
         journal.mark(state, line << 1)
         timers.arm(state, line, now + timers.remaining(now, whole(row["expiry"])))
-        charge(state, whole(state.flows6[line + 1]["account"]), 1, 0)
+        flow = state.flows6[line + 1]
+        charge(state, whole(flow["account"]), whole(flow["realm"]) >> 24, 1, 0)
         state.shards[shard]["sessions"] += 1
         found += 1
     return found
@@ -273,7 +281,7 @@ def _belongs(state: State, line: int) -> bool:
         and mapping["internal_realm"] == session["internal_realm"]
         and mapping["internal_port"] == session["internal_port"]
         and mapping["external_address"] == session["external_address"]
-        and mapping["external_port"] == session["external_port"]
+        and (mapping["external_port"] == session["external_port"] or is_generic(whole(session["internal_realm"]) >> 24))
     )
 
 

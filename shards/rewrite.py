@@ -9,11 +9,11 @@ import numpy as np
 
 from shards import wire
 from shards.accounts import is_bypassed
-from shards.burst import Burst
+from shards.burst import TURNED_BARE, Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16, read32, write16, write32, write64
 from shards.neighbours import mac_of
-from shards.state import ICMP, INBOUND, OUTBOUND, PORT_BYTES, TCP, Array, Row, State
+from shards.state import ICMP, OUTBOUND, PORT_BYTES, TCP, UDP, Array, Row, State
 from shards.verdict import MSS_CLAMPED
 from shards.wire import SYN, adjust, read8, write8
 
@@ -79,15 +79,22 @@ def send_off6(state: State, frames: Array, burst: Burst, i: int) -> None:
 def translate_by_mapping(state: State, frames: Array, burst: Burst, i: int) -> None:
     """Translate a packet without a session as soon as it is decided: a later one of its burst may end the mapping."""
     l3, l4, protocol = burst.l3[i], burst.l4[i], burst.protocol[i]
+    mapping = state.mappings[burst.mapping[i]]
+    if burst.direction[i] == OUTBOUND or burst.turned[i] == TURNED_BARE:
+        _out_by_mapping(frames, l3, l4, protocol, mapping)
+        return
     if burst.turned[i] > 0:
         turn_out(state, frames, burst, i)
     if burst.mapping[i]:  # without one it goes to an inside address as it is
-        _by_mapping(frames, l3, l4, protocol, state.mappings[burst.mapping[i]])
+        _by_mapping(frames, l3, l4, protocol, mapping)
 
 
 @hot
 def turn_out(state: State, frames: Array, burst: Burst, i: int) -> None:
     """The first half of a hairpin: as if it went to the Internet."""
+    if burst.turned[i] == TURNED_BARE:
+        _out_by_mapping(frames, burst.l3[i], burst.l4[i], burst.protocol[i], state.mappings[burst.mapping[i]])
+        return
     l3, session = burst.l3[i], state.sessions[burst.turned[i]]
     adjust(frames, l3 + 10, _by_session(frames, l3, burst.l4[i], burst.protocol[i], session, OUTBOUND))
     if not is_bypassed(session):
@@ -121,12 +128,12 @@ def _by_session(frames: Array, l3: int, l4: int, protocol: int, session: Row, di
     delta_l3, delta_l4 = whole(session["delta_l3"]), whole(session["delta_l4"])
     if direction == OUTBOUND:
         write32(frames, l3 + _SOURCE, whole(session["external_address"]))
-        _write_port(frames, l4, protocol, OUTBOUND, whole(session["external_port"]))
+        at, port = l4, whole(session["external_port"])
     else:
         write32(frames, l3 + _DESTINATION, whole(session["internal_address"]))
-        _write_port(frames, l4, protocol, INBOUND, whole(session["internal_port"]))
+        at, port = l4 + 2, whole(session["internal_port"])
         delta_l3, delta_l4 = wire.negated(delta_l3), wire.negated(delta_l4)
-    adjust_transport(frames, l4, protocol, delta_l4)
+    _translate_transport(frames, l4, at, protocol, port, delta_l4)
     return delta_l3
 
 
@@ -136,17 +143,33 @@ def _by_mapping(frames: Array, l3: int, l4: int, protocol: int, mapping: Row) ->
     delta_l3 = wire.difference(whole(mapping["external_address"]), whole(mapping["internal_address"]))
     ports = wire.difference(whole(mapping["external_port"]), whole(mapping["internal_port"]))
     write32(frames, l3 + _DESTINATION, whole(mapping["internal_address"]))
-    _write_port(frames, l4, protocol, INBOUND, whole(mapping["internal_port"]))
     adjust(frames, l3 + 10, delta_l3)
-    adjust_transport(frames, l4, protocol, ports if protocol == ICMP else wire.fold(delta_l3 + ports))
+    delta_l4 = ports if protocol == ICMP else wire.fold(delta_l3 + ports)
+    _translate_transport(frames, l4, l4 + 2, protocol, whole(mapping["internal_port"]), delta_l4)
+
+
+@hot
+def _out_by_mapping(frames: Array, l3: int, l4: int, protocol: int, mapping: Row) -> None:
+    """Translate the source of an outbound packet that has no session."""
+    delta_l3 = wire.difference(whole(mapping["internal_address"]), whole(mapping["external_address"]))
+    ports = wire.difference(whole(mapping["internal_port"]), whole(mapping["external_port"]))
+    write32(frames, l3 + _SOURCE, whole(mapping["external_address"]))
+    adjust(frames, l3 + 10, delta_l3)
+    delta_l4 = ports if protocol == ICMP else wire.fold(delta_l3 + ports)
+    _translate_transport(frames, l4, l4, protocol, whole(mapping["external_port"]), delta_l4)
 
 
 @inlined
-def _write_port(frames: Array, l4: int, protocol: int, direction: int, port: int) -> None:
-    if protocol == ICMP:
+def _translate_transport(frames: Array, l4: int, at: int, protocol: int, port: int, delta: int) -> None:
+    """Write a port, which stands at `at`, or a query's identifier, and update the checksum. Generic protocols have neither.
+
+    They come last, so that nothing before them is asked one question more.
+    """
+    if protocol in (TCP, UDP):
+        write16(frames, at, port)
+    elif protocol == ICMP:
         write16(frames, l4 + 4, port)
-    else:
-        write16(frames, l4 if direction == OUTBOUND else l4 + 2, port)
+    adjust_transport(frames, l4, protocol, delta)
 
 
 @inlined
@@ -154,13 +177,13 @@ def adjust_transport(frames: Array, l4: int, protocol: int, delta: int) -> None:
     """Update the checksum behind the IP header. A UDP checksum of 0 means none, and 0 is sent as 0xFFFF (RFC 768)."""
     if protocol == TCP:
         adjust(frames, l4 + 16, delta)
-    elif protocol == ICMP:
-        adjust(frames, l4 + 2, delta)
-    else:
+    elif protocol == UDP:
         check = read16(frames, l4 + 6)
         if check:
             check = wire.adjusted(check, delta)
             write16(frames, l4 + 6, check if check else 0xFFFF)
+    elif protocol == ICMP:
+        adjust(frames, l4 + 2, delta)
 
 
 @inlined

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from shards import cuckoo, doubt, events, journal, permissions, ports, sessions6, slabs, tcp, timers, wire
-from shards.accounts import account_of, charge, is_bypassed
+from shards.accounts import charge, charge_session, is_bypassed
+from shards.generic import is_generic
 from shards.jit import hot, inlined, whole
 from shards.native import Word, prefetch
 from shards.state import (
@@ -18,11 +19,14 @@ from shards.state import (
     ADDRESS_DEPENDENT,
     BYPASSED,
     CHUNK_PORTS,
+    FILTERING_BITS,
     FIREWALL_SESSION6,
     FREE,
     ICMP,
     NAT_MAPPING,
     NAT_SESSION,
+    TCP,
+    UDP,
     Array,
     State,
 )
@@ -39,7 +43,7 @@ from shards.verdict import (
 
 _U = np.uint64
 HAIRPIN_HOP = 0xFFFF  # in a session's `outward`: not a neighbour, the packet turns round inside
-PERMISSION_BIT = 128  # in the protocol of a permission's key: no packet has such a key
+PERMISSION_BIT = 128  # in the protocol of a permission's key, which has a port; with the bit packets have none
 SESSIONS_EACH = 65535  # of a mapping at most, by the width of its count
 LOOK_AGAIN = 10_000  # ticks between two looks of the wheel at a session that is due but stays
 TOGETHER = 32  # lines that are due and are asked for together
@@ -135,7 +139,7 @@ def make_mapping(
     row["generation"] = (whole(row["generation"]) + 1) & 0xFFFF
     row["kind"] = NAT_MAPPING
     ports.own(state, external, ports.port_space(protocol), external_port, half)
-    charge(state, account, 0, 1)
+    charge(state, account, protocol, 0, 1)
     state.shards[shard]["mappings"] += 1
     state.counters[MAPPINGS_CREATED, 0] += 1
     journal.mark(state, half)
@@ -165,7 +169,7 @@ def take_out_mapping(state: State, shard: int, half: int, now: int) -> tuple[int
     external, port = external_ordinal(state, whole(row["external_address"])), whole(row["external_port"])
     if ports.owner(state, external, protocol, port) == half:  # else the authority gave it to another (see `apply`)
         ports.hold(state, external, ports.port_space(protocol), port, now)
-    charge(state, whole(row["account"]), 0, -1)
+    charge(state, whole(row["account"]), protocol, 0, -1)
     state.shards[shard]["mappings"] -= 1
     return external, port
 
@@ -244,7 +248,7 @@ def _give_life(state: State, shard: int, line: int, tcp_state: int, inward: int,
         return verdict
     row["kind"] = NAT_SESSION
     timers.arm(state, line, expiry)
-    charge(state, account_of(state, row), 1, 0)
+    charge_session(state, row, 1)
     state.shards[shard]["sessions"] += 1
     state.counters[SESSIONS_CREATED, 0] += 1
     journal.mark(state, line << 1)
@@ -265,7 +269,7 @@ def describe(state: State, shard: int, line: int, half: int, remote: int, remote
     row["external_address"] = mapping["external_address"]
     row["external_realm"] = external_realm | protocol << 24
     row["remote_address_again"] = remote
-    row["external_port"] = mapping["external_port"]
+    row["external_port"] = 0 if is_generic(protocol) else whole(mapping["external_port"])
     row["remote_port_again"] = remote_port
     row["mapping"] = half
     row["shard"] = shard
@@ -319,14 +323,22 @@ def index_session(state: State, line: int) -> int:
 
 
 @hot
+def filtering_of(state: State, external: int, protocol: int) -> int:
+    """Filtering of a protocol on an external address, by ordinal (RFC 4787 5); that of TCP may be another (RFC 5382 REQ-3b)."""
+    pool = state.pools[whole(state.externals[external]["pool"])]
+    return whole(pool["filtering"]) >> FILTERING_BITS * ports.port_space(protocol) & 3
+
+
+@hot
 def filters_by_address(state: State, line: int) -> bool:
     """Whether the session's pool lets in whatever comes from an address that was written to (RFC 4787 section 5)."""
     row = state.sessions[line]
-    # A query's session has no remote port: it is its own permission. What is not translated is of no pool.
-    if whole(row["internal_realm"]) >> 24 == ICMP or is_bypassed(row):
+    protocol = whole(row["internal_realm"]) >> 24
+    # A session without a remote port is its own permission; what is not translated is of no pool.
+    if (protocol != TCP and protocol != UDP) or is_bypassed(row):
         return False
     external = external_ordinal(state, whole(row["external_address"]))
-    return whole(state.pools[whole(state.externals[external]["pool"])]["filtering"]) == ADDRESS_DEPENDENT
+    return filtering_of(state, external, protocol) == ADDRESS_DEPENDENT
 
 
 @hot
@@ -361,7 +373,7 @@ def take_out_session(state: State, line: int) -> None:
     if filters_by_address(state, line):
         key0, key1 = _permission_keys(state, line)
         permissions.forbid(state, key0, key1)
-    charge(state, account_of(state, row), -1, 0)
+    charge_session(state, row, -1)
     if not is_bypassed(row):
         state.mappings[whole(row["mapping"])]["sessions"] -= 1
     state.shards[whole(row["shard"])]["sessions"] -= 1

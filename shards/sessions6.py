@@ -179,7 +179,7 @@ def make(
         return verdict
     row["kind"] = FIREWALL_SESSION6
     timers.arm(state, line, expiry)
-    charge(state, account, 1, 0)
+    charge(state, account, whole(flow["realm"]) >> 24, 1, 0)
     state.shards[shard]["sessions"] += 1
     state.counters[SESSIONS_CREATED, 0] += 1
     journal.mark(state, line << 1)
@@ -206,7 +206,8 @@ def take_out(state: State, line: int) -> None:
     """Undo all that follows from a session but its row."""
     cuckoo.erase(state, state.words[line * 8], state.words[line * 8 + 1], line << 2)
     _forbid(state, line)
-    charge(state, whole(state.flows6[line + 1]["account"]), -1, 0)
+    flow = state.flows6[line + 1]
+    charge(state, whole(flow["account"]), whole(flow["realm"]) >> 24, -1, 0)
     state.shards[whole(state.sessions[line]["shard"])]["sessions"] -= 1
 
 

@@ -41,7 +41,7 @@ def breathe(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Ar
     handled, empty = serve_control(state, ports, frames, burst, waiting, now), 0
     bfd.expire(state, now)  # what came while nobody looked has been heard by now
     speak(state, ports, frames, now)
-    bfd.publish(state)
+    bfd.publish(state, now)
     legs.settle(state, now)
     if state.core[0]["held"]:
         _serve_waiting(state, ports, frames, burst, waiting, now)

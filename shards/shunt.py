@@ -6,7 +6,8 @@ Before the untouched packet of IPv4 or IPv6, where it lies, go IPv4, UDP to `SHU
 
 The seal is keyed with the cluster's secret and covers header and endpoints: without it, whoever can forge a peer's address
 could send as any subscriber. The core that gets the packet goes on as if it had come by its own port of that side, from the
-first check on; but it never shunts it again, so nothing goes in circles.
+first check on; but it never shunts it again, so nothing goes in circles. Nothing is written into a packet before it is decided:
+one that has to wait is unsealed again. (What its options tell of the inside its sender has concealed.)
 
 TURNED: the second half of a hairpin between shards of two cores. The first half is done by its sender, and shows in the packet.
 What is shorter than the 28 bytes that are sealed (a last fragment may be) is filled up with zeros.
@@ -70,7 +71,7 @@ def send(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     verdict = _find_way(state, frames, burst, i, peer, now)
     if verdict != UNDECIDED:
         return verdict
-    if burst.turned[i] > 0 and burst.icmp_error[i] == 0 and burst.six[i] == 0:
+    if nat.was_turned_here(burst, i) and burst.icmp_error[i] == 0 and burst.six[i] == 0:
         rewrite.turn_out(state, frames, burst, i)
     _wrap(state, frames, burst, i, shard, peer)
     shard["shunted"] += 1
@@ -273,7 +274,7 @@ def _unwrap(state: State, frames: Array, burst: Burst, i: int, header: int) -> N
         if burst.verdict[i] == UNDECIDED:
             firewall6.choose_key(state, frames, burst, i)
         return
-    burst.verdict[i] = parse.datagram(frames, burst, i, inner, end)
+    burst.verdict[i] = parse.datagram(state, frames, burst, i, inner, end)
     nat.choose_key(state, burst, i)
 
 

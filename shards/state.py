@@ -19,15 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.account_rows import ACCOUNT, LIMITS
 from shards.bfd_rows import BFD
-from shards.event_rows import EVENT
+from shards.event_rows import ALARM, ALARM_POOLS, EVENT
 from shards.fragment_rows import FRAGMENTED, FRAGMENTS, IDENTITIES, PIECES_EACH, SHARES
+from shards.lifetimes import PORT_TIMER, TIMERS
 from shards.rows6 import FLOW6, PREFIX6, RULE6
 
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
-LAYOUT = 5  # of rows and sections; a worker refuses memory of another layout
+LAYOUT = 6  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
@@ -52,7 +54,7 @@ SESSION = np.dtype(
         ("internal_address", "u4"),
         ("internal_realm", "u4"),  # realm | protocol << 24
         ("remote_address", "u4"),
-        ("internal_port", "u2"),  # ICMP query: the identifier
+        ("internal_port", "u2"),  # ICMP query: the identifier; generic protocols: 0, as the other two
         ("remote_port", "u2"),  # ICMP query: 0
         ("external_address", "u4"),
         ("external_realm", "u4"),  # realm | protocol << 24
@@ -70,7 +72,7 @@ SESSION = np.dtype(
         ("rules", "u2"),  # version of the rule list that admitted it
         ("inward", "u2"),  # neighbour towards the subscriber
         ("outward", "u2"),  # neighbour towards the Internet
-        ("state", "u1"),  # tcp.STATES, or sessions.UDP_*/ICMP_*
+        ("state", "u1"),  # lifetimes.STATES | number of its timer << 4
         ("kind", "u1"),  # written last when born, first when it dies
     ]
 )
@@ -88,7 +90,7 @@ MAPPING = np.dtype(
         ("remote_port", "u2"),  # 0; not 0: a shadow, which its internal endpoint does not find (see `apply`)
         ("external_address", "u4"),
         ("account", "u4"),  # whose it is: a device's account or a subscriber's
-        ("external_port", "u2"),
+        ("external_port", "u2"),  # generic protocol: its place (see `generic`)
         ("generation", "u2"),
         ("sessions", "u2"),  # that use it; at 0 a dynamic mapping ends
         ("static", "u1"),  # 1: from the configuration, never ends
@@ -191,34 +193,8 @@ PREFIX = np.dtype(
 )
 assert PREFIX.itemsize == 32
 
-BLOCKS_AT_MOST = 8
-
-ACCOUNT = np.dtype(
-    [
-        ("base", "u4"),  # first internal address of the account (written when first used)
-        ("parent", "u4"),  # account that is charged as well, 0 none
-        ("external", "u4"),  # paired external address: its ordinal + 1, 0 not paired yet
-        ("blocks", "u2", (BLOCKS_AT_MOST,)),  # block number + 1
-        ("sessions", "u4"),
-        ("mappings", "u4"),
-        ("tokens", "u4"),  # of the new-session rate, in thousandths
-        ("tokens_at", "u4"),  # tick
-        ("refused", "u4"),  # packets refused by a limit
-        ("told", "u4"),  # second in which the log was last told of a refusal
-        ("full_at", "u4"),  # second in which its blocks were found full for the port spaces of `full`, a bit each
-        ("limits", "u2"),  # row of LIMITS
-        ("shard", "u2"),
-        ("pool", "u2"),
-        ("full", "u1"),
-        ("transparent", "u1"),  # 1: nothing is filtered towards its IPv6 addresses (RFC 6092 REC-49)
-    ]
-)
-assert ACCOUNT.itemsize == 64
-
-# 0 = no limit in each field.
-LIMITS = np.dtype([("sessions", "u4"), ("mappings", "u4"), ("rate", "u4"), ("burst", "u4")])
-
 ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT = 0, 1, 2
+FILTERING_BITS = 2  # of `filtering` of a pool for each port space
 
 POOL = np.dtype(
     [
@@ -230,12 +206,23 @@ POOL = np.dtype(
         ("blocks_free", "u4"),
         ("blocks_each", "u2"),  # at most, per subscriber
         ("shard", "u2"),
-        ("filtering", "u1"),
+        ("filtering", "u1"),  # of each port space, see FILTERING_BITS
         ("dry", "u1"),  # no block was found free in the second `dry_at` (its low half): a bit per side and port space
         ("dry_at", "u2"),
     ]
 )
 assert POOL.itemsize == 32
+
+
+def pack_filtering(icmp: int, tcp: int, udp: int) -> int:
+    """`filtering` of a pool; its parts stand in the order of the port spaces."""
+    return icmp | tcp << FILTERING_BITS | udp << 2 * FILTERING_BITS
+
+
+def unpack_filtering(told: int) -> tuple[int, int, int]:
+    """(of ICMP, of TCP, of UDP) of a pool."""
+    return told & 3, told >> FILTERING_BITS & 3, told >> 2 * FILTERING_BITS & 3
+
 
 EXTERNAL_ADDRESS = np.dtype(
     [
@@ -253,7 +240,8 @@ CHUNK = np.dtype([("account", "u4"), ("epoch", "u4"), ("used", "u2"), ("side", "
 assert CHUNK.itemsize == 16
 
 HELD = 1 << 31  # in `owners`: not a mapping but "freed in this second"
-PORT_SPACES = 3  # icmp, tcp, udp: see sessions.port_space
+PORT_SPACES = 4  # icmp, tcp, udp, generic: see ports.port_space
+HELD_SPACES = 3  # those whose ports a backup is told to be held down: no packet shows a place of the last
 
 RULE = np.dtype(
     [
@@ -345,10 +333,6 @@ SETTINGS = np.dtype(
     [
         ("seed", "u8", (2,)),  # of the index's hash: random, lives in the state
         ("secret", "u8", (2,)),  # of port derivation: the cluster's key
-        ("tcp_established", "u4"),
-        ("tcp_transitory", "u4"),
-        ("udp", "u4"),
-        ("icmp", "u4"),
         ("hold_down_s", "u4"),
         ("neighbour_wait", "u4"),
         ("icmp_rate", "u4"),  # ICMP errors of our own per second; 0 none at all
@@ -375,26 +359,38 @@ SETTINGS = np.dtype(
         ("prefixes6", "u2"),  # 0: IPv6 is not forwarded
         ("rules6", "u2"),
         ("pinholes", "u2"),
+        ("refusal_code", "u1"),  # ICMP code for what is refused for want of something (RFC 6888 REQ-11); NO_REPLY: silence
+        ("refusal_code6", "u1"),  # the same of ICMPv6
+        ("port_timers", "u1"),  # rows of PORT_TIMER in use
+        ("warning", "u1"),  # percent: see `alarms`
+        ("critical", "u1"),
+        ("clear", "u1"),  # by so many points something must have sunk for its alarm to sink
+        ("room", "u4"),  # sessions that the memory is meant for, 0 not known
+        ("quiet", "u1"),  # bit OUTBOUND, bit INBOUND: directions of packets that no ICMP error of ours answers
+        ("spare", "u1", (1,)),
         ("bypasses", "u2"),
         ("rules_at", "u2"),  # first row of those in force: each table has two halves, the other is written meanwhile (`reload`)
         ("rules6_at", "u2"),
         ("pinholes_at", "u2"),
         ("bypasses_at", "u2"),
-        ("spare", "u1", (4,)),
         ("admitted", "u8"),  # what the last word of an IPv4 session says under ADMITTED that the rules of now have admitted
-        ("more_spare", "u1", (8,)),
+        ("more_spare", "u1", (16,)),
+        ("lifetimes", "u4", (256,)),  # ticks without a packet, by `state` of a session's row: see `lifetimes`
     ]
 )
-assert SETTINGS.itemsize == 128
+assert SETTINGS.itemsize == 128 + 1024
+NO_REPLY = 255
 
 # What the worker alone writes about itself.
 CORE = np.dtype(
     [
         ("wheel_at", "u8"),  # last slot of the wheel that was served, counted since boot
         ("breaths", "u8"),
+        ("clock_ahead", "i8"),  # ticks, of the packets' clock; and the tick at which it stands, 0: it goes (krononat.clock)
+        ("clock_stands", "u8"),
         ("next_extent", "u4"),
-        ("icmp_tokens", "u4", (2,)),  # thousandths, by direction of what is answered
-        ("icmp_tokens_at", "u4", (2,)),
+        ("icmp_tokens", "u4", (3,)),  # thousandths, by direction of what is answered; 2: of refusals
+        ("icmp_tokens_at", "u4", (3,)),
         ("held", "u4"),  # frames waiting for a neighbour
         ("neighbours_wanted", "u4"),  # counts requests to the supervisor
         ("neighbours_version", "u4"),  # written by the supervisor: counts its answers
@@ -413,10 +409,10 @@ CORE = np.dtype(
         ("parts_at", "u4"),  # tick at which it was last looked whether one has waited long enough
         ("swept_at", "u4"),  # and when rows of FRAGMENTED that are due were last ended
         ("cuts", "u4"),  # rows of this burst that are longer than their next link's MTU
-        ("spare", "u1", (20,)),
+        ("spare", "u1", (60,)),
     ]
 )
-assert CORE.itemsize == 128
+assert CORE.itemsize == 192
 
 LOG_OFF, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS = range(4)  # each includes those before it
 
@@ -479,6 +475,7 @@ class State(NamedTuple):
     externals: Array  # EXTERNAL_ADDRESS
     owners: Array  # uint32 (PORT_SPACES, externals, 65536): half-line of the mapping, or HELD | second of release
     chunks: Array  # CHUNK (externals, 1024)
+    protocols: Array  # uint8 (256,): 1 where a generic protocol is translated (see `generic`)
     rules: Array  # RULE, two halves; see SETTINGS
     statics: Array  # STATIC
     prefixes6: Array  # PREFIX6, longest first
@@ -488,6 +485,8 @@ class State(NamedTuple):
     ports: Array  # PORT
     neighbours: Array  # NEIGHBOUR
     bfd: Array  # BFD; those with an address are sessions
+    port_timers: Array  # PORT_TIMER
+    alarms: Array  # ALARM
     port_bytes: Array  # uint8: the same memory as `ports`, flat
     neighbour_bytes: Array  # uint8: the same memory as `neighbours`, flat
     dirty: Array  # uint64 bitmap, a bit per half-line: changed since last shipped
@@ -525,6 +524,7 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("externals", EXTERNAL_ADDRESS, (sizes.externals,)),
         ("owners", np.uint32, (PORT_SPACES, sizes.externals, 65536)),  # so, unused protocols take none
         ("chunks", CHUNK, (sizes.externals, 65536 // CHUNK_PORTS)),
+        ("protocols", np.uint8, (256,)),
         ("rules", RULE, (sizes.rules,)),
         ("statics", STATIC, (sizes.statics,)),
         ("prefixes6", PREFIX6, (sizes.prefixes6,)),
@@ -534,6 +534,8 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("ports", PORT, (sizes.ports,)),
         ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
         ("bfd", BFD, (sizes.bfd,)),
+        ("port_timers", PORT_TIMER, (TIMERS - 1,)),
+        ("alarms", ALARM, (ALARM_POOLS + sizes.pools,)),
         ("dirty", np.uint64, (lines * 2 // 64,)),
         ("summary", np.uint64, (lines * 2 // 64 // 64,)),
         ("shipped", np.uint64, (lines * 2 // 64,)),

@@ -8,33 +8,37 @@ from __future__ import annotations
 
 import numpy as np
 
+from shards import lifetimes
 from shards.jit import hot, inlined, whole
-from shards.state import ICMP, TCP, UDP, Array
+from shards.lifetimes import STATE_BITS, STATE_MASK, TIMERS
+from shards.state import ICMP, TCP, UDP, Array, State
 from shards.wire import ACK, FIN, RST, SYN
 
-STATES = ("none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered")
-NONE, INIT, ESTABLISHED, FIN_OUT, FIN_IN, CLOSING, RESET, STREAM, QUERY, INIT_IN, ANSWERED = range(11)
+STATES = lifetimes.STATES
+NONE, INIT, ESTABLISHED, FIN_OUT, FIN_IN, CLOSING, RESET, STREAM, QUERY, INIT_IN, ANSWERED, GENERIC = range(12)
 
 # Events: SYN, FIN, RST, anything else; outbound 0..3, inbound 4..7.
 #
 # A cell is the next state. Its lifetime starts anew, unless the cell ends in
 #   '   lifetime left alone        ?   lifetime renewed only where inbound packets refresh (RFC 4787 REQ-6)
-# `reset` comes back to life by any packet but another RST (RFC 7857 section 2.2), so a forged RST kills nothing.
+# `reset` comes back to life by any packet but another RST (RFC 7857 section 2.2), so a forged RST kills nothing. What has not
+# been established is not reset: a RST that goes out in answer would refresh the mapping (section 7.1).
 # `answered`: a SYN-ACK went out to a SYN that came in by the mapping alone. RFC 6146 calls that established; here it is
 # short-lived until the other side goes on, or forged SYNs to an open port would fill the subscriber's quota for two hours.
 # A SYN on `closing` is TIME-WAIT reuse: the connection opens anew (RFC 9293 section 3.6.1), from inside or (`init_in`) outside.
 _PICTURE = """
                out: syn      fin       rst     other        in: syn       fin       rst     other
-init                init     init'     reset   init'        established   init'     init'   init'
+init                init     init'     init'   init'        established   init'     init'   init'
 established         established  fin_out  reset  established    established  fin_in  reset  established
 fin_out             fin_out  fin_out   reset   fin_out      fin_out       closing   reset   fin_out
 fin_in              fin_in   closing   reset   fin_in       fin_in        fin_in    reset   fin_in
-init_in             established init_in' reset  init_in'    init_in       init_in'  init_in' init_in'
-answered            answered' answered' reset   answered'   answered'     fin_in    answered' established
+init_in             established init_in' init_in' init_in'  init_in       init_in'  init_in' init_in'
+answered            answered' answered' answered' answered' answered'     fin_in    answered' established
 closing             init     closing'  closing' closing'    init_in       closing'  closing' closing'
 reset               established established reset' established  established established reset' established
 udp                 udp      udp       udp     udp          udp?          udp?      udp?    udp?
 query               query    query     query   query        query?        query?    query?  query?
+generic             generic  generic   generic generic      generic?      generic?  generic? generic?
 """
 
 EVENTS = 8
@@ -42,14 +46,16 @@ LEAVE, RENEW, RENEW_IF_INBOUND = 0, 1, 2
 
 
 def _parse(picture: str) -> tuple[Array, Array]:
-    following = np.zeros((len(STATES), EVENTS), np.uint8)
-    lifetime = np.zeros((len(STATES), EVENTS), np.uint8)
+    """Both tables, for every value that `state` of a row can have: whatever happens, a session keeps its timer."""
+    following = np.zeros((TIMERS, 1 << STATE_BITS, EVENTS), np.uint8)
+    lifetime = np.zeros((TIMERS, 1 << STATE_BITS, EVENTS), np.uint8)
     for line in picture.strip().splitlines()[1:]:
         name, *cells = line.split()
         for event, cell in enumerate(cells):
-            following[STATES.index(name), event] = STATES.index(cell.rstrip("'?"))
-            lifetime[STATES.index(name), event] = {"'": LEAVE, "?": RENEW_IF_INBOUND}.get(cell[-1], RENEW)
-    return following, lifetime
+            following[:, STATES.index(name), event] = STATES.index(cell.rstrip("'?"))
+            lifetime[:, STATES.index(name), event] = {"'": LEAVE, "?": RENEW_IF_INBOUND}.get(cell[-1], RENEW)
+    following += np.arange(TIMERS, dtype=np.uint8)[:, None, None] << STATE_BITS
+    return following.reshape(-1, EVENTS), lifetime.reshape(-1, EVENTS)
 
 
 FOLLOWING, LIFETIME = _parse(_PICTURE)
@@ -69,17 +75,20 @@ def event(direction: int, tcp_flags: int) -> int:
     return direction * 4 + kind
 
 
-@hot
+@inlined
 def timeout(settings: Array, state: int) -> int:
-    """Lifetime in ticks of a session in `state`."""
-    row = settings[0]
-    if state == STREAM:
-        return whole(row["udp"])
-    if state == QUERY:
-        return whole(row["icmp"])
-    if state in (ESTABLISHED, FIN_OUT, FIN_IN):
-        return whole(row["tcp_established"])
-    return whole(row["tcp_transitory"])
+    """Lifetime in ticks of a session with this `state` of its row."""
+    return whole(settings[0]["lifetimes"][np.uint64(state)])
+
+
+@hot
+def timer_of(state: State, protocol: int, remote_port: int) -> int:
+    """What goes into `state` of a new session's row for the timer of its destination port; 0: its protocol's own."""
+    for t in range(whole(state.settings[0]["port_timers"])):
+        row = state.port_timers[t]
+        if row["protocol"] == protocol and whole(row["low"]) <= remote_port <= whole(row["high"]):
+            return (t + 1) << STATE_BITS
+    return 0
 
 
 @hot
@@ -91,8 +100,8 @@ def first_state(protocol: int, tcp_flags: int) -> int:
     """
     if protocol == UDP:
         return STREAM
-    if protocol == ICMP:
-        return QUERY
+    if protocol != TCP:
+        return QUERY if protocol == ICMP else GENERIC
     if tcp_flags & SYN == 0:
         return ESTABLISHED
     return ANSWERED if tcp_flags & ACK else INIT
@@ -101,7 +110,13 @@ def first_state(protocol: int, tcp_flags: int) -> int:
 @hot
 def half_open(state: int) -> bool:
     """Whether one side has not been heard of yet: such connections may come to nothing, and no other core is told of them."""
-    return state in (INIT, INIT_IN, ANSWERED)
+    return state & STATE_MASK in (INIT, INIT_IN, ANSWERED)
+
+
+@hot
+def answers(protocol: int, tcp_flags: int) -> bool:
+    """Whether an outbound packet may answer what came in by a mapping alone, and open nothing: a RST (RFC 7857 section 7.1)."""
+    return protocol == TCP and tcp_flags & RST != 0
 
 
 @hot

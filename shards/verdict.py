@@ -49,7 +49,7 @@ drop      bad_ip_checksum        IPv4 header checksum wrong (RFC 1812 5.2.2)
           > look for damage on the path before us
 drop      bad_icmp_checksum      ICMP checksum wrong (RFC 5508 REQ-3)
           > look for damage on the path before us
-drop      source_routed          carries a source-route option (RFC 7126) or such a routing header (RFC 5095)
+drop      source_routed          carries a source-route option (RFC 7126), routing header (RFC 5095) or GRE routing (RFC 2784)
           > nothing to do; source routing is refused on purpose
 drop      martian_source         source can never be a sender (0/8, 127/8, multicast, broadcast; fc00::/7, fe80::/10)
           > look for a broken or hostile sender
@@ -57,9 +57,9 @@ drop      martian_destination    destination can never be forwarded to
           > look for a broken or hostile sender
 drop      land                   source and destination endpoints are equal
           > an attack from the nineties; nothing to do
-drop      bad_fragment           a fragment of impossible offset or length (RFC 791), or of a datagram beyond 65,535 bytes
+drop      bad_fragment           a fragment of impossible offset or length (RFC 791, RFC 8200), or of one beyond 65,535 bytes
           > look for a broken or hostile sender
-drop      tiny_fragment          an IP fragment that cuts its TCP, UDP or ICMP header (RFC 1858, RFC 3128)
+drop      tiny_fragment          an IP fragment that cuts a header: of TCP, UDP, ICMP, or any of IPv6's (RFC 1858, 3128, 7112)
           > nobody needs such fragments; look for a hostile sender
 drop      fragment_overlap       an IP fragment over what another one has brought: all of its datagram is refused (RFC 5722)
           > an attack (teardrop), or a sender that uses an identification twice
@@ -77,8 +77,10 @@ drop      bad_l4_header          TCP, UDP or ICMP header cut short or its length
           > look for a broken or hostile sender
 drop      bad_tcp_flags          TCP flags that no stack sends together
           > a scan; nothing to do
-drop      protocol_not_served    an IP protocol that is not translated by this release
-          > only TCP, UDP and ICMP pass
+drop      protocol_not_served    an IP protocol other than TCP, UDP and ICMP that the configuration does not have translated
+          > name it in `other-protocols` of [nat], if hosts need it; `krononat config explain nat` says which can be
+drop      ah_not_served          IPsec AH: it protects the addresses, so it cannot pass a translation (RFC 4302 3.3.3.1)
+          > have its ends use ESP, best of all in UDP (RFC 3948)
 drop      icmp_type_not_served   an ICMP type that is neither query nor error
           > nothing to do (RFC 5508 REQ-11)
 drop      spoofed_source         source outside the subscriber prefixes (BCP 38)
@@ -103,16 +105,20 @@ drop      rule_dropped           refused silently by a rule
           > `krononat trace` names the rule
 drop      rule_rejected          refused by a rule, and told so
           > `krononat trace` names the rule
-drop      session_limit          its subscriber or device has as many sessions as allowed
-          > raise `limits.sessions`, or look for what opens them
+drop      session_limit          its subscriber, device or external port has as many sessions as allowed
+          > raise `limits.sessions` or `limits.sessions-per-port`, or look for what opens them
 drop      mapping_limit          its subscriber or device has as many mappings as allowed
           > raise `limits.ports`, or look for what opens them
+drop      protocol_limit         its subscriber or device has all it may have of this protocol; the rest is others' reserve
+          > raise `ports` or `sessions` of `limits.tcp`, `.udp`, `.icmp` or `.other`, or look for what opens them
 drop      rate_limit             its subscriber or device opens sessions faster than allowed
           > raise `limits.rate`, or look for what opens them
 drop      ports_exhausted        the subscriber's port blocks are full and it may have no more
           > raise `max-blocks-per-subscriber` or `block-size`
 drop      pool_exhausted         no block is free in the pool
           > add addresses to the pool
+drop      protocol_in_use        it has no ports, and another host speaks it to this remote by the same external address
+          > it is free when that session ends; tunnels inside UDP (RFC 3948) have no such limit
 drop      table_full             no room in the index
           > raise `memory.sessions`
 drop      rows_exhausted         no row is free
@@ -153,8 +159,6 @@ drop      bfd_closed             BFD for a session that is administratively down
           > nothing to do
 drop      bad_extension_header   IPv6 extension headers cut short, out of place, too many, or of a kind that is not known
           > look for a broken or hostile sender
-drop      fragment6              a fragment of IPv6, other than an atomic one (RFC 6946): not forwarded by this release
-          > lower the sender's MTU; IPv4's fragments pass
 drop      unsolicited            came unasked for an IPv6 subscriber: no session, filtering or pinhole lets it in
           > normal background noise of the Internet; [[pinhole]] would let it in
 drop      tx_full                the transmit ring was full, or nobody is connected to the memif port
@@ -182,14 +186,17 @@ BY_NAME = {verdict.name: verdict for verdict in VERDICTS}
     RUNT, FOREIGN_MAC, VLAN_UNEXPECTED, NOT_IP, IPV6_NOT_SERVED, BAD_IP_HEADER, BAD_LENGTH, BAD_IP_CHECKSUM, BAD_ICMP_CHECKSUM,
     SOURCE_ROUTED, MARTIAN_SOURCE, MARTIAN_DESTINATION, LAND, BAD_FRAGMENT, TINY_FRAGMENT, FRAGMENT_OVERLAP, FRAGMENT_DUPLICATE,
     FRAGMENT_ORPHAN, FRAGMENT_REFUSED, FRAGMENT_LIMIT, ERROR_IN_FRAGMENTS, BAD_L4_HEADER, BAD_TCP_FLAGS, PROTOCOL_NOT_SERVED,
+    AH_NOT_SERVED,
     ICMP_TYPE_NOT_SERVED, SPOOFED_SOURCE, NOT_OUR_DESTINATION, INSIDE_DESTINATION, TTL_EXCEEDED, TOO_BIG, NEEDS_FRAGMENTING,
-    NO_MAPPING, FILTERED, TCP_NOT_OPENING, RULE_DROPPED, RULE_REJECTED, SESSION_LIMIT, MAPPING_LIMIT, RATE_LIMIT,
-    PORTS_EXHAUSTED, POOL_EXHAUSTED, TABLE_FULL, ROWS_EXHAUSTED, NEIGHBOUR_UNRESOLVED, NEIGHBOURS_EXHAUSTED, HOLD_OVERFLOW,
+    NO_MAPPING, FILTERED, TCP_NOT_OPENING, RULE_DROPPED, RULE_REJECTED, SESSION_LIMIT, MAPPING_LIMIT,
+    PROTOCOL_LIMIT, RATE_LIMIT,
+    PORTS_EXHAUSTED, POOL_EXHAUSTED, PROTOCOL_IN_USE,
+    TABLE_FULL, ROWS_EXHAUSTED, NEIGHBOUR_UNRESOLVED, NEIGHBOURS_EXHAUSTED, HOLD_OVERFLOW,
     ICMP_EMBEDDED_BAD, ICMP_UNRELATED, HAIRPIN_REFUSED, NO_AUTHORITY, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN,
     SHUNT_MALFORMED, BFD_HOPS, BFD_MALFORMED, BFD_UNKNOWN_PEER, BFD_UNKNOWN_SESSION, BFD_AUTHENTICATED, BFD_CLOSED,
-    BAD_EXTENSION_HEADER, FRAGMENT6, UNSOLICITED, TX_FULL,
-) = range(72)  # fmt: skip
-assert len(VERDICTS) == 72
+    BAD_EXTENSION_HEADER, UNSOLICITED, TX_FULL,
+) = range(74)  # fmt: skip
+assert len(VERDICTS) == 74
 FRAGMENT = -1  # no outcome: what `parse` says of a fragment, for which the slow path is (see `fragments`)
 
 # --- meters: what is counted beside the verdicts, in the same array, from METERS on ---------------------------------------

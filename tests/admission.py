@@ -22,11 +22,18 @@ from tests.frames import (
 )
 
 FIN, SYN, RST, ACK = 1, 2, 4, 16
+GRE = 47
+# Bytes that the headers of generic protocols have at least: RFC 2003, 4213, 2784, 4303, 9260 ...
+HEADERS = {2: 8, 4: 20, 33: 12, 41: 40, 46: 8, GRE: 4, 50: 8, 58: 8, 88: 20, 89: 16, 97: 2, 103: 4, 108: 4}
+HEADERS |= {112: 8, 115: 4, 132: 12, 136: 8, 137: 4}
 NOWHERE = [IPv4Network(text) for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")]
 
 
-def admit(port: Port, frame: bytes) -> Packet:
-    """The packet, or the bare fragment, in a frame that has reached a port; raises `Malformed` for what never passes."""
+def admit(port: Port, frame: bytes, protocols: set[int]) -> Packet:
+    """The packet, or the bare fragment, in a frame that has reached a port; raises `Malformed` for what never passes.
+
+    `protocols`: generic ones that are translated.
+    """
     to, _, vlan, ethertype, data = split_frame(frame)
     if to != mac_of(port.address):
         raise Malformed("foreign_mac")
@@ -36,8 +43,8 @@ def admit(port: Port, frame: bytes) -> Packet:
         raise Malformed("ipv6_not_served" if ethertype == 0x86DD else "not_ip")
     header = dissect_header(data)
     _admit_addresses(header)
-    if header.protocol not in (ICMP, TCP, UDP):
-        raise Malformed("protocol_not_served")
+    if is_generic(header.protocol) and header.protocol not in protocols:
+        raise Malformed("ah_not_served" if header.protocol == 51 else "protocol_not_served")
     if is_fragment(header):
         return header
     packet = dissect_transport(header)
@@ -59,6 +66,11 @@ def _admit_addresses(packet: Packet) -> None:
         raise Malformed("land")
 
 
+def is_generic(protocol: int) -> bool:
+    """Whether a protocol is none of those whose ports, or identifiers, are translated."""
+    return protocol not in (ICMP, TCP, UDP)
+
+
 def is_fragment(packet: Packet) -> bool:
     """Whether more fragments, or an offset, make this a piece of a datagram."""
     return packet.fragment & 0x3FFF != 0
@@ -66,20 +78,34 @@ def is_fragment(packet: Packet) -> bool:
 
 def beginning(fragment: Packet) -> Packet:
     """A first fragment with its transport header read; raises `Malformed` (RFC 1858: all of the header must be there)."""
-    least = {TCP: 20, UDP: 8, ICMP: 8}[fragment.protocol]
+    least = {TCP: 20, UDP: 8, ICMP: 8}.get(fragment.protocol, HEADERS.get(fragment.protocol, 0))
     if len(fragment.payload) < least:
         raise Malformed("tiny_fragment")
     packet = dissect_transport(fragment, embedded=True)
-    if packet.protocol == TCP and (
-        packet.offset or packet.tcp_options != fragment.payload[20 : 4 * (fragment.payload[12] >> 4)]
-    ):
+    if packet.protocol == TCP and not 20 <= 4 * (fragment.payload[12] >> 4) <= len(fragment.payload):
         raise Malformed("tiny_fragment")
-    if packet.protocol == UDP and 0 < packet.udp_length < 8:
+    if packet.protocol == UDP and int.from_bytes(fragment.payload[4:6], "big") < 8:
         raise Malformed("bad_length")
     if packet.is_error:
         raise Malformed("error_in_fragments")
     _admit_transport(replace(packet, residue=0))
     return packet
+
+
+def blanked(options: bytes) -> bytes:
+    """Options without the addresses that they have recorded."""
+    bare, at = bytearray(options), 0
+    while at + 1 < len(bare) and bare[at]:
+        size = 1 if bare[at] == 1 else bare[at + 1]
+        if size == 0 or at + size > len(bare):
+            break
+        if bare[at] == 7:
+            bare[at + 3 : at + size] = bytes(max(size - 3, 0))
+        if bare[at] == 68 and size >= 4 and bare[at + 3] & 15 in (1, 3):
+            for k in range(at + 4, at + size, 8):
+                bare[k : min(k + 4, at + size)] = bytes(min(k + 4, at + size) - k)
+        at += size
+    return bytes(bare)
 
 
 def martian(host: int) -> bool:
@@ -99,6 +125,10 @@ def _source_routed(options: bytes) -> bool:
 
 
 def _admit_transport(packet: Packet) -> None:
+    if len(packet.payload) < HEADERS.get(packet.protocol, 0):
+        raise Malformed("bad_l4_header")
+    if packet.protocol == GRE and packet.payload[0] & 0x40:  # RFC 1701: a route of its sender's choice
+        raise Malformed("source_routed")
     if packet.protocol == ICMP:
         if packet.residue:
             raise Malformed("bad_icmp_checksum")

@@ -11,6 +11,7 @@ from shards.burst import BURST, new_burst
 from shards.verdict import HELD_BACK, VERDICTS
 from tests import bed6
 from tests.bed import Bed, answer, new_bed_state, want
+from tests.outcome import Outcome
 
 FRAME_BYTES, HEADROOM = 4096, 256
 
@@ -29,6 +30,7 @@ class Core:
 
     def __init__(self, bed: Bed, now: int) -> None:
         self.bed = bed
+        self.now = now  # when it begins
         self.state = new_bed_state(bed, now)
         self.frames = np.zeros((BURST + 1) * FRAME_BYTES, np.uint8)  # the last one is where pieces are made
         self.burst = new_burst()
@@ -52,6 +54,15 @@ class Core:
         """Process the frames that were held back once more."""
         rows, self.held = self.held, []
         return self._process(rows, now)
+
+    def lose(self) -> None:
+        """The frames that were held back are gone, as with the worker that held them."""
+        self.slots += [row[4] for row in self.held]
+        self.held = []
+
+    def claimed(self, result: Result, _: Outcome) -> Result:
+        """What has become of a frame of which the model says that outcome: here each frame is known by its row."""
+        return result
 
     def _process(self, rows: list[list[int]], now: int) -> list[Result]:
         for i, (port, at, length, deadline, _) in enumerate(rows):

@@ -2,7 +2,7 @@
 
 The statements are the `given` lines of scenarios; each is a noun, perhaps what it is about, and pairs of key and value:
 
-    pool 203.0.113.0/30 block 64 filtering address-dependent
+    pool 203.0.113.0/30 block 64 filtering address-dependent udp endpoint-independent
     subscribers 100.64.0.0/16 each 32 sessions 4 rate 2 burst 5
     rule outbound tcp remote-ports 25 reject
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from shards import legs, neighbours, sides
+from shards import legs, lifetimes, neighbours, sides
 from shards.state import (
     ACCEPT,
     BOTH,
@@ -25,6 +25,7 @@ from shards.state import (
     EXTERNAL,
     FAILED,
     INTERNAL,
+    NO_REPLY,
     REACHABLE,
     REJECT,
     ROLES,
@@ -33,21 +34,23 @@ from shards.state import (
     State,
     admitted,
     new_state,
+    pack_filtering,
 )
 from tests import bed6
 from tests.frames import ICMP, TCP, UDP, address, endpoint, mac_of
 from tests.frames6 import address6, mac_of6
+from tests.limits import Limits, fill_limits, read_limits
 
-PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP}
+GENERIC = {"ipip": 4, "6in4": 41, "gre": 47, "esp": 50, "sctp": 132}
+PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP} | GENERIC
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 ACTIONS = {"accept": ACCEPT, "drop": DROP, "reject": REJECT}
 DIRECTIONS = {"outbound": 1, "inbound": 2, "both": 3}
 INTERNAL_REALM, EXTERNAL_REALM = 1, 0
 EVERYWHERE = IPv4Network("0.0.0.0/0")
-TIMEOUTS_S = {"established": 7440.0, "transitory": 240.0, "udp": 300.0, "icmp": 60.0}
+TIMEOUTS_S = {"established": 7440.0, "opening": 240.0, "closing": 240.0, "udp": 300.0, "icmp": 60.0, "generic": 300.0}
 NEIGHBOUR_WAIT = 3000  # ticks
 RULES = 32  # of each kind, at most
-LIMITS = ("sessions", "ports", "rate", "burst")
 LOGS = ("off", "blocks", "mappings", "sessions")
 
 
@@ -84,6 +87,11 @@ class Pool:
     ports: tuple[int, int] = (1024, 65535)
     filtering: str = FILTERINGS[0]
     shard: int = 0
+    own: tuple[str, str] = ("", "")  # filtering of TCP and of UDP, where it is another
+
+    def filtering_of(self, protocol: int) -> str:
+        """Who may write to a mapping of this protocol."""
+        return {TCP: self.own[0], UDP: self.own[1]}.get(protocol) or self.filtering
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ class Prefix:
     each: int = 32
     pool: str = "main"
     of: int = 0
-    limits: tuple[int, int, int, int] = (0, 0, 0, 0)  # as LIMITS; 0 none
+    limits: Limits = Limits()  # noqa: RUF009
 
     def unit(self, host: int) -> IPv4Network:
         """The subscriber (or device) that `host` belongs to."""
@@ -174,11 +182,16 @@ class Bed(bed6.Bed6):
     silent: set[int] = field(default_factory=set)  # neighbours that do not answer yet
     failed: set[int] = field(default_factory=set)  # neighbours that have been given up
     timeouts_s: dict[str, float] = field(default_factory=TIMEOUTS_S.copy)
+    protocols: set[int] = field(default_factory=lambda: set(GENERIC.values()))  # generic ones that are translated
+    port_timers: list[tuple[int, tuple[int, int], float]] = field(default_factory=list)  # protocol, destination ports, seconds
+    refusal_codes: tuple[int, int] = (-1, -1)  # of ICMP and ICMPv6, for what is refused for want of something; -1: none is told
+    alarms: tuple[int, int, int] = (80, 90, 5)  # percent: warning, critical, and by how much less they end
     hold_down_s: int = 120
     hairpin: bool = True
     refresh: bool = False
     mss: int = 0
     errors: int = 100  # ICMP errors of our own a second
+    quiet: set[str] = field(default_factory=set)  # sides that get none
     reject_code: int = 13
     shards: dict[int, Shard] = field(default_factory=dict)
     peers: dict[int, Peer] = field(default_factory=dict)  # by address
@@ -205,6 +218,7 @@ class Bed(bed6.Bed6):
             Pool(
                 IPv4Network(words[0]), told.get("name", "main"), int(told.get("block", 512)), int(told.get("blocks", 8)),
                 (int(low), int(high)), told.get("filtering", FILTERINGS[0]), int(told.get("shard", 0)),
+                (told.get("tcp", ""), told.get("udp", "")),
             )
         )  # fmt: skip
 
@@ -243,7 +257,8 @@ class Bed(bed6.Bed6):
 
     def _say_static(self, words: list[str]) -> None:
         protocol, external, _, internal = words
-        self.statics.append((PROTOCOLS[protocol], endpoint(external), endpoint(internal)))
+        host, port = endpoint(external)
+        self.statics.append((PROTOCOLS[protocol], (host, port or PROTOCOLS[protocol]), endpoint(internal)))
 
     def _say_inside(self, words: list[str]) -> None:
         self.inside = _port(self.inside, words)
@@ -301,7 +316,21 @@ class Bed(bed6.Bed6):
         self.failed.add(bed6.any_address(words[0]))
 
     def _say_timeout(self, words: list[str]) -> None:
-        self.timeouts_s[words[0]] = float(words[1])
+        """`udp 20`; `transitory 30` is both `opening` and `closing`."""
+        for name in ("opening", "closing") if words[0] == "transitory" else (words[0],):
+            self.timeouts_s[name] = float(words[1])
+
+    def _say_timeout_port(self, words: list[str]) -> None:
+        """`udp 53 10`: destination ports of a protocol, and their lifetime in seconds."""
+        self.port_timers.append((PROTOCOLS[words[0]], _range(words[1]), float(words[2])))
+
+    def _say_refusal_code(self, words: list[str]) -> None:
+        """`1`, or `1 six 3`."""
+        self.refusal_codes = int(words[0]), int(words[-1])
+
+    def _say_protocols(self, words: list[str]) -> None:
+        """`protocols gre 97`: these generic ones; `protocols none`."""
+        self.protocols = {PROTOCOLS.get(word) or int(word) for word in words if word != "none"}
 
     def _say_hold_down(self, words: list[str]) -> None:
         self.hold_down_s = int(words[0])
@@ -318,6 +347,9 @@ class Bed(bed6.Bed6):
     def _say_errors(self, words: list[str]) -> None:
         self.errors = int(words[0])
 
+    def _say_quiet(self, words: list[str]) -> None:
+        self.quiet.update(words)
+
     def _say_reject_code(self, words: list[str]) -> None:
         self.reject_code = int(words[0])
 
@@ -331,6 +363,10 @@ class Bed(bed6.Bed6):
         if not self.subscribers:
             self._say_subscribers(["100.64.0.0/20"])
         return self
+
+    def limits_of(self, prefix: Prefix, unit: IPv4Network) -> Limits:
+        """Of a subscriber or device of a prefix."""
+        return next((own.limits for own in self.exceptions if own.network == unit), prefix.limits)
 
     def shard(self, number: int) -> Shard:
         """What is given about a shard."""
@@ -392,10 +428,8 @@ def _range(text: str) -> tuple[int, int]:
 def _prefix(words: list[str]) -> Prefix:
     told = _pairs(words[1:])
     network = IPv4Network(words[0])
-    sessions, ports, rate, burst = (int(told.get(name, 0)) for name in LIMITS)
-    limits = (sessions, ports, rate, burst or rate)
-    of = int(IPv4Network(told["of"]).network_address) if "of" in told else 0
-    return Prefix(network, int(told.get("each", 32)), told.get("pool", "main"), of, limits)
+    whose = int(IPv4Network(told["of"]).network_address) if "of" in told else 0
+    return Prefix(network, int(told.get("each", 32)), told.get("pool", "main"), whose, read_limits(told))
 
 
 def _port(port: Port, words: list[str]) -> Port:
@@ -447,12 +481,22 @@ def _fill_settings(state: State, bed: Bed) -> None:
     row = state.settings[0]
     row["seed"] = np.array([0x243F6A8885A308D3, 0x13198A2E03707344], np.uint64)
     row["secret"] = np.array([0xA4093822299F31D0, 0x082EFA98EC4E6C89], np.uint64)
-    for ours, name in (("tcp_established", "established"), ("tcp_transitory", "transitory"), ("udp", "udp"), ("icmp", "icmp")):
-        row[ours] = int(bed.timeouts_s[name] * 1000)
+    state.protocols[list(bed.protocols)] = 1
+    lifetimes.lay(
+        row,
+        {name: int(seconds * 1000) for name, seconds in bed.timeouts_s.items()},
+        [(protocol, int(seconds * 1000)) for protocol, _, seconds in bed.port_timers],
+    )
+    row["port_timers"] = len(bed.port_timers)
+    for number, (protocol, (low, high), _) in enumerate(bed.port_timers):
+        state.port_timers[number] = (low, high, protocol, 0)
+    row["refusal_code"], row["refusal_code6"] = (NO_REPLY if code < 0 else code for code in bed.refusal_codes)
+    row["warning"], row["critical"], row["clear"] = bed.alarms
     row["hold_down_s"] = bed.hold_down_s
     row["neighbour_wait"] = NEIGHBOUR_WAIT
     row["icmp_rate"] = row["icmp_burst"] = bed.errors
     row["mss"], row["reject_code"] = bed.mss, bed.reject_code
+    row["quiet"] = sum(1 << ("inside", "outside").index(side) for side in bed.quiet)
     row["hairpin"], row["inbound_refresh"] = bed.hairpin, bed.refresh
     row["log"] = LOGS.index(bed.log)
     row["prefixes"], row["devices"], row["pools"] = len(bed.subscribers), len(bed.devices), len(bed.pools)
@@ -511,12 +555,16 @@ def _fill_pools(state: State, bed: Bed) -> None:
         row["first_block"], row["end_block"] = block_range(pool)
         row["blocks_free"] = hosts * (int(row["end_block"]) - int(row["first_block"]))
         row["shard"] = pool.shard
-        row["blocks_each"], row["filtering"] = pool.blocks, FILTERINGS.index(pool.filtering)
+        row["blocks_each"], row["filtering"] = pool.blocks, _filtering(pool)
         state.externals["address"][first : first + hosts] = int(pool.network.network_address) + np.arange(hosts)
         state.externals["pool"][first : first + hosts] = number
         if bed.two_sides:
             sides.lay(state, number)
         first += hosts
+
+
+def _filtering(pool: Pool) -> int:
+    return pack_filtering(*(FILTERINGS.index(pool.filtering_of(protocol)) for protocol in (ICMP, TCP, UDP)))
 
 
 def block_range(pool: Pool) -> tuple[int, int]:
@@ -541,12 +589,12 @@ def _fill_accounts(state: State, bed: Bed) -> None:
             else:
                 row["pool"] = pools.index(prefix.pool)
                 row["shard"] = bed.pools[pools.index(prefix.pool)].shard
-            _fill_limits(state, limit, prefix.limits)
+            fill_limits(state.limits[limit], prefix.limits)
             state.accounts["limits"][first : first + units] = limit
             accounts[int(prefix.network.network_address)] = first
             first, limit = first + units, limit + 1
     for exception in bed.exceptions:
-        _fill_limits(state, limit, exception.limits)
+        fill_limits(state.limits[limit], exception.limits)
         state.accounts["limits"][_account_of(state, bed, int(exception.network.network_address))] = limit
         limit += 1
 
@@ -556,11 +604,6 @@ def _account_of(state: State, bed: Bed, host: int) -> int:
         if host & int(row["mask"]) == int(row["network"]):
             return int(row["first_account"]) + ((host - int(row["network"])) >> int(row["shift"]))
     raise ValueError("a device or subscriber outside of every subscriber prefix")
-
-
-def _fill_limits(state: State, number: int, limits: tuple[int, int, int, int]) -> None:
-    row = state.limits[number]
-    row["sessions"], row["mappings"], row["rate"], row["burst"] = limits
 
 
 def fill_policy(state: State, bed: Bed) -> None:

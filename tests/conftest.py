@@ -8,6 +8,8 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
+from krononat import compliance, proving
+
 # Speed is for benches: a test must not fail because the machine is busy, or the compiler is at work.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -20,6 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--worlds", type=int, default=0, help="search for interleavings in larger cases, too, so many worlds of each"
     )
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is named after a requirement has the mark `rfc`."""
+    for item in items:
+        if compliance.rows_named(proving.name_of(item.nodeid))[0]:
+            item.add_marker("rfc")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from tests.admission import beginning
-from tests.frames import TCP, Malformed, Packet
+from tests.frames import Malformed
 from tests.outcome import Outcome
-
-Key = tuple[str, bool, int, int, int, int]  # side, second half of a hairpin, source, destination, protocol, identification
 
 HELD, PENDING, KEPT = 2000, 5000, 30_000  # ticks: waiting for the first, for what becomes of it, for the others
 EACH, PARTS_EACH, PARTS_AT_MOST, PIECES_AT_MOST = 256, 64, 256, 128
+
+
+class Part(NamedTuple):
+    """A fragment: of which datagram, whose of ours that is, and which bytes of it."""
+
+    key: Hashable  # side and what all of its fragments say
+    ours: Hashable
+    offset: int
+    size: int
+    more: bool
+
+
+class Service(NamedTuple):
+    """What is done with fragments of one kind of packet."""
+
+    check: Callable[[], None]  # raises Malformed where nobody can have sent it
+    begin: Callable[[], Any]  # a first one with its transport header; raises Malformed
+    decide: Callable[[Any], Outcome]  # as if it were a packet
+    follow: Callable[[Outcome], Outcome]  # one behind the first, of which this is known
 
 
 @dataclass
 class Datagram:
     """One of them."""
 
-    key: Key
+    key: Hashable
+    ours: Hashable
     expiry: int
     pieces: list[tuple[int, int]] = field(default_factory=list)  # first and last + 1 byte of each fragment
     end: int = 0
@@ -33,47 +51,52 @@ class Datagram:
         self.identity = identification if self.identity is None else self.identity
         return self.identity == identification
 
-    @property
-    def ours(self) -> int:
-        """The address of ours that it is from, or for."""
-        return self.key[2] if self.key[0] == "inside" else self.key[3]
-
 
 class Datagrams:
     """All that are under way."""
 
     def __init__(self) -> None:
-        self.known: dict[Key, Datagram] = {}
-        self.waiting: dict[int, int] = {}  # fragments, by address of ours
+        self.known: dict[Hashable, Datagram] = {}
+        self.waiting: dict[Hashable, int] = {}  # fragments, by who of ours
 
-    def meet(self, key: Key, packet: Packet, now: int, until: int, plausible: Callable[[], None]) -> Datagram:
-        """The datagram that a fragment is of; raises `Malformed` where it cannot go on. `until`: it comes out of waiting."""
+    def serve(self, part: Part, now: int, until: int, service: Service) -> Outcome:
+        """What becomes of a fragment. `until`: it comes out of waiting."""
+        try:
+            datagram = self._meet(part, now, until, service.check)
+            if part.offset:
+                return self._follow(datagram, now, until, service.follow)
+            first = self._lead(datagram, now, service.begin)
+        except Malformed as wrong:
+            return Outcome(wrong.verdict)
+        outcome = service.decide(first)._replace(datagram=datagram)
+        self.learn(datagram, outcome, now)
+        return outcome
+
+    def _meet(self, part: Part, now: int, until: int, check: Callable[[], None]) -> Datagram:
         for old in [old for old in self.known.values() if old.expiry <= now]:
             self._end(old)
-        offset, size = 8 * (packet.fragment & 0x1FFF), len(packet.payload)
-        datagram = self.known.get(key)
-        if until and offset:
-            self.waiting[_ours(key)] -= 1
+        datagram = self.known.get(part.key)
+        if until and part.offset:
+            self.waiting[part.ours] -= 1
             if datagram is None:
                 raise Malformed("fragment_orphan")
             datagram.held = max(datagram.held - 1, 0)
-        _sound(packet, offset, size)
-        plausible()
-        datagram = datagram or self._begin(key, now)
-        self._cover(datagram, offset, size, bool(packet.fragment & 0x2000), again=until > 0)
+        check()
+        datagram = datagram or self._begin(part, now)
+        self._cover(datagram, part, again=until > 0)
         return datagram
 
-    def _begin(self, key: Key, now: int) -> Datagram:
-        if sum(each.ours == _ours(key) for each in self.known.values()) >= EACH:
+    def _begin(self, part: Part, now: int) -> Datagram:
+        if sum(each.ours == part.ours for each in self.known.values()) >= EACH:
             raise NotImplementedError("the model does not say which of an address's own datagrams makes room")
-        self.known[key] = Datagram(key, now + HELD)
-        return self.known[key]
+        self.known[part.key] = Datagram(part.key, part.ours, now + HELD)
+        return self.known[part.key]
 
-    def _cover(self, datagram: Datagram, offset: int, size: int, more: bool, again: bool) -> None:
-        first, last = offset, offset + (size + 7) // 8 * 8
-        end = 0 if more else offset + size
-        contradicts = datagram.end and (offset + size > datagram.end or (end and end != datagram.end))
-        if (first, last) in datagram.pieces and not contradicts:
+    def _cover(self, datagram: Datagram, part: Part, again: bool) -> None:
+        first, last = part.offset, part.offset + (part.size + 7) // 8 * 8
+        end = 0 if part.more else part.offset + part.size
+        contradicts = datagram.end and (part.offset + part.size >= datagram.end if part.more else end != datagram.end)
+        if (first, last) in datagram.pieces and not contradicts and (part.more or datagram.end):
             if again:
                 return
             raise Malformed("fragment_duplicate")
@@ -87,25 +110,34 @@ class Datagrams:
         datagram.pieces.append((first, last))
         datagram.end = datagram.end or end
 
-    def lead(self, datagram: Datagram, packet: Packet, now: int) -> Packet:
-        """The first fragment with its transport header."""
+    def _lead(self, datagram: Datagram, now: int, begin: Callable[[], Any]) -> Any:
         if datagram.refused:
             raise Malformed("fragment_refused")
         try:
-            read = beginning(packet)
+            first = begin()
         except Malformed:
             datagram.refused = True
             raise
         datagram.expiry = now + PENDING
-        return read
+        return first
 
     def learn(self, datagram: Datagram, outcome: Outcome, now: int) -> None:
         """What became of the first fragment."""
         if outcome.verdict != "held":
             datagram.first, datagram.expiry = outcome, now + KEPT
-            self.end_if_whole(datagram)
+            self._end_if_whole(datagram)
 
-    def hold(self, datagram: Datagram, now: int, until: int) -> None:
+    def _follow(self, datagram: Datagram, now: int, until: int, follow: Callable[[Outcome], Outcome]) -> Outcome:
+        first = datagram.first
+        if first is None and not datagram.refused:
+            self._hold(datagram, now, until)
+            return Outcome("held", patience=HELD, datagram=datagram, follows=True)
+        goes_on = first is not None and first.packet is not None and not datagram.refused
+        outcome = follow(first) if first and goes_on else Outcome("fragment_refused")
+        self._end_if_whole(datagram)
+        return outcome._replace(datagram=datagram)
+
+    def _hold(self, datagram: Datagram, now: int, until: int) -> None:
         """A fragment waits for the first, for the first time or once more."""
         ours, waits_itself = datagram.ours, datagram.pieces and any(first == 0 for first, _ in datagram.pieces)
         if not until and (sum(self.waiting.values()) >= PARTS_AT_MOST or self.waiting.get(ours, 0) >= PARTS_EACH):
@@ -115,7 +147,7 @@ class Datagrams:
         self.waiting[ours] = self.waiting.get(ours, 0) + 1
         datagram.held += 1
 
-    def end_if_whole(self, datagram: Datagram) -> None:
+    def _end_if_whole(self, datagram: Datagram) -> None:
         """With its last fragment a datagram is forgotten."""
         got = sum(last - first for first, last in datagram.pieces)
         if datagram.end and (datagram.end + 7) // 8 * 8 == got and not datagram.held and (datagram.first or datagram.refused):
@@ -124,15 +156,3 @@ class Datagrams:
     def _end(self, datagram: Datagram) -> None:
         if self.known.get(datagram.key) is datagram:
             del self.known[datagram.key]
-
-
-def _ours(key: Key) -> int:
-    return key[2] if key[0] == "inside" else key[3]
-
-
-def _sound(packet: Packet, offset: int, size: int) -> None:
-    """RFC 791; RFC 1858 for an offset inside a TCP header."""
-    if not size or (packet.fragment & 0x2000 and size % 8) or offset + size > 65535 - 20:
-        raise Malformed("bad_fragment")
-    if packet.protocol == TCP and 0 < offset < 20:
-        raise Malformed("tiny_fragment")

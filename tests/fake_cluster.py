@@ -13,7 +13,7 @@ from typing import Any
 
 from krononat import cluster as maps
 from krononat.cluster_answers import ClusterAnswers
-from krononat.control import Control
+from krononat.control import Control, Handler
 from krononat.mapstore import FileStore
 
 CORES = ("s1/0", "s2/0", "s3/0")
@@ -70,7 +70,16 @@ class Cluster:
             return name not in self.dead
 
         answers = ClusterAnswers(send, True)
-        return Control(str(path), self._selector, {**answers.handlers(), "map": lambda _, reply: reply(self._map(name))})
+        own: dict[str, Handler] = {
+            "map": lambda _, reply: reply(self._map(name)),
+            "drain": lambda request, reply: reply(self._drain(name, request)),
+        }
+        return Control(str(path), self._selector, {**answers.handlers(), **own})
+
+    def _drain(self, me: str, request: dict[str, Any]) -> dict[str, Any]:
+        """What the supervisor of a core answers."""
+        self.asked.append((me, request))
+        return {"ok": True, "draining": request["on"], "announces": False}
 
     def _map(self, me: str) -> dict[str, Any]:
         """What the supervisor of a core answers."""

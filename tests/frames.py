@@ -17,6 +17,7 @@ import struct
 from dataclasses import dataclass, replace
 
 ICMP, TCP, UDP = 1, 6, 17
+NAMES = {"udp": UDP, "tcp": TCP, "ipip": 4, "6in4": 41, "gre": 47, "esp": 50, "ah": 51, "sctp": 132}
 REQUESTS, REPLIES, ERRORS = (8, 13), (0, 14), (3, 4, 11, 12)  # ICMP types; redirects (5) pass no router
 
 ICMP_NAMES = {
@@ -27,6 +28,8 @@ ICMP_NAMES = {
 }  # fmt: skip
 FLAG_NAMES = {"fin": 1, "syn": 2, "rst": 4, "psh": 8, "ack": 16, "urg": 32, "ece": 64, "cwr": 128}
 OPTION_NAMES = {
+    "recorded-route": bytes([7, 11, 8, 100, 64, 0, 77, 0, 0, 0, 0, 0]),
+    "recorded-times": bytes([68, 12, 13, 1, 100, 64, 0, 77, 0, 0, 0, 9]),
     "record-route": bytes([7, 7, 4, 0, 0, 0, 0, 0]),
     "router-alert": bytes([148, 4, 0, 0]),
     "loose-source-route": bytes([131, 7, 4, 198, 51, 100, 1, 0]),
@@ -184,8 +187,8 @@ def _with_head(name: str, source: tuple[int, int], destination: tuple[int, int])
 def _protocol(name: str) -> int:
     if name in ICMP_NAMES or name.startswith("icmp/"):
         return ICMP
-    if name in ("udp", "tcp") or re.fullmatch(r"ip/\d+", name):
-        return {"udp": UDP, "tcp": TCP}.get(name) or int(name[3:])
+    if name in NAMES or re.fullmatch(r"ip/\d+", name):
+        return NAMES.get(name) or int(name[3:])
     raise ValueError(f"{name!r} is no kind of packet: udp, tcp, ip/N, icmp/T/C, {', '.join(ICMP_NAMES)}")
 
 
@@ -232,7 +235,7 @@ def _with_value(packet: Packet, word: str, value: str) -> Packet:
 
 
 def _head(packet: Packet) -> str:
-    name = {UDP: "udp", TCP: "tcp"}.get(packet.protocol, f"ip/{packet.protocol}")
+    name = {number: name for name, number in NAMES.items()}.get(packet.protocol, f"ip/{packet.protocol}")
     if packet.fragment & 0x1FFF:
         name = f"ip/{packet.protocol}"
     elif packet.protocol == ICMP:
@@ -556,44 +559,3 @@ def split_frame(frame: bytes) -> tuple[bytes, bytes, int, int, bytes]:
             raise Malformed("runt")
         vlan, ethertype, body = int.from_bytes(body[:2], "big") & 0xFFF, int.from_bytes(body[2:4], "big"), body[4:]
     return frame[:6], frame[6:12], vlan, ethertype, body
-
-
-# --- the checker of what comes out ----------------------------------------------------------------------------------------
-
-
-def complaints(emitted: bytes, received: bytes | None, private: list[tuple[int, int]]) -> list[str]:
-    """What is wrong with an emitted frame, whoever made it; empty where nothing is.
-
-    `received` is the frame that it is a translation of, None for what we originate; `private` are (network, mask) that no part
-    of the frame may show, embedded packets included (for frames that leave towards the Internet).
-    """
-    try:
-        _, _, _, ethertype, data = split_frame(emitted)
-        packet = dissect(data, arriving=False)
-    except Malformed as wrong:
-        return [f"the frame is malformed: {wrong.verdict}"]
-    told = [] if ethertype == 0x0800 else [f"ethertype {ethertype:#x}"]
-    if packet.is_error and packet.about is None:
-        told.append("an ICMP error without an embedded packet that could be read")
-    shown = [packet, *([packet.about] if packet.about else [])]
-    for part in shown:
-        for host in (part.source, part.destination):
-            told += [f"shows the internal address {dotted(host)}" for network, mask in private if host & mask == network]
-    return told + (_translation_complaints(packet, dissect(split_frame(received)[4])) if received else _own_complaints(packet))
-
-
-def _own_complaints(packet: Packet) -> list[str]:
-    return [] if packet.residue == 0 else ["a wrong ICMP checksum of our own"]
-
-
-def _translation_complaints(after: Packet, before: Packet) -> list[str]:
-    told = [] if after.ttl == before.ttl - 1 else [f"TTL {before.ttl} became {after.ttl}"]
-    if before.residue not in (after.residue, -1):  # -1 may have been finished: the port decides
-        told.append(f"the transport checksum was off by {before.residue} and is off by {after.residue}")
-    if after.is_error and len(build(after)) < len(build(before)):
-        return told  # without extensions that tell too much
-    if len(build(after)) != len(build(before)):
-        told.append(f"{len(build(before))} bytes became {len(build(after))}")
-    if after.about and before.about and after.about.residue != before.about.residue:
-        told.append(f"the embedded checksum was off by {before.about.residue} and is off by {after.about.residue}")
-    return told

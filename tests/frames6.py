@@ -4,10 +4,12 @@
     tcp [2400:c0de::2]:4000 > [2600::9]:80 syn mss 1460
     echo [2400:c0de::2]:77 > [2600::9]          (77 is the identifier; the reply is `echo-reply [2600::9] > [2400:c0de::2]:77`)
     too-big [2600::1] > [2400:c0de::2] mtu 1280 about [udp [2400:c0de::2]:4000 > [2600::9]:53 quote 48]
-    udp [2400:c0de::2]:4000 > [2600::9]:53 with hop-by-hop destination routing/0/1 fragment/0/1 ah header/140
+    udp [2400:c0de::2]:4000 > [2600::9]:53 with hop-by-hop destination routing/0/1 fragment/0/1/7 ah header/140
 
-`with` begins the extension headers, in their order. Nothing of what passes is changed but the hop limit, so an ICMPv6 error
-keeps what it quotes as its payload, byte for byte; `about` is read from there.
+`with` begins the extension headers, in their order; `fragment` has offset, more and, where it matters, an identification. A
+fragment that is not atomic has the protocol of its Fragment header, which its payload begins with (`beginning`). Nothing of
+what passes is changed but the hop limit, so an ICMPv6 error keeps what it quotes as its payload, byte for byte; `about` is
+read from there.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tests.frames import FLAG_NAMES, TCP, UDP, Malformed, filler, ones_sum
 
@@ -173,7 +176,8 @@ def _header(word: str) -> tuple[int, bytes]:
         case "routing":
             return ROUTING, bytes([2, *numbers]) + bytes(20)
         case "fragment":
-            return FRAGMENT, b"\0" + (numbers[0] << 3 | numbers[1]).to_bytes(2, "big") + b"\0\0\0\7"
+            offset, more, identification = (*numbers, 7)[:3]
+            return FRAGMENT, struct.pack(">BHI", 0, offset << 3 | more, identification)
         case "ah":
             return AUTHENTICATION, b"\4" + bytes(22)
         case "header":
@@ -253,6 +257,64 @@ def _summed(packet: Packet6, segment: bytes, at: int) -> bytes:
 
 def dissect(data: bytes, quoted: bool = False) -> Packet6:
     """The value of a datagram; `quoted` ones may be cut short and be first fragments. Raises `Malformed`."""
+    packet = _dissect(data, quoted, first=quoted)
+    return packet if packet.protocol == FRAGMENT else _quoted(packet) if quoted else _upper(packet, entire=True)
+
+
+def beginning(data: bytes) -> Packet6:
+    """A first fragment with all of its headers read; raises `Malformed` (RFC 7112: they must be there)."""
+    packet = _dissect(data, quoted=False, first=True)
+    try:
+        if len(packet.payload) < 8:
+            raise Malformed("bad_l4_header")
+        packet = _upper(packet, entire=False)
+    except Malformed as wrong:
+        raise Malformed("tiny_fragment" if wrong.verdict == "bad_l4_header" else wrong.verdict) from wrong
+    if packet.is_error:
+        raise Malformed("error_in_fragments")
+    return packet
+
+
+class Part6(NamedTuple):
+    """Where a fragment is in what was cut, which datagram's, and what stands before that in each."""
+
+    offset: int
+    size: int
+    more: bool
+    identification: int
+    before: int
+
+
+def part_of(packet: Packet6) -> Part6:
+    """What the Fragment header says that a fragment's payload begins with."""
+    word, identification = struct.unpack(">HI", packet.payload[2:8])
+    before = sum(1 + len(body) for _, body in packet.headers)
+    return Part6(word & 0xFFF8, len(packet.payload) - 8, bool(word & 1), identification, before)
+
+
+def piece(datagram: bytes, first: int, last: int) -> bytes:
+    """The fragment of a datagram with bytes `first` to `last` of what stands behind its (atomic) Fragment header."""
+    at = _fragment_header_at(datagram) + 8
+    part = datagram[at:][first:last]
+    word = first & 0xFFF8 | (at + last < len(datagram))
+    header = datagram[at - 8 : at - 6] + word.to_bytes(2, "big") + datagram[at - 4 : at]
+    return datagram[:4] + (at - 40 + len(part)).to_bytes(2, "big") + datagram[6 : at - 8] + header + part
+
+
+def _fragment_header_at(datagram: bytes) -> int:
+    kind, at = datagram[6], 40
+    while kind in EXTENSIONS:
+        if kind == FRAGMENT:
+            return at
+        kind, at = datagram[at], at + _size(kind, datagram[at:])
+    raise ValueError("only a packet `with fragment/0/0/ID` can be cut")
+
+
+def _size(kind: int, header: bytes) -> int:
+    return {FRAGMENT: 8, AUTHENTICATION: 4 * header[1] + 8}.get(kind, 8 * header[1] + 8)
+
+
+def _dissect(data: bytes, quoted: bool, first: bool) -> Packet6:
     if len(data) < 40:
         raise Malformed("runt")
     word, length, kind, ttl = struct.unpack(">IHBB", data[:8])
@@ -266,29 +328,36 @@ def dissect(data: bytes, quoted: bool = False) -> Packet6:
     rest = data[40:] if quoted else data[40 : 40 + length]
     headers: list[tuple[int, bytes]] = []
     while kind in EXTENSIONS:
-        size = _header_size(kind, rest, headers, quoted)
+        size = _header_size(kind, rest, headers, first)
+        if kind == FRAGMENT and _is_fragment(rest, first):
+            return replace(packet, protocol=FRAGMENT, headers=tuple(headers), payload=rest)
         headers.append((kind, rest[1:size]))
         kind, rest = rest[0], rest[size:]
         if len(headers) == 8:
             raise Malformed("bad_extension_header")
     if kind in (140, 253, 254):
         raise Malformed("bad_extension_header")
-    packet = replace(packet, protocol=kind, headers=tuple(headers), payload=rest)
-    return _quoted(packet) if quoted else _upper(packet)
+    return replace(packet, protocol=kind, headers=tuple(headers), payload=rest)
 
 
-def _header_size(kind: int, rest: bytes, before: list[tuple[int, bytes]], quoted: bool) -> int:
+def _is_fragment(header: bytes, first: bool) -> bool:
+    """Whether what stands behind a Fragment header is no headers: those of a `first` one are read on."""
+    word = int.from_bytes(header[2:4], "big")
+    return bool(word >> 3 or (word & 1 and not first))
+
+
+def _header_size(kind: int, rest: bytes, before: list[tuple[int, bytes]], first: bool) -> int:
     """How long an extension header is; raises `Malformed` for one that must not pass."""
-    if len(rest) < 8 or (kind == HOP_BY_HOP and before):
+    if (kind == HOP_BY_HOP and before) or (kind == FRAGMENT and any(other == FRAGMENT for other, _ in before)):
         raise Malformed("bad_extension_header")
+    short = "tiny_fragment" if first else "bad_extension_header"
+    if len(rest) < 8:
+        raise Malformed(short)
     if kind == ROUTING and (rest[2] in (0, 1) or (rest[2] != 2 and rest[3])):  # RFC 5095; type 2 is Mobile IPv6's
         raise Malformed("source_routed")
-    offset = int.from_bytes(rest[2:4], "big")
-    if kind == FRAGMENT and (offset >> 3 or (offset & 1 and not quoted)):
-        raise Malformed("fragment6")
-    size = {FRAGMENT: 8, AUTHENTICATION: 4 * rest[1] + 8}.get(kind, 8 * rest[1] + 8)
+    size = _size(kind, rest)
     if size > len(rest):
-        raise Malformed("bad_extension_header")
+        raise Malformed(short)
     return size
 
 
@@ -312,21 +381,22 @@ def _identified(packet: Packet6, identifier: int) -> Packet6:
     return replace(packet, **{end: identifier}) if end else packet  # type: ignore[arg-type]
 
 
-def _upper(packet: Packet6) -> Packet6:
+def _upper(packet: Packet6, entire: bool) -> Packet6:
     rest = packet.payload
     if packet.protocol == NOTHING:
         raise Malformed("protocol_not_served")
     if len(rest) < {TCP: 20, ICMP6: 8}.get(packet.protocol, 8 if packet.protocol in WITH_PORTS else 0):
         raise Malformed("bad_l4_header")
     if packet.protocol == TCP:
-        return _dissect_tcp(packet, rest)
+        return _dissect_tcp(packet, rest, entire)
     if packet.protocol == UDP:
         length = int.from_bytes(rest[4:6], "big")
-        if not 8 <= length <= len(rest):
+        if length < 8 or (entire and length > len(rest)):
             raise Malformed("bad_length")
-        return replace(_with_ports(packet, rest), payload=rest[8:], residue=_residue(packet, rest[:length], 6))
+        residue = _residue(packet, rest[:length], 6) if entire else 0
+        return replace(_with_ports(packet, rest), payload=rest[8:], residue=residue)
     if packet.protocol == ICMP6:
-        return _dissect_icmp(packet, rest)
+        return _dissect_icmp(packet, rest, entire)
     if packet.protocol in WITH_PORTS:
         return replace(_with_ports(packet, rest), payload=rest[8:] if not any(rest[4:8]) else rest[4:])
     return packet
@@ -339,7 +409,7 @@ def _residue(packet: Packet6, segment: bytes, at: int) -> int:
     return -1 if wrong and int.from_bytes(segment[at : at + 2], "big") == ones_sum(pseudo) else wrong
 
 
-def _dissect_tcp(packet: Packet6, rest: bytes) -> Packet6:
+def _dissect_tcp(packet: Packet6, rest: bytes, entire: bool) -> Packet6:
     header = (rest[12] >> 4) * 4
     if not 20 <= header <= len(rest):
         raise Malformed("bad_l4_header")
@@ -347,11 +417,11 @@ def _dissect_tcp(packet: Packet6, rest: bytes) -> Packet6:
     flags = packet.flags & 0x3F
     if not flags or (flags & 2 and flags & 5) or flags & 0x15 == 1:
         raise Malformed("bad_tcp_flags")
-    return replace(packet, residue=_residue(packet, rest, 16))
+    return replace(packet, residue=_residue(packet, rest, 16) if entire else 0)
 
 
-def _dissect_icmp(packet: Packet6, rest: bytes) -> Packet6:
-    if ones_sum(_pseudo(packet, len(rest)) + rest):
+def _dissect_icmp(packet: Packet6, rest: bytes, entire: bool) -> Packet6:
+    if entire and ones_sum(_pseudo(packet, len(rest)) + rest):
         raise Malformed("bad_icmp_checksum")
     kind, _, identifier, sequence = struct.unpack(">HHHH", rest[:8])
     packet = replace(packet, kind=kind, payload=rest[8:])
@@ -365,11 +435,12 @@ def _dissect_icmp(packet: Packet6, rest: bytes) -> Packet6:
 def embedded(packet: Packet6) -> Packet6 | None:
     """The packet that an error is about, None where that cannot be known."""
     try:
-        return dissect(packet.payload, quoted=True)
+        about = dissect(packet.payload, quoted=True)
     except Malformed:
         return None
+    return None if about.protocol == FRAGMENT else about
 
 
 def transport_at(data: bytes) -> int:
-    """Where the transport header of a sound datagram begins."""
-    return 40 + sum(1 + len(body) for _, body in dissect(data).headers)
+    """Where the transport header of a sound datagram, or of a first fragment, begins."""
+    return 40 + sum(1 + len(body) for _, body in _dissect(data, quoted=False, first=True).headers)

@@ -1,4 +1,6 @@
-"""Seeded frames of IPv6 for `fuzz`: connections both ways, echo, errors, tunnels, chains of headers; a part is damaged."""
+"""Seeded frames of IPv6 for `fuzz`: connections both ways, echo, errors, tunnels, chains of headers, some of it in fragments of
+any order, a few of which are lost, doubled or overlap; a part is damaged.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from tests.frames6 import (
     Packet6,
     address6,
     build,
+    piece,
 )
 from tests.pair import EPOCH, Pair, sender_of, sender_of6
 
@@ -26,7 +29,7 @@ BURST = 64
 
 RICH6 = """
 pool 203.0.113.0/30 block 64 blocks 8
-subscribers 100.64.0.0/24 sessions 60
+subscribers 100.64.0.0/24 sessions 60 udp-sessions 30 icmp-reserve 5
 subscribers 100.64.1.0/24 rate 20 burst 20
 subscribers 100.64.2.0/24
 subscribers6 2400:c0de::/48 each 56 of 100.64.0.0/24
@@ -39,6 +42,8 @@ rule6 outbound tcp remote-ports 25 reject
 rule6 both udp remote 2600::4/128 drop
 rule6 inbound any remote 2600::5/128 drop
 echo6 off
+refusal-code 1 six 1
+timeout-port udp 53 7.5
 inside address 172.16.0.1/24 gateway 172.16.0.2 address6 2400:c0de:fff::1/64 gateway6 fe80::2 partial
 outside address 192.0.2.2/24 gateway 192.0.2.1 address6 2600:1::2/64 gateway6 fe80::1 vlan 77 mtu 1400
 failed 2600:1::66
@@ -72,6 +77,7 @@ class Traffic6:
     def __init__(self, seed: int, given: Bed) -> None:
         self.random = random.Random(seed)
         self.bed = given
+        self.parts: list[tuple[str, Packet6, bytes]] = []  # fragments on their way: side, of what, datagram
 
     def frame(self) -> tuple[str, bytes]:
         """One frame; one in twenty is IPv4's, which shares accounts and index."""
@@ -81,8 +87,8 @@ class Traffic6:
             host = 0x64400000 + self.random.randrange(20)
             four = Packet(UDP, host, 0xC6336409, 4000 + self.random.randrange(9), 53)
             return side, build_frame(mac_of(port.address), sender_of(self.bed, side, four), build4(four), port.vlan)
-        packet = self._packet(side)
-        data, damage = build(packet), self.random.random()
+        side, packet, data = self._datagram(side)
+        damage = self.random.random()
         if damage < 0.2:
             data = self._damaged(data)
         frame = build_frame(mac_of(port.address), sender_of6(self.bed, side, packet), data, port.vlan, 0x86DD)
@@ -91,6 +97,33 @@ class Traffic6:
         elif 0.23 < damage < 0.27:
             frame += self.random.randbytes(self.random.randrange(40))
         return side, frame[:3000]
+
+    def _datagram(self, side: str) -> tuple[str, Packet6, bytes]:
+        """Side, packet, and its bytes or those of a fragment of it."""
+        if self.random.random() < 0.04:
+            packet = self._packet(side)
+            before, after = self._headers()[:1], self._headers()[:1]
+            header = FRAGMENT, b"\0\0\0" + self.random.randrange(8).to_bytes(4, "big")
+            whole = build(replace(packet, headers=(*before, header, *after)))
+            self.parts += [(side, packet, part) for part in self._cut(whole)]
+        if self.parts and self.random.random() < 0.4:
+            return self.parts.pop(0)
+        packet = self._packet(side)
+        return side, packet, build(packet)
+
+    def _cut(self, data: bytes) -> list[bytes]:
+        """The fragments of a datagram in any order; now and then one is lost, doubled, or overlaps others."""
+        size, chance = len(data) - 48, self.random.random
+        ends = sorted({8 * self.random.randrange(1, size // 8 + 2) for _ in range(self.random.choice((1, 1, 2, 3)))} - {size})
+        parts = [piece(data, first, last) for first, last in zip([0, *ends], [*ends, size + 8], strict=True)]
+        if chance() < 0.1:
+            first = 8 * self.random.randrange(size // 8 + 1)
+            parts.append(piece(data, first, first + 8 * self.random.randrange(4)))
+        if chance() < 0.1:
+            parts.append(self.random.choice(parts))
+        if chance() < 0.6:
+            self.random.shuffle(parts)
+        return parts[1:] if chance() < 0.1 else parts
 
     def _packet(self, side: str) -> Packet6:
         near, far = self._subscriber(), self._remote()
@@ -174,15 +207,19 @@ def compared6(given: Bed, count: int, seed: int) -> Counter[str]:
     for number in range(0, count, BURST):
         pair.pass_time(EPOCH + 1000 * (number // BURST // 4))
         arrivals = [traffic.frame() for _ in range(min(BURST, count - number))]
-        pair.core.resolve(*(host for _, frame in arrivals for host in _addresses(frame)))
+        pair.core.resolve(*(host for _, frame in arrivals for host in addresses_of(frame)))
+        told.update(result.verdict for result in pair.wait())
         told.update(result.verdict for result in pair.receive(arrivals))
         if number // BURST % 50 == 0:
             pair.compare_sessions()
+    pair.pass_time(pair.now + 5000)
+    told.update(result.verdict for result in pair.wait())
+    told["held"] = 0
     pair.check()
     return told
 
 
-def _addresses(frame: bytes) -> list[int]:
+def addresses_of(frame: bytes) -> list[int]:
     """Whoever may be on-link, damaged addresses among them: in this bed everybody there answers."""
     at = 22 if frame[12:14] == b"\x86\xdd" else 26
     return [int.from_bytes(frame[at : at + 16], "big"), int.from_bytes(frame[at + 16 : at + 32], "big")]

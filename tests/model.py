@@ -11,12 +11,16 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 
 from tests import shunts
-from tests.admission import FIN, RST, SYN, admit, is_fragment, names_no_host
-from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, contains, longest
-from tests.datagrams import Datagram, Datagrams
+from tests.admission import FIN, RST, SYN, admit, beginning, blanked, is_fragment, names_no_host
+from tests.bed import NEIGHBOUR_WAIT, PROTOCOLS, Bed, Pool, Port, Prefix, contains, longest
+from tests.datagrams import Datagrams, Part, Service
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
 from tests.frames6 import Packet6, is_six_frame
+from tests.limits import TOLD_REFUSALS, Limits
 from tests.model6 import Model6, Session6
+from tests.model_bare import Bare
+from tests.model_bypass import Untranslated
+from tests.model_generic import Generic
 from tests.model_ports import Choose, Ports, Subscriber
 from tests.outcome import Outcome, Shunted, Waits, Way
 from tests.translation import (
@@ -28,6 +32,7 @@ from tests.translation import (
     embedded,
     first_state,
     identifier,
+    lifetime,
     may_open,
     remote_port_of,
     with_destination,
@@ -76,15 +81,17 @@ class Model:
         self.subscribers: dict[IPv4Network, Subscriber] = {}
         self.freed: dict[tuple[int, Endpoint], int] = {}  # when a port was freed
         self.tokens: dict[Prefix | IPv4Network | str, tuple[float, int]] = {}
+        self.told: dict[IPv4Network, int] = {}  # when a device or subscriber was last told of a refusal
         self.soonest = now  # nothing ends before
         self.pool_of = {int(host): pool for pool in bed.pools for host in pool.network}
         for protocol, external, internal in bed.statics:
             self._add(Mapping(protocol, internal, external, static=True))
+            self.subscriber(internal[0]).last = self.subscriber(internal[0]).last or external[0]
         self.now = now
         self.begun = now
-        self.ports, self.six = Ports(self), Model6(self)
+        self.ports, self.generic, self.six, self.bare = Ports(self), Generic(self), Model6(self), Bare(self)
+        self.untranslated = Untranslated(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
-        self.bare = False  # the packet in hand is not translated
         self.datagrams = Datagrams()
 
     # --- a frame ----------------------------------------------------------------------------------------------------------
@@ -92,17 +99,19 @@ class Model:
     def receive(self, side: str, frame: bytes, now: int, choose: Choose, until: int = 0) -> Outcome:
         """What becomes of a frame that arrives `inside`, `outside2` ... at tick `now`; `until`: when it is served again."""
         self.pass_time(now)
-        self.came, self.bare = None, False
+        self.came, self.untranslated.in_hand = None, False
         if self.bed.subscribers6 and is_six_frame(frame):
-            return self.six.receive(side, frame)
+            return self.six.receive(side, frame, until)
         try:
-            packet = admit(self.bed.at(side)[1], frame)
+            packet = admit(self.bed.at(side)[1], frame, self.bed.protocols)
             side = side.rstrip("2")
             if self._is_shunted(packet):
                 self.came, packet = self._unwrap(packet)
                 side = self.came.side
         except Malformed as wrong:
             return Outcome(wrong.verdict)
+        if (side == "inside" or self.bed.stick) and self.came is None:  # else the other core has done it
+            packet = replace(packet, ip_options=blanked(packet.ip_options))
         if self.bed.stick:
             side = "inside" if self._prefix_of(packet.source) else "outside"
         if is_fragment(packet):
@@ -114,6 +123,8 @@ class Model:
         try:
             return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=self._came_turned)
         except Refused as refused:
+            if refused.verdict in TOLD_REFUSALS:
+                return Outcome(refused.verdict, reply=self.tell_refusal(packet.source, six=False))
             owed = refused.reply if not packet.is_error and self.may_tell(refused.reply, side) else None
             return Outcome(refused.verdict, reply=owed)
         except (Waits, Shunted) as going:
@@ -128,49 +139,49 @@ class Model:
 
     def _receive_fragment(self, packet: Packet, side: str, choose: Choose, until: int) -> Outcome:
         key = side, self._came_turned, packet.source, packet.destination, packet.protocol, packet.id
-        try:
-            datagram = self.datagrams.meet(key, packet, self.now, until, lambda: self._plausible(packet, side))
-            if packet.fragment & 0x1FFF:
-                return self._follow(datagram, packet, side, until)
-            first = self.datagrams.lead(datagram, packet, self.now)
-        except Malformed as wrong:
-            return Outcome(wrong.verdict)
-        outcome = self._decide(first, side, choose)._replace(datagram=datagram)
-        self.datagrams.learn(datagram, outcome, self.now)
-        return outcome
+        ours = packet.source if side == "inside" else packet.destination
+        offset, more = 8 * (packet.fragment & 0x1FFF), bool(packet.fragment & 0x2000)
+        service = Service(
+            lambda: self._plausible(packet, side, offset),
+            lambda: beginning(packet),
+            lambda first: self._decide(first, side, choose),
+            lambda first: self._follow(packet, first),
+        )
+        return self.datagrams.serve(Part(key, ours, offset, len(packet.payload), more), self.now, until, service)
 
-    def _plausible(self, packet: Packet, side: str) -> None:
-        """Nobody has a datagram under way who could not send, or be sent, anything."""
+    def _plausible(self, packet: Packet, side: str, offset: int) -> None:
+        """It can be (RFC 791, RFC 3128), and nobody has a datagram under way who could not send, or be sent, anything."""
+        size = len(packet.payload)
+        if not size or (packet.fragment & 0x2000 and size % 8) or offset + size > 65535 - 20:
+            raise Malformed("bad_fragment")
+        if packet.protocol == TCP and 0 < offset < 20:
+            raise Malformed("tiny_fragment")
         if side == "inside" and not self._prefix_of(packet.source):
             raise Malformed("spoofed_source")
         inside = self._prefix_of(packet.destination) is not None
-        if inside and not self._names(packet.destination, "outbound" if side == "outside" else "inbound"):
+        if inside and not self.untranslated.names(packet.destination, "outbound" if side == "outside" else "inbound"):
             raise Malformed("inside_destination")
         if side == "outside" and not inside and packet.destination not in self.pool_of:
             raise Malformed("not_our_destination")
         if side == "outside" and not self._came_turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
             raise Malformed("spoofed_source")
 
-    def _follow(self, datagram: Datagram, packet: Packet, side: str, until: int) -> Outcome:
-        first = datagram.first
-        if first is None and not datagram.refused:
-            self.datagrams.hold(datagram, self.now, until)
-            return Outcome("held", packet, patience=2000, datagram=datagram, follows=True)
+    def _follow(self, packet: Packet, first: Outcome) -> Outcome:
+        """A fragment behind the first goes its way; nobody is told about one (RFC 1122 3.2.2)."""
+        assert isinstance(first.packet, Packet)
+        packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
         try:
-            if first is None or first.packet is None or datagram.refused:
-                raise Refused("fragment_refused")
-            packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
-            self.bare = self._prefix_of(packet.source) is not None
+            self.untranslated.in_hand = self._prefix_of(packet.source) is not None
             if first.shunt:
+                if self.bed.shard(first.shunt.shard).role == "active":
+                    raise Refused("fragment_refused")
                 self._need_authority(first.shunt.shard, packet, first.shunt.side, first.shunt.turned)
-            outcome = self._send(packet, first.side, first.verdict)._replace(datagram=datagram)
+            outcome = self._send(packet, first.side, first.verdict)
             return Outcome("neighbour_unresolved") if outcome.verdict == "held" else outcome
         except Refused as refused:
             return Outcome(refused.verdict)
         except Shunted as shunted:
-            return shunted.outcome._replace(datagram=datagram) if shunted.outcome.shunt else Outcome("no_authority")
-        finally:
-            self.datagrams.end_if_whole(datagram)
+            return shunted.outcome if shunted.outcome.shunt else Outcome("no_authority")
 
     # --- from core to core ------------------------------------------------------------------------------------------------
 
@@ -184,7 +195,7 @@ class Model:
             raise Malformed("shunt_foreign")
         told, inner = shunts.unwrap(packet)
         port = replace(self.bed.inside if told.side == "inside" else self.bed.outside, partial=False)
-        return told, admit(port, build_frame(mac_of(port.address), bytes(6), inner, port.vlan))
+        return told, admit(port, build_frame(mac_of(port.address), bytes(6), inner, port.vlan), self.bed.protocols)
 
     def _need_authority(self, number: int, packet: Packet, side: str, turned: bool = False) -> None:
         """Only the core with the authority over a shard goes on. Another passes the packet there, unless it came so itself."""
@@ -221,7 +232,7 @@ class Model:
         if self._names_no_host("inside", packet.source) and not packet.is_error:
             raise Refused("spoofed_source")
         inside = self._prefix_of(packet.destination) is not None
-        if inside and not self._names(packet.destination, "outbound" if packet.is_error else "inbound"):
+        if inside and not self.untranslated.names(packet.destination, "outbound" if packet.is_error else "inbound"):
             raise Refused("inside_destination")
         if self._names_no_host("outside", packet.destination) and not packet.is_error:
             raise Refused("martian_destination")
@@ -230,6 +241,8 @@ class Model:
             return self._error_outbound(packet, turns)
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
+        if bare := self.bare.mapping_of(packet):
+            return self.bare.answer(packet, bare, turns)
         session = self._session_out(packet, choose, turns)
         translated = with_source(packet, session.mapping.external)
         if turns:
@@ -250,91 +263,33 @@ class Model:
         verdict = "hairpinned" if turned and not (self.came and self.came.turned) else "forwarded_in"
         if packet.destination not in self.pool_of and not self._prefix_of(packet.destination):
             raise Refused("not_our_destination")
-        bare = None if packet.is_error or packet.destination in self.pool_of else self._bare_session(packet)
-        if packet.destination not in self.pool_of and not bare and not self._names(packet.destination, "outbound"):
+        bare = None if packet.is_error or packet.destination in self.pool_of else self.untranslated.session_in(packet)
+        if packet.destination not in self.pool_of and not bare and not self.untranslated.names(packet.destination, "outbound"):
             raise Refused("inside_destination")
         if not turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
             raise Refused("spoofed_source")
         if packet.is_error:
             return self._send(self._error_in(packet, turned), "inside", verdict)
         if packet.destination not in self.pool_of:
-            return self._inbound_bare(packet, bare, turned, verdict)
-        mapping = self.owners.get((packet.protocol, (packet.destination, packet.destination_port or identifier(packet))))
+            return self.untranslated.inbound(packet, bare, turned, verdict)
+        external = (packet.destination, packet.destination_port or identifier(packet))
+        mapping = self.generic.owner(packet.protocol, external, packet.source)
         remote = (packet.source, remote_port_of(packet, packet.source_port))
         session = self._met(self.sessions.get((packet.protocol, mapping.internal, remote))) if mapping else None
         session = session if session and not session.mapping.bypass else None
-        session = self._admitted(session) if session else None
+        session = self.untranslated.admitted(session) if session else None
         if session is None:
             self._need_authority(self.pool_of[packet.destination].shard, packet, "outside", turned)
         if mapping is None:
             raise Refused("no_mapping")
         if session is None:
             self._obey_rules("inbound", packet.protocol, mapping.internal, remote)
-            self._filter(mapping, remote)
+            if not self.bare.lets_in(mapping, remote):
+                raise Refused("filtered")
         outcome = self._send(with_destination(packet, mapping.internal), "inside", verdict)
         if session and outcome.verdict != "held":
             self.advance(session, "in", packet.flags)
         return outcome
-
-    def _bare_session(self, packet: Packet) -> Session | None:
-        internal = (packet.destination, packet.destination_port or identifier(packet))
-        remote = (packet.source, remote_port_of(packet, packet.source_port))
-        session = self._met(self.sessions.get((packet.protocol, internal, remote)))
-        return self._admitted(session) if session and session.mapping.bypass else None
-
-    def _inbound_bare(self, packet: Packet, session: Session | None, turned: bool, verdict: str) -> Outcome:
-        """To a subscriber by the address that he has (RFC 6888 REQ-6)."""
-        internal = (packet.destination, packet.destination_port or identifier(packet))
-        remote = (packet.source, remote_port_of(packet, packet.source_port))
-        if session is None:
-            self._need_authority(self.pool(packet.destination).shard, packet, "outside", turned)
-            if not self._bypasses("inbound", packet.protocol, internal, remote):
-                raise Refused("no_mapping")
-            self._obey_rules("inbound", packet.protocol, internal, remote)
-        outcome = self._send(packet, "inside", verdict)
-        if session and outcome.verdict != "held":
-            self.advance(session, "in", packet.flags)
-        return outcome
-
-    def _names(self, host: int, direction: str) -> bool:
-        """Whether an address of a subscriber is known outside: by what he begins, or (inbound) by what may begin there."""
-        return any(contains(e.internal, host) and (e.inbound or direction == "outbound") for e in self.bed.bypasses)
-
-    def _bypasses(self, direction: str, protocol: int, internal: Endpoint, remote: Endpoint) -> bool:
-        """Whether what would begin in a direction is not translated."""
-        name = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}[protocol]
-        for entry in self.bed.bypasses:
-            ports = [(entry.internal_ports, internal[1]), (entry.remote_ports, remote[1])]
-            every = all(limits == (0, 65535) for limits, _ in ports)
-            fit = every or (protocol != ICMP and all(low <= port <= high for (low, high), port in ports))
-            hosts = contains(entry.internal, internal[0]) and contains(entry.remote, remote[0])
-            if hosts and fit and entry.protocol in ("any", name) and (entry.inbound or direction == "outbound"):
-                return True
-        return False
-
-    def _admitted(self, session: Session) -> Session | None:
-        """What the rules of now say of a session that older ones have admitted: itself, None, or Refused; it ends then."""
-        mapping = session.mapping
-        if session.version == self.bed.version:
-            return session
-        told = mapping.protocol, mapping.internal, session.remote
-        if mapping.bypass and not self._bypasses("outbound", *told):
-            self.end_here(session, mapping.internal[0])
-            return None
-        try:
-            self._obey_rules("outbound", *told)
-            if mapping.static:
-                self._obey_rules("inbound", *told)
-        except Refused:
-            self.end_here(session, mapping.internal[0])
-            raise
-        session.version = self.bed.version
-        return session
-
-    def end_here(self, session: Session, host: int) -> None:
-        """End a session if its shard is ours."""
-        if self.bed.shard(self.pool(host).shard).role == "active":
-            self.end(session)
 
     def _send(self, packet: Packet, side: str, verdict: str) -> Outcome:
         if packet.ttl <= 1:
@@ -372,7 +327,22 @@ class Model:
             return False
         turned = self.came is not None and self.came.turned  # nobody here knows its sender
         side = "inside" if turned else side
-        return reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors) and not turned
+        heard = side not in self.bed.quiet
+        return heard and reply is not None and self._spend(f"errors to {side}", self.bed.errors, self.bed.errors) and not turned
+
+    def tell_refusal(self, host: int, six: bool) -> tuple[int, int] | None:
+        """The error about a refusal for want of something (RFC 6888 REQ-11), not more than one in 100 ms each."""
+        prefix = (None if six else longest(self.bed.devices, host)) or self._prefix_of(host)
+        if prefix is None:
+            return None
+        unit, code = prefix.unit(host), self.bed.refusal_codes[six]
+        if self.now - self.told.get(unit, -100) < 100:
+            return None
+        self.told[unit] = self.now
+        if code < 0 or (six and self.bed.outside.on_link6 is None):
+            return None
+        allowed = self._spend("errors about refusals", self.bed.errors, self.bed.errors) and not self._came_turned
+        return ((0x0100 if six else UNREACHABLE) | code, 0) if allowed else None
 
     # --- mappings and sessions --------------------------------------------------------------------------------------------
 
@@ -380,14 +350,14 @@ class Model:
         internal = (packet.source, packet.source_port or identifier(packet))
         remote = (packet.destination, remote_port_of(packet, packet.destination_port))
         session = self._met(self.sessions.get((packet.protocol, internal, remote)))
-        session = self._admitted(session) if session else None
+        session = self.untranslated.admitted(session) if session else None
         if session:
-            self.bare = session.mapping.bypass
+            self.untranslated.in_hand = session.mapping.bypass
             return session
         self._need_authority(self.pool(packet.source).shard, packet, "inside")
-        self.bare = bare = self._bypasses("outbound", packet.protocol, internal, remote)
-        mapping = None if bare else self.mappings.get((packet.protocol, internal))
-        answers = bare and self._bypasses("inbound", packet.protocol, internal, remote)
+        self.untranslated.in_hand = passes = self.untranslated.fits("outbound", packet.protocol, internal, remote)
+        mapping = None if passes else self.mappings.get((packet.protocol, internal))
+        answers = passes and self.untranslated.fits("inbound", packet.protocol, internal, remote)
         if packet.protocol == ICMP and packet.kind >> 8 in REPLIES and mapping is None and not answers:
             raise Refused("icmp_type_not_served")
         goes_on = mapping is not None or answers or self._picks_up(packet)
@@ -395,11 +365,13 @@ class Model:
             raise Refused("tcp_not_opening")
         self._obey_rules("outbound", packet.protocol, internal, remote)
         self._find_way(packet, turns)
-        self.obey_limits(packet.source, mapping is None and not bare)
-        if bare:
+        if passes:
             mapping = Mapping(packet.protocol, internal, internal, bypass=True)
+        else:
+            self.generic.foresee(packet, mapping)
+        self.obey_limits(packet.source, packet.protocol, mapping)
         if mapping is None:
-            mapping = Mapping(packet.protocol, internal, self.ports.choose(packet.protocol, internal, choose))
+            mapping = Mapping(packet.protocol, internal, self.generic.choose(packet, internal, choose))
             self._add(mapping)
         return self._open(mapping, remote, first_state(packet))
 
@@ -459,7 +431,8 @@ class Model:
         self.owners[mapping.protocol, mapping.external] = mapping
 
     def _open(self, mapping: Mapping, remote: Endpoint, state: str) -> Session:
-        session = Session(mapping, remote, state, self.now + self.lifetime(state), self.bed.version)
+        session = Session(mapping, remote, state, 0, self.bed.version)
+        session.expiry = self.now + self.lifetime(session)
         self.sessions[mapping.protocol, mapping.internal, remote] = session
         self.soonest = min(self.soonest, session.expiry)
         mapping.sessions.add(remote)
@@ -510,37 +483,26 @@ class Model:
     def _met(self, session: Session | None) -> Session | None:
         """A session that a packet has met; one that is due lives on where it must not end."""
         if session and session.expiry <= self.now:
-            session.expiry = self.now + self.lifetime(session.state)
+            session.expiry = self.now + self.lifetime(session)
         return session
-
-    def _filter(self, mapping: Mapping, remote: Endpoint) -> None:
-        """RFC 4787 section 5. A static mapping is there to let everyone in."""
-        filtering = self.pool_of[mapping.external[0]].filtering
-        if filtering == "endpoint-independent" or mapping.static:
-            return
-        if filtering == "address-dependent" and any(host == remote[0] for host, _ in mapping.sessions):
-            return
-        raise Refused("filtered")
 
     def advance(self, session: Session | Session6, way: str, flags: int) -> None:
         """Let a packet move a session on."""
         if session.protocol != TCP:
             if way == "out" or self.bed.refresh:
-                session.expiry = self.now + self.lifetime(session.state)
+                session.expiry = self.now + self.lifetime(session)
             return
         event = "rst" if flags & RST else "syn" if flags & SYN else "fin" if flags & FIN else "other"
         cell = TCP_TABLE[way, session.state][event]
         if cell == "-":
             return
         session.state = session.state if cell == "." else cell
-        session.expiry = self.now + self.lifetime(session.state)
+        session.expiry = self.now + self.lifetime(session)
         self.soonest = min(self.soonest, session.expiry)
 
-    def lifetime(self, state: str) -> int:
-        """Ticks that a session in this state lives on without a packet."""
-        long = state in ("established", "fin_out", "fin_in")
-        name = {"udp": "udp", "query": "icmp"}.get(state, "established" if long else "transitory")
-        return int(self.bed.timeouts_s[name] * 1000)
+    def lifetime(self, session: Session | Session6) -> int:
+        """Ticks that a session lives on without a packet."""
+        return lifetime(self.bed, session.protocol, session.remote[1], session.state)
 
     # --- whose port -------------------------------------------------------------------------------------------------------
 
@@ -564,13 +526,13 @@ class Model:
     def _obey_rules(self, direction: str, protocol: int, internal: Endpoint, remote: Endpoint) -> None:
         for rule in self.bed.rules:
             ports = [(rule.internal_ports, internal[1]), (rule.remote_ports, remote[1])]
-            if protocol == ICMP:  # has no ports: a rule that names some does not fit
+            if protocol not in (TCP, UDP):  # they have no ports: a rule that names some does not fit
                 ports_fit = all(limits == (0, 65535) for limits, _ in ports)
             else:
                 ports_fit = all(low <= port <= high for (low, high), port in ports)
             if (
                 rule.direction in (direction, "both")
-                and rule.protocol in ("any", {ICMP: "icmp", TCP: "tcp", UDP: "udp"}[protocol])
+                and PROTOCOLS[rule.protocol] in (0, protocol)
                 and contains(rule.internal, internal[0])
                 and contains(rule.remote, remote[0])
                 and ports_fit
@@ -581,28 +543,26 @@ class Model:
                     raise Refused("rule_rejected", (UNREACHABLE | self.bed.reject_code, 0))
                 return
 
-    def obey_limits(self, host: int, new_mapping: bool, devices: bool = True) -> None:
-        """The device's, then the subscriber's (RFC 6888 REQ-4, REQ-5)."""
+    def obey_limits(self, host: int, protocol: int, mapping: Mapping | None, devices: bool = True) -> None:
+        """The device's, then the subscriber's (RFC 6888 REQ-4, REQ-5). `devices`: whether it is IPv4, which needs a mapping."""
         device = longest(self.bed.devices, host) if devices else None
         holders = [prefix for prefix in (device, self._prefix_of(host)) if prefix]
         for prefix in holders:
             unit = prefix.unit(host)
-            sessions, mappings, rate, burst = self._limits(prefix, unit)
-            six = 0 if prefix is device else self.six.count(unit)
-            if sessions and six + sum(contains(unit, internal[0]) for _, internal, _ in self.sessions) >= sessions:
-                raise Refused("session_limit")
-            if new_mapping and mappings and sum(contains(unit, internal[0]) for _, internal in self.mappings) >= mappings:
-                raise Refused("mapping_limit")
-            if rate and self._tokens(unit, rate, burst) < 1:
-                raise Refused("rate_limit")
+            self._judge(self.bed.limits_of(prefix, unit), unit, protocol, mapping, devices, prefix is device)
         for prefix in holders:
             unit = prefix.unit(host)
-            *_, rate, burst = self._limits(prefix, unit)
-            if rate:
-                self._spend(unit, rate, burst)
+            limits = self.bed.limits_of(prefix, unit)
+            if limits.rate:
+                self._spend(unit, limits.rate, limits.burst)
 
-    def _limits(self, prefix: Prefix, unit: IPv4Network) -> tuple[int, int, int, int]:
-        return next((own.limits for own in self.bed.exceptions if own.network == unit), prefix.limits)
+    def _judge(self, own: Limits, unit: IPv4Network, protocol: int, mapping: Mapping | None, four: bool, device: bool) -> None:
+        sessions = [known for known, internal, _ in self.sessions if contains(unit, internal[0])]
+        sessions += [] if device else self.six.protocols(unit)
+        ports = [known for known, internal in self.mappings if contains(unit, internal[0])] if four and not mapping else None
+        tokens, of_mapping = self._tokens(unit, own.rate, own.burst), len(mapping.sessions) if mapping else 0
+        if verdict := own.judge(protocol, sessions, ports, tokens, of_mapping):
+            raise Refused(verdict)
 
     def _tokens(self, whose: IPv4Network | str, rate: int, burst: int) -> float:
         tokens, at = self.tokens.get(whose, (burst, self.now))
@@ -631,36 +591,17 @@ class Model:
         if about.source != packet.destination:
             raise Refused("icmp_unrelated")
         internal = (about.destination, about.destination_port or identifier(about))
-        if self._is_bare(about, internal, (about.source, remote_port_of(about, about.source_port)), True):
-            self.bare = True
-            shard = self.bed.shard(self.pool(internal[0]).shard)
-            return replace(
-                concealed(packet), source=(shard.icmp or internal[0]) if packet.source != internal[0] else internal[0]
-            )
-        mapping = self.mappings.get((about.protocol, internal))
-        if mapping is None and can_have_passed(about) and self._prefix_of(about.destination):
+        if self.untranslated.is_about(about, internal, (about.source, remote_port_of(about, about.source_port)), True):
+            return self.untranslated.error_out(packet, internal[0])
+        mapping = self.generic.speaker(about.protocol, internal, about.source)
+        if mapping is None and can_have_passed(about, self.bed.protocols) and self._prefix_of(about.destination):
             self._need_authority(self.pool(about.destination).shard, packet, "inside")
         if mapping is None:
             raise Refused("icmp_unrelated")
         shown = concealed(packet)
         source = self._speaker(mapping.external[0]) if packet.source != mapping.internal[0] else mapping.external[0]
-        return replace(shown, source=source, about=with_destination(embedded(shown), mapping.external))
-
-    def _is_bare(self, about: Packet, internal: Endpoint, remote: Endpoint, came: bool) -> bool:
-        """Whether a packet that an error is about is one that is not translated; `came`: it came in."""
-        if not can_have_passed(about) or not self._prefix_of(internal[0]):
-            return False
-        session = self.sessions.get((about.protocol, internal, remote))
-        if session:
-            return session.mapping.bypass and self._admitted_quietly(session)
-        known = (about.protocol, internal) in self.mappings
-        return came and not known and self._bypasses("inbound", about.protocol, internal, remote)
-
-    def _admitted_quietly(self, session: Session) -> bool:
-        try:
-            return self._admitted(session) is not None
-        except Refused:
-            return False
+        about = with_destination(embedded(shown), mapping.external)
+        return replace(shown, source=source, about=replace(about, ip_options=blanked(about.ip_options)))
 
     def _speaker(self, external: int) -> int:
         """The address by which routers of the inside are known outside; that of what they speak about if none is reserved."""
@@ -677,23 +618,13 @@ class Model:
         """The Internet's word on a packet that we sent: outer destination and embedded source become internal."""
         about = embedded(packet)
         if self._prefix_of(packet.destination):
-            return self._error_in_bare(packet, about, turned)
-        mapping = self.owners.get((about.protocol, (about.source, about.source_port or identifier(about))))
+            return self.untranslated.error_in(packet, about, turned)
+        external = (about.source, about.source_port or identifier(about))
+        mapping = self.generic.owner(about.protocol, external, about.destination)
         ours = not turned and about.destination in self.pool_of  # such a packet never went out
         known = about.source == packet.destination and not ours
-        if mapping is None and known and can_have_passed(about):
+        if mapping is None and known and can_have_passed(about, self.bed.protocols):
             self._need_authority(self.pool_of[about.source].shard, packet, "outside", turned)
         if mapping is None or not known:
             raise Refused("icmp_unrelated")
         return replace(packet, destination=mapping.internal[0], about=with_source(about, mapping.internal))
-
-    def _error_in_bare(self, packet: Packet, about: Packet, turned: bool) -> Packet:
-        internal = (about.source, about.source_port or identifier(about))
-        remote = (about.destination, remote_port_of(about, about.destination_port))
-        if about.source != packet.destination:
-            raise Refused("icmp_unrelated")
-        if self._is_bare(about, internal, remote, False):
-            return packet
-        if can_have_passed(about):
-            self._need_authority(self.pool(about.source).shard, packet, "outside", turned)
-        raise Refused("icmp_unrelated")

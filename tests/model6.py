@@ -5,15 +5,30 @@ Nothing is translated, so what a forwarded packet must look like is said in byte
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
 from tests import frames
-from tests.admission import SYN
+from tests.admission import RST, SYN
 from tests.bed6 import Prefix6, Rule6
+from tests.datagrams import Part, Service
 from tests.frames import TCP, Malformed
-from tests.frames6 import ECHO, ICMP6, WITH_PORTS, Packet6, dissect, embedded, transport_at
+from tests.frames6 import (
+    ECHO,
+    FRAGMENT,
+    ICMP6,
+    WITH_PORTS,
+    Packet6,
+    Part6,
+    beginning,
+    dissect,
+    embedded,
+    part_of,
+    transport_at,
+)  # fmt: skip
+from tests.limits import TOLD_REFUSALS
 from tests.outcome import Outcome, Shunted, Waits, Way
 from tests.translation import Refused, first_state, may_open
 
@@ -67,8 +82,8 @@ class Model6:
             raise Malformed("vlan_unexpected")
         return dissect(data)
 
-    def receive(self, side: str, frame: bytes) -> Outcome:
-        """What becomes of a frame that arrives `inside`, `outside2` ..."""
+    def receive(self, side: str, frame: bytes, until: int) -> Outcome:
+        """What becomes of a frame that arrives `inside`, `outside2` ...; `until`: when it is served again."""
         try:
             packet = self.admit(self.bed.at(side)[1], frame)
         except Malformed as wrong:
@@ -76,14 +91,60 @@ class Model6:
         side = side.rstrip("2")
         if self.bed.stick:
             side = "inside" if self.bed.prefix6_of(packet.source) else "outside"
-        self.size = 40 + int.from_bytes(frames.split_frame(frame)[4][4:6], "big")
+        data = frames.split_frame(frame)[4]
+        self.size = 40 + int.from_bytes(data[4:6], "big")
+        if packet.protocol == FRAGMENT:
+            return self._receive_fragment(packet, data, side, until)
+        return self._told(packet, side, lambda: self._decide(packet, side))
+
+    def _told(self, packet: Packet6, side: str, decide: Callable[[], Outcome]) -> Outcome:
+        """What was decided; who is refused hears of it, where that is due."""
         try:
-            return self._decide(packet, side)
+            return decide()
         except Refused as refused:
+            if refused.verdict in TOLD_REFUSALS:
+                return Outcome(refused.verdict, reply=self.model.tell_refusal(self.bed.mate(packet.source), six=True))
             owed = refused.reply if not packet.is_error and self.model.may_tell(refused.reply, side, six=True) else None
             return Outcome(refused.verdict, reply=owed)
         except (Waits, Shunted) as going:
             return going.outcome
+
+    # --- fragments: as IPv4's, but that nothing is translated and nothing is cut (RFC 8200 4.5, 5) ------------------------
+
+    def _receive_fragment(self, packet: Packet6, data: bytes, side: str, until: int) -> Outcome:
+        part = part_of(packet)
+        key = side, packet.source, packet.destination, part.identification
+        ours = packet.source if side == "inside" else packet.destination
+        whose: Hashable = self.bed.mate(ours) if self.bed.prefix6_of(ours) else ours
+        service = Service(
+            lambda: self._plausible(packet, side, part),
+            lambda: beginning(data),
+            lambda first: self._told(first, side, lambda: self._decide(first, side)),
+            lambda first: self._told(packet, side, lambda: self._follow(packet, first)),
+        )
+        told = Part(key, ("six", whose), part.offset, part.size, part.more)
+        return self.model.datagrams.serve(told, self.model.now, until, service)
+
+    def _plausible(self, packet: Packet6, side: str, part: Part6) -> None:
+        """Its place can be (RFC 8200 4.5), and its addresses may be met on this side."""
+        if not part.size or (part.more and part.size % 8) or part.before + part.offset + part.size > 65535:
+            raise Malformed("bad_fragment")
+        try:
+            self._refuse_addresses(packet)
+        except Refused as refused:
+            raise Malformed(refused.verdict) from refused
+        if side == "outside" and not self.bed.prefix6_of(packet.destination):
+            raise Malformed("not_our_destination")
+        ours = self.bed.prefix6_of(packet.source) is not None
+        if ours != (side == "inside") or (ours and self._is_own(packet.source)):
+            raise Malformed("spoofed_source")
+        if self._is_own(packet.destination):
+            raise Malformed("martian_destination")
+
+    def _follow(self, packet: Packet6, first: Outcome) -> Outcome:
+        """The way of the first, and told like a packet what is wrong there: RFC 4443 2.4 excepts no fragments."""
+        outcome = self._send(packet, first.side, first.verdict)
+        return Outcome("neighbour_unresolved") if outcome.verdict == "held" else outcome
 
     def give_up(self, packet: Packet6) -> Outcome:
         """It has waited for its neighbour long enough."""
@@ -122,9 +183,9 @@ class Model6:
     def _shard(self, key: Tuple6) -> int:
         return self.model.pool(self._mate(key)).shard
 
-    def count(self, unit: IPv4Network) -> int:
-        """Sessions of the subscriber with these IPv4 addresses."""
-        return sum(self._mate(key) == int(unit.network_address) for key in self.sessions)
+    def protocols(self, unit: IPv4Network) -> list[int]:
+        """Of each session of the subscriber with these IPv4 addresses."""
+        return [key[0] for key in self.sessions if self._mate(key) == int(unit.network_address)]
 
     # --- out --------------------------------------------------------------------------------------------------------------
 
@@ -136,12 +197,15 @@ class Model6:
             session = self._open(packet, key, turns)
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
+        if session is None:
+            return self._inbound(packet, turned=True) if turns else self._send(packet, "outside", "forwarded_out")
         outcome = self._inbound(packet, turned=True) if turns else self._send(packet, "outside", "forwarded_out")
         if outcome.verdict not in ("held", "shunted"):
             self.model.advance(session, "out", packet.flags)
         return outcome
 
-    def _open(self, packet: Packet6, key: Tuple6, turns: bool) -> Session6:
+    def _open(self, packet: Packet6, key: Tuple6, turns: bool) -> Session6 | None:
+        """None: it refuses what came in without a session, and leaves without one."""
         prefix = self.bed.prefix6_of(packet.source)
         if prefix is None or self._is_own(packet.source):
             raise Refused("spoofed_source")
@@ -153,12 +217,20 @@ class Model6:
         invited = self._lets_in(prefix, key)
         if packet.protocol == ICMP6 and packet.kind >> 8 != ECHO and not invited:
             raise Refused("icmp_type_not_served")
-        if packet.protocol == TCP and not may_open(packet.flags, invited or self.model.picks_up(self._mate(key), packet.flags)):
+        bare = packet.protocol == TCP and packet.flags & RST and invited
+        if (
+            packet.protocol == TCP
+            and not bare
+            and not may_open(packet.flags, invited or self.model.picks_up(self._mate(key), packet.flags))
+        ):
             raise Refused("tcp_not_opening")
         self._find_way(packet, turns)
-        self.model.obey_limits(self._mate(key), False, devices=False)
-        opening = {TCP: first_state_of(packet), ICMP6: "query"}.get(packet.protocol, "udp")
-        session = Session6(*key, opening, self.model.now + self.model.lifetime(opening), self.bed.version)
+        if bare:
+            return None
+        self.model.obey_limits(self._mate(key), packet.protocol, None, devices=False)
+        opening = {TCP: first_state_of(packet), ICMP6: "query", 17: "udp", 136: "udp"}.get(packet.protocol, "generic")
+        session = Session6(*key, opening, 0, self.bed.version)
+        session.expiry = self.model.now + self.model.lifetime(session)
         self.model.soonest = min(self.model.soonest, session.expiry)
         self.sessions[key] = session
         return session
@@ -255,7 +327,7 @@ class Model6:
     def _met(self, key: Tuple6) -> Session6 | None:
         session = self.sessions.get(key)
         if session and session.expiry <= self.model.now:
-            session.expiry = self.model.now + self.model.lifetime(session.state)
+            session.expiry = self.model.now + self.model.lifetime(session)
         return session
 
     def ways(self, side: str, host: int) -> tuple[Way, ...]:
@@ -354,7 +426,7 @@ def first_state_of(packet: Packet6) -> str:
 
 def expected(data: bytes, mss: int, partial: bool, hops: int = 1) -> bytes:
     """The datagram as it must leave: a hop less to live; MSS clamped and a partial checksum finished where that is to be."""
-    packet = dissect(data)
+    packet = _read(data)
     data = data[: 40 + int.from_bytes(data[4:6], "big")]
     sent = data[:7] + bytes([data[7] - hops]) + data[8:]
     if packet.residue == -1 and partial:
@@ -364,8 +436,14 @@ def expected(data: bytes, mss: int, partial: bool, hops: int = 1) -> bytes:
     return sent
 
 
+def _read(data: bytes) -> Packet6:
+    """A packet; a fragment with its transport header, where it has that."""
+    packet = dissect(data)
+    return beginning(data) if packet.protocol == FRAGMENT and part_of(packet).offset == 0 else packet
+
+
 def _clamped(data: bytes, mss: int) -> bytes:
-    packet, at = dissect(data), transport_at(data)
+    packet, at = _read(data), transport_at(data)
     options = frames.Packet(TCP, 0, 0, tcp_options=packet.tcp_options).clamped(mss).tcp_options
     changed = data[: at + 20] + options + data[at + 20 + len(options) :]
     return data if changed == data else _with_residue(changed, TCP, _residue(data, TCP))

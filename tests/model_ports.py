@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
+from tests.admission import is_generic
 from tests.bed import Pool, block_range
 from tests.outcome import Illegal
 from tests.translation import Endpoint, Refused
@@ -24,6 +25,7 @@ class Subscriber:
 
     external: int = 0
     blocks: set[int] = field(default_factory=set)
+    last: int = 0  # address he is, was, or would have been paired with
 
 
 class Ports:
@@ -50,7 +52,7 @@ class Ports:
             raise Illegal(f"{IPv4Address(host)}:{port} is for the other replica to hand out")
         if not self._is_free(protocol, (host, port)) or port < 1024:
             raise Illegal(f"{IPv4Address(host)}:{port} is owned, held down or reserved")
-        subscriber.external = host
+        subscriber.external = subscriber.last = host
         subscriber.blocks.add(block[1])
         return host, port
 
@@ -64,22 +66,39 @@ class Ports:
         return not self.bed.two_sides or side_of(pool, port) == self.bed.shard(pool.shard).side
 
     def _is_free(self, protocol: int, external: Endpoint) -> bool:
-        freed = self.model.freed.get((protocol, external))
+        if is_generic(protocol):  # they share their places
+            alike = {(other, external) for other, _ in (*self.model.owners, *self.model.freed) if is_generic(other)}
+            return all(self._rests(key) for key in alike)
+        return self._rests((protocol, external))
+
+    def _rests(self, key: tuple[int, Endpoint]) -> bool:
+        """Whether nobody has a port, nor has had it lately."""
+        freed = self.model.freed.get(key)
         # In whole seconds, rounded so that it is never less than the hold-down.
         rested = freed is None or not self.bed.hold_down_s or self.model.now // 1000 - freed // 1000 > self.bed.hold_down_s
-        return rested and (protocol, external) not in self.model.owners
+        return rested and key not in self.model.owners
 
     def _free_blocks(self, subscriber: Subscriber, pool: Pool, protocol: int) -> Iterator[tuple[int, int]]:
         """Blocks that the subscriber may take: nobody's, and not held down wholly."""
-        taken = {(other.external, block) for other in self.model.subscribers.values() for block in other.blocks}
-        statics = (mapping.external for mapping in self.model.owners.values() if mapping.static)
-        taken |= {(host, port // pool.block) for host, port in statics}
+        taken = self._taken(pool)
         hosts = [int(host) for host in pool.network if int(host) not in self.bed.drained]
         hosts = [subscriber.external] if subscriber.blocks else hosts
         for host, block in itertools.product(hosts, range(*block_range(pool))):
             ours = self._is_of_our_side(host, block * pool.block)
             if (host, block) not in taken and ours and self._free_port(protocol, host, block, pool.block):
                 yield host, block
+
+    def has_room(self, host: int) -> bool:
+        """Whether a block of an address is nobody's."""
+        pool = self.model.pool_of[host]
+        taken = self._taken(pool)
+        return any((host, block) not in taken for block in range(*block_range(pool)))
+
+    def _taken(self, pool: Pool) -> set[tuple[int, int]]:
+        """(address, block) of those that somebody has, or a static mapping has a port in."""
+        taken = {(other.external, block) for other in self.model.subscribers.values() for block in other.blocks}
+        statics = (mapping.external for mapping in self.model.owners.values() if mapping.static)
+        return taken | {(host, port // pool.block) for host, port in statics}
 
 
 def side_of(pool: Pool, port: int) -> int:

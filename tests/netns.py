@@ -9,7 +9,7 @@ import ctypes
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,11 @@ class Namespace:
         return subprocess.run(
             ["ip", "-n", self.name, *command.split()], check=True, stdout=subprocess.PIPE, text=True, timeout=10
         ).stdout
+
+    def ip_batch(self, commands: Iterable[str]) -> None:
+        """Several of them."""
+        words = ["ip", "-n", self.name, "-batch", "-"]
+        subprocess.run(words, input="\n".join(commands), check=True, capture_output=True, text=True, timeout=10)
 
     def link(self, interface: str) -> dict[str, Any]:
         """What `ip -json link` says of an interface."""

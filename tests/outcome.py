@@ -33,6 +33,14 @@ class Illegal(AssertionError):
     """The external endpoint that was chosen for a mapping must not be used for it."""
 
 
+class Unchosen(AssertionError):
+    """The pipeline has made no mapping; `host` is the external address by which it would have."""
+
+    def __init__(self, host: int) -> None:
+        super().__init__(f"the pipeline has no mapping; it would be by {host:#x}")
+        self.host = host
+
+
 class Outcome(NamedTuple):
     """What becomes of one frame."""
 

@@ -6,19 +6,21 @@ is sent. `compare_sessions` holds their sessions against each other, `check` the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import Any
 
-from shards import invariants, sessions, tcp
-from tests import frames, frames6, model6, shunts
+from shards import invariants, nat, sessions, tcp
+from shards.lifetimes import STATE_MASK
+from tests import checker, frames, frames6, model6, shunts
+from tests.admission import blanked, is_generic
 from tests.bare_core import Core, Result
 from tests.bed import INTERNAL_REALM, Bed, Port
-from tests.frames import mac_of, spell
+from tests.frames import mac_of
 from tests.frames6 import Packet6, is_six_frame, mac_of6
-from tests.model import Model
-from tests.outcome import Outcome
+from tests.model import Model, Session
+from tests.outcome import Outcome, Unchosen
 
 EPOCH = 10_000_000  # tick at which tests begin
 
@@ -26,10 +28,11 @@ EPOCH = 10_000_000  # tick at which tests begin
 class Pair:
     """A bed twice."""
 
-    def __init__(self, bed: Bed) -> None:
+    def __init__(self, bed: Bed, core: Core | None = None) -> None:
+        """`core`: another one than a new one without rings; its `now` is when it begins."""
         self.bed = bed
-        self.now = EPOCH
-        self.core = Core(bed, self.now)
+        self.core = core or Core(bed, EPOCH)
+        self.now = self.began = self.core.now
         self.model = Model(bed, self.now)
         self.waiting: list[tuple[str, bytes, int]] = []  # side, frame, until when it may wait (0: not said yet)
         self.received = 0
@@ -39,8 +42,7 @@ class Pair:
         """Hand a burst of (side, frame) to both; what the pipeline did."""
         self.received += len(arrivals)
         results = self.core.receive(arrivals, self.now)
-        self._judge_all([(side, frame, 0) for side, frame in arrivals], results)
-        return results
+        return self._judge_all([(side, frame, 0) for side, frame in arrivals], results)
 
     def resolve(self, host: int) -> list[Result]:
         """A silent neighbour answers; what became of the frames that were held."""
@@ -51,11 +53,10 @@ class Pair:
     def wait(self) -> list[Result]:
         """Serve the held frames again; what became of them."""
         arrivals, self.waiting = self.waiting, []
-        results = self.core.again(self.now)
-        self._judge_all(arrivals, results)
-        return results
+        return self._judge_all(arrivals, self.core.again(self.now))
 
-    def _judge_all(self, arrivals: list[tuple[str, bytes, int]], results: list[Result]) -> None:
+    def _judge_all(self, arrivals: list[tuple[str, bytes, int]], results: Iterable[Result]) -> list[Result]:
+        judged = []
         for (side, frame, until), result in zip(arrivals, results, strict=True):
             outcome = self.model.receive(side, frame, self.now, self._chosen, until)
             until = until or self.now + outcome.patience
@@ -63,7 +64,9 @@ class Pair:
                 outcome = self.model.give_up(outcome)
             elif outcome.verdict == "held":
                 self.waiting.append((side, frame, until))
-            self._judge(*self._as_it_was(side, frame), result, outcome)
+            judged.append(self.core.claimed(result, outcome))
+            self._judge(*self._as_it_was(side, frame), judged[-1], outcome)
+        return judged
 
     def pass_time(self, now: int) -> None:
         """Let it be `now` for both."""
@@ -78,13 +81,17 @@ class Pair:
 
     def compare_sessions(self) -> None:
         """The same sessions, in the same state, ending at the same tick."""
-        ours = {key: (s.mapping.external, s.state, s.expiry & 0xFFFFFFFF) for key, s in self.model.sessions.items()}
+        ours = {key: (shown(s), s.state, s.expiry & 0xFFFFFFFF) for key, s in self.model.sessions.items()}
         theirs = {}
         for row in invariants.living(self.core.state):
             internal = int(row["internal_address"]), int(row["internal_port"])
             remote = int(row["remote_address"]), int(row["remote_port"])
             external = int(row["external_address"]), int(row["external_port"])
-            theirs[int(row["internal_realm"]) >> 24, internal, remote] = external, tcp.STATES[row["state"]], int(row["expiry"])
+            theirs[int(row["internal_realm"]) >> 24, internal, remote] = (
+                external,
+                tcp.STATES[row["state"] & STATE_MASK],
+                int(row["expiry"]),
+            )
         self._compare_sessions6()
         assert theirs == ours, f"sessions differ: only pipeline {_missing(theirs, ours)}, only model {_missing(ours, theirs)}"
 
@@ -97,7 +104,7 @@ class Pair:
                 (int(flow[f"{end}_high"]) << 64 | int(flow[f"{end}_low"]), int(flow[f"{end}_port"]))
                 for end in ("internal", "remote")
             ]
-            theirs[int(flow["realm"]) >> 24, ends[0], ends[1]] = tcp.STATES[row["state"]], int(row["expiry"])
+            theirs[int(flow["realm"]) >> 24, ends[0], ends[1]] = tcp.STATES[row["state"] & STATE_MASK], int(row["expiry"])
         assert theirs == ours, f"sessions differ: only pipeline {_missing(theirs, ours)}, only model {_missing(ours, theirs)}"
 
     # --- frames -----------------------------------------------------------------------------------------------------------
@@ -109,7 +116,7 @@ class Pair:
             return frame, side
         inner = frames.dissect(frames.split_frame(frame)[4]).payload[16:]
         port = self.bed.inside if told.side == "inside" else self.bed.outside
-        sender = mac_of(self.model.ways(told.side, frames.dissect(inner).source)[0].hop)
+        sender = mac_of(self.model.ways(told.side, frames.dissect_header(inner).source)[0].hop)
         return frames.build_frame(mac_of(port.address), sender, inner, port.vlan), told.side
 
     def _judge(self, frame: bytes, side: str, result: Result, outcome: Outcome) -> None:
@@ -142,8 +149,8 @@ class Pair:
         assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
         assert len(data) == len(frames.build(outcome.packet)), "trailing bytes"
         assert (to, source, vlan) == (mac_of(hop), mac_of(port.address), port.vlan), f"{to.hex()} {source.hex()} {vlan}"
-        private = self.bed.private if outcome.side == "outside" and not self._is_bare(outcome.packet) else []
-        assert not (told := frames.complaints(result.sent, frame, private)), told
+        private = self.bed.private if outcome.side == "outside" and not self._is_untranslated(outcome.packet) else []
+        assert not (told := checker.complaints(result.sent, frame, private)), told
 
     def _identified(self, packet: frames.Packet, outcome: Outcome, frame: bytes, result: Result) -> frames.Packet:
         """The packet that the model expects, with the identification that the pipeline chose for its datagram (RFC 6864)."""
@@ -182,11 +189,11 @@ class Pair:
         assert outer == shunts.wrap(told, inner)
         assert data == frames.build(outer) and len(data) <= port.mtu
 
-    def _is_bare(self, packet: frames.Packet) -> bool:
+    def _is_untranslated(self, packet: frames.Packet) -> bool:
         """Whether the model lets a packet out with an address of the inside, which is then in a bypass."""
         shown = packet.source if packet.about is None else packet.about.destination
         named = any(shown & int(entry.internal.netmask) == int(entry.internal.network_address) for entry in self.bed.bypasses)
-        return self.model.bare and named
+        return self.model.untranslated.in_hand and named
 
     def _way(self, result: Result, outcome: Outcome) -> tuple[Port, int]:
         """Port and next hop of a frame that has left; both must be among those that the model allows."""
@@ -226,17 +233,33 @@ class Pair:
         assert (packet.kind, packet.rest) == reply, f"told {packet}"
         assert packet.source == self.model.our_name(received, side) and packet.destination == received.source
         assert (to, source, vlan) == (frame[6:12], mac_of(port.address), port.vlan)
+        if side.startswith("inside") or self.bed.stick:  # so has been what its options had recorded
+            received = replace(received, ip_options=blanked(received.ip_options))
         if received.residue == -1 and port.partial:  # has been finished before it was quoted
             received = replace(received, residue=0)
         asked, quoted = frames.build(received), data[28:]
         assert asked.startswith(quoted) and len(quoted) >= min(28, len(asked)), f"{asked.hex()} is not quoted by {quoted.hex()}"
-        assert len(data) <= 576 and not (told := frames.complaints(sent, None, [])), told
+        # It shows its asker nothing but his own packet; so there is no address in it that he had not sent.
+        assert len(data) <= 576 and not (told := checker.complaints(sent, None, [])), told
 
     def _chosen(self, protocol: int, internal: tuple[int, int]) -> tuple[int, int]:
         half = sessions.find_mapping(self.core.state, internal[0], INTERNAL_REALM, protocol, internal[1])
-        assert half, f"the pipeline has no mapping for {spell(*internal)}"
+        if half == 0:
+            raise Unchosen(self._paired(internal[0]))
         row = self.core.state.mappings[half]
         return int(row["external_address"]), int(row["external_port"])
+
+    def _paired(self, host: int) -> int:
+        """The external address of the subscriber with an internal one, 0 if he has none."""
+        _, account = nat.find_account(self.core.state, INTERNAL_REALM, host)
+        external = int(self.core.state.accounts[account]["external"]) - 1
+        return int(self.core.state.externals[external]["address"]) if external >= 0 else 0
+
+
+def shown(session: Session) -> tuple[int, int]:
+    """The external endpoint of a session as its packets show it."""
+    host, port = session.mapping.external
+    return host, 0 if is_generic(session.protocol) else port
 
 
 def sender_of(bed: Bed, side: str, packet: frames.Packet) -> bytes:

@@ -10,11 +10,12 @@
 
 `$A` names an external endpoint that the pipeline chose (bound where it is first seen), `@A` its address. After `frame` stands
 what is done to the finished frame: `vlan 7`, `to MAC`, `poke OFFSET BYTE` (from the IPv4 header on), `short BYTES` (datagram
-that says so itself), `piece FIRST LAST` (the fragment with these bytes of the IP payload), `cut BYTES`, `type ETHERTYPE`.
+that says so itself), `piece FIRST LAST` (the fragment with these bytes of the IP payload; of IPv6, of what stands behind the
+Fragment header that the line has), `pad BYTES` (behind the datagram), `cut BYTES`, `type ETHERTYPE`.
 
 Other steps: `64 x inside udp 100.64.0.2:4000+ > ...` (what is marked by + counts up), `resolved ADDRESS` (a neighbour answers;
 what was held leaves), `waits` (what is held is served again), `delete udp ...` (a session, named by an outbound packet), `state
-tcp ...` (of a session), `restart` (of the worker, on the same memory).
+tcp ...` (of a session), `restart` (of the worker, on the same memory; what waited is lost).
 
 Several cores: `given peer 192.0.2.9` (another core), `given shard 0 role passive authority 192.0.2.9`. What that core shunts to
 this one: `from 192.0.2.9 inside udp ...`; before the side may stand what it says beside: `shard 1`, `epoch 7`, `turned`. What
@@ -38,12 +39,13 @@ import numpy as np
 from shards import invariants, recovery, sessions
 from shards.state import NAT_SESSION
 from tests import bed6, frames, frames6, shunts
-from tests.bare_core import Result
+from tests.bare_core import Core, Result
 from tests.bed import Bed, fill_legs, fill_policy, fill_shards
+from tests.datagrams import Datagrams
 from tests.frames import endpoint, mac_of, spell
 from tests.model import Session
 from tests.model6 import Session6
-from tests.pair import EPOCH, Pair, sender_of, sender_of6
+from tests.pair import Pair, sender_of, sender_of6
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 VERBS = ("inside", "outside", "inside2", "outside2", "from", "now", "holds", "state", "resolved", "waits", "delete", "restart")
@@ -112,15 +114,18 @@ def run(path: Path, rewrite: bool = False) -> None:
 class Runner(Pair):
     """Model and pipeline side by side, led through a file."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__(scenario.bed)
+    def __init__(self, scenario: Scenario, core: Core | None = None) -> None:
+        super().__init__(scenario.bed, core)
         self.scenario = scenario
         self.names: dict[str, str] = {}
+        self.happened = ""  # in the last step
 
     def take(self, step: Step, rewrite: bool) -> None:
         """Do one step, and compare or rewrite."""
         self._go_on(step.when)
         happened = [getattr(self, f"_do_{step.verb}")(self._with_names(step.told), step.verb, i) for i in range(step.count)]
+        happened = [self._as_written(text, step.wanted) for text in happened]
+        self.happened = happened[0] if happened else ""
         self.compare_sessions()
         where = f"{self.scenario.path.name}:{step.line + 1}"
         if step.count > 1:
@@ -178,7 +183,8 @@ class Runner(Pair):
 
     def _do_holds(self, told: str, *_: object) -> str:
         totals = self.core.state.shards
-        there = {"sessions": int(totals["sessions"].sum()), "mappings": int(totals["mappings"].sum()), "blocks": self._blocks()}
+        there = {"sessions": int(totals["sessions"].sum()), "mappings": int(totals["mappings"].sum())}
+        there |= {"blocks": self._blocks(), "refused": int(self.core.state.accounts["refused"].sum())}
         wanted = {word: int(number) for number, word in zip(told.split()[::2], told.split()[1::2], strict=True)}
         assert wanted == {word: there[word] for word in wanted}, f"the scenario says {wanted}, there are {there}"
         return ""
@@ -187,6 +193,9 @@ class Runner(Pair):
         return ", ".join(self._spoken(result) for result in self.wait())
 
     def _do_restart(self, *_: object) -> str:
+        self.received -= len(self.waiting)  # frames in the hands of a worker die with it
+        self.waiting, self.model.datagrams = [], Datagrams()
+        self.core.lose()
         recovery.attach(self.core.state, self.now)
         return ""
 
@@ -221,7 +230,10 @@ class Runner(Pair):
                 at, value = int(words.pop(0)), int(words.pop(0), 0)
                 data[at] = value
             elif word == "piece":
-                data = bytearray(frames.piece(bytes(data), int(words.pop(0)), int(words.pop(0))))
+                cut = frames6.piece if data[0] >> 4 == 6 else frames.piece
+                data = bytearray(cut(bytes(data), int(words.pop(0)), int(words.pop(0))))
+            elif word == "pad":
+                data += bytes.fromhex("a5") * int(words.pop(0))
             elif word == "short":
                 data = bytearray(frames.shortened(bytes(data), int(words.pop(0))))
             else:
@@ -233,7 +245,7 @@ class Runner(Pair):
 
     def _go_on(self, when: str) -> None:
         if when:
-            self.pass_time(round(float(when.strip("+s")) * 1000) + (self.now if when.startswith("+") else EPOCH))
+            self.pass_time(round(float(when.strip("+s")) * 1000) + (self.now if when.startswith("+") else self.began))
 
     def _session(self, told: str) -> Session:
         packet = frames.read(told)
@@ -297,6 +309,10 @@ class Runner(Pair):
         """Nothing but the hop limit has changed, so what was sent needs no words."""
         told = str(packet).split()[0] + (f" mtu {packet.rest}" if packet.kind == 0x0200 else "")
         return verdict if verdict in ("forwarded_in", "forwarded_out", "hairpinned") else f"{verdict}, told {told}"
+
+    def _as_written(self, happened: str, _: str) -> str:
+        """What happened, in the file's own words for what is anybody's choice but has no name."""
+        return happened
 
     def _bound(self, wanted: str, happened: str) -> str:
         """What is wanted, with names replaced; a name seen for the first time takes what stands in its place."""

@@ -65,7 +65,7 @@ def _rotated(word: int, bits: int) -> int:
 def seal(header: bytes, inner: bytes) -> bytes:
     """Seal of the eight bytes of a header and the first 24 of the packet."""
     sealed = 40 if inner[0] >> 4 == 6 else 24
-    words: list[int] = list(struct.unpack(f">{1 + sealed // 8}Q", header + inner[:sealed]))
+    words: list[int] = list(struct.unpack(f">{1 + sealed // 8}Q", header + inner[:sealed].ljust(sealed, b"\0")))
     told = words.pop(0)
     for word in words:
         told = siphash(told, word)

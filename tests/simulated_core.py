@@ -23,6 +23,7 @@ from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, NO_SIDE, PASSIVE, PI
 
 NAMES = ("a", "b", "c")
 PLACE = conduct.Place("a", "b")
+ROOMS = conduct.Place("a", "b", "c")
 
 
 class Map(NamedTuple):
@@ -37,6 +38,7 @@ MAPS = {  # by how many cores a world has and what the newer map brings: the old
     (3, ""): (Map(NAMES, PLACE), Map(NAMES, conduct.Place("a", "c"))),
     (3, "join"): (Map(NAMES[:2], PLACE), Map(NAMES, PLACE)),
     (3, "leave"): (Map(NAMES, PLACE), Map(NAMES[:2], PLACE)),
+    (3, "rooms"): (Map(NAMES, ROOMS), Map(NAMES, ROOMS)),  # nothing changes: "c" is in another room
 }
 NOW = 1 << 20
 AGES = (300, 3000, 6000)  # limits that `roles` asks about
@@ -96,6 +98,7 @@ class Node(NamedTuple):
     pending: bool = False  # it heard something, and has not decided yet
     map: int = 0  # which of both it follows
     homeless: bool = False  # its copy is not yet where the newer map wants it
+    grace: bool = False  # it took over from one who died, and left that one's ports alone at first; the time for it is not over
 
 
 class _Names:
@@ -332,7 +335,7 @@ class Machine:
         """The rows of SHARD and PEER that a conductor reads and writes."""
         peers = [name for name in self.names if name != me]
         row: dict[str, Any] = {
-            "role": JOINING if me in PLACE else ABSENT,
+            "role": JOINING if me in PLACE.home else ABSENT,
             "side": {"a": 0, "b": 1}.get(me, NO_SIDE),
             "epoch": 1,
             "creates": 0,
@@ -345,8 +348,9 @@ class Machine:
             row |= {"authority": number.get(post.authority, 0), "backup": node.backup}
         rises, epoch = node.rises if node else (0, 0)
         row |= {"risen_at": np.repeat([NOW, 0], [rises, roles.RISES_AT_MOST - rises]), "risen_epoch": epoch}
+        row |= {"grace_until": NOW + 1, "grace": False}
         if node is not None and not anew:
-            row["pickup"] = node.pickup
+            row |= {"pickup": node.pickup, "grace": node.grace}
         rest = {"settings": [{"statics": 0}], "core": [{"in_doubt": 0}], "peers": [{"alive": 0} for _ in self.names]}
         return SimpleNamespace(shards=[row], dirty=np.zeros(1, np.uint64), **rest)
 
@@ -381,6 +385,7 @@ class Machine:
         core._giving[0] = node.post.winner
         if node.sent_all:
             core._sent_all.add(0)
+        core._forgetting.clear()  # takes no time here, so it is over
         core._quiet.clear()
         if node.post.role == DRAINING and node.post.authority:
             core._quiet[0] = cast(Any, _Quiet(False))
@@ -390,12 +395,14 @@ class Machine:
     def _sleep(self, core: _Core, wire: _Wire, node: Node | None, pending: bool) -> Node:
         post = core.posts[0]
         ages = post.role in (JOINING, DRAINING) or (post.role in (SYNCING, PASSIVE) and not post.authority)
+        ages = ages or (post.role == ABSENT and not post.authority and core._me == core._places[0].reserve)
         move = core.moves.get(0)
         if move is not None and move.over:
             move = None
         if move is not None:
             move = move._replace(since=0, began=0, paused_at=0, taken_at=0, ended_at=0, sessions=0)
         rows = wire.rows if 0 not in core._forgetting else frozenset()
+        row = cast(Any, core._state.shards[0])
         return Node(
             node.life if node else UP,
             post._replace(since=NOW - post.since if ages else 0),
@@ -411,11 +418,12 @@ class Machine:
             rows,
             wire.dirty & rows,
             0 in core._sent_all,
-            cast(Any, core._state.shards[0])["backup"],
-            int(cast(Any, core._state.shards[0])["pickup"]),
+            row["backup"],
+            int(row["pickup"]),
             pending,
             int(core._places[0] == self.maps[1].place and core._peers == self.known(core._me, 1)),
             0 in core._homeless,
+            post.role == ACTIVE and (bool(row["grace"]) or row["pickup"] == PICKUP_ASIDE),
         )
 
     # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -468,6 +476,8 @@ class Machine:
             core.migrate(0, more[0], NOW)
         elif kind == "impatience":
             core.moves[0] = core.moves[0]._replace(since=NOW - max(migration.PATIENCE.values()) - 1)
+        elif kind == "grace":
+            row |= {"pickup": 0, "grace": False}
         elif kind == "drain":
             wire.drain()
         elif kind == "create":

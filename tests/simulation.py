@@ -16,7 +16,9 @@ What is left out, and why:
 
 * A core that died, and is cut off before it could ask who has the authority now: it cannot tell that from being alone (see
   `roles`). So nothing else breaks until a core that died has heard, or has waited.
-* What only a dead core knew, because it had not been sent, may be lost and its ports may be handed out anew (`World.lost`).
+* What only a dead core knew, because it had not been sent, may be lost (`World.lost`), and its ports may be handed out anew,
+  but not as long as the grace lasts: until then its connections may speak up, and are to find their ports (`World.unspoken`).
+  Ports that it had handed out from the other side, before it had its own, and that nobody has a copy of, are not spared.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Any, NamedTuple, cast
 from replication import migration
 from replication.protocol import ALIVE, CLOSED, SILENT, Evidence
 from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, NO_SIDE, PASSIVE, ROLES
+from tests import simulated_core
 from tests.simulated_core import AGES, DEAD, FROZEN, SENT, SYNCED, UP, WAITING, Machine, Node, Row, Way
 
 
@@ -42,6 +45,8 @@ class Budget(NamedTuple):
     timers: int = 0  # that fire although nothing is broken
     batches: int = 0  # times that several messages are heard before one decision
     maps: int = 0  # newer maps: one at most, which the cores see one by one
+    rooms: int = 0  # times that all cores but the last, the reserve, die at once
+    apart: int = 0  # times that they are cut off it, all at once
 
 
 class World(NamedTuple):
@@ -56,6 +61,7 @@ class World(NamedTuple):
     must: frozenset[Row]  # what was handed out, and nothing has excused the loss of
     lost: frozenset[Row]  # what only a crashed core knew
     newest: int = 0  # the newest map there is
+    unspoken: frozenset[Row] = frozenset()  # what only the core knew that died last, of the side that it had then
 
 
 class Violation(Exception):
@@ -295,12 +301,14 @@ class Simulation:
         for age in AGES:
             if age > node.post.since and self._may_age(world, me):
                 yield from self._changed(world, me, f"{name}: {age} ticks later", "age", age)
+        if node.grace:
+            yield from self._changed(world, me, f"the grace is over at {name}", "grace")
         if node.post.role == DRAINING and node.post.authority:
             yield from self._changed(world, me, f"{name} has seen no packet for long", "quiet")
         if node.move and node.move.phase != migration.DRAIN and (world.budget.timers or self._is_broken(world)):
             then = world if self._is_broken(world) else _spend(world, "timers")
             yield from self._changed(then, me, f"{name} has no more patience", "impatience")
-        if world.budget.moves and node.post.role == ACTIVE and not node.move:
+        if world.budget.moves and node.post.role == ACTIVE and not node.move and not self._is_apart(world):
             for target in self.machine.maps[world.newest].cores:
                 yield from self._changed(_spend(world, "moves"), me, f"{name} is to move it to {target}", "migrate", target)
 
@@ -357,6 +365,7 @@ class Simulation:
         broken = self._is_broken(world)
         for me in range(self.count):
             yield from self._dying(world, me, broken)
+        yield from self._room(world, broken)
         for one, other in self.pairs():
             if one < other:
                 yield from self._cutting(world, one, other, broken)
@@ -365,6 +374,8 @@ class Simulation:
         name, node, budget = self.names[me], self.node(world, me), world.budget
         if node.life == DEAD:
             yield f"{name} starts again", self._start(world, me, "restart")
+            if budget.cold:
+                yield f"{name} starts again without its memory", self._start(_spend(world, "cold"), me, "cold")
         elif node.life == FROZEN:
             yield f"{name} goes on", self._set_node(world, me, life=UP)
         elif not broken and self._is_whole(world):
@@ -375,6 +386,29 @@ class Simulation:
                 yield f"{name} dies, and starts again without its memory", then
             if budget.freezes:
                 yield f"{name} freezes", self._set_node(_spend(world, "freezes"), me, life=FROZEN)
+
+    def _room(self, world: World, broken: bool) -> Iterator[tuple[str, World]]:
+        """What befalls a room as a whole: all cores but the last are in it."""
+        if broken or not self._is_whole(world):
+            return
+        room, last = range(self.count - 1), self.count - 1
+        if world.budget.rooms:
+            then = _spend(world, "rooms")
+            for me in room:
+                then = self._crash(then, me)
+            yield "the room dies", then._replace(must=frozenset(), lost=then.lost | world.must)
+        if world.budget.apart and not self._swaps(world):
+            cut = sum(1 << (me * self.count + last) for me in room)
+            yield "the rooms are cut off", _spend(world, "apart")._replace(cut=world.cut | cut)
+
+    def _swaps(self, world: World) -> bool:
+        """Whether more than one core may hand out ports now: see `roles`, what is left out."""
+        posts = [node.post for node in self.nodes(world)]
+        moving = any(node.move for node in self.nodes(world)) or any(post.role == DRAINING for post in posts)
+        return moving or not any(post.role == ACTIVE and post.side == 0 for post in posts)
+
+    def _is_apart(self, world: World) -> bool:
+        return all(self.is_cut(world, me, self.count - 1) for me in range(self.count - 1)) and self.count > 2
 
     def _is_whole(self, world: World) -> bool:
         """Whether what was broken before is mended: nobody is on his way back."""
@@ -387,7 +421,9 @@ class Simulation:
         others = [self.node(world, other) for other in range(self.count) if other != me]
         heirs = [other.rows for other in others if other.post.heir or other.post.role in (ACTIVE, DRAINING)]
         only = node.rows - frozenset().union(*heirs)
-        world = self._set_node(world, me, life=DEAD)._replace(must=world.must - only, lost=world.lost | only)
+        world = self._set_node(world, me, life=DEAD)
+        own = frozenset(row for row in only if row[0] in simulated_core.ports_of(node.post.side))
+        world = world._replace(must=world.must - only, lost=world.lost | only, unspoken=own)
         for other in range(self.count):
             if other != me:
                 world = self._set_queue(world, other, me, ())
@@ -435,6 +471,10 @@ class Simulation:
             for port, internal in node.rows - world.lost:
                 if owners.setdefault(port, internal) != internal:
                     raise Violation(f"port {port} is of {owners[port]} and of {internal}")
+        for node in nodes:
+            for port, internal in node.rows if node.grace else ():
+                if any(port == each and internal != dead for each, dead in world.unspoken):
+                    raise Violation(f"port {port} was given to {internal} before the grace was over")
         sides = [node.post.side for node in nodes if node.life != DEAD and node.post.role == ACTIVE]
         if len([side for side in sides if side != NO_SIDE]) != len({side for side in sides if side != NO_SIDE}):
             raise Violation("two cores hand out ports of one side")

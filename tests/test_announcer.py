@@ -17,7 +17,7 @@ from krononat.announcer import FAREWELL, Announcer, Examiner, Property, role_of
 from krononat.crew import Crew
 from krononat.herald import REFUSED_EACH, TRY_EACH, Herald
 from replication.roles import Post
-from routing.announcements import Role
+from routing.announcements import GRACEFUL_SHUTDOWN, Role
 from routing.health import Facts
 from shards.frames import XDP
 from shards.state import ABSENT, ACTIVE, DRAINING, EXTERNAL, INTERNAL, JOINING, PASSIVE, PORT, SYNCING
@@ -111,6 +111,33 @@ def test_a_core_alone_says_all_at_once_and_then_beats() -> None:
     assert (routes["n"], routes["more"], len(routes["routes"])) == (1, False, 5)
     assert 45 <= far.beats <= 51
     assert told.due(1001) <= announcer.BEAT
+
+
+def test_rfc8326_who_is_about_to_go_announces_all_it_has_marked() -> None:
+    told = made({0: post(ACTIVE), 1: post(PASSIVE)})
+    told.turn(0)
+    before = told.routes
+    told.drain(True)
+    told.turn(1)
+    assert [route._replace(communities=()) for route in told.routes] == list(before) and before
+    assert all(GRACEFUL_SHUTDOWN in route.communities for route in told.routes)
+    told.drain(False)
+    told.turn(2)
+    assert told.routes == before
+
+
+def test_every_worker_is_told_once_that_its_routes_are_to_be_marked(tmp_path: Path) -> None:
+    staff = Staff()
+    herald = Herald(str(tmp_path / "bgp"), 60, cast(Crew, staff), lambda line: None)
+    marks = [{"do": "drain", "on": True}]
+    for each, worker in ((True, 100), (True, 101), (False, 101)):
+        herald.draining, before = each, len(staff.told)
+        if worker != staff.pid:
+            staff.pid = worker
+            herald.hurry()
+        for now in range(0, 400, 50):
+            herald.turn(now)
+        assert staff.told[before:] == (marks if each else [{"do": "drain", "on": False}])
 
 
 def test_a_change_of_role_is_said_in_the_same_turn() -> None:

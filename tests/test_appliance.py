@@ -11,7 +11,7 @@ import pytest
 from krononat import appliance
 from krononat.client import Trouble
 from krononat.config import read
-from shards import neighbours
+from shards import neighbours, tcp
 from shards.state import BOTH, FAILED, REJECT, TCP, WANTED, State
 
 CONFIG = """
@@ -80,7 +80,7 @@ def address(text: str) -> int:
 
 def test_settings_are_in_ticks(state: State) -> None:
     row = state.settings[0]
-    assert (row["udp"], row["tcp_established"], row["hold_down_s"]) == (200_000, 7_440_000, 120)
+    assert (row["lifetimes"][tcp.STREAM], row["lifetimes"][tcp.ESTABLISHED], row["hold_down_s"]) == (200_000, 7_440_000, 120)
     assert (row["prefixes"], row["devices"], row["pools"], row["rules"], row["statics"], row["ports"]) == (2, 2, 2, 3, 1, 2)
     assert (row["internal_port"], row["external_port"]) == (0, 1)
 
@@ -113,7 +113,7 @@ def test_devices_know_their_subscriber(state: State) -> None:
 
 
 def test_limits_come_from_the_nearest_scope(state: State) -> None:
-    told = state.limits[state.accounts["limits"]]
+    told = state.limits[["sessions", "mappings", "rate", "burst"]][state.accounts["limits"]]
     assert told[0].tolist() == (0, 0, 0, 0)
     assert told[1].tolist() == (0, 0, 0, 0)  # its group lifts the global limit
     assert told[5].tolist() == (500, 0, 0, 0)

@@ -32,7 +32,7 @@ from shards.state import (
 )
 from tests.bare_core import Core, Result
 from tests.bed import Bed
-from tests.frames import Packet, address, build, build_frame, mac_of, read
+from tests.frames import Packet, address, build, build_frame, filler, mac_of, read
 from tests.fuzz import RICH, STICK, Traffic, bed
 from tests.pair import EPOCH, sender_of
 from tests.twins import SNAPSHOT, Receiver, Sender, Twins, differences, mapped
@@ -185,8 +185,8 @@ def both_ways(row: Row) -> list[tuple[str, Packet]]:
         out, back = Packet(ICMP, internal, remote, inner, kind=0x0800), Packet(ICMP, remote, external, 0, outer, kind=0)
     else:
         flags = 16 if protocol == TCP else 0
-        out = Packet(protocol, internal, remote, inner, far, flags)
-        back = Packet(protocol, remote, external, far, outer, flags)
+        out = Packet(protocol, internal, remote, inner, far, flags, payload=filler(40))
+        back = Packet(protocol, remote, external, far, outer, flags, payload=filler(40))
     return [("inside", out)] if row["outward"] == sessions.HAIRPIN_HOP else [("inside", out), ("outside", back)]
 
 
@@ -321,6 +321,9 @@ def test_a_core_that_lived_alone_becomes_a_true_copy(seed: int) -> None:
 # --- both were the authority ----------------------------------------------------------------------------------------------
 
 
+ALL_OVER = 7_600_000  # ms: also of a connection that the random traffic has established
+
+
 class Partition:
     """Two synced cores lose each other, both serve; then the one with the older epoch contributes and is copied to."""
 
@@ -400,10 +403,10 @@ def test_two_mappings_of_one_endpoint_the_older_becomes_a_shadow_whose_sessions_
         assert back(core, 1, endpoints[0], cut.now + 1) == back(core, 2, endpoints[1], cut.now + 1) == "forwarded_in"
     assert external(say(cut.other, text.format(3), cut.now + 1)) == endpoints[1]
     for core, sender, receiver in ((cut.other, cut.back, cut.copy),):  # the shadow ends with its sessions, on both
-        core.pass_time(cut.now + 400_000)
-        sender.changes(cut.now + 400_000)
+        core.pass_time(cut.now + ALL_OVER)
+        sender.changes(cut.now + ALL_OVER)
         for sent in sender.way:
-            receiver.take(sent, cut.now + 400_000)
+            receiver.take(sent, cut.now + ALL_OVER)
     assert mapped(cut.one.state) == mapped(cut.other.state) == [] and receiver.refused == 0
     assert invariants.complaints(cut.one.state) == invariants.complaints(cut.other.state) == []
 

@@ -160,7 +160,7 @@ def outcome(name: str, *results: report.Result) -> all_benches.Outcome:
 
 def test_every_bench_is_a_command() -> None:
     assert set(all_benches.ORDER) < set(bench.places) and set(bench.places) - set(all_benches.ORDER) == {
-        "all", "compare", "show", "events", "overload"
+        "all", "compare", "show", "events", "overload", "rooms"
     }  # fmt: skip
 
 

@@ -231,6 +231,44 @@ def test_closing_in_order_is_no_failure_and_a_successor_opens_again() -> None:
     assert made.states() == (UP, UP)
 
 
+@pytest.mark.parametrize("hold", [0, 2000])
+def test_a_peer_that_was_lost_is_used_again_only_when_it_has_been_up_for_a_while(hold: int) -> None:
+    made = wire()
+    state = made.ends[0].state
+    made.ends[0].row["hold"] = hold
+
+    def lost(ms: int) -> bool:
+        for _ in range(ms):
+            made.run(1)
+            bfd.publish(state, made.now)
+        return bool(state.ports[PORT]["peer_lost"])
+
+    assert not lost(20) and made.states() == (UP, UP), "one that comes up for the first time is used at once"
+    made.loss = 1.0
+    assert lost(200)
+    made.loss = 0.0
+    while made.states()[0] != UP:
+        made.run(1)
+    assert not hold or lost(hold - 1)
+    assert not lost(1)
+    made.ends[1].close(made.now)
+    assert not lost(500) and made.states()[0] == DOWN, "an administrator says nothing of the way"
+
+
+def test_a_hold_ends_with_the_session_that_it_is_of() -> None:
+    made = wire()
+    state = made.ends[0].state
+    made.ends[0].row["hold"] = 2000
+    state.ports[PORT]["peer_lost"] = 1
+    made.run(20)
+    bfd.publish(state, made.now)
+    assert state.ports[PORT]["peer_lost"] and made.states() == (UP, UP)
+    made.ends[1].close(made.now)
+    made.run(100)
+    bfd.publish(state, made.now)
+    assert not state.ports[PORT]["peer_lost"] and not state.ports[1 - PORT]["peer_lost"]
+
+
 def test_a_peer_that_cannot_keep_pace_is_waited_for() -> None:
     made = wire(interval=300_000)
     made.run(3000)

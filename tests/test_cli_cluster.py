@@ -189,6 +189,17 @@ def test_drain_undrain(run: Run, cluster: Cluster) -> None:
     assert [shard.active for shard in cluster.shards] == [shard.primary for shard in cluster.shards]
 
 
+def test_rfc8326_who_is_drained_asks_for_others_before_anything_moves(run: Run, cluster: Cluster) -> None:
+    run("server", "drain", "s1", "--dry-run")
+    assert not cluster.asked_for("drain")
+    run("server", "drain", "s1", "--yes")
+    told = [(name, request.get("on")) for name, request in cluster.asked if request["do"] in ("drain", "migrate")]
+    assert told == [("s1/0", True), ("s1/0", None), ("s1/0", None)]
+    run("server", "undrain", "s1", "--yes")
+    run("server", "undrain", "s1", "--yes")
+    assert cluster.asked_for("drain")[1:] == [("s1/0", {"do": "drain", "on": False})] * 2, "where nothing is to move, too"
+
+
 def test_a_dead_core_is_given_nothing(run: Run, cluster: Cluster) -> None:
     cluster.dead |= {"s2/0", "s3/0"}
     status, _, err = run("server", "drain", "s1", "--yes", "--socket", str(client.FOLDER / "s1-0.sock"))

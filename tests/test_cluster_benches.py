@@ -55,7 +55,7 @@ def test_what_was_not_compared_is_not_the_same() -> None:
 
 
 def test_a_move_that_loses_a_packet_misses_its_goal() -> None:
-    fine, lossy = Became(1000, 0, 0, 0, 3.0, 1.0), Became(1000, 1, 0, 2, 9.0, 1.0)
+    fine, lossy = Became(1000, 0, 0, 0, 3.0, 1.0, 0.1), Became(1000, 1, 0, 2, 9.0, 1.0, 7.5)
     told = {"pause_ms": 1, "duration_ms": 1000, "sessions": 5, "shunted": 7}
     results = migrate._figures("migrate", [Moved(told, fine, fine), Moved(told, fine, lossy)], 2, 8.0)
     assert (_value(results, "migrate/lost").value, _value(results, "migrate/lost").loss) == (1, 1 / 4000)
@@ -63,6 +63,7 @@ def test_a_move_that_loses_a_packet_misses_its_goal() -> None:
     assert _value(results, "migrate/moves").ok is True
     assert (_value(results, "migrate/gap_ms").value, _value(results, "migrate/gap_ms").ok) == (6.0, True)
     assert _value(results, "migrate/longest_gap_ms").ok is False
+    assert _value(results, "migrate/longest_gap/sender_ms").value == 7.5  # of the move that has the longest gap
 
 
 def test_a_bench_has_options_of_its_own() -> None:

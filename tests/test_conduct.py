@@ -10,11 +10,11 @@ from replication import migration, rises, roles
 from replication.conduct import _SHORT, Conductor, Place, Times, _accepted
 from replication.protocol import ALIVE, CLOSED, SILENT, Evidence, Fields, Heard, Lag
 from replication.roles import Post, Told
-from shards.state import ABSENT, ACTIVE, JOINING, NO_SIDE, PASSIVE, PICKUP, PICKUP_ASIDE, SYNCING, Sizes, State, new_state
+from shards.state import ABSENT, ACTIVE, JOINING, NO_SIDE, PASSIVE, PICKUP_ASIDE, SYNCING, Sizes, State, new_state
 
 SIZES = Sizes(**{**dict.fromkeys(Sizes._fields, 1), "extents": 3, "buckets": 4, "neighbours": 4, "peers": 3, "shards": 2})
 SYNC = 20  # ticks that a snapshot takes
-TIMES = Times(join_after=500, resume_after=100, grace=100, quiet=50)
+TIMES = Times(join_after=500, resume_after=100, grace=400, quiet=50)
 
 
 class _Network:
@@ -37,7 +37,7 @@ class _Network:
         for shard, place in self.places.items():
             row = state.shards[shard]
             row["epoch"], row["side"] = 1, {place.primary: 0, place.backup: 1}.get(name, NO_SIDE)
-            row["role"] = JOINING if name in place else ABSENT
+            row["role"] = JOINING if name in place.home else ABSENT
         return state
 
     def start(self, name: str, cold: bool = False) -> None:
@@ -172,7 +172,31 @@ def test_a_dead_owner_is_followed_by_its_heir_and_comes_back_as_its_backup(pair:
     assert pair.states["a/0"].shards[0]["creates"] == 0
     pair.run(600)
     assert pair.told() == {"a/0": (PASSIVE, 2, 1), "b/0": (ACTIVE, 2, 0)}
-    assert pair.states["b/0"].shards[0]["pickup"] == PICKUP, "the other side is its backup's now"
+
+
+def test_the_other_side_is_nobody_elses_until_the_grace_is_over(pair: _Network) -> None:
+    """New connections take its ports meanwhile: the dead owner's are for those that have not spoken up since."""
+    pair.dead.add("a/0")
+    pair.want("b/0")
+    pair.run(20)
+    pair.start("a/0")
+    pair.run(TIMES.grace - 100)
+    assert pair.told() == {"a/0": (PASSIVE, 2, NO_SIDE), "b/0": (ACTIVE, 2, 0)}, "its copy is whole, it has no side yet"
+    assert pair.states["b/0"].shards[0]["pickup"] == PICKUP_ASIDE
+    pair.run(300)
+    assert pair.told() == {"a/0": (PASSIVE, 2, 1), "b/0": (ACTIVE, 2, 0)}
+
+
+def test_who_has_no_side_yet_takes_over_from_one_who_dies_too(pair: _Network) -> None:
+    pair.dead.add("a/0")
+    pair.want("b/0")
+    pair.run(20)
+    pair.start("a/0")
+    pair.run(TIMES.grace - 100)
+    pair.dead.add("b/0")
+    pair.want("a/0")
+    pair.run(20)
+    assert pair.told()["a/0"] == (ACTIVE, 3, 0)
 
 
 def test_who_was_away_for_a_moment_goes_on(pair: _Network) -> None:

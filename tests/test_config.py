@@ -7,18 +7,18 @@ import os
 import pathlib
 import tomllib
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from krononat import config, models
+from krononat import config, models, models_limits
 from krononat.appliance import KEY_FILE
 from krononat.locate import Path, Places
 from krononat.mend import mend
 from krononat.starter import STARTER
-from krononat.values import EVERY_PORT, Endpoint, PortRange
+from krononat.values import EVERY_PORT, Endpoint, PortRange, Protocol
 
 RIGHT = """\
 [interfaces.internal]
@@ -54,7 +54,7 @@ def test_defaults_are_those_of_the_rfcs() -> None:
     assert read.timeouts.tcp_established == 7440
     assert read.timeouts.udp == 300
     assert read.pool[0].ports == PortRange(1024, 65535)
-    assert read.pool[0].filtering == "endpoint-independent"
+    assert set(read.pool[0].filtering.words) == {"endpoint-independent"}
     assert read.socket == "/run/krononat/nat1.sock"
 
 
@@ -86,8 +86,8 @@ def test_the_starter_file_is_right_and_its_comments_are_defaults() -> None:
     uncommented = STARTER
     for key in (
         "xdp-mode", "busy-poll", "frames", "each", "ports", "block-size", "max-blocks-per-subscriber", "filtering", "hairpin",
-        "hold-down-s", "mss-clamp", "inbound-refresh", "tcp-established", "tcp-transitory", "udp", "icmp",
-        "errors-per-second", "reject-code", "vlan", "checksums", "core", "shard", "spare",
+        "hold-down-s", "mss-clamp", "inbound-refresh", "tcp-established", "tcp-transitory", "udp", "icmp", "generic",
+        "other-protocols", "errors-per-second", "reject-code", "vlan", "checksums", "core", "shard", "spare",
     ):  # fmt: skip
         before = uncommented
         uncommented = uncommented.replace(f"\n# {key} = ", f"\n{key} = ", 1)
@@ -298,10 +298,10 @@ def test_doubts() -> None:
 
 
 def test_limits_leave_out_what_the_wider_scope_says() -> None:
-    wide = models.Limits(sessions=10, ports=20, rate=0, burst=0)
-    assert models.Limits(ports=5).within(wide) == models.Limits(sessions=10, ports=5, rate=0, burst=0)
-    assert models.Limits(rate=7).bucket == 7
-    assert models.Limits(rate=7, burst=9).bucket == 9
+    wide = models_limits.Limits(sessions=10, ports=20, rate=0, burst=0)
+    assert models_limits.Limits(ports=5).within(wide) == models_limits.Limits(sessions=10, ports=5, rate=0, burst=0)
+    assert models_limits.Limits(rate=7).bucket == 7
+    assert models_limits.Limits(rate=7, burst=9).bucket == 9
 
 
 # --- places ---------------------------------------------------------------------------------------------------------------
@@ -349,14 +349,14 @@ counts = st.none() | st.integers(0, 1000)
 
 
 @st.composite
-def limits(draw: st.DrawFn) -> models.Limits:
+def limits(draw: st.DrawFn) -> models_limits.Limits:
     rate = draw(st.none() | st.integers(1, 1000))
-    return models.Limits(sessions=draw(counts), ports=draw(counts), rate=rate, burst=draw(counts) if rate else None)
+    return models_limits.Limits(sessions=draw(counts), ports=draw(counts), rate=rate, burst=draw(counts) if rate else None)
 
 
 @st.composite
 def rules(draw: st.DrawFn) -> models.Rule:
-    protocol: Literal["any", "tcp", "udp", "icmp"] = draw(st.sampled_from(("any", "tcp", "udp", "icmp")))
+    protocol = Protocol(draw(st.sampled_from(("any", "tcp", "udp", "icmp", "gre", "etherip", "200"))))
     with_ports = protocol in ("tcp", "udp")
     return models.Rule(
         direction=draw(st.sampled_from(("outbound", "inbound", "both"))),
@@ -379,7 +379,7 @@ def configs(draw: st.DrawFn) -> models.Config:
             rules=draw(st.lists(rules(), max_size=2)),
             mappings=[
                 models.Mapping(
-                    protocol="udp",
+                    protocol=Protocol("udp"),
                     internal=Endpoint(IPv4Address(f"10.0.0.{host}"), 53),
                     external=Endpoint(IPv4Address(f"203.0.0.{index}"), 53),
                 )
@@ -412,7 +412,7 @@ def configs(draw: st.DrawFn) -> models.Config:
             for number, pool in enumerate(pools)
         ],
         rule=draw(st.lists(rules(), max_size=3)),
-        limits=models.Limits(sessions=draw(st.integers(0, 9)), ports=0, rate=5, burst=draw(counts)),
+        limits=models_limits.Limits(sessions=draw(st.integers(0, 9)), ports=0, rate=5, burst=draw(counts)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import selectors
@@ -121,9 +122,24 @@ def test_a_crowd_does_not_keep_an_operator_out(path: str) -> None:
     for _ in range(2 * control.CLIENTS_AT_MOST):
         crowd.append(socket.socket(socket.AF_UNIX))
         crowd[-1].connect(path)
-    assert client.ask(path, {"do": "status"})["ok"]
+    assert client.ask(path, {"do": "status"}, timeout_s=60)["ok"]
     for stream in crowd:
         stream.close()
+
+
+def test_who_comes_behind_a_crowd_that_nobody_has_let_in_yet_waits_with_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "crowded.sock")
+    control_, crowd = Control(path, selectors.DefaultSelector(), {}), []
+    while True:  # nobody accepts: until no more can wait
+        crowd.append(socket.socket(socket.AF_UNIX))
+        crowd[-1].setblocking(False)
+        if crowd[-1].connect_ex(path) == errno.EAGAIN:
+            break
+    with pytest.raises(Trouble, match="does not answer"):
+        client.ask(path, {"do": "status"}, timeout_s=0.2)
+    for stream in crowd:
+        stream.close()
+    control_.close()
 
 
 def test_the_silent_are_hung_up_on(server: Server, path: str) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from replication import exchange, keys, publisher, sender, verify
+from replication import exchange, keys, older, publisher, sender, verify
 from replication.frames import VERSION, Body, Frame
 from replication.link import Changes
 from replication.protocol import ALIVE, CLOSED, SILENT, Heard, Peer
-from shards.records import SESSION_RECORD
-from shards.state import MAPPING_0, MAPPING_1, SESSION_0, SESSION_1
+from replication.tables import Part
+from shards.records import CONTINUED, SESSION_RECORD, TOMBSTONE
+from shards.state import MAPPING_0, MAPPING_1, SESSION6_0, SESSION_0, SESSION_1
 from tests.exchanges import Node, Room, ticks
 
 pytestmark = pytest.mark.alone
@@ -51,6 +52,7 @@ def test_a_copy_is_made_and_follows() -> None:
             change(room, "s1/0", 3, chance, 20)
             room.turn()
         room.until(lambda: same(room, 3))
+        room.until(lambda: room["s1/0"].exchange.synced(3, "s2/0"))
         assert room["s1/0"].refused() == room["s2/0"].refused() == {}
         status = room["s1/0"].exchange.status()
         assert status["streams"][0]["in_sync"] and status["streams"][0]["resyncs"] == 0
@@ -359,18 +361,59 @@ def record() -> bytes:
 
 def test_a_connection_whose_end_nobody_told_of_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """The monitor has missed it, and ZeroMQ tries no more: only that the peer never answers shows it."""
-    monkeypatch.setattr("replication.exchange.LIFELESS_AT_MOST", 300)
+    monkeypatch.setattr("replication.exchange.LIFELESS_AT_MOST", 1 << 30)
     with Room("s1/0", "s2/0") as room:
         change(room, "s1/0", 3, random.Random(8), 100)
         room.pair_up(3, "s1/0", "s2/0")
-        link = room["s1/0"].exchange._link
+        link, far = room["s1/0"].exchange._link, room["s2/0"].exchange
         events, deaf = link._events, link._monitors["s2/0"]
         monkeypatch.setattr(link, "_events", lambda monitor: [] if monitor is deaf else events(monitor))
-        link._dealers["s2/0"].disconnect(room["s2/0"].exchange.endpoint)
+        link._dealers["s2/0"].disconnect(far.endpoint)  # ZeroMQ does it when it comes to that
+        room.until(lambda: far.evidence("s1/0", ticks()) != ALIVE)
         change(room, "s1/0", 3, random.Random(9), 100)
-        room.run(0.1)
+        room.until(lambda: room["s1/0"].exchange.status()["links"]["s2/0"]["stale"] == 1)
         assert link._connected == {"s2/0"} and not same(room, 3)  # as it believes
+        monkeypatch.setattr("replication.exchange.LIFELESS_AT_MOST", 300)
         room.until(lambda: room["s1/0"].exchange.synced(3, "s2/0") and same(room, 3))
+
+
+def test_who_is_of_the_version_before_is_sent_no_row_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a copy nor as a change, an end, or a question; all else he gets, and refuses nothing."""
+    opened = sender.Sender.opened
+
+    def as_before(one: sender.Sender, frame: Frame, now: int) -> None:
+        opened(one, frame._replace(version=VERSION - 1), now)
+
+    monkeypatch.setattr(sender.Sender, "opened", as_before)
+    with Room("s1/0", "s2/0") as room:
+        one, other = room["s1/0"], room["s2/0"]
+        for row in (1, 2):
+            one.tables.put(3, MAPPING_0, row, row)
+            one.tables.put(3, SESSION_0, row, row)
+            one.tables.put(3, SESSION6_0, row, row)
+        room.pair_up(3, "s1/0", "s2/0")
+        for klass in (MAPPING_0, SESSION_0, SESSION6_0):
+            one.tables.put(3, klass, 3, 3)
+            one.tables.end(3, klass, 1)
+        room.until(lambda: other.tables.of(3) == {name: row for name, row in one.tables.of(3).items() if name[1] != SESSION6_0})
+        one.exchange.verify(3, "s2/0")
+        room.until(lambda: (found := one.exchange.compared(3, "s2/0")) and found.done)
+        found = one.exchange.compared(3, "s2/0")
+        assert found and (found.error, found.differing) == ("", []) and len(other.tables.of(3)) == 4
+        assert other.refused() == {} and not one.exchange.speaks_ipv6("s2/0") and other.exchange.speaks_ipv6("s3/0")
+
+
+def test_what_ended_and_changed_is_cut_to_what_the_version_before_knows() -> None:
+    """A session of IPv6 takes two records, of which the second is of no class."""
+    stones, sessions = np.zeros(3, TOMBSTONE), np.zeros(4, SESSION_RECORD)
+    stones["klass"], stones["row"] = (SESSION6_0, SESSION_0, SESSION6_0), (1, 2, 3)
+    sessions["klass"], sessions["row"] = (SESSION6_0, CONTINUED, SESSION_1, SESSION_0), (5, 6, 7, 8)
+    part = Part(3, (3, 0, 4), [stones.view(np.uint8), sessions.view(np.uint8)], more=True, lapped=False)
+    assert older.known(part, older.SINCE_IPV6) is part
+    known = older.known(part, older.SINCE_IPV6 - 1)
+    assert known.counts == (1, 0, 2) and known.more
+    assert known.rows[0].view(TOMBSTONE)["row"].tolist() == [2] and known.rows[1].view(SESSION_RECORD)["row"].tolist() == [7, 8]
+    assert older.known(part._replace(counts=(2, 0, 0), rows=[stones[::2].copy().view(np.uint8)]), 1).rows == []
 
 
 @pytest.mark.parametrize(("version", "kinds"), [(VERSION, {"updates"}), (VERSION - 1, {"update"})])

@@ -125,6 +125,19 @@ def test_what_a_core_may_not_announce_is_refused(lab: Lab) -> None:
 
 
 @pytest.mark.lab
+def test_rfc8326_routes_that_are_about_to_go_are_taken_last(lab: Lab) -> None:
+    socket, before = str(lab.socket_of(lab.label("s1/0"))), _ways(lab)
+    assert ("s1/0", "s1/0") in before.values()
+    assert client.ask(socket, {"do": "drain", "on": True})["announces"]
+    _until(lambda: _all_by(lab, "s2/0"))
+    told = [route for route in switches.view(lab, "ain").routes if route.by == "s1c0in"]
+    assert told and {route.preference for route in told} == {0}, "still there, and the last to be chosen"
+    assert traffic.ping(lab).held
+    client.ask(socket, {"do": "drain", "on": False})
+    _until(lambda: _ways(lab) == before)
+
+
+@pytest.mark.lab
 @pytest.mark.parametrize("kind, name", [("core", "s1/0"), ("server", "s1"), ("freeze", "s1/0")])
 def test_the_other_core_takes_over(lab: Lab, kind: str, name: str) -> None:
     chaos.fail(lab, kind, name)

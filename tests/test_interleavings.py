@@ -51,6 +51,19 @@ CHANGES = [
     ("join", 3, Budget(flows=1, maps=1)),
     ("leave", 3, Budget(flows=1, maps=1)),
 ]
+# Two rooms: "a" and "b", and "c", which has nothing and steps in where packets come to it while the others are away.
+ROOMS = [
+    Budget(flows=1, rooms=1),
+    Budget(flows=1, rooms=1, cold=2),
+    Budget(flows=2, apart=1),
+]
+LARGE_ROOMS = [
+    Budget(flows=2, rooms=1, moves=1),
+    Budget(flows=2, rooms=1, cold=2, moves=1),
+    Budget(flows=2, apart=1, moves=1),
+    Budget(flows=2, rooms=1, crashes=1),
+    Budget(flows=2, rooms=1, apart=1, moves=2, cuts=1),
+]
 LARGE_CHANGES = [
     ("", 3, Budget(flows=1, maps=1, moves=1)),
     ("", 3, Budget(flows=1, maps=1, crashes=1)),
@@ -97,6 +110,26 @@ if PURE:  # nothing here is compiled: once is enough
         found = search(count, True, budget, change=change)
         print(f"{count} cores, {change} {told(budget)}: {len(found.before):,} worlds, {found.rests} at rest")
         assert found.complete and found.rests > 0 and len(found.before) > 10
+
+    @pytest.mark.parametrize("budget", ROOMS, ids=told)
+    def test_all_orders_in_which_a_room_is_lost(budget: Budget) -> None:
+        found = search(3, True, budget, change="rooms")
+        print(f"{told(budget)}: {len(found.before):,} worlds, {found.rests} at rest")
+        assert found.complete and found.rests > 0 and len(found.before) > 300
+
+    @pytest.mark.parametrize("budget", LARGE_ROOMS, ids=told)
+    def test_more_orders_in_which_a_room_is_lost(budget: Budget, request: pytest.FixtureRequest) -> None:
+        found = search(3, True, budget, request.config.getoption("--worlds") or 2000, "rooms")
+        print(f"{told(budget)}: {len(found.before):,} worlds, {found.depth} deep, complete: {found.complete}")
+        assert len(found.before) >= 2000 or found.complete
+
+    def test_rooms_on_long_ways_by_chance(request: pytest.FixtureRequest) -> None:
+        simulation = Simulation(3, "rooms")
+        ways = max(30, (request.config.getoption("--worlds") or 0) // 100)
+        budget = Budget(flows=6, moves=3, crashes=1, cuts=1, freezes=1, timers=1, batches=3, rooms=2, apart=2)
+        steps = [wander(simulation, seed, budget, 150) for seed in range(ways)]
+        print(f"{len(steps)} ways, {sum(steps):,} steps")
+        assert max(steps) > 50
 
     @pytest.mark.parametrize(
         ("change", "count", "budget"), LARGE_CHANGES, ids=[f"{case[0]} {told(case[2])}" for case in LARGE_CHANGES]
@@ -173,6 +206,24 @@ if PURE:  # nothing here is compiled: once is enough
         monkeypatch.setattr(roles, "_CHANGES", {**roles._CHANGES, "higher": lambda *given: follow(*given)._replace(winner="")})
         with pytest.raises(Violation, match=r"are lost|port 0 is of"):
             search(2, True, Budget(flows=1, cuts=1))
+
+    def test_ports_of_the_dead_given_on_within_the_grace_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+        """As it was: once the backup had a copy the other side was its, and new connections took the dead one's ports."""
+        note = conduct.Conductor._note_sent
+
+        def hasty(core: conduct.Conductor, shard: int, before: Post, now: int) -> None:
+            if core._exchange.synced(shard, core.posts[shard].backup):
+                core._state.shards[shard]["pickup"] = 0
+            note(core, shard, before, now)
+
+        monkeypatch.setattr(conduct.Conductor, "_note_sent", hasty)
+        with pytest.raises(Violation, match="before the grace was over"):
+            search(2, True, Budget(flows=2, crashes=1))
+
+    def test_a_side_given_away_while_new_connections_take_its_ports_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(conduct.Conductor, "_steps_aside", lambda core, shard, now: False)
+        with pytest.raises(Violation, match=r"port \d is of"):
+            search(2, True, Budget(flows=2, crashes=1, cuts=1))
 
     def test_going_on_without_asking_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         alone = dict(roles._LOOKS)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -124,6 +124,57 @@ def test_no_inside_address_is_seen_outside(lab: Lab) -> None:
     assert "\n0 packets captured" in lab.log("tcpdump").read_text()
 
 
+# --- protocols without ports: by raw sockets, since a kernel need not have more of them ---------------------------------------
+
+_PROTOCOLS = [("gre", 47, "c1"), ("esp", 50, "c2"), ("sctp", 132, "c3"), ("ipip", 4, "c1")]
+_ECHO = """
+import socket, sys
+heard = socket.socket(socket.AF_INET, socket.SOCK_RAW, int(sys.argv[1]))
+print("ready", flush=True)
+data, (host, _) = heard.recvfrom(2000)
+print(host, data[20:].hex(), flush=True)
+heard.sendto(data[20:], (host, 0))
+"""
+_ASK = """
+import socket, sys
+asks = socket.socket(socket.AF_INET, socket.SOCK_RAW, int(sys.argv[1]))
+hears = socket.socket(socket.AF_INET, socket.SOCK_RAW, 1) if "error" in sys.argv else asks
+hears.settimeout(5)
+asks.sendto(bytes.fromhex(sys.argv[3]), (sys.argv[2], 0))
+print(hears.recvfrom(2000)[0].hex())
+"""
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize(("name", "number", "node"), _PROTOCOLS)
+def test_rfc6888_req1_protocols_without_ports_go_out_and_come_back(lab: Lab, name: str, number: int, node: str) -> None:
+    sent = "00000800" + bytes(range(100, 140)).hex()
+    echo = lab.start("h1", f"echo-{name}", (sys.executable, "-c", _ECHO, str(number)))
+    until = time.monotonic() + 10
+    while not lab.log(f"echo-{name}").read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    done = lab.run(node, sys.executable, "-c", _ASK, str(number), ROUTER.address("h1"), sent)
+    echo.wait(10)
+    assert done.returncode == 0, done.stderr
+    answer = bytes.fromhex(done.stdout)
+    assert answer[20:].hex() == sent and answer[12:16] == bytes(map(int, ROUTER.address("h1").split(".")))
+    _, external, heard = lab.log(f"echo-{name}").read_text().split()
+    assert heard == sent and not external.startswith("100.")
+    (listed,) = json.loads(lab.krononat("sessions", "list", "-p", name, "-o", "json").stdout)
+    assert (listed["external"], listed["internal"], listed["state"]) == (external, ROUTER.address(node), "generic")
+
+
+@pytest.mark.lab
+def test_what_a_kernel_says_of_a_protocol_that_it_has_not_comes_back(lab: Lab) -> None:
+    """Protocol unreachable (RFC 1122 3.2.2.1), with our own packet in it as it was sent."""
+    done = lab.run("c2", sys.executable, "-c", _ASK, "47", ROUTER.address("h2"), "00000800" + "55" * 40, "error")
+    assert done.returncode == 0, done.stderr
+    error = bytes.fromhex(done.stdout)
+    assert (error[20:22], error[28 + 9]) == (b"\x03\x02", 47)
+    assert error[28 + 12 : 28 + 16] == bytes(map(int, ROUTER.address("c2").split(".")))
+    assert error[28 + 20 : 28 + 24].hex() == "00000800"
+
+
 @pytest.mark.lab
 def test_killing_the_worker_ends_no_download(lab: Lab) -> None:
     outcome = crash.kill_worker(lab)
@@ -172,6 +223,36 @@ def test_a_killed_laboratory_is_cleared_away_by_the_next() -> None:
     assert not (RUN / "knk.json").exists()
     with pytest.raises(client.Trouble):
         Lab.find("knk")
+
+
+@pytest.mark.lab
+def test_two_hours_and_four_minutes_pass_at_once(lab: Lab) -> None:
+    """RFC 5382 REQ-5, to the end: a TCP session that nobody closes ends after 7,440 s, and not one second before."""
+    assert "stands" in lab.krononat("lab", "clock", "stop").stdout
+    holding = "import socket, time; opened = socket.create_connection(('198.51.100.10', 80)); time.sleep(100)"
+    held = lab.start("c1", "held-open", [sys.executable, "-c", holding])
+    try:
+        _until(lambda: _established(lab) == 1)
+        for seconds, alive in ((7439, 1), (2, 0)):
+            assert "stands" in lab.krononat("lab", "clock", f"+{seconds}").stdout
+            assert _established(lab) == alive
+    finally:
+        held.kill()
+        held.wait()
+    assert "goes" in lab.krononat("lab", "clock", "go").stdout
+    assert traffic.ping(lab).held
+
+
+def _established(lab: Lab) -> int:
+    told = lab.krononat("sessions", "list", "-s", "100.64.0.11", "--dport", "80", "--state", "established", "-o", "json").stdout
+    return len(json.loads(told))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.lab

@@ -15,6 +15,7 @@ from krononat.client import Trouble
 from krononat.control import error
 from krononat.crew import Crew
 from krononat.worker import Worker
+from shards.lifetimes import STATES
 from shards.state import DRAINED, EXCLUDED, OPEN, State, admitted
 from tests.test_cli import Fake, Run, run
 from tests.test_config import RIGHT
@@ -25,6 +26,7 @@ BEFORE = RIGHT + '[[rule]]\nprotocol = "tcp"\nremote-ports = "25"\naction = "rej
 AFTER = (
     BEFORE + '[[rule]]\nremote = "198.51.100.9"\naction = "drop"\n[[bypass]]\nremote = "10.9.0.0/16"\n[timeouts]\nudp = 200\n'
 )
+UDP = STATES.index("udp")
 
 
 class Hired:
@@ -87,9 +89,9 @@ def test_what_changes_is_told_first_and_done_then(run: Run, running: Running, tm
     file, settings = written(tmp_path, AFTER), running.state.settings[0]
     told = run("config", "apply", "--dry-run", file).out
     assert told.splitlines() == ["would change: bypass", "would change: timeouts.udp", "would change: rule"]
-    assert (settings["rules"], settings["rules_version"], settings["udp"]) == (1, 1, 300_000)
+    assert (settings["rules"], settings["rules_version"], settings["lifetimes"][UDP]) == (1, 1, 300_000)
     assert json.loads(run("config", "apply", file, "-o", "json").out)["applied"] is True
-    assert (settings["rules"], settings["bypasses"], settings["udp"]) == (2, 1, 200_000)
+    assert (settings["rules"], settings["bypasses"], settings["lifetimes"][UDP]) == (2, 1, 200_000)
     assert (settings["rules_version"], settings["admitted"]) == (2, admitted(2))
     at = int(settings["rules_at"])
     assert at == len(running.state.rules) // 2 and running.state.rules["number"][at : at + 2].tolist() == [0, 1]

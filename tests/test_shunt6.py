@@ -101,3 +101,48 @@ def test_a_packet_whose_destination_was_changed_on_the_way_is_foreign() -> None:
     sent = bytearray(hand(here, "inside", QUESTION).sent or b"")
     sent[14 + 44 + 5] += 1
     assert there.receive([("outside", bytes(sent))], EPOCH)[0].verdict == "shunt_malformed"
+
+
+FRAGMENTED = "udp [2400:c0df:0:500::5]:4000 > [2600::9]:53 len 100 with hop-by-hop fragment/0/0/77"
+
+
+def piece_of(core: Core, side: str, line: str, first: int, last: int) -> Result:
+    packet = frames6.read(line)
+    port = core.bed.inside if side == "inside" else core.bed.outside
+    data = frames6.piece(frames6.build(packet), first, last)
+    frame = build_frame(mac_of(port.address), sender_of6(core.bed, side, packet), data, port.vlan, 0x86DD)
+    return core.receive([(side, frame)], EPOCH)[0]
+
+
+def test_fragments_go_to_the_authority_behind_their_first_and_are_served_there_in_any_order() -> None:
+    here, there = cores()
+    late = piece_of(here, "inside", FRAGMENTED, 48, 108)
+    assert late.verdict == "held"
+    first = piece_of(here, "inside", FRAGMENTED, 0, 24)
+    middle = piece_of(here, "inside", FRAGMENTED, 24, 48)
+    (last,) = here.again(EPOCH + 1)
+    assert passed_on(last, there).verdict == "held"
+    assert passed_on(first, there).verdict == "forwarded_out"
+    served = passed_on(middle, there)
+    assert served.verdict == "forwarded_out" and served.sent and middle.sent
+    inner = shunts.unwrap(frames.dissect(frames.split_frame(middle.sent)[4]))[1]
+    assert frames.split_frame(served.sent)[4] == inner[:7] + bytes([63]) + inner[8:]
+    assert [result.verdict for result in there.again(EPOCH + 2)] == ["forwarded_out"]
+    assert there.state.core[0]["fragmented"] == here.state.core[0]["fragmented"] == 0
+    answer = FRAGMENTED.replace("udp [2400:c0df:0:500::5]:4000 > [2600::9]:53", "udp [2600::9]:53 > [2400:c0df:0:500::5]:4000")
+    assert passed_on(piece_of(here, "outside", answer, 0, 24), there).verdict == "forwarded_in"
+    assert passed_on(piece_of(here, "outside", answer, 24, 108), there).verdict == "forwarded_in"
+
+
+def test_fragments_between_subscribers_of_two_cores() -> None:
+    here, there = cores()
+    line = "tcp [2400:c0de:0:500::5]:4000 > [2400:c0df:0:500::5]:80 syn len 100 with fragment/0/0/78"
+    assert passed_on(piece_of(here, "inside", line, 0, 40), there).verdict == "forwarded_in"
+    assert passed_on(piece_of(here, "inside", line, 40, 120), there).verdict == "forwarded_in"
+
+
+def test_fragments_whose_first_is_refused_there_end_there() -> None:
+    here, there = cores()
+    line = "tcp [2400:c0df:0:500::5]:4000 > [2600::9]:80 ack len 100 with fragment/0/0/79"
+    assert passed_on(piece_of(here, "inside", line, 0, 24), there).verdict == "tcp_not_opening"
+    assert passed_on(piece_of(here, "inside", line, 24, 48), there).verdict == "fragment_refused"

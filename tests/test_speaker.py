@@ -410,13 +410,22 @@ def test_subscribers_of_ipv6_are_told_of_with_the_shard_of_their_pool() -> None:
 
 def test_a_core_of_a_cluster_has_what_the_map_says() -> None:
     key = "x" * 40
-    cores = [{"name": f"s{n}/0", "replication": f"10.9.0.{n}:7000", "shunt": f"10.9.0.{n}", "key": key} for n in (1, 2)]
-    shards = [{"id": 0, "primary": "s1/0", "backup": "s2/0", "epoch": 4}, {"id": 1, "primary": "s2/0"}]
+    cores = [
+        {
+            "name": f"s{n}/0",
+            "replication": f"10.9.0.{n}:7000",
+            "shunt": f"10.9.0.{n}",
+            "key": key,
+            "room": "B" if n == 3 else "A",
+        }
+        for n in (1, 2, 3)
+    ]
+    shards = [{"id": 0, "primary": "s1/0", "backup": "s2/0", "epoch": 4}, {"id": 1, "primary": "s2/0", "reserve": "s3/0"}]
     told = Map.model_validate({"version": 1, "core": cores, "shard": shards})
     assert [(each.role, each.epoch) for each in speaking.standings(core(), told)] == [("primary", 4), ("silent", 1)]
     orders = json.loads(json.dumps(speaking.orders(core(), told)))
-    assert orders["shards"][0] == [0, ["203.0.113.0/28", "203.0.113.32/28"], [], 4, True]
-    assert orders["shards"][1][3:] == [1, False]
+    assert orders["shards"][0] == [0, ["203.0.113.0/28", "203.0.113.32/28"], [], 4, True, ""]
+    assert orders["shards"][1][3:] == [1, False, "s3/0"]
 
 
 REFUSED = {

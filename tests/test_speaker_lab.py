@@ -18,6 +18,7 @@ import pytest
 from bench.switch import LOCAL_AS, PEER, PEER_AS, Monitor, Switch, core_address, core_address6, eventually, pair, started
 from krononat import config, speaking
 from routing.speaker.ask import ask
+from routing.speaker.keeper import NICENESS
 from shards.state import ACTIVE, PASSIVE
 
 pytestmark = pytest.mark.lab
@@ -181,6 +182,11 @@ def test_status_and_routes_as_people_see_them(settled: Bed) -> None:
     )
     rows = json.loads(told.stdout)
     assert {row["prefix"] for row in rows} == set(PREFIXES) and all(row["acknowledged"] for row in rows)
+
+
+def test_a_withdrawal_does_not_wait_behind_busy_cores(settled: Bed) -> None:
+    said = (settled.exabgp("s1"), settled.helper("s1"))
+    assert [os.getpriority(os.PRIO_PROCESS, number) for number in said] == [NICENESS, NICENESS]
 
 
 def test_a_core_that_dies_is_withdrawn_within_milliseconds(settled: Bed) -> None:

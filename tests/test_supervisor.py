@@ -340,7 +340,8 @@ def test_without_a_spare_a_killed_worker_is_replaced_a_little_later(place: Place
         before = place.status()
         assert before["spare"] == {"state": "off", "pid": None}
         os.kill(before["worker"]["pid"], signal.SIGKILL)
-        until(lambda: place.status()["worker"]["ready"] and place.status()["worker"]["pid"] != before["worker"]["pid"], 60)
+        until(lambda: (now := place.status()["worker"])["ready"] and now["pid"] != before["worker"]["pid"], 60)
+        until(lambda: place.ping(1, 1) == 1, 60)  # what is known of neighbours is asked anew, and answers take their time
         assert place.ping() == 3 and place.status()["spare"]["pid"] is None
 
 

@@ -8,11 +8,12 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 
 from krononat import appliance, config, view
-from krononat.cli.sessions import PROTOCOLS6, conntrack
+from krononat.cli import sessions as cli_sessions
+from krononat.cli.sessions import conntrack
 from krononat.client import Trouble
 from krononat.packet import build, read_packet
 from krononat.view import Filter
-from shards import sessions
+from shards import protocols, sessions
 from shards.jit import PURE
 from shards.state import EXTERNAL, INTERNAL
 from tests import frames6
@@ -81,9 +82,8 @@ def test_one_that_is_deleted_is_gone() -> None:
 
 
 def test_names_of_protocols_are_the_same_everywhere() -> None:
-    from krononat import view6
-
-    assert {number: view6.PROTOCOLS[number] for number in PROTOCOLS6} == PROTOCOLS6
+    assert {name: number for number, name in protocols.NAMES.items()} == cli_sessions.NUMBERS
+    assert {number: protocols.number(protocols.name(number)) for number in range(256)} == {n: n for n in range(256)}
 
 
 def test_packets_are_read_and_built() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from tests.admission import ACK, FIN, RST, SYN
+from tests.admission import ACK, FIN, RST, SYN, is_generic
 from tests.frames import ICMP, REPLIES, REQUESTS, TCP, UDP, Packet, build, dissect, ones_sum
+
+if TYPE_CHECKING:
+    from tests.bed import Bed
 
 Endpoint = tuple[int, int]
 
@@ -22,12 +26,12 @@ class Refused(Exception):
 # `-` stays and leaves the lifetime alone, `.` stays and renews it.
 _TCP = {
     "out": """
-        init         -            reset  .            -
-        init_in      -            reset  established  -
+        init         -            -      .            -
+        init_in      -            -      established  -
         established  fin_out      reset  .            .
         fin_out      .            reset  .            .
         fin_in       closing      reset  .            .
-        answered     -            reset  -            -
+        answered     -            -      -            -
         closing      -            -      init         -
         reset        established  -      established  established
     """,
@@ -51,9 +55,14 @@ TCP_TABLE = {
 
 def embedded(packet: Packet) -> Packet:
     about = packet.about
-    if about is None or about.fragment & 0x1FFF or len(build(about)) - 20 - len(about.ip_options) < 8:
+    if about is None or about.fragment & 0x1FFF or len(build(about)) - 20 - len(about.ip_options) < _quoted_at_least(about):
         raise Refused("icmp_embedded_bad")
     return about
+
+
+def _quoted_at_least(about: Packet) -> int:
+    """Eight bytes (RFC 792), or all of a packet of a generic protocol that has less."""
+    return min(8, len(about.payload) + about.missing) if is_generic(about.protocol) else 8
 
 
 def concealed(packet: Packet) -> Packet:
@@ -80,9 +89,11 @@ def _names_interfaces(objects: bytes) -> bool:
     return bool(objects)
 
 
-def can_have_passed(about: Packet) -> bool:
-    """Whether a packet like this is one that a NAT forwards at all."""
-    return about.protocol in (TCP, UDP) or (about.protocol == ICMP and about.kind >> 8 in (*REQUESTS, *REPLIES))
+def can_have_passed(about: Packet, protocols: set[int]) -> bool:
+    """Whether a packet like this is one that a NAT forwards at all. `protocols`: generic ones that it translates."""
+    if is_generic(about.protocol):
+        return about.protocol in protocols
+    return about.protocol in (TCP, UDP) or about.kind >> 8 in (*REQUESTS, *REPLIES)
 
 
 def with_source(packet: Packet, source: Endpoint) -> Packet:
@@ -96,7 +107,9 @@ def with_destination(packet: Packet, destination: Endpoint) -> Packet:
 
 
 def _identified(changed: Packet, packet: Packet, identifier: int) -> Packet:
-    """An ICMP query has one identifier and no ports, whichever end is translated."""
+    """An ICMP query has one identifier and no ports, whichever end is translated. Generic protocols have neither."""
+    if is_generic(packet.protocol):
+        return replace(changed, source_port=0, destination_port=0)
     if packet.protocol != ICMP:
         return changed
     asks = packet.kind >> 8 in REQUESTS
@@ -120,5 +133,18 @@ def may_open(flags: int, mapped: bool) -> bool:
 def first_state(packet: Packet) -> str:
     """A SYN-ACK answers a SYN that came in by the mapping alone; without SYN a connection goes on whose session was lost."""
     if packet.protocol != TCP:
-        return "udp" if packet.protocol == UDP else "query"
+        return {UDP: "udp", ICMP: "query"}.get(packet.protocol, "generic")
     return {SYN: "init", SYN | ACK: "answered"}.get(packet.flags & (SYN | ACK), "established")
+
+
+def lifetime(bed: Bed, protocol: int, remote_port: int, state: str) -> int:
+    """Ticks that a session lives on without a packet (RFC 5382 REQ-5, RFC 7857 2.1, RFC 4787 REQ-5, RFC 5508 REQ-2)."""
+    if state in ("closing", "reset"):
+        name = "closing"
+    elif state in ("init", "init_in", "answered"):
+        name = "opening"
+    else:
+        name = {"udp": "udp", "query": "icmp", "generic": "generic"}.get(state, "established")
+    fitting = [told for told in bed.port_timers if told[0] == protocol and told[1][0] <= remote_port <= told[1][1]]
+    own = fitting[0][2] if fitting and name in ("udp", "established") else bed.timeouts_s[name]
+    return int(own * 1000)

@@ -83,7 +83,7 @@ def _servers(*cores: str) -> set[str]:
     return {cluster.node_of(core) for core in cores}
 
 
-def _operate(here: Scene, *words: str) -> None:
+def operate(here: Scene, *words: str) -> None:
     """A command of ours, as an operator gives it on a server."""
     lab = here.lab
     done = lab.run("s1", *KRONONAT, *words, "--socket", str(lab.folder), timeout_s=4 * _MOVE_S)
@@ -92,16 +92,16 @@ def _operate(here: Scene, *words: str) -> None:
 
 
 def _drain(here: Scene, core: str) -> None:
-    _operate(here, "server", "drain", cluster.node_of(core), "--yes")
+    operate(here, "server", "drain", cluster.node_of(core), "--yes")
 
 
 def _undrain_all(here: Scene, core: str) -> None:
     for server in sorted({cluster.node_of(name) for name in cluster.cores(here.wanted)}):
-        _operate(here, "server", "undrain", server, "--yes")
+        operate(here, "server", "undrain", server, "--yes")
 
 
 def _rebalance(here: Scene, core: str) -> None:
-    _operate(here, "shard", "rebalance", "--yes")
+    operate(here, "shard", "rebalance", "--yes")
 
 
 # --- hard -------------------------------------------------------------------------------------------------------------------

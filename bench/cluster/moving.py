@@ -34,6 +34,11 @@ class Moved(NamedTuple):
         """Of both directions."""
         return max(self.out.longest_gap_ms, self.into.longest_gap_ms)
 
+    @property
+    def longest_pause_ms(self) -> float:
+        """Of the sender itself."""
+        return max(self.out.longest_pause_ms, self.into.longest_pause_ms)
+
 
 def move(here: Scene, hand: Hand | None, shard: int, target: str, inbound_first: bool) -> Moved:
     """Move a shard. As soon as the target has it, the router's routes follow, one direction after the other.

@@ -28,7 +28,7 @@ from replication import keys
 from replication.exchange import Exchange
 from replication.protocol import Peer, Settings
 from replication.rows import StateSink, StateSource
-from shards import sessions
+from shards import sessions, tcp
 from shards.burst import Burst
 from shards.jit import hot
 from shards.shard import EXPIRE_AT_MOST
@@ -129,7 +129,7 @@ class Forwarding:
         os.sched_setaffinity(0, {PACKET_CPU})
         scene = traffic.build(flows, ROWS, protocol=TCP, room=flows + universe)
         self.state, self._burst = scene.state, scene.burst
-        self.state.settings["udp"] = LIFETIME
+        self.state.settings["lifetimes"][:, tcp.STREAM] = LIFETIME
         self._known = traffic.packets_of(scene.frames).copy()
         self._coming = traffic.packets_of(traffic.outbound(flows + np.arange(universe))).copy()
         self._frames, self._fresh = (np.zeros(rows * FRAME_BYTES, np.uint8) for rows in (KNOWN, FRESH_AT_MOST))
@@ -246,7 +246,7 @@ def apply(channel: Connection, who: Who, room: int) -> None:
     """A core that has nothing of its own and takes what its peer sends; it tells how many sessions it has when asked."""
     os.sched_setaffinity(0, {OTHER_CPU})
     state = traffic.empty(room)
-    state.settings["udp"] = LIFETIME
+    state.settings["lifetimes"][:, tcp.STREAM] = LIFETIME
     state.shards["role"], state.shards["creates"] = PASSIVE, 0
     ticks = Ticks()
     exchange = _exchange(state, who, ticks.now())

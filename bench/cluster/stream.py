@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ class Became(NamedTuple):
     late: int
     longest_gap_ms: float  # between two that came, one right after the other, or from the last that came to the last that left
     longest_way_ms: float  # from leaving to coming
+    longest_pause_ms: float = 0.0  # between two that left: of whoever sent them, on a CPU that others want, too
 
 
 def became(datagrams: Array, since_ns: int, until_ns: int) -> Became:
@@ -27,7 +29,9 @@ def became(datagrams: Array, since_ns: int, until_ns: int) -> Became:
     came = some[some["times"] > 0]
     lost, twice, late = len(some) - len(came), int(np.sum(came["times"] > 1)), int(came["late"].sum())
     ways = came["came"] - came["sent"]
-    return Became(len(some), lost, twice, late, _longest_gap(some, came["came"]) / 1e6, int(ways.max(initial=0)) / 1e6)
+    pause = int(np.diff(some["sent"]).max(initial=0))
+    gap, way = _longest_gap(some, came["came"]), int(ways.max(initial=0))
+    return Became(len(some), lost, twice, late, gap / 1e6, way / 1e6, pause / 1e6)
 
 
 def _longest_gap(sent: Array, came: Array) -> int:
@@ -66,7 +70,7 @@ def owners(ledger: Ledger, alive: bool = False) -> int:
     `alive`: of connections only that have answered again since they were established; what died with its owner is lost.
     """
     some = ledger.connections["external"] != 0
-    return _shared(ledger, some & (ledger.connections["round"] > 1) if alive else some)
+    return _too_many(shared(ledger, some & (ledger.connections["round"] > 1) if alive else some))
 
 
 def reused(ledger: Ledger) -> int:
@@ -75,12 +79,37 @@ def reused(ledger: Ledger) -> int:
     None should: no scene lasts as long as a port is to rest (RFC 6888 REQ-8: 120 s).
     """
     closed = ledger.connections["external"][ledger.connections["closed"] == 1]
-    return _shared(ledger, np.isin(ledger.connections["external"], closed[closed != 0]))
+    return _too_many(shared(ledger, np.isin(ledger.connections["external"], closed[closed != 0])))
 
 
-def _shared(ledger: Ledger, chosen: Array) -> int:
-    """How many owners too many the endpoints of these connections had."""
+def shared(ledger: Ledger, chosen: Array) -> dict[int, list[int]]:
+    """External endpoints of these connections that several internal ones have had: of each of these the first connection."""
     from bench.cluster.tcp import internal_of
 
-    pairs = {(int(ledger.connections["external"][row]), internal_of(ledger, int(row))) for row in np.flatnonzero(chosen)}
-    return len(pairs) - len({external for external, _ in pairs})
+    firsts: dict[int, dict[int, int]] = {}
+    for row in map(int, np.flatnonzero(chosen)):
+        firsts.setdefault(int(ledger.connections["external"][row]), {}).setdefault(internal_of(ledger, row), row)
+    return {external: list(rows.values()) for external, rows in firsts.items() if len(rows) > 1}
+
+
+def _too_many(sharing: dict[int, list[int]]) -> int:
+    return sum(len(rows) - 1 for rows in sharing.values())
+
+
+def story(ledger: Ledger, external: int, rows: list[int], killed: int) -> str:
+    """Who has had an external endpoint: internal one, when its SYN left, whether it was answered before and after the kill."""
+    from bench.cluster.tcp import internal_of
+
+    parts = []
+    for row in rows:
+        one = ledger.connections[row]
+        opened, established = (int(one[name]) - killed for name in ("opened", "established"))
+        answered = "never answered" if not one["established"] else f"answered after {(established - opened) / 1e6:.1f} ms"
+        later = ", ".join(name for name in ("moved", "refused", "closed") if one[name]) or f"last in round {one['round']}"
+        parts.append(f"{endpoint(internal_of(ledger, row))} opened {opened / 1e6:+.1f} ms, {answered}, {later}")
+    return f"{endpoint(external)}: {'; '.join(parts)}"
+
+
+def endpoint(packed: int) -> str:
+    """An endpoint (address << 16 | port), for people."""
+    return f"{IPv4Address(packed >> 16)}:{packed & 0xFFFF}"

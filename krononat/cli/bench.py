@@ -22,6 +22,8 @@ bench = Lazy(
         "show": ("bench.showing:show", "A cluster moved, drained, broken and mended, in one table."),
         "events": ("bench.events:events", "What happens to a cluster that routes by itself."),
         "overload": ("bench.overload:overload_bench", "Twice what a core can take: who notices?"),
+        "attack": ("bench.attack:attack_bench", "Three subscribers misbehave; the others lose nothing."),
+        "rooms": ("bench.rooms:rooms", "A whole room is lost, another one serves, and it comes back."),
         "failover": ("bench.failover:failover", "The primary dies, the backup sleeps, the link is cut."),
         "verify": ("bench.verify:verify", "Divergences are planted in a copy, and to be found."),
         "all": ("bench.all:everything", "All of them, with a report and plots."),

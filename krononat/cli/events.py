@@ -26,7 +26,7 @@ _PAUSE_S = 0.2
 @output_option("jsonl")
 @socket_option
 def events(follow: bool, last: int, form: str, socket: str | None) -> None:
-    """What was translated for whom and when, oldest first: blocks of ports, mappings, sessions, refusals.
+    """What was translated for whom and when, oldest first: blocks of ports, mappings, sessions, refusals, alarms.
 
     `[log] events` of the configuration decides what is written. The ring holds 65,535 events; who reads too slowly is told how
     many went by (on stderr, and as an object `missed` in JSON lines).
@@ -89,7 +89,7 @@ def _row(event: Event) -> dict[str, Any]:
         "external": f"{event.external}:{event.external_port}{last}" if event.external else "",
         "remote": f"{event.remote}:{event.remote_port}" if event.remote else "",
         "account": str(event.account),
-        "reason": event.reason,
+        "reason": f"{event.what} {event.packets} % {event.level}" if event.what else event.reason,
     }
 
 

@@ -24,7 +24,7 @@ from replication.placement import server_of
 if TYPE_CHECKING:  # else late: what reads maps takes longer to import than all the rest
     from krononat.cluster import Map, Shard
 
-COLUMNS = ("shard", "primary", "backup", "epoch", "active", "passive")
+COLUMNS = ("shard", "primary", "backup", "reserve", "epoch", "active", "passive")
 FOLLOWED_WITHIN_S = 15.0  # a core looks each second
 FILE = click.Path(path_type=Path)
 
@@ -126,6 +126,8 @@ def placed(told: Map, homes: Homes, epochs: dict[int, int], without: str = "") -
         changes: dict[str, Any] = {"primary": home.primary, "backup": home.backup} if home else {}
         if without and server_of(str(changes.get("backup", shard.backup))) == without:
             changes["backup"] = None
+        if shard.reserve and _is_no_reserve(told, shard.reserve, {**shard.model_dump(), **changes}, without):
+            changes["reserve"] = None
         shards.append(shard.model_copy(update={**changes, "epoch": max(shard.epoch, epochs.get(shard.id, 0))}))
     if lost := [str(shard.id) for shard in shards if without and server_of(shard.primary) == without]:
         remedy = f"krononat shard show {lost[0]}; a map of yours can name another primary: krononat shard map apply FILE"
@@ -133,6 +135,12 @@ def placed(told: Map, homes: Homes, epochs: dict[int, int], without: str = "") -
         raise client.Trouble(f"the map cannot do without {without}", why, remedy)
     cores = [core for core in told.core if core.server != without]
     return told.model_copy(update={"version": told.version + 1, "core": cores, "shard": shards})
+
+
+def _is_no_reserve(told: Map, reserve: str, placed: dict[str, Any], without: str) -> bool:
+    """Whether a shard's reserve leaves, or is in its room now."""
+    rooms = told.rooms()
+    return server_of(reserve) == without or rooms[reserve] in {rooms.get(placed[key] or "") for key in ("primary", "backup")}
 
 
 def move_and_record(
@@ -201,13 +209,14 @@ def show(form: str, socket: str | None) -> None:
     click.echo(f"version {told.version}, {len(told.core)} cores, {len(told.shard)} shards, kept in {store}{reachable}")
     behind = [f"{core} by {version}" for core, version in marks.items() if version not in (0, told.version)]
     click.echo(f"going by another version: {', '.join(behind)}\n" if behind else "every core that was heard goes by it\n")
-    print_table(rows, COLUMNS)
+    print_table(rows, [name for name in COLUMNS if name != "reserve" or any(shard.reserve for shard in told.shard)])
     for alarm in alarms:
         click.echo(f"krononat: alarm: {alarm}", err=True)
 
 
 def _row(shard: Shard, now: dict[str, Any]) -> dict[str, Any]:
-    told = {"shard": shard.id, "primary": shard.primary, "backup": shard.backup or "-", "epoch": shard.epoch}
+    places = {"primary": shard.primary, "backup": shard.backup or "-", "reserve": shard.reserve or "-"}
+    told = {"shard": shard.id, **places, "epoch": shard.epoch}
     return {**told, "active": now.get("active") or "-", "passive": now.get("passive") or "-"}
 
 
@@ -267,6 +276,8 @@ def differences(before: Map, newer: Map) -> list[str]:
         if known and (known.primary, known.backup) != (shard.primary, shard.backup):
             told = f"{known.primary}, {known.backup or 'no backup'} to {shard.primary}, {shard.backup or 'no backup'}"
             found.append(f"shard {shard.id}: from {told}")
+        if known and known.reserve != shard.reserve:
+            found.append(f"shard {shard.id}: its reserve is {shard.reserve or 'nobody'}, was {known.reserve or 'nobody'}")
     return found + [f"alarm: {each}" for each in clusters.alarms(newer)]
 
 

@@ -95,7 +95,7 @@ def undrain(addresses: tuple[str, ...], form: str, socket: str | None) -> None:
 def _close(addresses: tuple[str, ...], undo: bool, form: str, socket: str | None) -> None:
     from krononat import view
 
-    client.ask(client.find_socket(socket), {"do": "drain", "addresses": list(addresses), "undo": undo})
+    client.ask(client.find_socket(socket), {"do": "close", "addresses": list(addresses), "undo": undo})
     print_rows(view.left(open_memory(socket), addresses), ("address", "use", "mappings", "sessions"), form)
 
 

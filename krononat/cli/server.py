@@ -32,6 +32,8 @@ from replication.placement import server_of
 
 Plan = TypeVar("Plan")
 
+MARKED_S = 0.5  # until the switches have chosen anew by what they are asked: some ms a route (docs/routing.md)
+
 COLUMNS = ("server", "cores", "alive", "active", "passive", "sessions")
 CORES = ("core", "evidence", "endpoint", "active", "passive", "sessions")
 
@@ -76,23 +78,48 @@ def show(name: str, form: str, socket: str | None) -> None:
 def drain(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None) -> None:
     """Move every shard off a server, so that stopping it costs no packet.
 
+    First the network is asked to prefer the other servers (GRACEFUL_SHUTDOWN, RFC 8326); `undrain` takes that back.
+
     A shard goes to its backup, which has all of it already; where it has none, to the core with the fewest sessions.
     """
     view = look(socket)
     _cores(view, name)
     found = steps_of(_planned(lambda: placement.drain(view.places(), view.alive(), name, view.loads())))
-    _carry_out(view, found, yes, dry_run, timeout_s, form, socket, "server drain")
+    _carry_out(view, found, yes, dry_run, timeout_s, form, socket, "server drain", lambda: _mark(view, name, True))
     if not dry_run:
         _conclude(look(socket), name)
 
 
 def _carry_out(
-    view: View, found: Sequence[Step], yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None, what: str
+    view: View,
+    found: Sequence[Step],
+    yes: bool,
+    dry_run: bool,
+    timeout_s: float,
+    form: str,
+    socket: str | None,
+    what: str,
+    first: Callable[[], None],
 ) -> None:
     """Have it agreed to and carried out. The map stays: what is drained comes home by it."""
     if settled(found, yes, dry_run, form):
         with mapping.right_to_move(socket, what) as (_, lock):
+            first()
             carry_out_all(view, found, timeout_s, form, lambda: mapping.held(lock))
+
+
+def _mark(view: View, name: str, on: bool) -> None:
+    """Have the routes of a server's cores marked, or no more; whom we cannot ask here we tell of, and nothing fails by that."""
+    announces = False
+    for row in _cores(view, name):
+        if row["evidence"] == "alive":
+            try:
+                answer = client.ask(view.path(row["core"], f"the routes of {row['core']}"), {"do": "drain", "on": on})
+                announces |= bool(answer["announces"])
+            except client.Trouble as trouble:
+                click.echo(f"krononat: the routes of {row['core']} stay as they are: {trouble.told()}", err=True)
+    if announces and on:
+        time.sleep(MARKED_S)
 
 
 def _conclude(view: View, name: str) -> None:
@@ -120,7 +147,9 @@ def undrain(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, so
     _cores(view, name)
     meant = {row["shard"]: row["primary"] for row in view.shards}
     found = steps_of(_planned(lambda: placement.undrain(view.places(), meant, view.alive(), name)))
-    _carry_out(view, found, yes, dry_run, timeout_s, form, socket, "server undrain")
+    if not found and not dry_run:
+        _mark(view, name, False)
+    _carry_out(view, found, yes, dry_run, timeout_s, form, socket, "server undrain", lambda: _mark(view, name, False))
 
 
 @server.command(epilog="Example: krononat server join s4 --map new.toml --dry-run")
@@ -207,6 +236,7 @@ def leave(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, sock
     with mapping.right_to_move(socket, "server leave") as (told, lock):
         mapping.placed(told.map, layout.following(view.homes(), found), {}, name)  # if that cannot be, nothing is moved
         if alive:
+            _mark(view, name, True)
             carry_out_all(view, found, timeout_s, form, lambda: mapping.held(lock))
             view = look(socket)
         homes = view.homes() if alive else layout.following(view.homes(), found)

@@ -13,15 +13,15 @@ import click
 from krononat import client
 from krononat.cli.groups import Group
 from krononat.cli.output import open_memory, output_option, print_facts, print_json, print_rows, print_table, socket_option
+from shards import protocols
 
 if TYPE_CHECKING:
     from krononat.view import Filter, Session
 
-PROTOCOLS6 = {58: "icmp6", 50: "esp", 132: "sctp", 136: "udp-lite", 33: "dccp", 47: "gre"}  # as krononat.view6 names them
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 COLUMNS = ("id", "proto", "internal", "external", "remote", "state", "age_s", "expires_s", "packets")
-NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17}
+NUMBERS = protocols.BY_NAME
 CONNTRACK_STATES = {
     "init": "SYN_SENT",
     "init_in": "SYN_RECV",
@@ -32,7 +32,7 @@ CONNTRACK_STATES = {
     "closing": "TIME_WAIT",
     "reset": "CLOSE",
 }
-STATES = (*CONNTRACK_STATES, "udp", "query")
+STATES = (*CONNTRACK_STATES, "udp", "query", "generic")
 AT_ONCE = 4096  # sessions ended by one request
 
 
@@ -196,9 +196,9 @@ def _row(session: Session) -> dict[str, Any]:
     return {
         "id": str(session.line),
         "proto": session.protocol,
-        "internal": _endpoint(session.internal, session.internal_port),
-        "external": _endpoint(session.external, session.external_port),
-        "remote": _endpoint(session.remote, session.remote_port),
+        "internal": _endpoint(session, session.internal, session.internal_port),
+        "external": _endpoint(session, session.external, session.external_port),
+        "remote": _endpoint(session, session.remote, session.remote_port),
         "state": session.state,
         "age_s": session.age_s,
         "expires_s": session.expires_s,
@@ -206,13 +206,20 @@ def _row(session: Session) -> dict[str, Any]:
     }
 
 
-def _endpoint(address: str, port: int) -> str:
+def _has_ports(session: Session) -> bool:
+    """Generic protocols have none to us; to IPv6, which is not translated, some have."""
+    return session.protocol in ("icmp", "icmp6", "tcp", "udp") or session.internal_port != 0 or session.remote_port != 0
+
+
+def _endpoint(session: Session, address: str, port: int) -> str:
+    if not _has_ports(session):
+        return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def conntrack(session: Session) -> str:
     """A session as `conntrack -L` prints it, for scripts that read that."""
-    number = {**NUMBERS, **{name: number for number, name in PROTOCOLS6.items()}}.get(session.protocol, 0)
+    number = protocols.number(session.protocol)
     state = CONNTRACK_STATES.get(session.state)
     head = [f"{session.protocol:<8} {number} {session.expires_s}", *([state] if state else [])]
     asked, answered = _tuples(session)
@@ -225,6 +232,9 @@ def _tuples(session: Session) -> Iterator[str]:
         asks, answers = (8, 0) if session.protocol == "icmp" else (128, 129)
         yield f"src={session.internal} dst={session.remote} type={asks} code=0 id={session.internal_port}"
         yield f"src={session.remote} dst={session.external} type={answers} code=0 id={session.external_port}"
+    elif not _has_ports(session):
+        yield f"src={session.internal} dst={session.remote}"
+        yield f"src={session.remote} dst={session.external}"
     else:
         yield f"src={session.internal} dst={session.remote} sport={session.internal_port} dport={session.remote_port}"
         yield f"src={session.remote} dst={session.external} sport={session.remote_port} dport={session.external_port}"

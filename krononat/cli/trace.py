@@ -35,12 +35,12 @@ def trace(expression: tuple[str, ...], side: str | None, path: Path | None, form
 
     packet = read_packet(" ".join(expression))
     os.environ["NUMBA_DISABLE_JIT"] = "1"  # before anything of the packet path is imported
+    from krononat import clock
     from krononat import trace as tracing
-    from krononat import view
     from shards.state import EXTERNAL, INTERNAL
 
-    now = view.ticks()
-    state, config = _offline(path, now) if path else _running(socket)
+    state, config = _offline(path, clock.ticks()) if path else _running(socket)
+    now = clock.now(state)
     came = {"internal": INTERNAL, "external": EXTERNAL}[side] if side else tracing.side_of(state, packet)
     told = tracing.trace(state, packet, came, _rules(config), now)
     if form == "json":

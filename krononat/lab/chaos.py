@@ -158,6 +158,44 @@ def _start_server(lab: Lab, server: str) -> None:
         lab.start_appliances(*(lab.label(core) for core in dead))
 
 
+def _kill_room(lab: Lab, room: str) -> int:
+    return _kill([each for server in _in_room(lab, room) for each in processes(lab, server)])
+
+
+def _black_out(lab: Lab, room: str) -> int:
+    """Nothing is closed, as nobody is left to close it: first its links are dead, then its processes."""
+    began = time.monotonic_ns()
+    _room_links(lab, room, "down")
+    _kill_room(lab, room)
+    return began
+
+
+def _start_room(lab: Lab, room: str) -> None:
+    """Its links first; cores whose servers start together."""
+    _room_links(lab, room, "up")
+    with ThreadPoolExecutor() as several:
+        list(several.map(lambda server: _start_server(lab, server), _in_room(lab, room)))
+
+
+def _in_room(lab: Lab, room: str) -> tuple[str, ...]:
+    return cluster.servers_of(lab.wanted or Wanted(), room)
+
+
+def _room_links(lab: Lab, room: str, state: str) -> None:
+    """Every link of its servers, at the other end; node by node in one step."""
+    servers, lines = _in_room(lab, room), dict[str, str]()
+    for a, b in lab.topology.links:
+        for own, far in ((a, b), (b, a)):
+            if own.node in servers:
+                lines[far.node] = lines.get(far.node, "") + f"link set {far.interface} {state}\n"
+    for node, text in lines.items():
+        namespaces.command("ip", "-n", lab.namespace[node], "-batch", "-", given=text)
+
+
+def _rooms(wanted: Wanted) -> tuple[str, ...]:
+    return cluster.ROOMS if wanted.rooms == 2 else ()
+
+
 def _returns(lab: Lab, name: str) -> None:
     """Nothing to do: it is started anew by who looks after it."""
 
@@ -271,6 +309,18 @@ KINDS: dict[str, Kind] = {
         _servers,
         lambda lab, server: _kill(processes(lab, server)),
         _start_server,
+    ),
+    "room": Kind(
+        "kill -9 of every process of all servers of a room at once; kernels close their connections",
+        _rooms,
+        _kill_room,
+        _start_room,
+    ),
+    "blackout": Kind(
+        "a room without power: links without carrier, no process, and nothing is closed",
+        _rooms,
+        _black_out,
+        _start_room,
     ),
     "freeze": Kind(
         "SIGSTOP of all of a core: memory and connections stay, nothing answers",

@@ -112,6 +112,7 @@ _PLACE = """
 id = {shard}
 primary = "{primary}"
 """
+ROOMS = ("A", "B")
 
 
 STATIC = "static"
@@ -142,6 +143,7 @@ class Wanted(NamedTuple):
     spare: bool = False  # whether a process stands by for every worker
     dead_after_ms: int = 150  # what [bgp] says of silence
     apart: bool = False  # cores of the same number have other CPUs on other servers
+    rooms: int = 1  # of two the first has all shards, and the second their reserves
 
     @property
     def routed(self) -> bool:
@@ -171,10 +173,45 @@ def cores(wanted: Wanted) -> tuple[str, ...]:
     return tuple(f"s{n}/{core}" for core in range(wanted.cores) for n in range(1, wanted.servers + 1))
 
 
+def room_of(wanted: Wanted, core: str) -> str:
+    """The room of a core, or of a server; "" where all are in one. Of an odd number of servers the first has one more."""
+    return ROOMS[_number(core) > (wanted.servers + 1) // 2] if wanted.rooms == 2 else ""
+
+
+def servers_of(wanted: Wanted, room: str) -> tuple[str, ...]:
+    """The servers of a room."""
+    return tuple(server for n in range(1, wanted.servers + 1) if room_of(wanted, server := f"s{n}") == room)
+
+
+def cores_of(wanted: Wanted, room: str) -> tuple[str, ...]:
+    """The cores of a room, in the order of `cores`."""
+    return tuple(core for core in cores(wanted) if room_of(wanted, core) == room)
+
+
+def _home(wanted: Wanted) -> tuple[str, ...]:
+    """Cores that have shards."""
+    return cores_of(wanted, ROOMS[0]) if wanted.rooms == 2 else cores(wanted)
+
+
 def first_core(wanted: Wanted, shard: int) -> str:
     """Where a shard is at the beginning: shards go round."""
-    names = cores(wanted)
+    names = _home(wanted)
     return names[shard % len(names)]
+
+
+def segments(wanted: Wanted) -> dict[str, tuple[int, int]]:
+    """Which shards each reserve serves: the first one, and how many; as many cores as can share the range evenly."""
+    if wanted.rooms != 2:
+        return {}
+    names = cores_of(wanted, ROOMS[1])
+    parts = 1 << (len(names).bit_length() - 1)
+    each = SHARDS_AT_MOST // parts
+    return {name: (part * each, each) for part, name in enumerate(names[:parts])}
+
+
+def reserve_of(wanted: Wanted, shard: int) -> str | None:
+    """The core of another room that serves a shard while its own is away."""
+    return next((core for core, (first, count) in segments(wanted).items() if first <= shard < first + count), None)
 
 
 def node_of(core: str) -> str:
@@ -205,12 +242,14 @@ def outside_leg(core: str) -> Leg:
 
 def backup_of(wanted: Wanted, shard: int) -> str | None:
     """The core with the shard's copy: on another server, and not on the same one for all shards of a core."""
-    if not wanted.backups or wanted.servers < 2:
+    names = _home(wanted)
+    servers = len(names) // wanted.cores
+    if not wanted.backups or servers < 2:
         return None
-    turn, place = divmod(shard, len(cores(wanted)))
-    step = 1 + turn % (wanted.servers - 1)
-    core, server = divmod(place, wanted.servers)
-    return cores(wanted)[core * wanted.servers + (server + step) % wanted.servers]
+    turn, place = divmod(shard, len(names))
+    step = 1 + turn % (servers - 1)
+    core, server = divmod(place, servers)
+    return names[core * servers + (server + step) % servers]
 
 
 def replication(core: str) -> str:
@@ -223,10 +262,13 @@ def map_of(wanted: Wanted, keys: Mapping[str, str], shunts: Mapping[str, IPv4Add
     told = ["version = 1\n"]
     for name in cores(wanted):
         told.append(_CORE.format(name=name, replication=replication(name), shunt=shunts[name], key=keys[name]))
+        told += [f'room = "{room_of(wanted, name)}"\n'] if wanted.rooms == 2 else []
     for shard in range(wanted.shards):
         backup = backup_of(wanted, shard)
         told.append(_PLACE.format(shard=shard, primary=first_core(wanted, shard)))
         told += [f'backup = "{backup}"\n'] if backup else []
+        reserve = reserve_of(wanted, shard)
+        told += [f'reserve = "{reserve}"\n'] if reserve else []
     return "".join(told)
 
 
@@ -281,6 +323,8 @@ def check(wanted: Wanted) -> None:
     """ValueError for what no cluster can be."""
     if not 1 <= wanted.servers <= SERVERS_AT_MOST or not 1 <= wanted.shards <= SHARDS_AT_MOST:
         raise ValueError(f"1 to {SERVERS_AT_MOST} servers, 1 to {SHARDS_AT_MOST} shards")
+    if wanted.rooms == 2 and not (wanted.servers >= 3 and wanted.routed and wanted.clustered):
+        raise ValueError("two rooms need three servers, and switches that route: --servers 3 --tor bird")
 
 
 def wide(end: End) -> End:

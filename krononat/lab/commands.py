@@ -12,7 +12,18 @@ import click
 from krononat.cli.groups import Group
 from krononat.cli.output import output_option, print_json, print_rows
 from krononat.client import Trouble
-from krononat.lab import chaos, cluster_commands, graph, leaks, legs, namespaces, overview, steering
+from krononat.lab import (
+    chaos,
+    clock_commands,
+    cluster_commands,
+    graph,
+    leaks,
+    legs,
+    namespaces,
+    overview,
+    scenario_commands,
+    steering,
+)
 from krononat.lab.cluster import SERVERS_AT_MOST, SHARDS_AT_MOST, STATIC, TORS, Wanted
 from krononat.lab.laboratory import Lab
 from krononat.lab.names import name_option
@@ -39,6 +50,9 @@ def lab() -> None:
 @click.option("--cores", type=click.IntRange(1, legs.CORES_AT_MOST), help="Of each server; default: 1. More need --tor bird.")
 @click.option("--tor", type=click.Choice(TORS), help="The switches: BIRD, FRR, or routes by hand (`lab steer`).")
 @click.option("--tors", type=click.IntRange(1, 2), default=1, show_default=True, help="How many switches, in an AS each.")
+@click.option(
+    "--rooms", type=click.IntRange(1, 2), default=1, show_default=True, help="The second one is the first one's reserve."
+)
 @click.option("--domains", type=click.IntRange(1, 2), default=2, show_default=True, help="Routing domains of a switch.")
 @click.option("--preference", default="med", show_default=True, help="How the primary's routes are preferred, as [bgp] has it.")
 @click.option("--bfd-ms", type=click.IntRange(0, 1000), default=50, show_default=True, help="Interval of BFD; 0: none.")
@@ -150,7 +164,7 @@ def traffic(name: str, form: str, kinds: tuple[str, ...]) -> None:
     sys.exit(not all(outcome.held for outcome in outcomes))
 
 
-for command in cluster_commands.ALL:
+for command in (clock_commands.clock, scenario_commands.scenario, *cluster_commands.ALL):
     lab.add_command(command)
 
 

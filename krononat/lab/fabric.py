@@ -84,7 +84,7 @@ hold-time-s = {hold_s}
 dead-after-ms = {dead_after}
 shard-addresses = "{shard_addresses}"
 socket = "{folder}/{server}.bgp"
-"""
+{aggregates}"""
 
 _INTERFACE = """
 {table}
@@ -208,12 +208,24 @@ def config(wanted: Wanted, core: str, folder: Path) -> str:
         dead_after=wanted.dead_after_ms,
         shard_addresses=SHARD_ADDRESSES,
         folder=folder,
+        aggregates=_aggregates(wanted, core),
     )
     peers = (
         _PEER.format(address=link.own.ip, asn=legs.ASNS[link.switch], domain=link.domain) for link in core_legs(wanted, core)
     )
     bfd = _BFD.format(ms=wanted.bfd_ms, times=wanted.bfd_times) if wanted.bfd_ms else ""
     return head + "".join(peers) + bfd + cluster.common(wanted, core, folder)
+
+
+def _aggregates(wanted: Wanted, core: str) -> str:
+    """What a reserve announces all the time: wide prefixes that all of its shards' are in."""
+    if core not in cluster.segments(wanted):
+        return ""
+    first, count = cluster.segments(wanted)[core]
+    external = cluster.external_of(first).supernet(count.bit_length() - 1)
+    each = announcements.SHARD_BITS if wanted.preference == "longest-prefix" else 0
+    inside = IPv4Network((shard_address(wanted, first), 33 - count.bit_length() - each))
+    return f'aggregates = ["{external}", "{inside}"]\n'
 
 
 def _loopback(wanted: Wanted, core: str) -> str:

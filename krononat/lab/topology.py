@@ -84,6 +84,7 @@ _NARROW = 1400  # bytes: MTU of isp.h2, though h2 itself believes in 1500
 _SERVER = """\
 [server]
 name = "nat1"
+movable-clock = true            # `krononat lab clock`
 """
 
 _ROUTER_CONFIG = """
