@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from krononat import appliance, checks_nat
 from krononat.client import NOT_FOUND, Trouble
 from krononat.models import Config
+from krononat.models_limits import NO_LIMITS
 from shards.state import OPEN, State
 
 _TABLES = ("rule", "bypass", "pinhole", "nat", "firewall6", "icmp", "alarms", "log", "timeouts")
@@ -41,7 +42,9 @@ def plan(before: Config, after: Config) -> Plan:
 
 
 def _dump(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json", by_alias=True)
+    """What a configuration says, with what its limits leave out."""
+    whole = config.model_copy(update={"limits": config.limits.within(NO_LIMITS)})
+    return whole.model_dump(mode="json", by_alias=True)
 
 
 def _differences(path: tuple[str, ...], before: Any, after: Any) -> Iterator[str]:

@@ -15,8 +15,8 @@ from krononat.client import Trouble
 from krononat.control import error
 from krononat.crew import Crew
 from krononat.worker import Worker
-from shards.lifetimes import STATES
-from shards.state import DRAINED, EXCLUDED, OPEN, State, admitted
+from shards.lifetimes import STATE_BITS, STATES
+from shards.state import DRAINED, EXCLUDED, INBOUND, NO_REPLY, OPEN, State, admitted
 from tests.test_cli import Fake, Run, run
 from tests.test_config import RIGHT
 
@@ -121,6 +121,39 @@ def test_what_needs_a_restart_is_named_and_then_nothing_changes(run: Run, runnin
     assert "needs a restart: pool.prefixes" in run("config", "apply", "-n", written(tmp_path, wrong)).out
     crowd = BEFORE + '[[rule]]\naction = "drop"\n' * (len(running.state.rules) // 2)
     assert "there is room for 64" in run("config", "apply", written(tmp_path, crowd)).err
+
+
+def test_what_else_is_carried_to_a_core_that_runs(running: Running) -> None:
+    """Codes of refusals, alarms, who is told of errors, lifetimes of ports."""
+    timer = 'port = [{ protocol = "udp", ports = "53", seconds = %d }]\n'
+    before = BEFORE + "[timeouts]\n" + timer % 10
+    told = '[icmp]\nrefusal-code = 10\nrefusal-code6 = -1\ntowards = ["internal"]\n[alarms]\nwarning = 50\n'
+    after = BEFORE + told + "[timeouts]\n" + timer % 20
+    plan = reload.plan(config.read(before), config.read(after))
+    icmp = {"icmp.refusal-code", "icmp.refusal-code6", "icmp.towards"}
+    assert plan.restart == [] and set(plan.live) == icmp | {"alarms.warning", "timeouts.port.seconds"}
+    running.hired.send({"do": "settle", "settings": reload.prepare(running.state, config.read(after))})
+    row = running.state.settings[0]
+    assert (row["refusal_code"], row["refusal_code6"], row["quiet"], row["warning"]) == (10, NO_REPLY, 1 << INBOUND, 50)
+    assert row["lifetimes"][[UDP, 1 << STATE_BITS | UDP]].tolist() == [300_000, 20_000]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[nat]\nother-protocols = ["gre"]\n', "nat.other-protocols"),
+        ('[timeouts]\nport = [{ protocol = "udp", ports = "53", seconds = 10 }]\n', "timeouts.port"),
+        ("[limits]\nsessions = 5\n", "limits.sessions"),
+    ],
+)
+def test_what_sessions_rely_on_needs_a_restart(text: str, key: str) -> None:
+    assert reload.plan(config.read(BEFORE), config.read(BEFORE + text)) == ([], [key])
+
+
+def test_other_ports_with_a_lifetime_of_their_own_need_a_restart() -> None:
+    """The rows of sessions that live say by its number which of them theirs is."""
+    told = BEFORE + '[timeouts]\nport = [{ protocol = "udp", ports = "%s", seconds = 10 }]\n'
+    assert reload.plan(config.read(told % "53"), config.read(told % "54")) == ([], ["timeouts.port.ports"])
 
 
 def test_a_worker_that_cannot_be_told_changes_nothing(run: Run, running: Running, tmp_path: Path) -> None:

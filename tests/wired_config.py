@@ -67,7 +67,7 @@ def of(bed: Bed, name: str, socket: Path) -> str:
         "subscribers": [_subscribers(bed, prefix) for prefix in bed.subscribers],
         "pool": _pools(bed),
         "mapping": [
-            {"protocol": _name(PROTOCOLS, protocol), "external": spell(*external), "internal": spell(*internal)}
+            {"protocol": _protocol(protocol), "external": spell(*external), "internal": spell(*internal)}
             for protocol, external, internal in bed.statics
         ],
         "rule": [_rule(rule) for rule in bed.rules] + [_rule(rule) for rule in bed.rules6],
@@ -88,7 +88,7 @@ _PLACED = {
     Bed: "inside outside stick legs lost pools subscribers exceptions devices rules statics silent failed timeouts_s "
     "hold_down_s hairpin refresh mss errors reject_code shards peers two_sides shunts loopback log extents buckets neighbours "
     "subscribers6 rules6 pinholes transparent echo6 port_timers refusal_codes alarms "
-    "quiet bypasses version drained",
+    "quiet protocols bypasses version drained",
     Pool: "network name block blocks ports filtering shard own",
     Port: "address on_link gateway inside_gateway vlan mtu partial address6 on_link6 gateway6 inside_gateway6",
     Prefix: "network each pool of limits",
@@ -113,8 +113,8 @@ def _refuse(bed: Bed) -> None:
         raise Unwired(CLUSTER)
     if any(value != int(value) for value in (*bed.timeouts_s.values(), *(told for _, _, told in bed.port_timers))):
         raise Unwired(SECONDS)
-    ruled: list[Rule | Rule6 | Bypass] = [*bed.rules, *bed.rules6, *bed.pinholes, *bed.bypasses]
-    ranges = [(rule.protocol, rule.internal_ports, rule.remote_ports) for rule in ruled]
+    rules: list[Rule | Rule6 | Bypass] = [*bed.rules, *bed.rules6, *bed.pinholes, *bed.bypasses]
+    ranges = [(rule.protocol, rule.internal_ports, rule.remote_ports) for rule in rules]
     if any(word not in ("tcp", "udp") and ports != [(0, 65535)] * 2 for word, *ports in ranges):
         raise Unwired(PORTS)
 
@@ -237,10 +237,14 @@ def _settings(bed: Bed) -> Table:
     seconds = {key: math.floor(value) for key, value in bed.timeouts_s.items()}
     refusal, refusal6 = bed.refusal_codes[0], bed.refusal_codes[1] if bed.subscribers6 else -1
     return {
-        "nat": {"hairpin": bed.hairpin, "hold-down-s": bed.hold_down_s, "mss-clamp": bed.mss, "inbound-refresh": bed.refresh},
+        "nat": {
+            "hairpin": bed.hairpin, "hold-down-s": bed.hold_down_s, "mss-clamp": bed.mss, "inbound-refresh": bed.refresh,
+            "other-protocols": [_protocol(number) for number in sorted(bed.protocols)],
+        },
         "timeouts": {
             "allow-short-timers": True, "tcp-established": seconds["established"], "tcp-transitory-open": seconds["opening"],
             "tcp-transitory-closing": seconds["closing"], "udp": seconds["udp"], "icmp": seconds["icmp"],
+            "generic": seconds["generic"],
             "port": [
                 {"protocol": _name(PROTOCOLS, protocol), "ports": _range(ports), "seconds": math.floor(told)}
                 for protocol, ports, told in bed.port_timers
@@ -263,3 +267,7 @@ def _range(ports: tuple[int, int]) -> str:
 
 def _name(names: dict[str, int], number: int) -> str:
     return next(name for name, value in names.items() if value == number)
+
+
+def _protocol(number: int) -> str | int:
+    return {value: name for name, value in PROTOCOLS.items()}.get(number, number)
