@@ -15,7 +15,21 @@ import numpy as np
 from shards import lifetimes, neighbours, pipeline, recovery
 from shards.burst import BURST, Burst, new_burst
 from shards.jit import hot
-from shards.state import ACCEPT, ACTIVE, EXTENT_LINES, EXTERNAL, INTERNAL, REACHABLE, TCP, UDP, Array, Sizes, State, new_state
+from shards.state import (
+    ACCEPT,
+    ACTIVE,
+    EXTENT_LINES,
+    EXTERNAL,
+    INTERNAL,
+    REACHABLE,
+    TCP,
+    UDP,
+    Array,
+    Sizes,
+    State,
+    admitted,
+    new_state,
+)
 from shards.verdict import FORWARDED_IN, FORWARDED_OUT
 
 FRAME_BYTES = 256  # room of one frame: headroom, then 60 bytes (64 on the wire with its check sequence)
@@ -128,6 +142,7 @@ def _settings(state: State) -> None:
     lifetimes.lay(row, ticks | {"generic": 300_000})
     row["hold_down_s"], row["neighbour_wait"], row["icmp_rate"], row["icmp_burst"] = 120, 1000, 100, 100
     row["prefixes"], row["pools"], row["ports"], row["shards"], row["rules"] = 2, 2, 2, 2, 1
+    row["admitted"] = admitted(0)
     row["external_port"], row["hairpin"], row["inbound_refresh"], row["mss"] = 1, 1, 1, 1400
     row["internal_ports"], row["external_ports"] = 1, 1
     rule = state.rules[0]

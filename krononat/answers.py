@@ -12,12 +12,12 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from krononat import bfd, memory, usage, view
-from krononat.client import Trouble
+from krononat import bfd, memory, reload, usage, view
+from krononat.client import BAD_CONFIG, Trouble
 from krononat.clock_answers import ClockAnswers
 from krononat.cluster import written
 from krononat.cluster_answers import ClusterAnswers
-from krononat.config import canonical
+from krononat.config import ConfigError, canonical, read
 from krononat.control import Answer, Handler, error
 from krononat.crew import Crew
 from krononat.following import Follower
@@ -89,6 +89,8 @@ class Answers:
             "bfd": self._bfd,
             "map": self._map,
             "drain": self._drain,
+            "apply": self._apply,
+            "close": self._close,
         }
         return {**own, **self.cluster.handlers(), **self.clock.handlers()}
 
@@ -97,6 +99,36 @@ class Answers:
 
     def _config(self, _: dict[str, Any], reply: Answer) -> None:
         reply({"ok": True, "config": canonical(self._parts.config)})
+
+    def _apply(self, request: dict[str, Any], reply: Answer) -> None:
+        """Go by another configuration from now on, where that can be; `dry`: only say what would change."""
+        self._go_by(_read(str(request.get("config", ""))), request.get("dry") is True, reply)
+
+    def _close(self, request: dict[str, Any], reply: Answer) -> None:
+        """Close external addresses to those who are not paired with them, or (`undo`) open them again."""
+        try:
+            addresses = [IPv4Address(text) for text in request.get("addresses", [])]
+        except (ValueError, TypeError) as wrong:
+            raise Trouble("not addresses", str(wrong), "see `krononat pool drain --help`") from None
+        after = reload.drained(self._parts.config, addresses, request.get("undo") is True)
+        self._go_by(_read(canonical(after)), False, reply)
+
+    def _go_by(self, after: Config, dry: bool, reply: Answer) -> None:
+        plan = reload.plan(self._parts.config, after)
+        told = {"ok": True, "live": plan.live, "restart": plan.restart, "applied": False}
+        if dry or not (plan.live or plan.restart):
+            reply(told)
+            return
+        if why := ", ".join(plan.restart) or reload.room(self._parts.state, after):
+            raise Trouble(
+                "this cannot change while it runs; nothing was changed", why, "stop the appliance, start it with FILE"
+            )
+        orders = reload.prepare(self._parts.state, after)
+        if not self._parts.crew.send({"do": "settle", "settings": orders}):
+            raise Trouble("the worker cannot be told now", "nothing was changed", "try again")
+        reload.close(self._parts.state, after)
+        self._parts = self._parts._replace(config=after)
+        reply(told | {"applied": True})
 
     def _map(self, _: dict[str, Any], reply: Answer) -> None:
         follower = self._parts.follower
@@ -260,6 +292,15 @@ class Answers:
         for row in rows:
             counts[str(row["state"])] = counts.get(str(row["state"]), 0) + 1
         return {**counts, "rows": rows[:NEIGHBOURS_SHOWN]}
+
+
+def _read(text: str) -> Config:
+    """A configuration; Trouble with its first complaints where it is not a right one."""
+    try:
+        return read(text)
+    except ConfigError as wrong:
+        told = "; ".join(f"{complaint.key}: {complaint.what}" for complaint in wrong.complaints[:3])
+        raise Trouble("this is not a right configuration", told, "krononat config check FILE", BAD_CONFIG) from None
 
 
 def _with_punted(fates: dict[str, int], punted: int) -> dict[str, int]:

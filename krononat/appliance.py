@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from krononat import appliance6, bfd, checks_bfd
-from krononat.checks import blocks_in, externals_in, subscribers_in
+from krononat.checks import RULES_AT_MOST, blocks_in, externals_in, subscribers_in
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Cluster, room_for, shunt_side
-from krononat.models import LOG_LEVELS, Config, Device, Leg, Pool, Rule, Stick, Subscriber, Subscribers
+from krononat.models import LOG_LEVELS, Bypass, Config, Device, Leg, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.models_limits import NO_LIMITS, Limits, Timeouts
 from shards import lifetimes, protocols, sides
 from shards.state import (
@@ -29,8 +29,10 @@ from shards.state import (
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
     BOTH,
+    DRAINED,
     DROP,
     ENDPOINT_INDEPENDENT,
+    EXCLUDED,
     EXTENT_LINES,
     EXTERNAL,
     INBOUND,
@@ -42,6 +44,7 @@ from shards.state import (
     REJECT,
     Sizes,
     State,
+    admitted,
     new_state,
     pack_filtering,
 )
@@ -53,6 +56,8 @@ INTERNET, INSIDE = 0, 1  # realms
 _ENTRIES, _PERMISSIONS = 3, 1
 _LOAD = 0.85  # of the index, at most
 _SLOTS = 8  # of a bucket
+
+_RULES_AT_LEAST = 64  # that there is room for
 
 _NEIGHBOURS_AT_LEAST, _NEIGHBOURS_AT_MOST = 256, 1 << 16
 _NEIGHBOUR_WAIT = 3000  # ticks: as long as the kernel tries (three probes, a second apart: arp(7))
@@ -107,7 +112,7 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         devices=max(len(list(_devices(config))), 1),
         limits=len(_limits_rows(config)),
         pools=len(config.pool),
-        rules=max(len(list(_rules4(config))), 1),
+        rules=rooms(counts(config)["rules"]),
         statics=max(len(list(config.mappings())), 1),
         ports=len(list(config.interfaces.named())),
         shards=config.shards,
@@ -115,9 +120,15 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         neighbours=_neighbours(config),
         bfd=max(len(checks_bfd.sessions(config)), 1),
         prefixes6=max(sum(group.prefix6 is not None for group in config.subscribers), 1),
-        rules6=max(len(list(appliance6.rules6(config, list(rules(config))))), 1),
-        pinholes=max(len(config.pinhole), 1),
+        rules6=rooms(counts(config)["rules6"]),
+        pinholes=rooms(len(config.pinhole)),
+        bypasses=rooms(len(config.bypass)),
     )
+
+
+def rooms(count: int) -> int:
+    """Rows of a table that may be changed while it is looked at: two halves, each with room for twice what there is."""
+    return 2 * min(max(2 * count, _RULES_AT_LEAST), RULES_AT_MOST - 1)
 
 
 def _lines(config: Config) -> int:
@@ -171,8 +182,9 @@ def fill(
     _fill_settings(state, config, random, secret)
     _fill_pools(state, config.pool)
     _fill_accounts(state, config)
-    _fill_rules(state, config)
-    appliance6.fill(state, config, list(appliance6.rules6(config, list(rules(config)))))
+    for name, value in fill_rules(state, config, 0, 1).items():
+        state.settings[0][name] = value
+    appliance6.fill(state, config)
     _fill_statics(state, config)
     _fill_shards(state, config)
     if cluster:
@@ -200,24 +212,13 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
     row = state.settings[0]
     row["seed"] = np.frombuffer(random, "<u8", 2)
     row["secret"] = np.frombuffer(secret, "<u8", 2)
-    _fill_timers(state, config.timeouts)
-    row["hold_down_s"] = config.nat.hold_down_s
+    for name, value in behaviour(config).items():
+        row[name] = value
     row["neighbour_wait"] = _NEIGHBOUR_WAIT
-    row["icmp_rate"] = config.icmp.errors_per_second
-    row["icmp_burst"] = min(config.icmp.errors_per_second, _ICMP_BURST)
-    row["reject_code"] = config.icmp.reject_code
-    row["refusal_code"], row["refusal_code6"] = _code(config.icmp.refusal_code), _code(config.icmp.refusal_code6)
-    row["warning"], row["critical"], row["clear"] = config.alarms.warning, config.alarms.critical, config.alarms.clear
     row["room"] = config.memory.sessions
-    row["quiet"] = sum(1 << _ASKED_FROM[side] for side in _ASKED_FROM if side not in config.icmp.towards)
-    row["mss"] = config.nat.mss_clamp
-    row["hairpin"] = config.nat.hairpin
-    row["inbound_refresh"] = config.nat.inbound_refresh
     for protocol in config.nat.other_protocols:
         state.protocols[protocols.number(protocol)] = 1
-    row["log"] = LOG_LEVELS.index(config.log.events)
-    row["rules"] = len(list(_rules4(config)))
-    row["rules_version"] = 1
+    _fill_port_timers(state, config.timeouts)
     row["prefixes"] = len(config.subscribers)
     row["devices"] = len(list(_devices(config)))
     row["pools"] = len(config.pool)
@@ -230,18 +231,47 @@ def _fill_settings(state: State, config: Config, random: bytes, secret: bytes) -
         row[f"{name}_port"], row[f"{name}_ports"] = rows[0], len(rows)
 
 
+def behaviour(config: Config) -> dict[str, int | list[int]]:
+    """What of SETTINGS may change while packets pass."""
+    icmp, nat, alarms = config.icmp, config.nat, config.alarms
+    return {
+        "lifetimes": _lifetimes(config.timeouts),
+        "hold_down_s": nat.hold_down_s,
+        "icmp_rate": icmp.errors_per_second,
+        "icmp_burst": min(icmp.errors_per_second, _ICMP_BURST),
+        "reject_code": icmp.reject_code,
+        "refusal_code": _code(icmp.refusal_code),
+        "refusal_code6": _code(icmp.refusal_code6),
+        "quiet": sum(1 << _ASKED_FROM[side] for side in _ASKED_FROM if side not in icmp.towards),
+        "warning": alarms.warning,
+        "critical": alarms.critical,
+        "clear": alarms.clear,
+        "mss": nat.mss_clamp,
+        "hairpin": int(nat.hairpin),
+        "inbound_refresh": int(nat.inbound_refresh),
+        "log": LOG_LEVELS.index(config.log.events),
+        "echo6": int(config.firewall6.echo),
+    }
+
+
 def _code(told: int) -> int:
     return NO_REPLY if told < 0 else told
 
 
-def _fill_timers(state: State, told: Timeouts) -> None:
-    row, own = state.settings[0], [(protocols.number(timer.protocol), timer) for timer in told.port]
+def _lifetimes(told: Timeouts) -> list[int]:
+    """SETTINGS["lifetimes"]."""
     seconds = (told.tcp_established, told.opening, told.closing, told.udp, told.icmp, told.generic)
     ticks = {name: 1000 * lifetime for name, lifetime in zip(lifetimes.LIFETIMES, seconds, strict=True)}
-    lifetimes.lay(row, ticks, [(protocol, 1000 * timer.seconds) for protocol, timer in own])
-    row["port_timers"] = len(own)
-    for number, (protocol, timer) in enumerate(own):
-        state.port_timers[number] = (timer.ports.low, timer.ports.high, protocol, 0)
+    laid = {"lifetimes": [0] * (lifetimes.TIMERS << lifetimes.STATE_BITS)}
+    lifetimes.lay(laid, ticks, [(protocols.number(timer.protocol), 1000 * timer.seconds) for timer in told.port])
+    return laid["lifetimes"]
+
+
+def _fill_port_timers(state: State, told: Timeouts) -> None:
+    """For which ports there are lifetimes of their own. Sessions name these rows by their numbers, so they stay as they are."""
+    state.settings[0]["port_timers"] = len(told.port)
+    for number, timer in enumerate(told.port):
+        state.port_timers[number] = (timer.ports.low, timer.ports.high, protocols.number(timer.protocol), 0)
 
 
 def _fill_shards(state: State, config: Config) -> None:
@@ -289,6 +319,14 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         state.externals["pool"][first : first + count] = number
         state.externals["blocks_free"][first : first + count] = blocks_in(pool)
         first += count
+    for address, closed in closures(pools).items():
+        state.externals["closed"][state.externals["address"] == address] = closed
+
+
+def closures(pools: Sequence[Pool]) -> dict[int, int]:
+    """Addresses that nobody is paired with anew, and why: EXCLUDED or DRAINED."""
+    drained = {int(address): DRAINED for pool in pools for address in pool.drain}
+    return drained | {int(host): EXCLUDED for pool in pools for prefix in pool.exclude for host in prefix}
 
 
 # --- subscribers ----------------------------------------------------------------------------------------------------------
@@ -389,19 +427,41 @@ def _rules4(config: Config) -> Iterator[tuple[int, ScopedRule]]:
 
 
 _ANYWHERE = IPv4Network("0.0.0.0/0")
+AnyNetwork = IPv4Network | IPv6Network
 
 
-def _fill_rules(state: State, config: Config) -> None:
-    for row, (number, (rule, scope)) in zip(state.rules, _rules4(config), strict=False):
-        internal, remote = rule.internal or scope or _ANYWHERE, rule.remote or _ANYWHERE
-        row["number"] = number
-        row["internal_network"], row["internal_mask"] = int(internal.network_address), int(internal.netmask)
-        row["remote_network"], row["remote_mask"] = int(remote.network_address), int(remote.netmask)
-        row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
-        row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
-        row["directions"] = DIRECTIONS[rule.direction]
-        row["protocol"] = 0 if rule.protocol == "any" else protocols.number(rule.protocol)
-        row["action"] = ACTIONS[rule.action]
+def fill_rules(state: State, config: Config, half: int, version: int) -> dict[str, int]:
+    """Write what decides on new sessions into a half (0 or 1) of its tables; the SETTINGS with which it comes into force."""
+    tables = {name: getattr(state, name) for name in ("rules", "bypasses", "rules6", "pinholes")}
+    begin = {name: half * (len(table) // 2) for name, table in tables.items()}
+    for row, (number, (rule, scope)) in zip(state.rules[begin["rules"] :], _rules4(config), strict=False):
+        _fill_rule(row, number, rule, rule.internal or scope or _ANYWHERE)
+        row["directions"], row["action"] = DIRECTIONS[rule.direction], ACTIONS[rule.action]
+    for number, (row, entry) in enumerate(zip(state.bypasses[begin["bypasses"] :], config.bypass, strict=False)):
+        _fill_rule(row, number, entry, entry.internal or _ANYWHERE)
+        row["directions"] = DIRECTIONS["both" if entry.inbound else "outbound"]
+    six = list(appliance6.rules6(config, list(rules(config))))
+    appliance6.fill_rules(state, config, six, begin["rules6"], begin["pinholes"])
+    places = {f"{name}_at": row for name, row in begin.items()}
+    return counts(config) | places | {"rules_version": version, "admitted": admitted(version)}
+
+
+def counts(config: Config) -> dict[str, int]:
+    """How much of each of these tables is used."""
+    six = len(list(appliance6.rules6(config, list(rules(config)))))
+    return {
+        "rules": len(list(_rules4(config))), "bypasses": len(config.bypass), "rules6": six, "pinholes": len(config.pinhole)
+    }  # fmt: skip
+
+
+def _fill_rule(row: np.void, number: int, rule: Rule | Bypass, internal: AnyNetwork) -> None:
+    remote = rule.remote or _ANYWHERE
+    row["number"], row["hits"] = number, 0
+    row["internal_network"], row["internal_mask"] = int(internal.network_address), int(internal.netmask)
+    row["remote_network"], row["remote_mask"] = int(remote.network_address), int(remote.netmask)
+    row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
+    row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
+    row["protocol"] = 0 if rule.protocol == "any" else protocols.number(rule.protocol)
 
 
 def _fill_statics(state: State, config: Config) -> None:

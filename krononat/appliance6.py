@@ -74,12 +74,11 @@ def has_permissions(config: Config) -> bool:
     return any(strict != kind for each in told for kind in (each.tcp, each.udp, each.other))
 
 
-def fill(state: State, config: Config, rules: Sequence[Rule6]) -> None:
-    """Prefixes, rules, pinholes and who is transparent. The IPv4 prefixes stand there already, longest first."""
+def fill(state: State, config: Config) -> None:
+    """Prefixes and who is transparent. The IPv4 prefixes stand there already, longest first."""
     settings = state.settings[0]
     groups = sorted(subscribers6(config), key=lambda told: -told[2].prefixlen)
-    settings["prefixes6"], settings["rules6"], settings["pinholes"] = len(groups), len(rules), len(config.pinhole)
-    settings["echo6"] = config.firewall6.echo
+    settings["prefixes6"] = len(groups)
     mates = sorted(config.subscribers, key=lambda group: -group.prefix.prefixlen)
     for row, (_, group, prefix) in zip(state.prefixes6, groups, strict=False):
         mate = next(number for number, other in enumerate(mates) if other.prefix == group.prefix)
@@ -93,15 +92,20 @@ def fill(state: State, config: Config, rules: Sequence[Rule6]) -> None:
             if subscriber.transparent:
                 ordinal = (int(subscriber.prefix.network_address) - int(group.prefix.network_address)) >> (32 - group.each)
                 state.accounts[first + ordinal]["transparent"] = 1
-    for row, told in zip(state.rules6, rules, strict=False):
+
+
+def fill_rules(state: State, config: Config, rules: Sequence[Rule6], at: int, pinholes_at: int) -> None:
+    """Rules from row `at` on, and pinholes; see `appliance.fill_rules`."""
+    for row, told in zip(state.rules6[at:], rules, strict=False):
         _fill_rule(row, told.rule, told.number, told.scope)
         row["directions"], row["action"] = _DIRECTIONS[told.rule.direction], _ACTIONS[told.rule.action]
-    for number, (row, hole) in enumerate(zip(state.pinholes, config.pinhole, strict=False)):
+    for number, (row, hole) in enumerate(zip(state.pinholes[pinholes_at:], config.pinhole, strict=False)):
         _fill_rule(row, hole, number, None)
         row["directions"], row["action"] = 1 << INBOUND, ACCEPT
 
 
 def _fill_rule(row: np.void, told: Rule | Pinhole, number: int, scope: IPv6Network | None) -> None:
+    row["hits"] = 0
     for end, network in (("internal", told.internal or scope or _ANYWHERE), ("remote", told.remote or _ANYWHERE)):
         row[f"{end}_high"], row[f"{end}_low"] = halves(network.network_address)
         row[f"{end}_mask_high"], row[f"{end}_mask_low"] = halves(network.netmask)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
-from krononat import checks6, checks_bfd, checks_bgp, checks_limits
+from krononat import checks6, checks_bfd, checks_bgp, checks_limits, checks_nat
 from krononat.checks_limits import named_subscribers
 from krononat.locate import ANY, Complaint, Path, nearest
 from krononat.models import SIDES, Config, Leg, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
@@ -30,7 +30,8 @@ def refusals(config: Config) -> list[Complaint]:
     looks = (
         _interfaces, _addresses, _loopback, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps,
         _strangers_in_pools, _devices, _rules, _mappings, _doubled_mappings, _umem, _memif, _shards,
-        _control, _icmp_addresses, _clock, *checks6.REFUSALS, *checks_limits.REFUSALS, checks_bgp.refusals, checks_bfd.refusals,
+        _control, _icmp_addresses, _clock, *checks6.REFUSALS, *checks_limits.REFUSALS, *checks_nat.REFUSALS,
+        checks_bgp.refusals, checks_bfd.refusals,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -39,7 +40,7 @@ def doubts(config: Config) -> list[Complaint]:
     """What is accepted, but likely not what was meant."""
     looks = (
         _capacity, _lost_ports, _broadcasts, _inside_out, _no_way_out, _lonely_legs, _mortal_shunts, _idle_pools, _idle_rules,
-        *checks_limits.DOUBTS, checks_bgp.doubts, checks_bfd.doubts,
+        *checks_limits.DOUBTS, *checks_nat.DOUBTS, checks_bgp.doubts, checks_bfd.doubts,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 

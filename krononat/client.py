@@ -7,6 +7,9 @@
 {"do": "replace"}                                 {"ok": true, "replacement": {...}}: begun; `status` says how it goes on
 {"do": "drain", "on": bool}                       {"ok": true, "draining": bool, "announces": bool (a [bgp])}: routes are told
                                                   with GRACEFUL_SHUTDOWN (RFC 8326), so that others are preferred, or without
+{"do": "apply", "config": TOML, "dry": bool}      {"ok": true, "applied": bool, "live": [key], "restart": [key]}: what differs
+                                                  `dry`: only say so. Refused as a whole where a key needs a restart
+{"do": "close", "addresses": [IPv4], "undo": bool}    the same: pair nobody with these external addresses anew, or do again
 {"do": "quarantine", "clear": bool}               {"ok": true, "quarantine": [...], "cleared": n, ...}
 {"do": "clock", "ahead_ms": n, "stands": bool}    {"ok": true, "clock": {"now": tick, "ahead_ms": n, "stands": bool}, ...}
     The packets' clock (see `clock`), moved by so much and then standing or going; with neither of the two it is only told.

@@ -24,6 +24,7 @@ from krononat.values import (
     MappingProtocol,
     PortRange,
     Ports,
+    Prefix,
     Protocol,
     RuleProtocol,
     one_of,
@@ -220,6 +221,21 @@ class Rule(Model):
     action: Action = Field(description="What happens: accept, drop silently, or reject with an ICMP error.")
 
 
+class Bypass(Model):
+    """What is not translated (RFC 6888 REQ-6): packets of given subscribers, to given destinations, or both.
+
+    They pass as they are, by sessions: answers come in, and nothing else unless `inbound` says so.
+    """
+
+    protocol: RuleProtocol = Field(default=Protocol("any"), description="Protocol it is for, as of a rule.")
+    internal: Prefix | None = Field(default=None, description="Subscribers' addresses it is for; default: all.")
+    internal_ports: Ports = Field(default=EVERY_PORT, description="Their ports (TCP and UDP).")
+    remote: Prefix | None = Field(default=None, description="Destinations it is for; default: all.")
+    remote_ports: Ports = Field(default=EVERY_PORT, description="Their ports (TCP and UDP).")
+    inbound: bool = Field(default=False, description="Those remotes may begin, too; else only answers come in.")
+    announce: bool = Field(default=False, description="Tell the network (`[bgp]`) that `internal` is reached by this core.")
+
+
 class Pinhole(Model):
     """IPv6 that may come in unasked (RFC 6092 REC-48): a service of a subscriber."""
 
@@ -335,6 +351,15 @@ class Pool(Model):
         default=0, ge=0, lt=1 << 16, description="The shard that it and its subscribers belong to: what moves between cores."
     )
     prefixes: list[HostPrefix] = Field(min_length=1, description="External prefixes; every address of them is used.")
+    drain: list[Address] = Field(
+        default=[],
+        description="Addresses of theirs that are to become empty: nobody is paired with them anew, whoever is stays until his "
+        "last mapping ends.",
+    )
+    exclude: list[HostPrefix] = Field(
+        default=[],
+        description="Addresses of theirs that are not to be handed out, such as .0 and .255, or one that was abused.",
+    )
     icmp_address: Address | None = Field(
         default=None,
         description="One of their addresses, kept out of the pool: ICMP errors of routers inside, and our own towards the "
@@ -512,6 +537,7 @@ class Config(Model):
     nat: Nat = Field(default=Nat(), description="Behaviour of the translation.")
     alg: Alg = Field(default=Alg(), description="Application-level gateways.")
     firewall6: Firewall6 = Field(default=Firewall6(), description="Behaviour of the IPv6 firewall.")
+    bypass: list[Bypass] = Field(default=[], description="What is not translated.")
     pinhole: list[Pinhole] = Field(default=[], description="IPv6 that may come in unasked.")
     timeouts: Timeouts = Field(default=Timeouts(), description="Lifetimes of sessions.")
     icmp: Icmp = Field(default=Icmp(), description="ICMP errors of our own.")

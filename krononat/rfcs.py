@@ -209,7 +209,7 @@ req5a   should  these limits are configurable
 req5b   should  so is the rate at which state is taken
         > `limits.rate`.
 req6    must    translation can be switched off for destinations and ports
-        > no: not in this release.
+        > `[[bypass]]`, by subscriber, destination, protocol and ports.
 req7    should  endpoint-independent filtering
         > The default of `pool.filtering`.
 req8    should  a freed port rests for 120 s

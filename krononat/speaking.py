@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from krononat import checks_nat
 from krononat.checks_bgp import domain_of, leg_of
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Map
@@ -25,12 +26,14 @@ class Property(NamedTuple):
 
 
 def properties(config: Config) -> dict[int, Property]:
-    """Prefixes of each shard; a subscriber's is that of his pool, IPv6 too."""
+    """Prefixes of each shard; a subscriber's is that of his pool, IPv6 too, and IPv4 where a bypass announces it."""
     found: dict[int, Property] = {}
     for pool in config.pool:
         before = found.get(pool.shard, Property((), ()))
         six = (str(group.prefix6) for group in config.subscribers if group.prefix6 and group.pool == pool.name)
         found[pool.shard] = Property(before.external + tuple(map(str, pool.prefixes)), before.internal6 + tuple(six))
+    for shard, prefix in checks_nat.announced(config):
+        found[shard] = found[shard]._replace(external=(*found[shard].external, str(prefix)))
     return dict(sorted(found.items()))
 
 

@@ -119,7 +119,7 @@ def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: in
     missed = stages[-1].told == MISS
     six = packet.source.version == 6
     rows = state.rules6 if six else state.rules
-    hits, holes = rows["hits"].copy(), state.pinholes["hits"].copy()
+    hits, holes, passes = rows["hits"].copy(), state.pinholes["hits"].copy(), state.bypasses["hits"].copy()
     assumed: list[str] = []
     for _ in range(TRIES):
         frames, burst = _receive(frame, number)
@@ -128,10 +128,12 @@ def trace(state: State, packet: Packet, side: int, rules: Sequence[str], now: in
         assumed += unknown
         if burst.verdict[0] != HELD_BACK or not unknown:
             break
-    if missed:
+    if len(struck := np.flatnonzero(state.bypasses["hits"] != passes)):
+        stages.append(Stage("bypass", f"entry {state.bypasses[struck[0]]['number']} fits: it is not translated"))
+    if missed or (rows["hits"] != hits).any():
         stages += _rule_stage(rows, burst, hits, rules)
         if len(struck := np.flatnonzero(state.pinholes["hits"] != holes)):
-            stages.append(Stage("pinhole", f"pinhole {struck[0]} lets it in"))
+            stages.append(Stage("pinhole", f"pinhole {state.pinholes[struck[0]]['number']} lets it in"))
     stages += [*_service_stages(state, burst, missed), *_shard_stage(state, burst), *_hop_stage(state, burst, assumed)]
     verdict = VERDICTS[int(burst.verdict[0])]
     sent = _sent(frames, burst)

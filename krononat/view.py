@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any, NamedTuple
 
@@ -212,17 +212,20 @@ class Pool(NamedTuple):
     subscribers: int
     ports_used: int
     filtering: str
+    closed: int  # addresses that nobody is paired with anew
 
 
 class Address(NamedTuple):
-    """Use of one external address."""
+    """Use of one external address; `ports_used` are mappings that live."""
 
     address: str
     blocks_used: int
     subscribers: int
     ports_used: int
+    use: str  # one of USES
 
 
+USES = ("open", "drained", "excluded")  # as shards.state numbers them
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 
 
@@ -246,6 +249,7 @@ def _pool(state: State, number: int) -> Pool:
         sum(address.subscribers for address in used),  # a subscriber is paired with one address
         sum(address.ports_used for address in used),
         _filtering(int(row["filtering"])),
+        int(np.count_nonzero(state.externals["closed"][first : first + count])),
     )
 
 
@@ -263,7 +267,19 @@ def addresses(state: State, pool: int) -> Iterator[Address]:
         chunks = state.chunks[first + int(index)]
         owners = chunks["account"][chunks["account"] != 0]
         address = str(IPv4Address(int(state.externals[first + int(index)]["address"])))
-        yield Address(address, len(owners) // chunks_each, len(np.unique(owners)), int(chunks["used"].sum()))
+        use = USES[int(state.externals["closed"][first + int(index)])]
+        yield Address(address, len(owners) // chunks_each, len(np.unique(owners)), int(chunks["used"].sum()), use)
+
+
+def left(state: State, wanted: Iterable[str]) -> list[dict[str, Any]]:
+    """Mappings and sessions that live on external addresses, and what these are for: how far draining them has come."""
+    found = []
+    for text in wanted:
+        row = int(np.flatnonzero(state.externals["address"] == int(IPv4Address(text)))[0])
+        mappings, sessions = int(state.chunks["used"][row].sum()), count_sessions(state, Filter(external=IPv4Network(text)))
+        use = USES[int(state.externals["closed"][row])]
+        found.append({"address": text, "use": use, "mappings": mappings, "sessions": sessions})
+    return found
 
 
 def _ports_used(state: State, first: int, count: int) -> Array:

@@ -13,6 +13,7 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
     {"do": "follow", "cluster": ..., "bgp": ...}     go by a newer map, see `cluster.orders`, `speaking.orders`
     {"do": "clock", "ahead_ms": n, "stands": bool}   {"clock": ..., "why": ...}: moved (or why not), and what was due has ended
+    {"do": "settle", "settings": {...}}              write these SETTINGS: other rules come into force, see `reload`
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
 
@@ -231,6 +232,9 @@ class Worker:
             self.say({"id": told["id"], "answer": self._replica.answer(told["request"])})
         if told["do"] == "clock":
             self._move_clock(told, now)
+        if told["do"] == "settle":
+            for name, value in told["settings"].items():
+                self._state.settings[0][name] = value
         if told["do"] == "retire":
             self._stopping = True
         if told["do"] == "delete":

@@ -1,4 +1,4 @@
-"""What an account, and the one above it, uses; and what their limits let it begin (RFC 6888 REQ-4, REQ-5).
+"""Whose a session is; what an account, and the one above it, uses, and what their limits let it begin (RFC 6888 REQ-4, REQ-5).
 
 Everything is limited twice: all of it, and each class of protocols. A class may have a *reserve*: of all that the account may
 have, so much is left to it by the others, so that a flood of one leaves room for another. In a block each protocol has port
@@ -11,7 +11,7 @@ import numpy as np
 
 from shards.account_rows import CLASSES, PROTOCOL_CLASSES
 from shards.jit import hot, whole
-from shards.state import Array, Row, State
+from shards.state import BYPASSED, Array, Row, State
 from shards.timers import age
 from shards.verdict import MAPPING_LIMIT, PROTOCOL_LIMIT, RATE_LIMIT, SESSION_LIMIT
 
@@ -47,9 +47,9 @@ def charge(state: State, account: int, protocol: int, sessions: int, mappings: i
 
 
 @hot
-def charge_sessions(state: State, mapping: Row, sessions: int) -> None:
-    """`charge` the account of a mapping with sessions of it."""
-    charge(state, whole(mapping["account"]), whole(mapping["internal_realm"]) >> 24, sessions, 0)
+def charge_session(state: State, session: Row, sessions: int) -> None:
+    """`charge` the account of a session of IPv4: 1, it begins, or -1, it ends."""
+    charge(state, account_of(state, session), whole(session["internal_realm"]) >> 24, sessions, 0)
 
 
 @hot
@@ -132,3 +132,16 @@ def _spend(state: State, account: int, now: int) -> None:
             row["tokens"] = _tokens(row, limits, now) - 1000
             row["tokens_at"] = now & 0xFFFFFFFF
         account = whole(row["parent"])
+
+
+@hot
+def is_bypassed(session: Row) -> bool:
+    """Whether a session's packets are not translated; then it has no mapping."""
+    return whole(session["mapping"]) & BYPASSED != 0
+
+
+@hot
+def account_of(state: State, session: Row) -> int:
+    """Account of a session of IPv4."""
+    told = whole(session["mapping"])
+    return told & ~BYPASSED if told & BYPASSED else whole(state.mappings[told]["account"])

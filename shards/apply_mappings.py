@@ -10,7 +10,7 @@ import numpy as np
 
 from shards import cuckoo, gather, journal, nat, ports, sessions, slabs
 from shards.account_rows import BLOCKS_AT_MOST
-from shards.accounts import charge, charge_sessions
+from shards.accounts import charge
 from shards.generic import can_be_translated, is_generic
 from shards.jit import hot, whole
 from shards.native import Word, prefetch
@@ -290,7 +290,7 @@ def _write_over(state: State, shard: int, half: int, now: int) -> int:
     external, port = sessions.take_out_mapping(state, shard, half, now)
     ports.vacate(state, external, port)
     stale = whole(row["sessions"])
-    charge_sessions(state, row, -stale)
+    charge(state, whole(row["account"]), whole(row["internal_realm"]) >> 24, -stale, 0)
     return stale
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shards import cuckoo, hops, journal, nat, ports, sessions, slabs, tcp, timers
-from shards.accounts import charge_sessions
+from shards.accounts import charge_session
 from shards.apply_mappings import (
     external_of,
     forgotten,
@@ -18,9 +18,10 @@ from shards.generic import can_be_translated, is_generic
 from shards.jit import hot, whole
 from shards.lifetimes import STATE_MASK
 from shards.native import Word, prefetch
-from shards.records import HAIRPIN
+from shards.records import HAIRPIN, UNTRANSLATED
 from shards.state import (
     ACTIVE,
+    BYPASSED,
     DRAINING,
     EXTERNAL,
     FREE,
@@ -51,9 +52,11 @@ def take_session(state: State, shard: int, record: Row, seen: Array, now: int) -
     klass = whole(record["klass"])
     if klass not in (SESSION_0, SESSION_1) or not _can_be(state, record):
         return False
-    half = _mapping_of(state, shard, record)
+    half = _whose(state, shard, record)
     if half == 0:
-        return len(seen) > 0  # a change that was faster than the snapshot's mappings; its sessions come after them
+        return (
+            len(seen) > 0 and whole(record["flags"]) & UNTRANSLATED == 0
+        )  # a change that was faster than the snapshot's mappings; its sessions come after them
     line = slabs.local_row(state, shard, klass, whole(record["row"]))
     if is_living(state, line) and _is_same_session(state.sessions[line], record):
         _update_session(state, shard, line, half, record, now)
@@ -89,9 +92,14 @@ def _can_be(state: State, record: Row) -> bool:
         and whole(record["remaining"]) <= HORIZON
         and whole(record["external_realm"]) == external_realm
         and 0 < remote < MULTICAST
-        and not nat.is_internal(state, internal_realm, remote)
-        and (whole(record["flags"]) & HAIRPIN != 0) == (sessions.external_ordinal(state, remote) >= 0)
+        and (whole(record["flags"]) & HAIRPIN != 0) == _turns(state, internal_realm, remote)
     )
+
+
+@hot
+def _turns(state: State, realm: int, remote: int) -> bool:
+    """Whether what is sent to a remote comes in again: to a pool of ours, or to a subscriber who is known outside."""
+    return sessions.external_ordinal(state, remote) >= 0 or nat.is_internal(state, realm, remote)
 
 
 @hot
@@ -116,6 +124,19 @@ def _session_keys(record: Row) -> tuple[Word, Word, Word, Word]:
         sessions.key_0(whole(record["external_address"]), whole(record["external_realm"]) & 0xFFFFFF, protocol),
         sessions.key_1(remote, whole(record["external_port"]), remote_port),
     )
+
+
+@hot
+def _whose(state: State, shard: int, record: Row) -> int:
+    """What a session's `mapping` says here: its mapping's half-line, or its account where it has none; 0: neither is here."""
+    if whole(record["flags"]) & UNTRANSLATED == 0:
+        return _mapping_of(state, shard, record)
+    address, realm = whole(record["internal_address"]), whole(record["internal_realm"])
+    account, subscriber = nat.find_account(state, realm, address)
+    alike = address == whole(record["external_address"]) and record["internal_port"] == record["external_port"]
+    if subscriber == 0 or not alike or whole(state.accounts[subscriber]["shard"]) != shard:
+        return 0
+    return BYPASSED | account
 
 
 @hot
@@ -168,7 +189,7 @@ def _is_same_session(row: Row, record: Row) -> bool:
 @hot
 def _admit_session(state: State, shard: int, line: int, half: int, record: Row, now: int) -> int:
     """Line for a session that is new here, whose tuples are nobody's; 0: the authority has one for them; -1: refused."""
-    if whole(state.mappings[half]["sessions"]) >= sessions.SESSIONS_EACH:
+    if half < BYPASSED and whole(state.mappings[half]["sessions"]) >= sessions.SESSIONS_EACH:
         return -1
     out0, out1, in0, in1 = _session_keys(record)
     twin = cuckoo.lookup(state, out0, out1) >> 2
@@ -208,7 +229,13 @@ def _make_session(state: State, shard: int, line: int, half: int, record: Row, n
         slabs.free_line(state, line)
         return False
     remote, remote_port = whole(record["remote_address"]), whole(record["remote_port"])
-    sessions.describe(state, shard, line, half, remote, remote_port, whole(record["external_realm"]))
+    if half < BYPASSED:
+        sessions.describe(state, shard, line, half, remote, remote_port, whole(record["external_realm"]))
+    else:
+        sessions.describe_bypassed(
+            state, shard, line, half & ~BYPASSED, whole(record["internal_address"]), whole(record["internal_realm"]),
+            whole(record["protocol"]), whole(record["internal_port"]), remote, remote_port, whole(record["external_realm"]),
+        )  # fmt: skip
     left = whole(record["remaining"]) + SLACK
     row["created"] = (now - whole(record["age_s"]) * 1000) & 0xFFFFFFFF
     row["expiry"] = (now + left) & 0xFFFFFFFF
@@ -216,15 +243,16 @@ def _make_session(state: State, shard: int, line: int, half: int, record: Row, n
     row["state"] = record["state"]
     row["inward"] = inward
     row["outward"] = outward
-    row["rules"] = record["rules"]
+    row["rules"] = 0  # each core counts its own: whether ours admit it is asked when its first packet comes here
     row["generation"] = generation(state, shard, line << 1, record, whole(row["generation"]))
     if sessions.index_session(state, line):
         slabs.free_line(state, line)
         return False
     row["kind"] = NAT_SESSION
-    state.mappings[half]["sessions"] += 1
+    if half < BYPASSED:
+        state.mappings[half]["sessions"] += 1
     timers.arm(state, line, now + left)
-    charge_sessions(state, state.mappings[half], 1)
+    charge_session(state, row, 1)
     state.shards[shard]["sessions"] += 1
     settle(state, shard, line << 1, record)
     return True
@@ -265,7 +293,6 @@ def update_life(state: State, shard: int, line: int, record: Row, now: int) -> N
         timers.arm(state, line, now + left)
     if not is_authority(state, shard):
         row["generation"] = record["generation"]
-        row["rules"] = record["rules"]
     if merging and (told != whole(record["state"]) or row["generation"] != record["generation"]):
         journal.mark(state, line << 1)
     else:
@@ -274,15 +301,17 @@ def update_life(state: State, shard: int, line: int, record: Row, now: int) -> N
 
 @hot
 def _move_to(state: State, row: Row, half: int) -> None:
-    """Let a session be of the mapping at `half`: the same endpoints, but another row than it was of."""
+    """Let a session be of the mapping at `half` (see `_whose`): the same endpoints, but another row than it was of."""
     before = whole(row["mapping"])
     if before == half:
         return
-    state.mappings[before]["sessions"] -= 1
-    charge_sessions(state, state.mappings[before], -1)
+    charge_session(state, row, -1)
+    if before < BYPASSED:
+        state.mappings[before]["sessions"] -= 1
     row["mapping"] = half
-    state.mappings[half]["sessions"] += 1
-    charge_sessions(state, state.mappings[half], 1)
+    if half < BYPASSED:
+        state.mappings[half]["sessions"] += 1
+    charge_session(state, row, 1)
 
 
 @hot

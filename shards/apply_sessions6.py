@@ -175,7 +175,7 @@ def _make(state: State, shard: int, line: int, record: Row, more: Row, now: int)
     row["state"] = record["state"]
     row["inward"] = inward
     row["outward"] = outward
-    row["rules"] = record["rules"]
+    row["rules"] = 0  # see `apply_sessions`
     row["generation"] = generation(state, shard, line << 1, record, whole(row["generation"]))
     if sessions6.index(state, line):
         slabs.free_line(state, line)

@@ -7,6 +7,7 @@ affair (`shard`): here is only how many there are, and what is in them. A fragme
 from __future__ import annotations
 
 from shards import fragments, wire
+from shards.accounts import is_bypassed
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, write16
@@ -23,8 +24,17 @@ def mark(state: State, burst: Burst, i: int) -> None:
     out = state.ports[whole(state.neighbours[burst.next_hop[i]]["port"])]
     if burst.ip_length[i] > whole(out["mtu"]):
         state.core[0]["cuts"] += 1
-        if burst.part[i] == 0 and (burst.direction[i] == OUTBOUND or burst.turned[i] > 0):
+        if burst.part[i] == 0 and (burst.direction[i] == OUTBOUND or burst.turned[i] > 0) and not _is_bare(state, burst, i):
             burst.identity[i] = fragments.next_identity(state, burst.destination[i]) + 1
+
+
+@hot
+def _is_bare(state: State, burst: Burst, i: int) -> bool:
+    """Whether a row keeps its source, an address that nobody shares: then its identification is its sender's affair."""
+    if burst.icmp_error[i]:
+        return bool(burst.mapping[i] == 0)
+    line = burst.turned[i] if burst.turned[i] > 0 else burst.session[i]
+    return is_bypassed(state.sessions[line])
 
 
 @hot

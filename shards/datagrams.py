@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import firewall6, nat, parse, parse6, serve, sessions, sessions6, wire
+from shards import bypass, firewall6, nat, parse, parse6, serve, sessions, sessions6, wire
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import Word, read16, read32
@@ -134,9 +134,13 @@ def plausible(state: State, frames: Array, burst: Burst, i: int) -> int:
     if burst.direction[i] == OUTBOUND:
         if not nat.is_internal(state, realm, source):
             return SPOOFED_SOURCE
-        return INSIDE_DESTINATION if nat.is_internal(state, realm, destination) else UNDECIDED
-    if sessions.external_ordinal(state, destination) < 0:
-        return INSIDE_DESTINATION if nat.is_internal(state, realm, destination) else NOT_OUR_DESTINATION
+        unseen = nat.is_internal(state, realm, destination) and not bypass.is_reached(state, destination)
+        return INSIDE_DESTINATION if unseen else UNDECIDED
+    inside = nat.is_internal(state, realm, destination)
+    if inside and not bypass.names(state, destination):
+        return INSIDE_DESTINATION
+    if not inside and sessions.external_ordinal(state, destination) < 0:
+        return NOT_OUR_DESTINATION
     return UNDECIDED if burst.turned[i] or nat.plausible_outsider(state, realm, source) else SPOOFED_SOURCE
 
 

@@ -21,10 +21,12 @@ from __future__ import annotations
 import numpy as np
 
 from shards import gather, hops, hops6, slabs, tcp
+from shards.accounts import is_bypassed
 from shards.jit import hot, whole
 from shards.native import Word, fold_multiply
 from shards.sessions import HAIRPIN_HOP
 from shards.state import (
+    BYPASSED,
     EXTERNAL,
     FIREWALL_SESSION6,
     INTERNAL,
@@ -134,6 +136,8 @@ def _hops6(state: State, session: Row, flow: Row) -> int:
 def _known_mapping(state: State, session: Row) -> Word:
     """A session's mapping as all cores name it; what is no half-line stands for itself."""
     half = whole(session["mapping"])
+    if is_bypassed(session):
+        return _U(BYPASSED) << _U(32) ^ _known_account(state, half & ~BYPASSED)
     if half >= len(state.mappings):
         return ~_U(half)
     shard, klass, row = slabs.wire_row(state, half)

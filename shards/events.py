@@ -9,6 +9,7 @@ Left out on purpose: address bindings (14, 15), since each block names its addre
 
 from __future__ import annotations
 
+from shards.accounts import account_of
 from shards.atomics import load_acquire, store_release
 from shards.generic import is_generic
 from shards.jit import hot, whole
@@ -48,7 +49,7 @@ def session(state: State, kind: int, line: int, now: int) -> None:
     if whole(state.settings[0]["log"]) < LOG_SESSIONS:
         return
     source = state.sessions[line]
-    row = state.events[_begin(state, kind, whole(state.mappings[whole(source["mapping"])]["account"]), now)]
+    row = state.events[_begin(state, kind, account_of(state, source), now)]
     row["internal_address"] = source["internal_address"]
     row["internal_realm"] = source["internal_realm"]
     row["internal_port"] = source["internal_port"]

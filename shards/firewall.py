@@ -18,18 +18,25 @@ def judge(
 
     Only TCP and UDP have ports: a rule that names some does not fit the others.
     """
-    for r in range(whole(state.settings[0]["rules"])):
+    first = whole(state.settings[0]["rules_at"])
+    for r in range(first, first + whole(state.settings[0]["rules"])):
         rule = state.rules[r]
-        if (
-            whole(rule["directions"]) >> direction & 1
-            and (rule["protocol"] == 0 or rule["protocol"] == protocol)
-            and internal & whole(rule["internal_mask"]) == whole(rule["internal_network"])
-            and remote & whole(rule["remote_mask"]) == whole(rule["remote_network"])
-            and ports_fit(rule, protocol in (TCP, UDP), internal_port, remote_port)
-        ):
+        if fits(rule, direction, protocol, internal, internal_port, remote, remote_port):
             rule["hits"] += 1
             return whole(rule["action"]), whole(rule["number"]) + 1
     return ACCEPT, 0
+
+
+@hot
+def fits(rule: Row, direction: int, protocol: int, internal: int, internal_port: int, remote: int, remote_port: int) -> bool:
+    """Whether a rule is about a packet of that direction between these endpoints."""
+    return bool(
+        whole(rule["directions"]) >> direction & 1
+        and (rule["protocol"] == 0 or rule["protocol"] == protocol)
+        and internal & whole(rule["internal_mask"]) == whole(rule["internal_network"])
+        and remote & whole(rule["remote_mask"]) == whole(rule["remote_network"])
+        and ports_fit(rule, protocol in (TCP, UDP), internal_port, remote_port)
+    )
 
 
 @hot

@@ -129,7 +129,11 @@ def serve_hit(state: State, frames: Array, burst: Burst, i: int, now: int) -> No
     line = burst.ref[i] >> 2
     session = state.sessions[line]
     outward = whole(session["outward"])
-    if outward == sessions.HAIRPIN_HOP or remaining(now, whole(session["expiry"])) <= 0:
+    if (
+        outward == sessions.HAIRPIN_HOP
+        or remaining(now, whole(session["expiry"])) <= 0
+        or session["rules"] != state.settings[0]["rules_version"]
+    ):
         return
     if not sessions6.is_of(state, frames, burst, i, line):
         return
@@ -173,6 +177,10 @@ def decide(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
 def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     """Give the row its session, if it has or gets one, and its next hop. Verdict, or UNDECIDED."""
     line = find(state, frames, burst, i, now)
+    if line and state.sessions[line]["rules"] != state.settings[0]["rules_version"]:
+        verdict, line = judge_again(state, frames, burst, i, line, now)
+        if verdict != UNDECIDED:
+            return verdict
     burst.session[i] = line
     inbound = burst.direction[i] == INBOUND
     if line == 0:
@@ -184,6 +192,26 @@ def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -
         return SPOOFED_SOURCE  # its remote is one of our own: it cannot come from outside
     burst.next_hop[i] = row["inward"] if inbound else row["outward"]
     return UNDECIDED
+
+
+@hot
+def judge_again(state: State, frames: Array, burst: Burst, i: int, line: int, now: int) -> tuple[int, int]:
+    """As `nat.judge_again`; of whom pinholes or transparency let in unasked the rules for what comes in are asked as well."""
+    near, far = sessions6.ends(burst, i)
+    p = prefix_of(state, whole(state.ports[burst.port[i]]["internal_realm"]), wire.word_at(frames, near))
+    near_port, far_port = sessions6.near_port(burst, i), sessions6.far_port(burst, i)
+    verdict = obey_rules(state, frames, burst, i, OUTBOUND)
+    account = whole(state.flows6[line + 1]["account"])
+    if (
+        verdict == UNDECIDED
+        and burst.protocol[i] != ICMP6
+        and _is_open(state, frames, near, far, burst.protocol[i], 0, near_port, far_port, p, account)
+    ):
+        verdict = obey_rules(state, frames, burst, i, INBOUND)
+    if verdict != UNDECIDED:
+        return verdict, nat.end_here(state, line, now)
+    state.sessions[line]["rules"] = state.settings[0]["rules_version"]
+    return UNDECIDED, line
 
 
 @hot
@@ -367,6 +395,24 @@ def is_invited(
     account: int,
 ) -> bool:  # fmt: skip
     """`lets_in` for a tuple whose addresses stand at `near` and `far` in the frame; `kind`: type of an ICMPv6 message."""
+    if _is_open(state, frames, near, far, protocol, kind, near_port, far_port, p, account):
+        return True
+    high, low = wire.word_at(frames, near), wire.word_at(frames, near + 8)
+    remote_high, remote_low = wire.word_at(frames, far), wire.word_at(frames, far + 8)
+    filtering = filtering_of(state, p, protocol)
+    realm = whole(state.prefixes6[p]["realm"])
+    return (
+        protocol != ICMP6
+        and sessions6.find_permission(state, realm, protocol, filtering, high, low, remote_high, remote_low, near_port) != 0
+    )
+
+
+@hot
+def _is_open(
+    state: State, frames: Array, near: int, far: int, protocol: int, kind: int, near_port: int, far_port: int, p: int,
+    account: int,
+) -> bool:  # fmt: skip
+    """Whether configuration, not a session, lets a packet in: transparency, the rule about echo, a pinhole."""
     prefix = state.prefixes6[p]
     if prefix["transparent"] != 0 or state.accounts[account]["transparent"] != 0:
         return True
@@ -374,16 +420,12 @@ def is_invited(
         return True
     high, low = wire.word_at(frames, near), wire.word_at(frames, near + 8)
     remote_high, remote_low = wire.word_at(frames, far), wire.word_at(frames, far + 8)
-    for r in range(whole(state.settings[0]["pinholes"])):
+    first = whole(state.settings[0]["pinholes_at"])
+    for r in range(first, first + whole(state.settings[0]["pinholes"])):
         if _fits(state.pinholes[r], INBOUND, protocol, high, low, near_port, remote_high, remote_low, far_port):
             state.pinholes[r]["hits"] += 1
             return True
-    filtering = filtering_of(state, p, protocol)
-    realm = whole(prefix["realm"])
-    return (
-        protocol != ICMP6
-        and sessions6.find_permission(state, realm, protocol, filtering, high, low, remote_high, remote_low, near_port) != 0
-    )
+    return False
 
 
 @hot
@@ -393,7 +435,8 @@ def obey_rules(state: State, frames: Array, burst: Burst, i: int, direction: int
     high, low = wire.word_at(frames, near), wire.word_at(frames, near + 8)
     remote_high, remote_low = wire.word_at(frames, far), wire.word_at(frames, far + 8)
     near_port, far_port, protocol = sessions6.near_port(burst, i), sessions6.far_port(burst, i), burst.protocol[i]
-    for r in range(whole(state.settings[0]["rules6"])):
+    first = whole(state.settings[0]["rules6_at"])
+    for r in range(first, first + whole(state.settings[0]["rules6"])):
         rule = state.rules6[r]
         if _fits(rule, direction, protocol, high, low, near_port, remote_high, remote_low, far_port):
             rule["hits"] += 1

@@ -325,9 +325,11 @@ def learn(state: State, burst: Burst, i: int, now: int) -> None:
     if verdict == HELD_BACK:
         return
     row["expiry"] = (now + KEPT_TICKS) & 0xFFFFFFFF
+    row["next_hop"], row["verdict"] = burst.next_hop[i], verdict
     if burst.six[i] == 0:
         row["new_source"], row["new_destination"] = _translation(state, burst, i, row)
-    row["next_hop"], row["verdict"] = burst.next_hop[i], verdict
+        if burst.identity[i] and row["new_source"] == row["source"]:
+            burst.identity[i], row["new_id"] = 0, row["id"]  # an address that nobody shares has its own identifications
     if verdict == SHUNTED:
         row["shard"], row["turned"] = burst.shard[i] - 1, burst.turned[i] > 0
     _decide(state, at, KNOWN if verdict <= HAIRPINNED else SHUNTING if verdict == SHUNTED else REFUSED)

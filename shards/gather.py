@@ -15,10 +15,11 @@ import numpy as np
 
 from shards import journal, ports, slabs, tcp, timers
 from shards.account_rows import BLOCKS_AT_MOST
+from shards.accounts import is_bypassed
 from shards.jit import hot, whole
 from shards.native import Word, first_bit, prefetch
-from shards.records import CONTINUED, HAIRPIN, SHADOW, STATIC
-from shards.sessions import HAIRPIN_HOP, is_living
+from shards.records import CONTINUED, HAIRPIN, SHADOW, STATIC, UNTRANSLATED
+from shards.sessions import HAIRPIN_HOP, is_living, mapping_of
 from shards.state import (
     CHUNK_PORTS,
     CLASSES,
@@ -203,7 +204,7 @@ def ship(state: State, half: int) -> None:
 def _write_session(state: State, line: int, now: int, record: Row) -> None:
     row = state.sessions[line]
     _, klass, number = slabs.wire_row(state, line << 1)
-    _, mapping_klass, mapping_row = slabs.wire_row(state, whole(row["mapping"]))
+    _, mapping_klass, mapping_row = slabs.wire_row(state, mapping_of(state, line))
     record["row"] = number
     record["mapping_row"] = mapping_row
     record["internal_address"] = row["internal_address"]
@@ -223,7 +224,7 @@ def _write_session(state: State, line: int, now: int, record: Row) -> None:
     record["mapping_klass"] = mapping_klass
     record["protocol"] = whole(row["internal_realm"]) >> 24
     record["state"] = row["state"]
-    record["flags"] = HAIRPIN if row["outward"] == HAIRPIN_HOP else 0
+    record["flags"] = (HAIRPIN if row["outward"] == HAIRPIN_HOP else 0) | (UNTRANSLATED if is_bypassed(row) else 0)
     ship(state, line << 1)
 
 
@@ -366,11 +367,18 @@ def living_sessions(state: State, shard: int, klass: int, row: int, everything: 
     last, count = min(row + ROWS_AT_ONCE, end), 0
     while row < last and count < len(out):
         local = slabs.local_row(state, shard, klass, row)
-        if _travels(state, local, everything, 0, now) and is_shipped(state, whole(state.sessions[local]["mapping"])):
+        if _travels(state, local, everything, 0, now) and _is_mapping_shipped(state, local):
             _write_session(state, local, now, out[count])
             count += 1
         row += 1
     return count, row if row < end else END
+
+
+@hot
+def _is_mapping_shipped(state: State, line: int) -> bool:
+    """Whether who is told of a session knows its mapping, or need not."""
+    half = mapping_of(state, line)
+    return half == 0 or is_shipped(state, half)
 
 
 @hot

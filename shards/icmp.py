@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from shards import cuckoo, fragments, generic, hops, nat, parse, ports, refusals, sessions, shunt, wire
+from shards import bypass, cuckoo, fragments, generic, hops, nat, parse, ports, refusals, sessions, shunt, wire
+from shards.accounts import is_bypassed
 from shards.burst import Burst
 from shards.jit import hot, whole
 from shards.native import read16, read32, write16, write32
@@ -78,11 +79,11 @@ def _admit(state: State, burst: Burst, i: int) -> int:
     """Addresses of the error itself. From inside any router may speak, from outside nobody of ours (BCP 38)."""
     realm = whole(state.ports[burst.port[i]]["internal_realm"])
     inside = nat.is_internal(state, realm, burst.destination[i])
-    if inside:
+    if inside and not bypass.names(state, burst.destination[i]):
         return INSIDE_DESTINATION
     if burst.direction[i] == OUTBOUND:
         return MARTIAN_DESTINATION if hops.names_no_host_at(state, EXTERNAL, burst.destination[i]) else UNDECIDED
-    if sessions.external_ordinal(state, burst.destination[i]) < 0:
+    if not inside and sessions.external_ordinal(state, burst.destination[i]) < 0:
         return NOT_OUR_DESTINATION
     if burst.turned[i]:  # on another core, by one of our external addresses
         return UNDECIDED
@@ -129,18 +130,24 @@ def _find(state: State, frames: Array, burst: Burst, i: int, inner: int, now: in
         row = state.sessions[line]
         if inbound and row["outward"] == sessions.HAIRPIN_HOP and burst.turned[i] == 0:
             return ICMP_UNRELATED
+        if is_bypassed(row) and row["rules"] != state.settings[0]["rules_version"]:
+            _, line = nat.judge_again(state, burst, i, line, now)
+            if line == 0:
+                return ICMP_UNRELATED
         burst.session[i] = line
-        burst.mapping[i] = row["mapping"]
+        burst.mapping[i] = sessions.mapping_of(state, line)
         burst.next_hop[i] = row["inward"] if inbound else row["outward"]
         return UNDECIDED
     half = _mapping_of(state, local, realm, protocol, near, inbound)
+    if half == 0 and not inbound and bypass.find(state, INBOUND, protocol, local, near, remote, far):
+        return _hop_to(state, burst, i, local, remote, inbound, now)  # about what came in as it was, without a session
     ours = inbound and burst.turned[i] == 0 and sessions.external_ordinal(state, remote) >= 0  # never goes out to come in again
     if half == 0 and not ours and not _serves(state, burst, i, local, realm, inbound):
         return SHUNTED
     if half == 0 or ours:
         return ICMP_UNRELATED
     burst.mapping[i] = half
-    return _hop_by_mapping(state, burst, i, half, remote, inbound, now)
+    return _hop_to(state, burst, i, whole(state.mappings[half]["internal_address"]), remote, inbound, now)
 
 
 @hot
@@ -177,17 +184,21 @@ def _serves(state: State, burst: Burst, i: int, local: int, realm: int, inbound:
     """Whether this core knows for certain that nobody has sent what the error is about."""
     if inbound:
         external = sessions.external_ordinal(state, local)
-        return external < 0 or nat.serves(state, burst, i, nat.shard_of(state, external))
+        if external >= 0:
+            return nat.serves(state, burst, i, nat.shard_of(state, external))
+        here = whole(state.ports[burst.port[i]]["internal_realm"])
+        return not nat.is_internal(state, here, local) or nat.serves(state, burst, i, nat.shard_at(state, here, local))
     _, subscriber = nat.find_account(state, realm, local)
     return subscriber == 0 or nat.serves(state, burst, i, whole(state.accounts[subscriber]["shard"]))
 
 
 @hot
-def _hop_by_mapping(state: State, burst: Burst, i: int, half: int, remote: int, inbound: bool, now: int) -> int:
-    internal = whole(state.mappings[half]["internal_address"])
+def _hop_to(state: State, burst: Burst, i: int, internal: int, remote: int, inbound: bool, now: int) -> int:
+    """Next hop of an error about a packet between these two that has no session, into the row. Verdict, or UNDECIDED."""
+    realm = whole(state.ports[burst.port[i]]["internal_realm"])
     if inbound:
         hop = hops.next_hop(state, INTERNAL, internal, 0, now)
-    elif sessions.external_ordinal(state, remote) >= 0:
+    elif sessions.external_ordinal(state, remote) >= 0 or nat.is_internal(state, realm, remote):
         hop = sessions.HAIRPIN_HOP
     else:
         hop = hops.next_hop(state, EXTERNAL, remote, internal, now)
@@ -198,6 +209,9 @@ def _hop_by_mapping(state: State, burst: Burst, i: int, half: int, remote: int, 
 @hot
 def _translate(state: State, frames: Array, burst: Burst, i: int, inner: int) -> None:
     """Put the outer address and the embedded endpoint right, then the checksums."""
+    if burst.mapping[i] == 0:
+        _speak_for(state, frames, burst, i, inner)
+        return
     mapping = state.mappings[burst.mapping[i]]
     internal, internal_port = whole(mapping["internal_address"]), whole(mapping["internal_port"])
     external, external_port = whole(mapping["external_address"]), whole(mapping["external_port"])
@@ -212,6 +226,24 @@ def _translate(state: State, frames: Array, burst: Burst, i: int, inner: int) ->
     l4, length = burst.l4[i], burst.ip_length[i] - (burst.l4[i] - burst.l3[i])
     write16(frames, l4 + 2, 0)
     write16(frames, l4 + 2, wire.checksum(frames, l4, length))
+
+
+@hot
+def _speak_for(state: State, frames: Array, burst: Burst, i: int, inner: int) -> None:
+    """An error about what is not translated: only a router inside has no name outside, and nothing to tell of itself."""
+    if burst.direction[i] == INBOUND:
+        return
+    realm = whole(state.ports[burst.port[i]]["internal_realm"])
+    internal = read32(frames, inner + 16)
+    reserved = whole(state.shards[nat.shard_at(state, realm, internal)]["icmp_address"])
+    before = burst.ip_length[i]
+    _conceal(frames, burst, i)
+    if read32(frames, burst.l3[i] + 12) != internal:
+        _replace(frames, burst.l3[i], 12, reserved if reserved else internal)
+    if burst.ip_length[i] != before:
+        l4 = burst.l4[i]
+        write16(frames, l4 + 2, 0)
+        write16(frames, l4 + 2, wire.checksum(frames, l4, burst.ip_length[i] - (l4 - burst.l3[i])))
 
 
 @hot

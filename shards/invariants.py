@@ -10,7 +10,7 @@ from shards import cuckoo, ports, sessions, sessions6
 from shards.account_rows import PROTOCOL_CLASSES
 from shards.accounts import CLASS_OF
 from shards.generic import is_generic
-from shards.state import CHUNK_PORTS, EXTENT_LINES, FIREWALL_SESSION6, HELD, NAT_MAPPING, NAT_SESSION, Array, State
+from shards.state import BYPASSED, CHUNK_PORTS, EXTENT_LINES, FIREWALL_SESSION6, HELD, NAT_MAPPING, NAT_SESSION, Array, State
 from shards.verdict import RECEIVED, SHUNTED, VERDICTS
 
 
@@ -58,12 +58,17 @@ def _sessions(state: State) -> list[str]:
     told = []
     for line in lines(state).tolist():
         row, words = state.sessions[line], state.words[line * 8 : line * 8 + 4]
-        mapping = state.mappings[int(row["mapping"])]
+        bypassed = int(row["mapping"]) >= BYPASSED
+        mapping = state.mappings[0 if bypassed else int(row["mapping"])]
         if cuckoo.lookup(state, words[0], words[1]) != line << 2:
             told.append(f"session {line}: its outbound tuple does not find it")
         if cuckoo.lookup(state, words[2], words[3]) != line << 2 | 1:
             told.append(f"session {line}: its inbound tuple does not find it")
         told += [f"session {line}: {wrong}" for wrong in _next_hops(state, row)]
+        if bypassed:
+            ends = [(row[f"internal_{end}"], row[f"external_{end}"]) for end in ("address", "port")]
+            told += [f"session {line} is not translated, but has {ends}" for one, other in ends if one != other]
+            continue
         for name in ("internal_address", "internal_port", "external_address", "external_port"):
             wanted = 0 if name == "external_port" and is_generic(int(row["internal_realm"]) >> 24) else mapping[name]
             if row[name] != wanted or mapping["kind"] != NAT_MAPPING:
@@ -110,7 +115,8 @@ def _mappings(state: State) -> list[str]:
     """Each mapping is found by its internal endpoint, owns its external one alone, and counts its sessions."""
     told, owned = [], 0
     used: dict[tuple[int, int], int] = {}
-    users = np.bincount(state.sessions["mapping"][lines(state)], minlength=1)
+    told_of = state.sessions["mapping"][lines(state)]
+    users = np.bincount(told_of[told_of < BYPASSED], minlength=1)
     for half in halves(state).tolist():
         row = state.mappings[half]
         external, port = sessions.external_ordinal(state, int(row["external_address"])), int(row["external_port"])
@@ -166,10 +172,12 @@ def _accounts(state: State) -> list[str]:
     told = []
     counted: dict[tuple[int, str], int] = {}
     accounts = state.mappings["account"]
-    users = [accounts[state.sessions["mapping"][lines(state)]], state.flows6["account"][lines6(state) + 1]]
+    told_of = state.sessions["mapping"][lines(state)]
+    whose = np.where(told_of < BYPASSED, accounts[told_of & (told_of < BYPASSED) * (BYPASSED - 1)], told_of & (BYPASSED - 1))
+    users = [whose, state.flows6["account"][lines6(state) + 1]]
     owners = {"sessions": np.concatenate(users), "mappings": accounts[halves(state)]}
     realms = state.mappings["internal_realm"]
-    of = [realms[state.sessions["mapping"][lines(state)]], state.flows6["realm"][lines6(state) + 1]]
+    of = [state.sessions["internal_realm"][lines(state)], state.flows6["realm"][lines6(state) + 1]]
     classes = {"sessions": np.concatenate(of) >> 24, "mappings": realms[halves(state)] >> 24}
     for name, charged in owners.items():
         for account in charged.tolist():

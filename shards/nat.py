@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import accounts, firewall, generic, ports, refusals, serve, sessions, sole_owner, tcp
+from shards import accounts, bypass, firewall, generic, ports, refusals, serve, sessions, sole_owner, tcp
+from shards.accounts import is_bypassed
 from shards.burst import TURNED_BARE, Burst
 from shards.hops import names_no_host_at, next_hop
 from shards.jit import hot, inlined, whole
@@ -160,23 +161,24 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
         return SPOOFED_SOURCE
     if names_no_host_at(state, INTERNAL, source):
         return SPOOFED_SOURCE
-    if is_internal(state, realm, burst.destination[i]):
+    inside = is_internal(state, realm, burst.destination[i])
+    if inside and not bypass.is_reached(state, burst.destination[i]):
         return INSIDE_DESTINATION
     if names_no_host_at(state, EXTERNAL, burst.destination[i]):
         return MARTIAN_DESTINATION
-    turns = sessions.external_ordinal(state, burst.destination[i]) >= 0
+    turns = inside or sessions.external_ordinal(state, burst.destination[i]) >= 0
     if turns and state.settings[0]["hairpin"] == 0:
         return HAIRPIN_REFUSED
     shard = whole(state.accounts[subscriber]["shard"])
     if not serves(state, burst, i, shard):
         return SHUNTED
-    half = sessions.find_mapping(state, source, realm, protocol, source_port)
-    if protocol == ICMP and half == 0 and not is_query(read8(frames, burst.l4[i])):
+    passes = _passes(state, burst, i, OUTBOUND)
+    half = 0 if passes else sessions.find_mapping(state, source, realm, protocol, source_port)
+    goes_on = half != 0 or (passes and _passes(state, burst, i, INBOUND))  # of what may begin outside this may be the answer
+    if protocol == ICMP and not goes_on and not is_query(read8(frames, burst.l4[i])):
         return ICMP_TYPE_NOT_SERVED
     bare = half != 0 and burst.part[i] == 0 and tcp.answers(protocol, burst.tcp_flags[i]) and _was_let_in(state, burst, i, half)
-    if not bare and not tcp.may_open(
-        protocol, burst.tcp_flags[i], half != 0 or picks_up(state, shard, burst.tcp_flags[i], now)
-    ):
+    if not bare and not tcp.may_open(protocol, burst.tcp_flags[i], goes_on or picks_up(state, shard, burst.tcp_flags[i], now)):
         return TCP_NOT_OPENING
     verdict = _obey_rules(state, burst, i, OUTBOUND, source, source_port, burst.destination[i], burst.destination_port[i])
     inward = 0
@@ -185,16 +187,16 @@ def outbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -
     if verdict == UNDECIDED and bare:
         burst.mapping[i] = half
         return UNDECIDED
-    if verdict == UNDECIDED:
+    if verdict == UNDECIDED and not passes:
         verdict = sole_owner.foresee(state, burst, i, subscriber, half, now)
     if verdict == UNDECIDED:
-        verdict = accounts.admit(state, account, protocol, half == 0, half, now)
-    if verdict == UNDECIDED and half == 0:
+        verdict = accounts.admit(state, account, protocol, half == 0 and not passes, half, now)
+    if verdict == UNDECIDED and half == 0 and not passes:
         aside = _steps_aside(state, shard, burst.tcp_flags[i], now)
         verdict, half = _map(state, account, subscriber, realm, protocol, source, source_port, aside, now)
     if verdict == UNDECIDED:
-        verdict = _open(state, burst, i, half, inward, now)
-        if verdict != UNDECIDED:
+        verdict = _open(state, burst, i, half, account, inward, now)
+        if verdict != UNDECIDED and half:
             _drop_if_idle(state, half, now)
     if verdict != UNDECIDED:
         burst.verdict[i] = verdict
@@ -260,7 +262,16 @@ def _find_way(state: State, frames: Array, burst: Burst, i: int, turns: bool, no
 def _obey_rules(
     state: State, burst: Burst, i: int, direction: int, internal: int, internal_port: int, remote: int, remote_port: int
 ) -> int:
-    action, number = firewall.judge(state, direction, burst.protocol[i], internal, internal_port, remote, remote_port)
+    return _judge(state, burst, i, direction, burst.protocol[i], internal, internal_port, remote, remote_port)
+
+
+@hot
+def _judge(
+    state: State, burst: Burst, i: int, direction: int, protocol: int, internal: int, internal_port: int, remote: int,
+    remote_port: int,
+) -> int:  # fmt: skip
+    """Verdict of the first rule that fits, or UNDECIDED; its number goes into the row."""
+    action, number = firewall.judge(state, direction, protocol, internal, internal_port, remote, remote_port)
     burst.detail[i] = number
     if action == ACCEPT:
         return UNDECIDED
@@ -285,20 +296,33 @@ def _map(
 
 
 @hot
-def _open(state: State, burst: Burst, i: int, half: int, inward: int, now: int) -> int:
-    """Make the session, with its next hops, so that no later packet has to look for them."""
+def _passes(state: State, burst: Burst, i: int, direction: int) -> bool:
+    """Whether a packet from inside (or, INBOUND, the one that it would answer) is one that is not translated."""
+    source, port = burst.source[i], burst.source_port[i]
+    return bypass.find(state, direction, burst.protocol[i], source, port, burst.destination[i], burst.destination_port[i])
+
+
+@hot
+def _open(state: State, burst: Burst, i: int, half: int, account: int, inward: int, now: int) -> int:
+    """Make the session, with its next hops, so that no later packet has to look for them. `half` 0: it is not translated."""
     protocol = burst.protocol[i]
     remote_port = 0 if protocol == ICMP else burst.destination_port[i]
     opening = tcp.first_state(protocol, burst.tcp_flags[i]) | tcp.timer_of(state, protocol, remote_port)
     expiry = now + tcp.timeout(state.settings, opening)
-    shard = whole(state.accounts[whole(state.mappings[half]["account"])]["shard"])
-    realm = whole(state.ports[burst.port[i]]["external_realm"])
-    verdict = sole_owner.refuse(state, burst, i, half, whole(state.mappings[half]["external_address"]), now)
-    if verdict != UNDECIDED:
-        return verdict
-    verdict, line = sessions.make_session(
-        state, shard, half, burst.destination[i], remote_port, realm, opening, inward, burst.next_hop[i], expiry, now
-    )
+    shard = whole(state.accounts[account]["shard"])
+    port = state.ports[burst.port[i]]
+    realm, line = whole(port["external_realm"]), 0
+    if half == 0:
+        verdict, line = sessions.make_bypassed(
+            state, shard, account, burst.source[i], whole(port["internal_realm"]), protocol, burst.source_port[i],
+            burst.destination[i], remote_port, realm, opening, inward, burst.next_hop[i], expiry, now,
+        )  # fmt: skip
+    else:
+        verdict = sole_owner.refuse(state, burst, i, half, whole(state.mappings[half]["external_address"]), now)
+        if verdict == UNDECIDED:
+            verdict, line = sessions.make_session(
+                state, shard, half, burst.destination[i], remote_port, realm, opening, inward, burst.next_hop[i], expiry, now
+            )
     burst.session[i] = line
     return verdict
 
@@ -321,7 +345,7 @@ def inbound_miss(state: State, burst: Burst, i: int, now: int) -> int:
     realm, destination = whole(port["internal_realm"]), burst.destination[i]
     external = sessions.external_ordinal(state, destination)
     if external < 0:
-        return INSIDE_DESTINATION if is_internal(state, realm, destination) else NOT_OUR_DESTINATION
+        return _inbound_untranslated(state, burst, i, realm, now)
     if burst.turned[i] == 0 and not plausible_outsider(state, realm, burst.source[i]):
         return SPOOFED_SOURCE
     if not serves(state, burst, i, shard_of(state, external)):
@@ -342,6 +366,66 @@ def inbound_miss(state: State, burst: Burst, i: int, now: int) -> int:
     burst.mapping[i] = half
     burst.next_hop[i] = hop
     return UNDECIDED
+
+
+@hot
+def _inbound_untranslated(state: State, burst: Burst, i: int, realm: int, now: int) -> int:
+    """A packet for an inside address as it is, without a session: its next hop goes into the row where an entry lets it in."""
+    internal, source = burst.destination[i], burst.source[i]
+    subscriber = subscriber_of(state, realm, internal)
+    if subscriber == 0:
+        return NOT_OUR_DESTINATION
+    if not bypass.names(state, internal):
+        return INSIDE_DESTINATION
+    if burst.turned[i] == 0 and not plausible_outsider(state, realm, source):
+        return SPOOFED_SOURCE
+    if not serves(state, burst, i, shard_at(state, realm, internal)):
+        return SHUNTED
+    port, remote_port = burst.destination_port[i], burst.source_port[i]
+    if not bypass.find(state, INBOUND, burst.protocol[i], internal, port, source, remote_port):
+        return NO_MAPPING
+    verdict = _obey_rules(state, burst, i, INBOUND, internal, port, source, remote_port)
+    if verdict != UNDECIDED:
+        return verdict
+    burst.next_hop[i] = next_hop(state, INTERNAL, internal, 0, now)
+    return UNDECIDED if burst.next_hop[i] else NEIGHBOURS_EXHAUSTED
+
+
+@hot
+def shard_at(state: State, realm: int, internal: int) -> int:
+    """Shard of an address that lies in a subscriber prefix."""
+    return whole(state.prefixes[_prefix_of(state.prefixes, whole(state.settings[0]["prefixes"]), realm, internal)]["shard"])
+
+
+@hot
+def judge_again(state: State, burst: Burst, i: int, line: int, now: int) -> tuple[int, int]:
+    """(verdict or UNDECIDED, line or 0) of a packet whose session was admitted by older rules; what these refuse ends.
+
+    They are asked what they say of a packet from inside, and for a static mapping of one from outside as well: which side
+    began is not remembered. A session that is not translated any more goes on being so until it ends, and the other way round
+    ends: no inside address is seen outside that should not be.
+    """
+    row = state.sessions[line]
+    protocol, internal, port = whole(row["internal_realm"]) >> 24, whole(row["internal_address"]), whole(row["internal_port"])
+    remote, remote_port = whole(row["remote_address"]), whole(row["remote_port"])
+    if is_bypassed(row) and not bypass.find(state, OUTBOUND, protocol, internal, port, remote, remote_port):
+        return UNDECIDED, end_here(state, line, now)
+    static = state.mappings[sessions.mapping_of(state, line)]["static"] != 0
+    verdict = _judge(state, burst, i, OUTBOUND, protocol, internal, port, remote, remote_port)
+    if verdict == UNDECIDED and static:
+        verdict = _judge(state, burst, i, INBOUND, protocol, internal, port, remote, remote_port)
+    if verdict != UNDECIDED:
+        return verdict, end_here(state, line, now)
+    row["rules"] = state.settings[0]["rules_version"]
+    return UNDECIDED, line
+
+
+@hot
+def end_here(state: State, line: int, now: int) -> int:
+    """End a session where that is ours to do, for whoever finds no session there; always 0."""
+    if state.shards[whole(state.sessions[line]["shard"])]["creates"] != 0:
+        sessions.delete(state, line, now)
+    return 0
 
 
 @hot

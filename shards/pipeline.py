@@ -302,6 +302,10 @@ def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -
     line = cuckoo.lookup(state, burst.key0[i], burst.key1[i]) >> 2
     if line and timers.remaining(now, whole(state.sessions[line]["expiry"])) <= 0:
         line = sessions.end_or_revive(state, line, now)
+    if line and state.sessions[line]["rules"] != state.settings[0]["rules_version"]:
+        verdict, line = nat.judge_again(state, burst, i, line, now)
+        if verdict != UNDECIDED:
+            return verdict
     burst.session[i] = line
     inbound = burst.direction[i] == INBOUND
     if line == 0:

@@ -18,7 +18,7 @@ from shards.account_rows import BLOCKS_AT_MOST
 from shards.jit import hot, whole
 from shards.native import Word
 from shards.sides import OTHER_EACH
-from shards.state import CHUNK_PORTS, HELD, ICMP, PORT_SPACES, TCP, UDP, Array, Row, State
+from shards.state import CHUNK_PORTS, HELD, ICMP, OPEN, PORT_SPACES, TCP, UDP, Array, Row, State
 from shards.verdict import (
     BLOCKS_RETURNED,
     BLOCKS_TAKEN,
@@ -245,7 +245,7 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
     start = paired - 1 - first if paired else derive(state.settings, _FOR_ADDRESS, base, realm, 0, 0, count)
     for j in range(1 if holds_a_block(account) else count):
         external = first + (start + j) % count
-        if state.externals[external]["blocks_free"] == 0:
+        if state.externals[external]["blocks_free"] == 0 or not _may_pair(state, account, external):
             continue
         begin = derive(state.settings, _FOR_BLOCK, base, realm, 0, k, 1 << 30)
         block = _free_block(state, external, pool, begin, space, now)
@@ -264,6 +264,12 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
     if not holds_a_block(account):
         _remember_dry(pool, search, now)
     return POOL_EXHAUSTED
+
+
+@hot
+def _may_pair(state: State, account: Row, external: int) -> bool:
+    """Whether an account may have a block of an address; of one that is closed only who has one there (RFC 4787 REQ-2)."""
+    return state.externals[external]["closed"] == OPEN or (account["external"] == external + 1 and holds_a_block(account))
 
 
 @hot

@@ -11,7 +11,7 @@ import numpy as np
 
 VERSION = 1
 
-HAIRPIN = 1  # flag of a session: its packets turn round inside
+HAIRPIN, UNTRANSLATED = 1, 2  # flags of a session: its packets turn round inside; they are not translated, so it has no mapping
 
 SESSION_RECORD = np.dtype(
     [

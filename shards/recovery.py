@@ -13,7 +13,7 @@ import numpy as np
 
 from shards import alarms, cuckoo, events, fragments, journal, nat, ports, sessions, sessions6, slabs, timers
 from shards.account_rows import BLOCKS_AT_MOST, PROTOCOL_CLASSES
-from shards.accounts import charge, charge_sessions
+from shards.accounts import account_of, charge, charge_session, is_bypassed
 from shards.generic import is_generic
 from shards.jit import hot, whole
 from shards.native import prefetch
@@ -209,8 +209,7 @@ def _sessions_of(state: State, extent: int, now: int) -> int:
     for line in range(extent * EXTENT_LINES, (extent + 1) * EXTENT_LINES):
         _ask_for_session(state, min(line + _AHEAD, len(state.sessions) - 1))
         row = state.sessions[line]
-        mapping = state.mappings[whole(row["mapping"])]
-        if row["kind"] == NAT_SESSION and (not _belongs(row, mapping) or sessions.index_session(state, line)):
+        if row["kind"] == NAT_SESSION and (not _belongs(state, line) or sessions.index_session(state, line)):
             row["kind"] = FREE
             events.session(state, events.SESSION_DELETED, line, now)
         if row["kind"] == FREE:
@@ -218,9 +217,10 @@ def _sessions_of(state: State, extent: int, now: int) -> int:
             slabs.free_line(state, line)
             continue
         journal.mark(state, line << 1)
-        mapping["sessions"] += 1
+        if not is_bypassed(row):
+            state.mappings[whole(row["mapping"])]["sessions"] += 1
         timers.arm(state, line, now + timers.remaining(now, whole(row["expiry"])))
-        charge_sessions(state, mapping, 1)
+        charge_session(state, row, 1)
         state.shards[shard]["sessions"] += 1
         found += 1
     return found
@@ -263,14 +263,18 @@ def _ask_for_mapping(state: State, half: int) -> None:
 def _ask_for_session(state: State, line: int) -> None:
     """Ask for its mapping and the buckets of both its tuples."""
     if state.sessions[line]["kind"] == NAT_SESSION:
-        prefetch(state.mappings, whole(state.sessions[line]["mapping"]))
+        prefetch(state.mappings, sessions.mapping_of(state, line))
         cuckoo.ask_for(state, state.words[line * 8], state.words[line * 8 + 1])
         cuckoo.ask_for(state, state.words[line * 8 + 2], state.words[line * 8 + 3])
 
 
 @hot
-def _belongs(session: Row, mapping: Row) -> bool:
-    """Whether a session's mapping is still the one that it was made from."""
+def _belongs(state: State, line: int) -> bool:
+    """Whether a session's mapping is still the one that it was made from; without one, whether it has an account."""
+    session = state.sessions[line]
+    if is_bypassed(session):
+        return 0 < account_of(state, session) < len(state.accounts)
+    mapping = state.mappings[whole(session["mapping"])]
     return bool(
         mapping["kind"] == NAT_MAPPING
         and mapping["internal_address"] == session["internal_address"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards import wire
+from shards.accounts import is_bypassed
 from shards.burst import TURNED_BARE, Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16, read32, write16, write32, write64
@@ -84,7 +85,8 @@ def translate_by_mapping(state: State, frames: Array, burst: Burst, i: int) -> N
         return
     if burst.turned[i] > 0:
         turn_out(state, frames, burst, i)
-    _by_mapping(frames, l3, l4, protocol, mapping)
+    if burst.mapping[i]:  # without one it goes to an inside address as it is
+        _by_mapping(frames, l3, l4, protocol, mapping)
 
 
 @hot
@@ -95,7 +97,8 @@ def turn_out(state: State, frames: Array, burst: Burst, i: int) -> None:
         return
     l3, session = burst.l3[i], state.sessions[burst.turned[i]]
     adjust(frames, l3 + 10, _by_session(frames, l3, burst.l4[i], burst.protocol[i], session, OUTBOUND))
-    _identify(frames, burst, i)
+    if not is_bypassed(session):
+        _identify(frames, burst, i)
 
 
 @hot

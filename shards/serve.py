@@ -12,7 +12,7 @@ from shards.burst import Burst
 from shards.jit import hot, inlined, whole
 from shards.native import read16
 from shards.sessions import HAIRPIN_HOP
-from shards.state import FAILED, INBOUND, NAT_SESSION, OUTBOUND, REACHABLE, Array, Row, State
+from shards.state import ADMITTED, FAILED, INBOUND, OUTBOUND, REACHABLE, Array, Row, State
 from shards.verdict import (
     FORWARDED_IN,
     FORWARDED_OUT,
@@ -79,7 +79,10 @@ def serve_hit(state: State, frames: Array, burst: Burst, i: int, now: int) -> No
     line = burst.ref[i] >> 2
     session = state.sessions[np.uint64(line)]
     outward = whole(session["outward"])
-    if session["kind"] != NAT_SESSION or outward == HAIRPIN_HOP or timers.remaining(now, whole(session["expiry"])) <= 0:
+    last = (
+        state.words[np.uint64(line * 8 + 7)] & ADMITTED
+    )  # one compare for both: what kind it is, by which rules it was let in
+    if last != state.settings[0]["admitted"] or outward == HAIRPIN_HOP or timers.remaining(now, whole(session["expiry"])) <= 0:
         return  # line 0 is of no kind, either
     direction = burst.direction[i]
     burst.session[i] = line

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from shards import cuckoo, doubt, events, journal, permissions, ports, sessions6, slabs, tcp, timers, wire
-from shards.accounts import charge, charge_sessions
+from shards.accounts import charge, charge_session, is_bypassed
 from shards.generic import is_generic
 from shards.jit import hot, inlined, whole
 from shards.native import Word, prefetch
@@ -17,6 +17,7 @@ from shards.state import (
     ABSENT,
     ACTIVE,
     ADDRESS_DEPENDENT,
+    BYPASSED,
     CHUNK_PORTS,
     FILTERING_BITS,
     FIREWALL_SESSION6,
@@ -195,6 +196,43 @@ def make_session(
     if line == 0:
         return ROWS_EXHAUSTED, 0
     describe(state, shard, line, half, remote, remote_port, external_realm)
+    verdict = _give_life(state, shard, line, tcp_state, inward, outward, expiry, now)
+    if verdict:
+        return verdict, 0
+    mapping["sessions"] += 1
+    return 0, line
+
+
+@hot
+def make_bypassed(
+    state: State,
+    shard: int,
+    account: int,
+    address: int,
+    realm: int,
+    protocol: int,
+    port: int,
+    remote: int,
+    remote_port: int,
+    external_realm: int,
+    tcp_state: int,
+    inward: int,
+    outward: int,
+    expiry: int,
+    now: int,
+) -> tuple[int, int]:
+    """(verdict or 0, line) of a new session of `account` whose packets are not translated."""
+    line = slabs.new_line(state, shard)
+    if line == 0:
+        return ROWS_EXHAUSTED, 0
+    describe_bypassed(state, shard, line, account, address, realm, protocol, port, remote, remote_port, external_realm)
+    verdict = _give_life(state, shard, line, tcp_state, inward, outward, expiry, now)
+    return (verdict, 0) if verdict else (0, line)
+
+
+@hot
+def _give_life(state: State, shard: int, line: int, tcp_state: int, inward: int, outward: int, expiry: int, now: int) -> int:
+    """Let a described session begin. Verdict, or 0; its mapping, if it has one, does not count it yet."""
     row = state.sessions[line]
     row["created"] = now & 0xFFFFFFFF
     row["expiry"] = expiry & 0xFFFFFFFF
@@ -207,16 +245,15 @@ def make_session(
     verdict = index_session(state, line)
     if verdict:
         slabs.free_line(state, line)
-        return verdict, 0
+        return verdict
     row["kind"] = NAT_SESSION
-    mapping["sessions"] += 1
     timers.arm(state, line, expiry)
-    charge_sessions(state, mapping, 1)
+    charge_session(state, row, 1)
     state.shards[shard]["sessions"] += 1
     state.counters[SESSIONS_CREATED, 0] += 1
     journal.mark(state, line << 1)
     events.session(state, events.SESSION_CREATED, line, now)
-    return 0, line
+    return 0
 
 
 @hot
@@ -240,6 +277,29 @@ def describe(state: State, shard: int, line: int, half: int, remote: int, remote
     port_delta = wire.difference(whole(mapping["internal_port"]), whole(mapping["external_port"]))
     # ICMP has no pseudo header: only the identifier counts.
     row["delta_l4"] = port_delta if protocol == ICMP else wire.fold(whole(row["delta_l3"]) + port_delta)
+
+
+@hot
+def describe_bypassed(
+    state: State, shard: int, line: int, account: int, address: int, realm: int, protocol: int, port: int, remote: int,
+    remote_port: int, external_realm: int,
+) -> None:  # fmt: skip
+    """As `describe`, of a session whose packets are not translated: one endpoint, nothing added to any sum."""
+    row = state.sessions[line]
+    row["internal_address"] = address
+    row["internal_realm"] = realm | protocol << 24
+    row["remote_address"] = remote
+    row["internal_port"] = port
+    row["remote_port"] = remote_port
+    row["external_address"] = address
+    row["external_realm"] = external_realm | protocol << 24
+    row["remote_address_again"] = remote
+    row["external_port"] = port
+    row["remote_port_again"] = remote_port
+    row["mapping"] = BYPASSED | account
+    row["shard"] = shard
+    row["delta_l3"] = 0
+    row["delta_l4"] = 0
 
 
 @hot
@@ -274,7 +334,8 @@ def filters_by_address(state: State, line: int) -> bool:
     """Whether the session's pool lets in whatever comes from an address that was written to (RFC 4787 section 5)."""
     row = state.sessions[line]
     protocol = whole(row["internal_realm"]) >> 24
-    if protocol != TCP and protocol != UDP:  # a session without a remote port is its own permission
+    # A session without a remote port is its own permission; what is not translated is of no pool.
+    if (protocol != TCP and protocol != UDP) or is_bypassed(row):
         return False
     external = external_ordinal(state, whole(row["external_address"]))
     return filtering_of(state, external, protocol) == ADDRESS_DEPENDENT
@@ -298,7 +359,7 @@ def end_session(state: State, line: int, now: int) -> None:
     take_out_session(state, line)
     journal.bury(state, line << 1, whole(row["generation"]))  # before its mapping's, which nobody can end before it
     half = whole(row["mapping"])
-    if state.mappings[half]["sessions"] == 0 and state.mappings[half]["static"] == 0:
+    if not is_bypassed(row) and state.mappings[half]["sessions"] == 0 and state.mappings[half]["static"] == 0:
         end_mapping(state, whole(row["shard"]), half, now)
     slabs.free_line(state, line)
 
@@ -312,9 +373,9 @@ def take_out_session(state: State, line: int) -> None:
     if filters_by_address(state, line):
         key0, key1 = _permission_keys(state, line)
         permissions.forbid(state, key0, key1)
-    mapping = state.mappings[whole(row["mapping"])]
-    mapping["sessions"] -= 1
-    charge_sessions(state, mapping, -1)
+    charge_session(state, row, -1)
+    if not is_bypassed(row):
+        state.mappings[whole(row["mapping"])]["sessions"] -= 1
     state.shards[whole(row["shard"])]["sessions"] -= 1
 
 
@@ -403,15 +464,22 @@ def _ask_for_due(state: State, first: int, at_most: int) -> int:
         count += 1
     line = first
     for _ in range(count):
-        prefetch(state.mappings, whole(state.sessions[line]["mapping"]))
+        prefetch(state.mappings, mapping_of(state, line))
         cuckoo.ask_for(state, state.words[line * 8], state.words[line * 8 + 1])
         cuckoo.ask_for(state, state.words[line * 8 + 2], state.words[line * 8 + 3])
         line = whole(state.links[line]["next"])
     line = first
     for _ in range(count):
-        _ask_for_mapping(state, whole(state.sessions[line]["mapping"]))
+        _ask_for_mapping(state, mapping_of(state, line))
         line = whole(state.links[line]["next"])
     return count
+
+
+@hot
+def mapping_of(state: State, line: int) -> int:
+    """Half-line of a session's mapping, 0 where it has none."""
+    told = whole(state.sessions[line]["mapping"])
+    return told if told < BYPASSED else 0
 
 
 @hot

@@ -29,7 +29,7 @@ from shards.rows6 import FLOW6, PREFIX6, RULE6
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
-LAYOUT = 5  # of rows and sections; a worker refuses memory of another layout
+LAYOUT = 6  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
@@ -98,6 +98,19 @@ MAPPING = np.dtype(
     ]
 )
 assert MAPPING.itemsize == 32
+
+# A session whose packets are not translated (RFC 6888 REQ-6) has no mapping: its field has this bit and its account's number,
+# its external endpoint is the internal one.
+BYPASSED = 1 << 31
+
+# Of a session's last word: its kind and the version of the rules that admitted it, which packets compare at once.
+ADMITTED = np.uint64(0xFF00_0000_0000_FFFF)
+
+
+def admitted(version: int) -> int:
+    """What the last word of a session that was admitted by rules of a version has under ADMITTED."""
+    return NAT_SESSION << 56 | version
+
 
 EXTENT_LINES = 1 << 16  # rows are handed to shards in extents: 64 Ki lines, 4 MiB, two huge pages
 
@@ -211,7 +224,16 @@ def unpack_filtering(told: int) -> tuple[int, int, int]:
     return told & 3, told >> FILTERING_BITS & 3, told >> 2 * FILTERING_BITS & 3
 
 
-EXTERNAL_ADDRESS = np.dtype([("address", "u4"), ("pool", "u2"), ("blocks_free", "u2")])
+EXTERNAL_ADDRESS = np.dtype(
+    [
+        ("address", "u4"),
+        ("pool", "u2"),
+        ("blocks_free", "u2"),
+        ("closed", "u1"),  # OPEN, or nobody is paired with it anew; written by the supervisor
+        ("spare", "u1", (3,)),
+    ]
+)
+OPEN, DRAINED, EXCLUDED = 0, 1, 2  # the last two differ for people only
 
 CHUNK_PORTS = 64
 CHUNK = np.dtype([("account", "u4"), ("epoch", "u4"), ("used", "u2"), ("side", "u1"), ("spare", "u1", (5,))])  # account + 1
@@ -345,7 +367,14 @@ SETTINGS = np.dtype(
         ("clear", "u1"),  # by so many points something must have sunk for its alarm to sink
         ("room", "u4"),  # sessions that the memory is meant for, 0 not known
         ("quiet", "u1"),  # bit OUTBOUND, bit INBOUND: directions of packets that no ICMP error of ours answers
-        ("spare", "u1", (35,)),
+        ("spare", "u1", (1,)),
+        ("bypasses", "u2"),
+        ("rules_at", "u2"),  # first row of those in force: each table has two halves, the other is written meanwhile (`reload`)
+        ("rules6_at", "u2"),
+        ("pinholes_at", "u2"),
+        ("bypasses_at", "u2"),
+        ("admitted", "u8"),  # what the last word of an IPv4 session says under ADMITTED that the rules of now have admitted
+        ("more_spare", "u1", (16,)),
         ("lifetimes", "u4", (256,)),  # ticks without a packet, by `state` of a session's row: see `lifetimes`
     ]
 )
@@ -415,6 +444,7 @@ class Sizes(NamedTuple):
     prefixes6: int = 1
     rules6: int = 1
     pinholes: int = 1
+    bypasses: int = 1
 
 
 class State(NamedTuple):
@@ -446,11 +476,12 @@ class State(NamedTuple):
     owners: Array  # uint32 (PORT_SPACES, externals, 65536): half-line of the mapping, or HELD | second of release
     chunks: Array  # CHUNK (externals, 1024)
     protocols: Array  # uint8 (256,): 1 where a generic protocol is translated (see `generic`)
-    rules: Array  # RULE
+    rules: Array  # RULE, two halves; see SETTINGS
     statics: Array  # STATIC
     prefixes6: Array  # PREFIX6, longest first
     rules6: Array  # RULE6
     pinholes: Array  # RULE6
+    bypasses: Array  # RULE: what is not translated; of `directions` INBOUND says who may begin from outside
     ports: Array  # PORT
     neighbours: Array  # NEIGHBOUR
     bfd: Array  # BFD; those with an address are sessions
@@ -499,6 +530,7 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("prefixes6", PREFIX6, (sizes.prefixes6,)),
         ("rules6", RULE6, (sizes.rules6,)),
         ("pinholes", RULE6, (sizes.pinholes,)),
+        ("bypasses", RULE, (sizes.bypasses,)),
         ("ports", PORT, (sizes.ports,)),
         ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
         ("bfd", BFD, (sizes.bfd,)),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from shards.state import (
     WANTED,
     Sizes,
     State,
+    admitted,
     new_state,
     pack_filtering,
 )
@@ -48,6 +50,7 @@ INTERNAL_REALM, EXTERNAL_REALM = 1, 0
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 TIMEOUTS_S = {"established": 7440.0, "opening": 240.0, "closing": 240.0, "udp": 300.0, "icmp": 60.0, "generic": 300.0}
 NEIGHBOUR_WAIT = 3000  # ticks
+RULES = 32  # of each kind, at most
 LOGS = ("off", "blocks", "mappings", "sessions")
 
 
@@ -146,6 +149,18 @@ class Rule:
     remote_ports: tuple[int, int] = (0, 65535)
 
 
+@dataclass(frozen=True)
+class Bypass:
+    """What is not translated; `inbound`: it may begin from outside."""
+
+    protocol: str = "any"
+    internal: IPv4Network = EVERYWHERE
+    remote: IPv4Network = EVERYWHERE
+    internal_ports: tuple[int, int] = (0, 65535)
+    remote_ports: tuple[int, int] = (0, 65535)
+    inbound: bool = False
+
+
 @dataclass
 class Bed(bed6.Bed6):
     """What is given. `say` adds a statement."""
@@ -160,7 +175,10 @@ class Bed(bed6.Bed6):
     exceptions: list[Prefix] = field(default_factory=list)  # single subscribers with limits of their own
     devices: list[Prefix] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
+    bypasses: list[Bypass] = field(default_factory=list)
+    version: int = 1  # of rules and bypasses
     statics: list[tuple[int, tuple[int, int], tuple[int, int]]] = field(default_factory=list)  # protocol, external, internal
+    drained: set[int] = field(default_factory=set)  # external addresses that nobody is paired with anew
     silent: set[int] = field(default_factory=set)  # neighbours that do not answer yet
     failed: set[int] = field(default_factory=set)  # neighbours that have been given up
     timeouts_s: dict[str, float] = field(default_factory=TIMEOUTS_S.copy)
@@ -214,6 +232,7 @@ class Bed(bed6.Bed6):
         self.devices.append(_prefix(words))
 
     def _say_rule(self, words: list[str]) -> None:
+        self.version += 1
         told = _pairs(words[2:-1])
         internal, remote = (IPv4Network(told.get(end, EVERYWHERE)) for end in ("internal", "remote"))
         self.rules.append(
@@ -222,6 +241,19 @@ class Bed(bed6.Bed6):
                 _range(told.get("remote-ports", "0-65535")),
             )
         )  # fmt: skip
+
+    def _say_bypass(self, words: list[str]) -> None:
+        self.version += 1
+        told = _pairs([word for word in words[1:] if word != "inbound"])
+        internal, remote = (IPv4Network(told.get(end, EVERYWHERE)) for end in ("internal", "remote"))
+        ports = [_range(told.get(f"{end}-ports", "0-65535")) for end in ("internal", "remote")]
+        self.bypasses.append(Bypass(words[0], internal, remote, ports[0], ports[1], "inbound" in words))
+
+    def _say_no(self, words: list[str]) -> None:
+        """`no rule`, `no bypass`, `no rule6`: forget all of them."""
+        self.version += 1
+        told: list[Any] = {"rule": self.rules, "bypass": self.bypasses, "rule6": self.rules6}[words[0]]  # type: ignore[assignment]
+        told.clear()
 
     def _say_static(self, words: list[str]) -> None:
         protocol, external, _, internal = words
@@ -270,6 +302,12 @@ class Bed(bed6.Bed6):
 
     def _say_sides(self, words: list[str]) -> None:
         self.two_sides = words == ["two"]
+
+    def _say_drain(self, words: list[str]) -> None:
+        self.drained.add(address(words[0]))
+
+    def _say_undrain(self, words: list[str]) -> None:
+        self.drained.discard(address(words[0]))
 
     def _say_unresolved(self, words: list[str]) -> None:
         self.silent.add(bed6.any_address(words[0]))
@@ -422,10 +460,10 @@ def new_bed_state(bed: Bed, now: int) -> State:
     sizes = Sizes(
         extents=1 + bed.extents, buckets=bed.buckets, externals=sum(p.network.num_addresses for p in bed.pools),
         accounts=1 + sum(units), prefixes=len(bed.subscribers), devices=max(len(bed.devices), 1),
-        limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=max(len(bed.rules), 1),
+        limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=RULES, bypasses=RULES,
         statics=max(len(bed.statics), 1), shards=1 + max(*(pool.shard for pool in bed.pools), *bed.shards, 0),
         ports=len(bed.ports()), peers=1 + len(bed.peers), neighbours=bed.neighbours,
-        prefixes6=max(len(bed.subscribers6), 1), rules6=max(len(bed.rules6), 1), pinholes=max(len(bed.pinholes), 1),
+        prefixes6=max(len(bed.subscribers6), 1), rules6=RULES, pinholes=max(len(bed.pinholes), 1),
     )  # fmt: skip
     state = new_state(sizes)
     fill_shards(state, bed, now)
@@ -433,7 +471,8 @@ def new_bed_state(bed: Bed, now: int) -> State:
     _fill_ports(state, bed, now)
     _fill_pools(state, bed)
     _fill_accounts(state, bed)
-    _fill_policy(state, bed)
+    fill_policy(state, bed)
+    _fill_statics(state, bed)
     bed6.fill(state, bed, [number for number, _ in sorted(enumerate(bed.subscribers), key=lambda p: -p[1].network.prefixlen)])
     return state
 
@@ -460,7 +499,6 @@ def _fill_settings(state: State, bed: Bed) -> None:
     row["quiet"] = sum(1 << ("inside", "outside").index(side) for side in bed.quiet)
     row["hairpin"], row["inbound_refresh"] = bed.hairpin, bed.refresh
     row["log"] = LOGS.index(bed.log)
-    row["rules"], row["rules_version"] = len(bed.rules), 1
     row["prefixes"], row["devices"], row["pools"] = len(bed.subscribers), len(bed.devices), len(bed.pools)
     row["statics"], row["shards"], row["ports"] = len(bed.statics), len(state.shards), len(bed.ports())
     told = [side for side, _ in bed.ports()]
@@ -568,15 +606,31 @@ def _account_of(state: State, bed: Bed, host: int) -> int:
     raise ValueError("a device or subscriber outside of every subscriber prefix")
 
 
-def _fill_policy(state: State, bed: Bed) -> None:
+def fill_policy(state: State, bed: Bed) -> None:
+    """What is given about rules and bypasses, and which version of them that is."""
+    settings = state.settings[0]
+    settings["rules"], settings["bypasses"], settings["rules6"] = len(bed.rules), len(bed.bypasses), len(bed.rules6)
+    settings["rules_version"], settings["admitted"] = bed.version, admitted(bed.version)
     for number, rule in enumerate(bed.rules):
         row = state.rules[number]
-        row["internal_network"], row["internal_mask"] = int(rule.internal.network_address), int(rule.internal.netmask)
-        row["remote_network"], row["remote_mask"] = int(rule.remote.network_address), int(rule.remote.netmask)
-        row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
-        row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
+        _fill_rule(row, number, rule)
         row["directions"], row["action"] = DIRECTIONS[rule.direction], ACTIONS[rule.action]
-        row["protocol"], row["number"] = PROTOCOLS[rule.protocol], number
+    for number, entry in enumerate(bed.bypasses):
+        _fill_rule(state.bypasses[number], number, entry)
+        state.bypasses[number]["directions"] = DIRECTIONS["both" if entry.inbound else "outbound"]
+    state.externals["closed"] = np.isin(state.externals["address"], list(bed.drained))
+    bed6.fill_rules(state, bed)
+
+
+def _fill_rule(row: np.void, number: int, rule: Rule | Bypass) -> None:
+    row["internal_network"], row["internal_mask"] = int(rule.internal.network_address), int(rule.internal.netmask)
+    row["remote_network"], row["remote_mask"] = int(rule.remote.network_address), int(rule.remote.netmask)
+    row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
+    row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
+    row["protocol"], row["number"] = PROTOCOLS[rule.protocol], number
+
+
+def _fill_statics(state: State, bed: Bed) -> None:
     for number, (protocol, external, internal) in enumerate(bed.statics):
         static = state.statics[number]
         static["protocol"] = protocol

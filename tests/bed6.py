@@ -71,6 +71,7 @@ class Bed6:
     pinholes: list[Rule6] = field(default_factory=list)
     transparent: set[int] = field(default_factory=set)  # IPv4 addresses of subscribers to whom all may come
     echo6: bool = True
+    version: int = 1
 
     def _say_subscribers6(self, words: list[str]) -> None:
         told = _pairs([word for word in words[1:] if word != "transparent"])
@@ -89,6 +90,7 @@ class Bed6:
         self.echo6 = words[0] == "on"
 
     def _say_rule6(self, words: list[str]) -> None:
+        self.version += 1
         self.rules6.append(_rule(words[0], words[1], words[-1], _pairs(words[2:-1])))
 
     def _say_pinhole(self, words: list[str]) -> None:
@@ -129,7 +131,7 @@ def any_address(text: str) -> int:
 def fill(state: State, bed: Bed, order: list[int]) -> None:
     """Prefixes, rules, pinholes; `order`: of the IPv4 prefixes, as they stand in the state."""
     settings = state.settings[0]
-    settings["prefixes6"], settings["rules6"] = len(bed.subscribers6), len(bed.rules6)
+    settings["prefixes6"] = len(bed.subscribers6)
     settings["pinholes"] = len(bed.pinholes)
     settings["echo6"] = bed.echo6
     networks = [bed.subscribers[number].network for number in order]
@@ -140,13 +142,17 @@ def fill(state: State, bed: Bed, order: list[int]) -> None:
         for name in ("tcp", "udp", "other"):
             row[name] = FILTERINGS.index(getattr(prefix, name))
         row["transparent"] = prefix.transparent
-    for rows, rules in ((state.rules6, bed.rules6), (state.pinholes, bed.pinholes)):
-        for number, rule in enumerate(rules):
-            _fill_rule(rows[number], number, rule)
     for host in bed.transparent:
         row = next(row for row in state.prefixes if host & int(row["mask"]) == int(row["network"]))
         account = int(row["first_account"]) + ((host - int(row["network"])) >> int(row["shift"]))
         state.accounts[account]["transparent"] = 1
+
+
+def fill_rules(state: State, bed: Bed) -> None:
+    """Rules and pinholes."""
+    for rows, rules in ((state.rules6, bed.rules6), (state.pinholes, bed.pinholes)):
+        for number, rule in enumerate(rules):
+            _fill_rule(rows[number], number, rule)
 
 
 def _fill_rule(row: np.void, number: int, rule: Rule6) -> None:

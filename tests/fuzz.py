@@ -60,6 +60,8 @@ rule outbound tcp remote-ports 25 reject
 rule outbound udp remote 198.51.100.0/28 remote-ports 1-99 drop
 rule both icmp internal 100.64.0.64/26 reject
 rule inbound any remote 192.0.2.128/25 drop
+bypass udp remote 198.51.100.32/27
+bypass any internal 100.64.0.128/26 inbound
 inside address 172.16.0.1/24 gateway 172.16.0.2 partial
 outside address 192.0.2.2/24 gateway 192.0.2.1 vlan 77 mtu 1400
 failed 192.0.2.66

@@ -19,6 +19,7 @@ from tests.frames6 import Packet6, is_six_frame
 from tests.limits import TOLD_REFUSALS, Limits
 from tests.model6 import Model6, Session6
 from tests.model_bare import Bare
+from tests.model_bypass import Untranslated
 from tests.model_generic import Generic
 from tests.model_ports import Choose, Ports, Subscriber
 from tests.outcome import Outcome, Shunted, Waits, Way
@@ -49,6 +50,7 @@ class Mapping:
     internal: Endpoint
     external: Endpoint
     static: bool = False
+    bypass: bool = False  # no mapping at all: what is not translated, of one session
     sessions: set[Endpoint] = field(default_factory=set)  # remotes
 
 
@@ -60,6 +62,7 @@ class Session:
     remote: Endpoint
     state: str
     expiry: int
+    version: int = 1  # of the rules that admitted it
 
     @property
     def protocol(self) -> int:
@@ -87,6 +90,7 @@ class Model:
         self.now = now
         self.begun = now
         self.ports, self.generic, self.six, self.bare = Ports(self), Generic(self), Model6(self), Bare(self)
+        self.untranslated = Untranslated(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
         self.datagrams = Datagrams()
 
@@ -95,7 +99,7 @@ class Model:
     def receive(self, side: str, frame: bytes, now: int, choose: Choose, until: int = 0) -> Outcome:
         """What becomes of a frame that arrives `inside`, `outside2` ... at tick `now`; `until`: when it is served again."""
         self.pass_time(now)
-        self.came = None
+        self.came, self.untranslated.in_hand = None, False
         if self.bed.subscribers6 and is_six_frame(frame):
             return self.six.receive(side, frame, until)
         try:
@@ -154,9 +158,10 @@ class Model:
             raise Malformed("tiny_fragment")
         if side == "inside" and not self._prefix_of(packet.source):
             raise Malformed("spoofed_source")
-        if self._prefix_of(packet.destination):
+        inside = self._prefix_of(packet.destination) is not None
+        if inside and not self.untranslated.names(packet.destination, "outbound" if side == "outside" else "inbound"):
             raise Malformed("inside_destination")
-        if side == "outside" and packet.destination not in self.pool_of:
+        if side == "outside" and not inside and packet.destination not in self.pool_of:
             raise Malformed("not_our_destination")
         if side == "outside" and not self._came_turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
             raise Malformed("spoofed_source")
@@ -166,6 +171,7 @@ class Model:
         assert isinstance(first.packet, Packet)
         packet = replace(packet, source=first.packet.source, destination=first.packet.destination)
         try:
+            self.untranslated.in_hand = self._prefix_of(packet.source) is not None
             if first.shunt:
                 if self.bed.shard(first.shunt.shard).role == "active":
                     raise Refused("fragment_refused")
@@ -225,11 +231,12 @@ class Model:
             raise Refused("spoofed_source")
         if self._names_no_host("inside", packet.source) and not packet.is_error:
             raise Refused("spoofed_source")
-        if self._prefix_of(packet.destination):
+        inside = self._prefix_of(packet.destination) is not None
+        if inside and not self.untranslated.names(packet.destination, "outbound" if packet.is_error else "inbound"):
             raise Refused("inside_destination")
         if self._names_no_host("outside", packet.destination) and not packet.is_error:
             raise Refused("martian_destination")
-        turns = packet.destination in self.pool_of
+        turns = inside or packet.destination in self.pool_of
         if packet.is_error:
             return self._error_outbound(packet, turns)
         if turns and not self.bed.hairpin:
@@ -254,22 +261,29 @@ class Model:
 
     def _inbound(self, packet: Packet, turned: bool = False) -> Outcome:
         verdict = "hairpinned" if turned and not (self.came and self.came.turned) else "forwarded_in"
-        if packet.destination not in self.pool_of:
-            raise Refused("inside_destination" if self._prefix_of(packet.destination) else "not_our_destination")
+        if packet.destination not in self.pool_of and not self._prefix_of(packet.destination):
+            raise Refused("not_our_destination")
+        bare = None if packet.is_error or packet.destination in self.pool_of else self.untranslated.session_in(packet)
+        if packet.destination not in self.pool_of and not bare and not self.untranslated.names(packet.destination, "outbound"):
+            raise Refused("inside_destination")
         if not turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
             raise Refused("spoofed_source")
         if packet.is_error:
             return self._send(self._error_in(packet, turned), "inside", verdict)
+        if packet.destination not in self.pool_of:
+            return self.untranslated.inbound(packet, bare, turned, verdict)
         external = (packet.destination, packet.destination_port or identifier(packet))
         mapping = self.generic.owner(packet.protocol, external, packet.source)
         remote = (packet.source, remote_port_of(packet, packet.source_port))
         session = self._met(self.sessions.get((packet.protocol, mapping.internal, remote))) if mapping else None
+        session = session if session and not session.mapping.bypass else None
+        session = self.untranslated.admitted(session) if session else None
         if session is None:
             self._need_authority(self.pool_of[packet.destination].shard, packet, "outside", turned)
         if mapping is None:
             raise Refused("no_mapping")
         if session is None:
-            self._obey_rules("inbound", packet, mapping.internal, remote)
+            self._obey_rules("inbound", packet.protocol, mapping.internal, remote)
             if not self.bare.lets_in(mapping, remote):
                 raise Refused("filtered")
         outcome = self._send(with_destination(packet, mapping.internal), "inside", verdict)
@@ -336,18 +350,25 @@ class Model:
         internal = (packet.source, packet.source_port or identifier(packet))
         remote = (packet.destination, remote_port_of(packet, packet.destination_port))
         session = self._met(self.sessions.get((packet.protocol, internal, remote)))
+        session = self.untranslated.admitted(session) if session else None
         if session:
+            self.untranslated.in_hand = session.mapping.bypass
             return session
         self._need_authority(self.pool(packet.source).shard, packet, "inside")
-        mapping = self.mappings.get((packet.protocol, internal))
-        if packet.protocol == ICMP and packet.kind >> 8 in REPLIES and mapping is None:
+        self.untranslated.in_hand = passes = self.untranslated.fits("outbound", packet.protocol, internal, remote)
+        mapping = None if passes else self.mappings.get((packet.protocol, internal))
+        answers = passes and self.untranslated.fits("inbound", packet.protocol, internal, remote)
+        if packet.protocol == ICMP and packet.kind >> 8 in REPLIES and mapping is None and not answers:
             raise Refused("icmp_type_not_served")
-        goes_on = mapping is not None or self._picks_up(packet)
+        goes_on = mapping is not None or answers or self._picks_up(packet)
         if packet.protocol == TCP and not may_open(packet.flags, goes_on):
             raise Refused("tcp_not_opening")
-        self._obey_rules("outbound", packet, internal, remote)
+        self._obey_rules("outbound", packet.protocol, internal, remote)
         self._find_way(packet, turns)
-        self.generic.foresee(packet, mapping)
+        if passes:
+            mapping = Mapping(packet.protocol, internal, internal, bypass=True)
+        else:
+            self.generic.foresee(packet, mapping)
         self.obey_limits(packet.source, packet.protocol, mapping)
         if mapping is None:
             mapping = Mapping(packet.protocol, internal, self.generic.choose(packet, internal, choose))
@@ -410,7 +431,7 @@ class Model:
         self.owners[mapping.protocol, mapping.external] = mapping
 
     def _open(self, mapping: Mapping, remote: Endpoint, state: str) -> Session:
-        session = Session(mapping, remote, state, 0)
+        session = Session(mapping, remote, state, 0, self.bed.version)
         session.expiry = self.now + self.lifetime(session)
         self.sessions[mapping.protocol, mapping.internal, remote] = session
         self.soonest = min(self.soonest, session.expiry)
@@ -422,7 +443,7 @@ class Model:
         mapping = session.mapping
         del self.sessions[mapping.protocol, mapping.internal, session.remote]
         mapping.sessions.discard(session.remote)
-        if mapping.sessions or mapping.static:
+        if mapping.sessions or mapping.static or mapping.bypass:
             return
         del self.mappings[mapping.protocol, mapping.internal]
         del self.owners[mapping.protocol, mapping.external]
@@ -452,7 +473,7 @@ class Model:
 
     def _may_end(self, session: Session) -> bool:
         """Only the core with the authority over a shard ends what is due, and not before its grace is over."""
-        return self.may_end(self.pool_of[session.mapping.external[0]].shard)
+        return self.may_end(self.pool(session.mapping.internal[0]).shard)
 
     def may_end(self, number: int) -> bool:
         """The same of a shard's."""
@@ -502,16 +523,16 @@ class Model:
 
     # --- policy -----------------------------------------------------------------------------------------------------------
 
-    def _obey_rules(self, direction: str, packet: Packet, internal: Endpoint, remote: Endpoint) -> None:
+    def _obey_rules(self, direction: str, protocol: int, internal: Endpoint, remote: Endpoint) -> None:
         for rule in self.bed.rules:
             ports = [(rule.internal_ports, internal[1]), (rule.remote_ports, remote[1])]
-            if packet.protocol not in (TCP, UDP):  # they have no ports: a rule that names some does not fit
+            if protocol not in (TCP, UDP):  # they have no ports: a rule that names some does not fit
                 ports_fit = all(limits == (0, 65535) for limits, _ in ports)
             else:
                 ports_fit = all(low <= port <= high for (low, high), port in ports)
             if (
                 rule.direction in (direction, "both")
-                and PROTOCOLS[rule.protocol] in (0, packet.protocol)
+                and PROTOCOLS[rule.protocol] in (0, protocol)
                 and contains(rule.internal, internal[0])
                 and contains(rule.remote, remote[0])
                 and ports_fit
@@ -570,6 +591,8 @@ class Model:
         if about.source != packet.destination:
             raise Refused("icmp_unrelated")
         internal = (about.destination, about.destination_port or identifier(about))
+        if self.untranslated.is_about(about, internal, (about.source, remote_port_of(about, about.source_port)), True):
+            return self.untranslated.error_out(packet, internal[0])
         mapping = self.generic.speaker(about.protocol, internal, about.source)
         if mapping is None and can_have_passed(about, self.bed.protocols) and self._prefix_of(about.destination):
             self._need_authority(self.pool(about.destination).shard, packet, "inside")
@@ -594,6 +617,8 @@ class Model:
     def _error_in(self, packet: Packet, turned: bool) -> Packet:
         """The Internet's word on a packet that we sent: outer destination and embedded source become internal."""
         about = embedded(packet)
+        if self._prefix_of(packet.destination):
+            return self.untranslated.error_in(packet, about, turned)
         external = (about.source, about.source_port or identifier(about))
         mapping = self.generic.owner(about.protocol, external, about.destination)
         ours = not turned and about.destination in self.pool_of  # such a packet never went out

@@ -53,6 +53,7 @@ class Session6:
     remote: Endpoint
     state: str
     expiry: int
+    version: int = 1  # of the rules that admitted it
 
 
 def crosses_no_router(host: int) -> bool:
@@ -190,7 +191,7 @@ class Model6:
 
     def _outbound(self, packet: Packet6) -> Outcome:
         key = self._key(packet, "inside")
-        session = self._met(key)
+        session = self._admitted(self._met(key), key)
         turns = self.bed.prefix6_of(packet.destination) is not None
         if session is None:
             session = self._open(packet, key, turns)
@@ -228,7 +229,7 @@ class Model6:
             return None
         self.model.obey_limits(self._mate(key), packet.protocol, None, devices=False)
         opening = {TCP: first_state_of(packet), ICMP6: "query", 17: "udp", 136: "udp"}.get(packet.protocol, "generic")
-        session = Session6(*key, opening, 0)
+        session = Session6(*key, opening, 0, self.bed.version)
         session.expiry = self.model.now + self.model.lifetime(session)
         self.model.soonest = min(self.model.soonest, session.expiry)
         self.sessions[key] = session
@@ -252,7 +253,7 @@ class Model6:
 
     def _inbound(self, packet: Packet6, turned: bool = False) -> Outcome:
         key = self._key(packet, "outside")
-        session = self._met(key)
+        session = self._admitted(self._met(key), key)
         if session and not turned and self.bed.prefix6_of(packet.source):
             raise Refused("spoofed_source")
         if session is None:
@@ -274,12 +275,31 @@ class Model6:
         if not self._lets_in(prefix, key):
             raise Refused("unsolicited")
 
+    def _admitted(self, session: Session6 | None, key: Tuple6) -> Session6 | None:
+        """As `model._admitted`; where configuration lets such a packet in unasked, the rules for that are asked as well."""
+        if session is None or session.version == self.bed.version:
+            return session
+        prefix = self.bed.prefix6_of(key[1][0])
+        try:
+            self._obey_rules("outbound", key)
+            if prefix and key[0] != ICMP6 and self._is_open(prefix, key):
+                self._obey_rules("inbound", key)
+        except Refused:
+            if self.bed.shard(self._shard(key)).role == "active":
+                del self.sessions[key]
+            raise
+        session.version = self.bed.version
+        return session
+
+    def _is_open(self, prefix: Prefix6, key: Tuple6) -> bool:
+        if prefix.transparent or self._mate(key) in self.bed.transparent or (key[0] == ICMP6 and self.bed.echo6):
+            return True
+        return any(_fits(rule, key) for rule in self.bed.pinholes)
+
     def _lets_in(self, prefix: Prefix6, key: Tuple6) -> bool:
         """RFC 6092 REC-11, 17, 33, 48, 49; RFC 4890 4.3.1."""
         protocol, internal, remote = key
-        if prefix.transparent or self._mate(key) in self.bed.transparent or (protocol == ICMP6 and self.bed.echo6):
-            return True
-        if any(_fits(rule, key) for rule in self.bed.pinholes):
+        if self._is_open(prefix, key):
             return True
         if protocol == ICMP6:
             return False

@@ -33,7 +33,9 @@ class Bare:
         """Mapping by which may have come what a RST without a session answers."""
         internal, remote = (packet.source, packet.source_port), (packet.destination, packet.destination_port)
         known = self.model._met(self.model.sessions.get((packet.protocol, internal, remote)))
+        known = self.model.untranslated.admitted(known) if known else None
         bare = packet.protocol == TCP and packet.flags & RST and not is_fragment(packet) and known is None
+        bare = bare and not self.model.untranslated.fits("outbound", TCP, internal, remote)
         mapping = self.model.mappings.get((TCP, internal)) if bare else None
         return mapping if mapping and self.lets_in(mapping, remote) else None
 
@@ -41,7 +43,7 @@ class Bare:
         """Out by the mapping alone; to another subscriber of ours only into the session that he has asked by."""
         self.model._need_authority(self.model.pool(packet.source).shard, packet, "inside")
         remote = (packet.destination, packet.destination_port)
-        self.model._obey_rules("outbound", packet, mapping.internal, remote)
+        self.model._obey_rules("outbound", packet.protocol, mapping.internal, remote)
         self.model._find_way(packet, turns)
         translated = with_source(packet, mapping.external)
         if not turns:

@@ -81,7 +81,8 @@ class Ports:
     def _free_blocks(self, subscriber: Subscriber, pool: Pool, protocol: int) -> Iterator[tuple[int, int]]:
         """Blocks that the subscriber may take: nobody's, and not held down wholly."""
         taken = self._taken(pool)
-        hosts = [subscriber.external] if subscriber.blocks else [int(host) for host in pool.network]
+        hosts = [int(host) for host in pool.network if int(host) not in self.bed.drained]
+        hosts = [subscriber.external] if subscriber.blocks else hosts
         for host, block in itertools.product(hosts, range(*block_range(pool))):
             ours = self._is_of_our_side(host, block * pool.block)
             if (host, block) not in taken and ours and self._free_port(protocol, host, block, pool.block):

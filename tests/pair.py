@@ -149,7 +149,7 @@ class Pair:
         assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
         assert len(data) == len(frames.build(outcome.packet)), "trailing bytes"
         assert (to, source, vlan) == (mac_of(hop), mac_of(port.address), port.vlan), f"{to.hex()} {source.hex()} {vlan}"
-        private = self.bed.private if outcome.side == "outside" else []
+        private = self.bed.private if outcome.side == "outside" and not self._is_untranslated(outcome.packet) else []
         assert not (told := checker.complaints(result.sent, frame, private)), told
 
     def _identified(self, packet: frames.Packet, outcome: Outcome, frame: bytes, result: Result) -> frames.Packet:
@@ -188,6 +188,12 @@ class Pair:
         assert packet == outcome.packet, f"pipeline {packet!r}\n   model {outcome.packet!r}"
         assert outer == shunts.wrap(told, inner)
         assert data == frames.build(outer) and len(data) <= port.mtu
+
+    def _is_untranslated(self, packet: frames.Packet) -> bool:
+        """Whether the model lets a packet out with an address of the inside, which is then in a bypass."""
+        shown = packet.source if packet.about is None else packet.about.destination
+        named = any(shown & int(entry.internal.netmask) == int(entry.internal.network_address) for entry in self.bed.bypasses)
+        return self.model.untranslated.in_hand and named
 
     def _way(self, result: Result, outcome: Outcome) -> tuple[Port, int]:
         """Port and next hop of a frame that has left; both must be among those that the model allows."""

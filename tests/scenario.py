@@ -40,7 +40,7 @@ from shards import invariants, recovery, sessions
 from shards.state import NAT_SESSION
 from tests import bed6, frames, frames6, shunts
 from tests.bare_core import Core, Result
-from tests.bed import Bed, fill_legs, fill_shards
+from tests.bed import Bed, fill_legs, fill_policy, fill_shards
 from tests.datagrams import Datagrams
 from tests.frames import endpoint, mac_of, spell
 from tests.model import Session
@@ -160,6 +160,7 @@ class Runner(Pair):
     def _do_now(self, told: str, *_: object) -> str:
         self.bed.say(told)
         fill_shards(self.core.state, self.bed, self.now)
+        fill_policy(self.core.state, self.bed)
         fill_legs(self.core.state, self.bed, self.now)
         return ""
 

@@ -76,7 +76,7 @@ def test_what_is_said_stands_in_the_state() -> None:
 def test_rules_without_addresses_are_for_both_kinds_and_others_for_their_own() -> None:
     state = appliance.offline(config.read(SIX))
     assert state.rules["number"][: int(state.settings[0]["rules"])].tolist() == [0, 1]
-    own, everyones = state.rules6
+    own, everyones = state.rules6[:2]
     assert (own["number"], own["action"], own["protocol"], own["remote_port_low"]) == (0, REJECT, TCP, 25)
     assert (int(own["internal_high"]), int(own["internal_mask_high"])) == (0x2400C0DE_0000_0700, 0xFFFF_FFFF_FFFF_FF00)
     assert (everyones["number"], everyones["action"], int(everyones["remote_high"])) == (2, DROP, 0x26000666 << 32)

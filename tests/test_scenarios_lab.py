@@ -18,13 +18,17 @@ from krononat.lab.commands import lab
 from tests import scenario, wired, wired_config
 from tests.bed import Bed
 from tests.wired import Stage
-from tests.wired_config import CLUSTER, SECONDS
+from tests.wired_config import APPLY, CLUSTER, SECONDS
 
 FILES = wired.in_order(scenario.SCENARIOS.glob("*.nat"))
 
 UNWIRED = {
     "rfc4787-req14-fragments-to-the-authority": CLUSTER,
     "rfc5508-req5-error-from-a-router-to-the-authority": CLUSTER,
+    "rfc4787-req2-drained-address": APPLY,
+    "rfc6888-req6-errors": CLUSTER,
+    "rfc6888-req6-fragments": APPLY,
+    "rfc6888-req6-limits-and-shunts": CLUSTER,
     "rfc6888-req8-hold-down-to-the-millisecond": SECONDS,
 }
 STEPS_LEFT_OUT = {"frames-that-are-wrong": ["frame cut 13"]}  # of an Ethernet header's 14 bytes

@@ -14,6 +14,7 @@ from krononat import view
 from krononat.cli.sessions import STATES
 from shards import tcp, verdict
 from shards.state import (
+    DRAINED,
     EXTENT_LINES,
     NAT_MAPPING,
     NAT_SESSION,
@@ -137,9 +138,11 @@ def test_pools_count_blocks_subscribers_and_ports(state: State) -> None:
     for half in range(10):
         row = state.mappings[2 * EXTENT_LINES + 4 + half]
         row["external_address"], row["kind"] = address("203.0.113.1"), NAT_MAPPING
+    state.externals["closed"][1] = DRAINED
     (pool,) = view.pools(state)
-    assert pool == view.Pool(0, 4, "203.0.113.0", "203.0.113.3", 512, 504, 501, 2, 10, "endpoint-independent")
-    assert list(view.addresses(state, 0)) == [view.Address("203.0.113.1", 3, 2, 10)]
+    assert pool == view.Pool(0, 4, "203.0.113.0", "203.0.113.3", 512, 504, 501, 2, 10, "endpoint-independent", 1)
+    assert list(view.addresses(state, 0)) == [view.Address("203.0.113.1", 3, 2, 10, "drained")]
+    assert view.left(state, ["203.0.113.1"]) == [{"address": "203.0.113.1", "use": "drained", "mappings": 10, "sessions": 0}]
 
 
 def test_drops_by_frequency_and_fates_that_add_up(state: State) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from krononat import config
 from krononat.models import Config
 from shards.state import BOTH, INTERNAL
-from tests.bed import PROTOCOLS, Bed, Pool, Port, Prefix, Rule
+from tests.bed import PROTOCOLS, Bed, Bypass, Pool, Port, Prefix, Rule
 from tests.bed6 import Prefix6, Rule6
 from tests.frames import TCP, UDP, dotted, spell
 from tests.limits import CLASSES
@@ -41,11 +41,17 @@ def why_not(scenario: Scenario) -> str:
     told = [f"{step.verb} {step.told}" for step in scenario.steps]
     if any(words.startswith(("now shard", "now peer", "from ")) for words in told):
         return CLUSTER
+    if any(
+        words.split()[:2] in [["now", word] for word in ("rule", "rule6", "bypass", "no", "drain", "undrain")] for words in told
+    ):
+        return APPLY
     return BFD if any(words.startswith("now leg") and "peer lost" in words for words in told) else ""
 
 
 CLUSTER = "needs other cores: the laboratories of clusters have those (tests/test_cluster_lab.py, test_shunt.py)"
 BFD = "needs a neighbour that speaks BFD: tests/test_bfd_live.py and test_legs_lab.py have one"
+_APPLIED = ("rule", "rule6", "bypass", "no", "drain", "undrain")
+APPLY = "needs `krononat config apply` while it runs: tests/test_reload.py has that"
 PORTS = "rules of a configuration name ports of TCP or of UDP only"
 SECONDS = "timers of a configuration are whole seconds"
 
@@ -66,6 +72,7 @@ def of(bed: Bed, name: str, socket: Path) -> str:
         ],
         "rule": [_rule(rule) for rule in bed.rules] + [_rule(rule) for rule in bed.rules6],
         "pinhole": [_pinhole(hole) for hole in bed.pinholes],
+        "bypass": [_bypass(entry) for entry in bed.bypasses],
         "control": {"socket": str(socket)},
         **_settings(bed),
     }
@@ -81,11 +88,12 @@ _PLACED = {
     Bed: "inside outside stick legs lost pools subscribers exceptions devices rules statics silent failed timeouts_s "
     "hold_down_s hairpin refresh mss errors reject_code shards peers two_sides shunts loopback log extents buckets neighbours "
     "subscribers6 rules6 pinholes transparent echo6 port_timers refusal_codes alarms "
-    "quiet protocols",
+    "quiet protocols bypasses version drained",
     Pool: "network name block blocks ports filtering shard own",
     Port: "address on_link gateway inside_gateway vlan mtu partial address6 on_link6 gateway6 inside_gateway6",
     Prefix: "network each pool of limits",
     Rule: "direction protocol action internal remote internal_ports remote_ports",
+    Bypass: "protocol internal remote internal_ports remote_ports inbound",
     Rule6: "direction protocol action internal remote internal_ports remote_ports",
     Prefix6: "network each of tcp udp other transparent",
 }
@@ -94,7 +102,7 @@ _PLACED = {
 def _refuse(bed: Bed) -> None:
     """What nobody has said how to configure is an error; what cannot be is `Unwired`."""
     given = [bed, bed.inside, bed.outside, *bed.legs.values(), *bed.subscribers, *bed.exceptions, *bed.devices]
-    told: list[Any] = [*given, *bed.pools, *bed.rules, *bed.rules6, *bed.pinholes, *bed.subscribers6]
+    told: list[Any] = [*given, *bed.pools, *bed.rules, *bed.bypasses, *bed.rules6, *bed.pinholes, *bed.subscribers6]
     for each in told:
         for field in fields(each):
             default = field.default_factory() if field.default_factory is not MISSING else field.default
@@ -105,7 +113,7 @@ def _refuse(bed: Bed) -> None:
         raise Unwired(CLUSTER)
     if any(value != int(value) for value in (*bed.timeouts_s.values(), *(told for _, _, told in bed.port_timers))):
         raise Unwired(SECONDS)
-    rules: list[Rule | Rule6] = [*bed.rules, *bed.rules6, *bed.pinholes]
+    rules: list[Rule | Rule6 | Bypass] = [*bed.rules, *bed.rules6, *bed.pinholes, *bed.bypasses]
     ranges = [(rule.protocol, rule.internal_ports, rule.remote_ports) for rule in rules]
     if any(word not in ("tcp", "udp") and ports != [(0, 65535)] * 2 for word, *ports in ranges):
         raise Unwired(PORTS)
@@ -155,7 +163,7 @@ def _pools(bed: Bed) -> list[Table]:
         table = {
             "name": pool.name, "prefixes": [str(pool.network)], "ports": f"{pool.ports[0]}-{pool.ports[1]}",
             "block-size": pool.block, "max-blocks-per-subscriber": pool.blocks, "filtering": _filtering(pool),
-            "shard": pool.shard,
+            "shard": pool.shard, "drain": [dotted(host) for host in sorted(bed.drained) if IPv4Address(host) in pool.network],
         }  # fmt: skip
         speaker = bed.shard(pool.shard).icmp
         if speaker and all(other["shard"] != pool.shard for other in told):  # one that is none of those handed out
@@ -205,6 +213,16 @@ def _rule(rule: Rule | Rule6) -> Table:
     told: Table = {"direction": rule.direction, "protocol": rule.protocol, "action": rule.action}
     told |= {"internal": str(rule.internal), "remote": str(rule.remote)}
     return told | ({"internal-ports": _range(rule.internal_ports), "remote-ports": _range(rule.remote_ports)} if ports else {})
+
+
+def _bypass(entry: Bypass) -> Table:
+    """A prefix that is everywhere is left out, or no configuration would have the entry."""
+    ends = {"internal": entry.internal, "remote": entry.remote}
+    told: Table = {"protocol": entry.protocol, "inbound": entry.inbound}
+    told |= {end: str(network) for end, network in ends.items() if network.prefixlen}
+    if entry.protocol not in ("tcp", "udp"):
+        return told
+    return told | {"internal-ports": _range(entry.internal_ports), "remote-ports": _range(entry.remote_ports)}
 
 
 def _pinhole(hole: Rule6) -> Table:

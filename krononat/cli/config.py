@@ -49,6 +49,31 @@ def show(file: Path | None, form: str, socket: str | None) -> None:
     _print(configuration.read(answer["config"], "running configuration"), form)
 
 
+@config.command(epilog="Example: krononat config apply --dry-run /etc/krononat/nat1.toml")
+@click.argument("file", type=FILE)
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would change.")
+@output_option()
+@socket_option
+def apply(file: Path, dry_run: bool, form: str, socket: str | None) -> None:
+    """Have the running appliance go by FILE from now on: rules, bypasses, pinholes, timers, what is drained.
+
+    Live sessions are judged by the new rules with their next packet. What needs a restart is named, and then nothing changes.
+    """
+    read = configuration.load(file)
+    request = {"do": "apply", "config": configuration.canonical(read), "dry": dry_run}
+    answer = client.ask(client.find_socket(socket), request)
+    if form == "json":
+        print_json({key: answer[key] for key in ("applied", "live", "restart")})
+        return
+    done = "changed" if answer["applied"] else "would change"
+    for key in answer["live"]:
+        click.echo(f"{done}: {key}")
+    for key in answer["restart"]:
+        click.echo(f"needs a restart: {key}")
+    if not answer["live"] + answer["restart"]:
+        click.echo("nothing differs from what runs")
+
+
 @config.command(epilog="Example: krononat config init > nat1.toml && krononat config check nat1.toml")
 def init() -> None:
     """Print a commented starter file that passes `check`."""

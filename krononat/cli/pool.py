@@ -25,6 +25,7 @@ COLUMNS = (
     "use_percent",
     "subscribers",
     "ports_used",
+    "closed",
 )
 
 
@@ -66,7 +67,36 @@ def show(name: str | None, form: str, socket: str | None) -> None:
         used = row.pop("in_use")
         print_facts({"pool": row.pop("name"), **row})
         click.echo("")
-        print_rows(used, ("address", "blocks_used", "subscribers", "ports_used"), form)
+        print_rows(used, ("address", "blocks_used", "subscribers", "ports_used", "use"), form)
+
+
+@pool.command(epilog="Example: krononat pool drain 203.0.113.7")
+@click.argument("addresses", nargs=-1, required=True)
+@output_option("jsonl")
+@socket_option
+def drain(addresses: tuple[str, ...], form: str, socket: str | None) -> None:
+    """Pair nobody with ADDRESSES anew; whoever is paired with them stays so until his last mapping ends.
+
+    Prints what is left there; ask again to see it shrink. It holds until the appliance is started again; `drain` of the pool
+    in the file makes it last.
+    """
+    _close(addresses, False, form, socket)
+
+
+@pool.command(epilog="Example: krononat pool undrain 203.0.113.7")
+@click.argument("addresses", nargs=-1, required=True)
+@output_option("jsonl")
+@socket_option
+def undrain(addresses: tuple[str, ...], form: str, socket: str | None) -> None:
+    """Hand out ADDRESSES again."""
+    _close(addresses, True, form, socket)
+
+
+def _close(addresses: tuple[str, ...], undo: bool, form: str, socket: str | None) -> None:
+    from krononat import view
+
+    client.ask(client.find_socket(socket), {"do": "close", "addresses": list(addresses), "undo": undo})
+    print_rows(view.left(open_memory(socket), addresses), ("address", "use", "mappings", "sessions"), form)
 
 
 def _pools(state: State, socket: str | None) -> list[dict[str, Any]]:
