@@ -48,8 +48,16 @@ def charge(state: State, account: int, protocol: int, sessions: int, mappings: i
 
 @hot
 def charge_session(state: State, session: Row, sessions: int) -> None:
-    """`charge` the account of a session of IPv4: 1, it begins, or -1, it ends."""
-    charge(state, account_of(state, session), whole(session["internal_realm"]) >> 24, sessions, 0)
+    """`charge` the account of a session of IPv4: 1, it begins, or -1, it ends.
+
+    As its mapping has it, account and protocol: in a copy that row may be another mapping's by now, and took its charges along.
+    """
+    told = whole(session["mapping"])
+    if told & BYPASSED:
+        charge(state, told & ~BYPASSED, whole(session["internal_realm"]) >> 24, sessions, 0)
+    else:
+        mapping = state.mappings[told]
+        charge(state, whole(mapping["account"]), whole(mapping["internal_realm"]) >> 24, sessions, 0)
 
 
 @hot
