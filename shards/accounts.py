@@ -48,8 +48,13 @@ def charge(state: State, account: int, protocol: int, sessions: int, mappings: i
 
 @hot
 def charge_session(state: State, session: Row, sessions: int) -> None:
-    """`charge` the account of a session of IPv4: 1, it begins, or -1, it ends."""
-    charge(state, account_of(state, session), whole(session["internal_realm"]) >> 24, sessions, 0)
+    """`charge` the account of a session of IPv4: 1, it begins, or -1, it ends.
+
+    By its mapping's protocol, as by its mapping's account: a copy may write another mapping over it (`apply_mappings`).
+    """
+    told = whole(session["mapping"])
+    realm = session["internal_realm"] if told & BYPASSED else state.mappings[told]["internal_realm"]
+    charge(state, account_of(state, session), whole(realm) >> 24, sessions, 0)
 
 
 @hot
