@@ -13,41 +13,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any
 
 import numpy as np
 
 from shards import legs, lifetimes, neighbours, sides
 from shards.state import (
-    ACCEPT,
     BOTH,
-    DROP,
     EXTERNAL,
     FAILED,
     INTERNAL,
     NO_REPLY,
     REACHABLE,
-    REJECT,
     ROLES,
     WANTED,
     Sizes,
     State,
-    admitted,
     new_state,
     pack_filtering,
 )
 from tests import bed6
+from tests.bed_rules import GENERIC, PROTOCOLS, BedRules, fill_policy, pairs, port_range
 from tests.frames import ICMP, TCP, UDP, address, endpoint, mac_of
 from tests.frames6 import address6, mac_of6
 from tests.limits import Limits, fill_limits, read_limits
 
-GENERIC = {"ipip": 4, "6in4": 41, "gre": 47, "esp": 50, "sctp": 132}
-PROTOCOLS = {"any": 0, "icmp": ICMP, "tcp": TCP, "udp": UDP} | GENERIC
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
-ACTIONS = {"accept": ACCEPT, "drop": DROP, "reject": REJECT}
-DIRECTIONS = {"outbound": 1, "inbound": 2, "both": 3}
 INTERNAL_REALM, EXTERNAL_REALM = 1, 0
-EVERYWHERE = IPv4Network("0.0.0.0/0")
 TIMEOUTS_S = {"established": 7440.0, "opening": 240.0, "closing": 240.0, "udp": 300.0, "icmp": 60.0, "generic": 300.0}
 NEIGHBOUR_WAIT = 3000  # ticks
 RULES = 32  # of each kind, at most
@@ -136,33 +127,8 @@ def longest(prefixes: list[Prefix], host: int) -> Prefix | None:
     return max(fitting, key=lambda prefix: prefix.network.prefixlen, default=None)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A firewall rule."""
-
-    direction: str
-    protocol: str
-    action: str
-    internal: IPv4Network = EVERYWHERE
-    remote: IPv4Network = EVERYWHERE
-    internal_ports: tuple[int, int] = (0, 65535)
-    remote_ports: tuple[int, int] = (0, 65535)
-
-
-@dataclass(frozen=True)
-class Bypass:
-    """What is not translated; `inbound`: it may begin from outside."""
-
-    protocol: str = "any"
-    internal: IPv4Network = EVERYWHERE
-    remote: IPv4Network = EVERYWHERE
-    internal_ports: tuple[int, int] = (0, 65535)
-    remote_ports: tuple[int, int] = (0, 65535)
-    inbound: bool = False
-
-
 @dataclass
-class Bed(bed6.Bed6):
+class Bed(BedRules):
     """What is given. `say` adds a statement."""
 
     inside: Port = field(default=Port(address("100.64.0.1"), IPv4Network("100.64.0.0/16")))
@@ -174,11 +140,7 @@ class Bed(bed6.Bed6):
     subscribers: list[Prefix] = field(default_factory=list)
     exceptions: list[Prefix] = field(default_factory=list)  # single subscribers with limits of their own
     devices: list[Prefix] = field(default_factory=list)
-    rules: list[Rule] = field(default_factory=list)
-    bypasses: list[Bypass] = field(default_factory=list)
-    version: int = 1  # of rules and bypasses
     statics: list[tuple[int, tuple[int, int], tuple[int, int]]] = field(default_factory=list)  # protocol, external, internal
-    drained: set[int] = field(default_factory=set)  # external addresses that nobody is paired with anew
     silent: set[int] = field(default_factory=set)  # neighbours that do not answer yet
     failed: set[int] = field(default_factory=set)  # neighbours that have been given up
     timeouts_s: dict[str, float] = field(default_factory=TIMEOUTS_S.copy)
@@ -212,7 +174,7 @@ class Bed(bed6.Bed6):
         speaker(words[1:])
 
     def _say_pool(self, words: list[str]) -> None:
-        told = _pairs(words[1:])
+        told = pairs(words[1:])
         low, _, high = told.get("ports", "1024-65535").partition("-")
         self.pools.append(
             Pool(
@@ -230,30 +192,6 @@ class Bed(bed6.Bed6):
 
     def _say_device(self, words: list[str]) -> None:
         self.devices.append(_prefix(words))
-
-    def _say_rule(self, words: list[str]) -> None:
-        self.version += 1
-        told = _pairs(words[2:-1])
-        internal, remote = (IPv4Network(told.get(end, EVERYWHERE)) for end in ("internal", "remote"))
-        self.rules.append(
-            Rule(
-                words[0], words[1], words[-1], internal, remote, _range(told.get("internal-ports", "0-65535")),
-                _range(told.get("remote-ports", "0-65535")),
-            )
-        )  # fmt: skip
-
-    def _say_bypass(self, words: list[str]) -> None:
-        self.version += 1
-        told = _pairs([word for word in words[1:] if word != "inbound"])
-        internal, remote = (IPv4Network(told.get(end, EVERYWHERE)) for end in ("internal", "remote"))
-        ports = [_range(told.get(f"{end}-ports", "0-65535")) for end in ("internal", "remote")]
-        self.bypasses.append(Bypass(words[0], internal, remote, ports[0], ports[1], "inbound" in words))
-
-    def _say_no(self, words: list[str]) -> None:
-        """`no rule`, `no bypass`, `no rule6`: forget all of them."""
-        self.version += 1
-        told: list[Any] = {"rule": self.rules, "bypass": self.bypasses, "rule6": self.rules6}[words[0]]  # type: ignore[assignment]
-        told.clear()
 
     def _say_static(self, words: list[str]) -> None:
         protocol, external, _, internal = words
@@ -286,7 +224,7 @@ class Bed(bed6.Bed6):
         self.inside = self.outside = _port(self.outside, words)
 
     def _say_shard(self, words: list[str]) -> None:
-        told, known = _pairs(words[1:]), self.shard(int(words[0]))
+        told, known = pairs(words[1:]), self.shard(int(words[0]))
         self.shards[int(words[0])] = Shard(
             told.get("role", known.role), int(told.get("side", known.side)), int(told.get("epoch", known.epoch)),
             address(told["authority"]) if "authority" in told else known.authority, float(told.get("pickup", known.pickup_s)),
@@ -294,7 +232,7 @@ class Bed(bed6.Bed6):
         )  # fmt: skip
 
     def _say_peer(self, words: list[str]) -> None:
-        told = _pairs([word for word in words[1:] if word != "dead"])
+        told = pairs([word for word in words[1:] if word != "dead"])
         self.peers[address(words[0])] = Peer(address(words[0]), "dead" not in words, int(told.get("mtu", 0)))
 
     def _say_shunts(self, words: list[str]) -> None:
@@ -302,12 +240,6 @@ class Bed(bed6.Bed6):
 
     def _say_sides(self, words: list[str]) -> None:
         self.two_sides = words == ["two"]
-
-    def _say_drain(self, words: list[str]) -> None:
-        self.drained.add(address(words[0]))
-
-    def _say_undrain(self, words: list[str]) -> None:
-        self.drained.discard(address(words[0]))
 
     def _say_unresolved(self, words: list[str]) -> None:
         self.silent.add(bed6.any_address(words[0]))
@@ -322,7 +254,7 @@ class Bed(bed6.Bed6):
 
     def _say_timeout_port(self, words: list[str]) -> None:
         """`udp 53 10`: destination ports of a protocol, and their lifetime in seconds."""
-        self.port_timers.append((PROTOCOLS[words[0]], _range(words[1]), float(words[2])))
+        self.port_timers.append((PROTOCOLS[words[0]], port_range(words[1]), float(words[2])))
 
     def _say_refusal_code(self, words: list[str]) -> None:
         """`1`, or `1 six 3`."""
@@ -416,17 +348,8 @@ class Bed(bed6.Bed6):
         return [(int(p.network.network_address), int(p.network.netmask)) for p in self.subscribers]
 
 
-def _pairs(words: list[str]) -> dict[str, str]:
-    return dict(zip(words[::2], words[1::2], strict=True))
-
-
-def _range(text: str) -> tuple[int, int]:
-    low, _, high = text.partition("-")
-    return int(low), int(high or low)
-
-
 def _prefix(words: list[str]) -> Prefix:
-    told = _pairs(words[1:])
+    told = pairs(words[1:])
     network = IPv4Network(words[0])
     whose = int(IPv4Network(told["of"]).network_address) if "of" in told else 0
     return Prefix(network, int(told.get("each", 32)), told.get("pool", "main"), whose, read_limits(told))
@@ -434,7 +357,7 @@ def _prefix(words: list[str]) -> Prefix:
 
 def _port(port: Port, words: list[str]) -> Port:
     partial = "partial" in words
-    told = _pairs([word for word in words if word != "partial"])
+    told = pairs([word for word in words if word != "partial"])
     host, _, length = told.get("address", "/").partition("/")
     return Port(
         address(host) if host else port.address,
@@ -604,30 +527,6 @@ def _account_of(state: State, bed: Bed, host: int) -> int:
         if host & int(row["mask"]) == int(row["network"]):
             return int(row["first_account"]) + ((host - int(row["network"])) >> int(row["shift"]))
     raise ValueError("a device or subscriber outside of every subscriber prefix")
-
-
-def fill_policy(state: State, bed: Bed) -> None:
-    """What is given about rules and bypasses, and which version of them that is."""
-    settings = state.settings[0]
-    settings["rules"], settings["bypasses"], settings["rules6"] = len(bed.rules), len(bed.bypasses), len(bed.rules6)
-    settings["rules_version"], settings["admitted"] = bed.version, admitted(bed.version)
-    for number, rule in enumerate(bed.rules):
-        row = state.rules[number]
-        _fill_rule(row, number, rule)
-        row["directions"], row["action"] = DIRECTIONS[rule.direction], ACTIONS[rule.action]
-    for number, entry in enumerate(bed.bypasses):
-        _fill_rule(state.bypasses[number], number, entry)
-        state.bypasses[number]["directions"] = DIRECTIONS["both" if entry.inbound else "outbound"]
-    state.externals["closed"] = np.isin(state.externals["address"], list(bed.drained))
-    bed6.fill_rules(state, bed)
-
-
-def _fill_rule(row: np.void, number: int, rule: Rule | Bypass) -> None:
-    row["internal_network"], row["internal_mask"] = int(rule.internal.network_address), int(rule.internal.netmask)
-    row["remote_network"], row["remote_mask"] = int(rule.remote.network_address), int(rule.remote.netmask)
-    row["internal_port_low"], row["internal_port_high"] = rule.internal_ports
-    row["remote_port_low"], row["remote_port_high"] = rule.remote_ports
-    row["protocol"], row["number"] = PROTOCOLS[rule.protocol], number
 
 
 def _fill_statics(state: State, bed: Bed) -> None:

@@ -12,7 +12,8 @@ from ipaddress import IPv4Network
 
 from tests import shunts
 from tests.admission import FIN, RST, SYN, admit, beginning, blanked, is_fragment, names_no_host
-from tests.bed import NEIGHBOUR_WAIT, PROTOCOLS, Bed, Pool, Port, Prefix, contains, longest
+from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, contains, longest
+from tests.bed_rules import PROTOCOLS
 from tests.datagrams import Datagrams, Part, Service
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of
 from tests.frames6 import Packet6, is_six_frame
@@ -20,6 +21,7 @@ from tests.limits import TOLD_REFUSALS, Limits
 from tests.model6 import Model6, Session6
 from tests.model_bare import Bare
 from tests.model_bypass import Untranslated
+from tests.model_errors import Errors
 from tests.model_generic import Generic
 from tests.model_ports import Choose, Ports, Subscriber
 from tests.outcome import Outcome, Shunted, Waits, Way
@@ -27,9 +29,6 @@ from tests.translation import (
     TCP_TABLE,
     Endpoint,
     Refused,
-    can_have_passed,
-    concealed,
-    embedded,
     first_state,
     identifier,
     lifetime,
@@ -90,7 +89,7 @@ class Model:
         self.now = now
         self.begun = now
         self.ports, self.generic, self.six, self.bare = Ports(self), Generic(self), Model6(self), Bare(self)
-        self.untranslated = Untranslated(self)
+        self.untranslated, self.errors = Untranslated(self), Errors(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
         self.datagrams = Datagrams()
 
@@ -238,7 +237,7 @@ class Model:
             raise Refused("martian_destination")
         turns = inside or packet.destination in self.pool_of
         if packet.is_error:
-            return self._error_outbound(packet, turns)
+            return self.errors.outbound(packet, turns)
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
         if bare := self.bare.mapping_of(packet):
@@ -269,7 +268,7 @@ class Model:
         if not turned and (self._prefix_of(packet.source) or packet.source in self.pool_of):
             raise Refused("spoofed_source")
         if packet.is_error:
-            return self._send(self._error_in(packet, turned), "inside", verdict)
+            return self._send(self.errors.translated_in(packet, turned), "inside", verdict)
         if packet.destination not in self.pool_of:
             return self.untranslated.inbound(packet, bare, turned, verdict)
         external = (packet.destination, packet.destination_port or identifier(packet))
@@ -573,39 +572,7 @@ class Model:
         self.tokens[whose] = (tokens - (tokens >= 1), self.now)
         return tokens >= 1
 
-    # --- ICMP errors about our packets (RFC 5508 4) -----------------------------------------------------------------------
-
-    def _error_outbound(self, packet: Packet, turns: bool) -> Outcome:
-        translated = self._error_out(packet)
-        if turns and not self.bed.hairpin:
-            raise Refused("hairpin_refused")
-        if turns and packet.ttl <= 1:
-            raise Refused("ttl_exceeded")
-        if turns and (outcome := self._turn(translated)).verdict == "held":
-            raise Refused("no_authority" if outcome.patience < NEIGHBOUR_WAIT else "neighbour_unresolved")
-        return outcome if turns else self._send(translated, "outside", "forwarded_out")
-
-    def _error_out(self, packet: Packet) -> Packet:
-        """An inside station's word on a packet that we delivered: outer source and embedded destination become external."""
-        about = embedded(packet)
-        if about.source != packet.destination:
-            raise Refused("icmp_unrelated")
-        internal = (about.destination, about.destination_port or identifier(about))
-        if self.untranslated.is_about(about, internal, (about.source, remote_port_of(about, about.source_port)), True):
-            return self.untranslated.error_out(packet, internal[0])
-        mapping = self.generic.speaker(about.protocol, internal, about.source)
-        if mapping is None and can_have_passed(about, self.bed.protocols) and self._prefix_of(about.destination):
-            self._need_authority(self.pool(about.destination).shard, packet, "inside")
-        if mapping is None:
-            raise Refused("icmp_unrelated")
-        shown = concealed(packet)
-        source = self._speaker(mapping.external[0]) if packet.source != mapping.internal[0] else mapping.external[0]
-        about = with_destination(embedded(shown), mapping.external)
-        return replace(shown, source=source, about=replace(about, ip_options=blanked(about.ip_options)))
-
-    def _speaker(self, external: int) -> int:
-        """The address by which routers of the inside are known outside; that of what they speak about if none is reserved."""
-        return self.bed.shard(self.pool_of[external].shard).icmp or external
+    # --- ICMP errors ------------------------------------------------------------------------------------------------------
 
     def our_name(self, packet: Packet, side: str) -> int:
         """Where our own errors to a sender on this side come from."""
@@ -613,18 +580,3 @@ class Model:
         if side.rstrip("2") == "outside" and packet.destination in self.pool_of:
             reserved = self.bed.shard(self.pool_of[packet.destination].shard).icmp
         return reserved or self.bed.at(side)[1].address
-
-    def _error_in(self, packet: Packet, turned: bool) -> Packet:
-        """The Internet's word on a packet that we sent: outer destination and embedded source become internal."""
-        about = embedded(packet)
-        if self._prefix_of(packet.destination):
-            return self.untranslated.error_in(packet, about, turned)
-        external = (about.source, about.source_port or identifier(about))
-        mapping = self.generic.owner(about.protocol, external, about.destination)
-        ours = not turned and about.destination in self.pool_of  # such a packet never went out
-        known = about.source == packet.destination and not ours
-        if mapping is None and known and can_have_passed(about, self.bed.protocols):
-            self._need_authority(self.pool_of[about.source].shard, packet, "outside", turned)
-        if mapping is None or not known:
-            raise Refused("icmp_unrelated")
-        return replace(packet, destination=mapping.internal[0], about=with_source(about, mapping.internal))

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tests.admission import blanked
-from tests.bed import PROTOCOLS, contains
+from tests.bed import contains
+from tests.bed_rules import PROTOCOLS
 from tests.frames import TCP, UDP, Packet
 from tests.outcome import Outcome
 from tests.translation import Endpoint, Refused, can_have_passed, concealed, embedded, identifier, remote_port_of

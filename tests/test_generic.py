@@ -12,7 +12,7 @@ from krononat.packet import read_packet
 from shards import generic, invariants, ports, protocols, recovery, sessions, tcp
 from shards.jit import PURE
 from shards.state import ACTIVE, HELD
-from tests import admission, bed, frames
+from tests import admission, bed_rules, frames
 from tests.fuzz import bed as given
 from tests.pair import EPOCH, Pair
 from tests.test_apply import frame, ready, say
@@ -34,8 +34,8 @@ def test_what_is_known_of_protocols_is_the_same_everywhere() -> None:
     assert {number: least for number, least in protocols.LEAST.items() if admission.is_generic(number)} == {
         **admission.HEADERS, 51: 12
     }  # fmt: skip
-    assert {name: protocols.number(name) for name in bed.GENERIC} == bed.GENERIC
-    assert {frames.NAMES[name] for name in protocols.DEFAULT} == set(bed.GENERIC.values())
+    assert {name: protocols.number(name) for name in bed_rules.GENERIC} == bed_rules.GENERIC
+    assert {frames.NAMES[name] for name in protocols.DEFAULT} == set(bed_rules.GENERIC.values())
     for number in range(256):
         translatable = number not in protocols.UNTRANSLATABLE
         assert generic.can_be_translated(number) == (translatable or not admission.is_generic(number))

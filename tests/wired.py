@@ -211,10 +211,20 @@ class Stage(contextlib.ExitStack):
     def play(self, path: Path) -> WiredRunner:
         """Play a scenario to the end; AssertionError with file and line where core and model, or the file, do not agree."""
         runner = self.begin(path)
-        for step in runner.scenario.steps:
-            runner.take(step, False)
-        runner.check()
+        try:
+            for step in runner.scenario.steps:
+                runner.take(step, False)
+            runner.check()
+        except AssertionError:
+            self._clear_away(runner)
+            raise
         return runner
+
+    def _clear_away(self, runner: WiredRunner) -> None:
+        """Whatever a core still has from a scenario that failed is not the next one's."""
+        seat = next(seat for seat in self._seats if seat.core is runner.core)
+        seat.end()
+        seat.ended()
 
     def begin(self, path: Path) -> WiredRunner:
         """A core that is as if it had just begun, and a scenario's runner for it."""

@@ -274,11 +274,12 @@ class WiredCore(Core):
         self.settle()
 
     def restart(self) -> None:
-        """Kill the worker; another one goes on with its memory."""
-        worker = self.appliance.status()["worker"]
+        """Kill the worker; another one goes on with its memory, but what it held is gone with it."""
+        worker, lost = self.appliance.status()["worker"], self.in_hand
         os.kill(worker["pid"], signal.SIGKILL)
         self._wait(lambda: self._has_restarted(worker["restarts"]), "no worker comes again", START_S)
         assert self.appliance.clock() == self.now, "the clock went on while there was no worker"
+        self.sent -= lost
         self.settle()
 
     def _has_restarted(self, before: int) -> bool:
