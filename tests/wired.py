@@ -18,6 +18,7 @@ from shards import invariants
 from tests import frames6, scenario, wired_config
 from tests.bare_core import Result
 from tests.bed import Port
+from tests.datagrams import Datagrams
 from tests.outcome import Outcome
 from tests.scenario import Runner, Scenario, Step
 from tests.wired_core import UNKNOWN, Appliance, WiredCore, Wires
@@ -82,6 +83,8 @@ class WiredRunner(Runner):
         return ""
 
     def _do_restart(self, *_: object) -> str:
+        self.received -= len(self.waiting)  # frames in the hands of a worker die with it
+        self.waiting, self.model.datagrams = [], Datagrams()
         self.core.restart()
         return ""
 
