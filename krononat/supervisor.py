@@ -374,6 +374,8 @@ class Supervisor:
         """A worker is ready: take traffic, answer for the pools, answer on the control socket."""
         modes = [self._attach(number) for number in range(len(self._devices))]
         self._act(interfaces.decide_late(self._config))
+        if self._config.bgp:
+            self._herald = Herald(self._config.speaker_socket, self._config.bgp.linger_ms, self._crew, _say)
         parts = Parts(
             self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
             self._neighbours, self._crew, self._cpu, self._began, self._quarantine, self._follower, self._herald,
@@ -385,8 +387,6 @@ class Supervisor:
             legs = [interfaces.home(port) for port in self._config.interfaces.of(side)]
             self._reach = Reach(self._state, self._cluster.core.shunt, self._selector, legs if len(legs) > 1 else ())
             self._undoing.callback(self._reach.close)
-        if self._config.bgp:
-            self._herald = Herald(self._config.speaker_socket, self._config.bgp.linger_ms, self._crew, _say)
         self._answers = Answers(parts)
         self._control = Control(self._config.socket, self._selector, self._answers.handlers())
         self._undoing.callback(self._control.close)

@@ -50,11 +50,14 @@ def charge(state: State, account: int, protocol: int, sessions: int, mappings: i
 def charge_session(state: State, session: Row, sessions: int) -> None:
     """`charge` the account of a session of IPv4: 1, it begins, or -1, it ends.
 
-    By its mapping's protocol, as by its mapping's account: a copy may write another mapping over it (`apply_mappings`).
+    As its mapping has it, account and protocol: in a copy that row may be another mapping's by now, and took its charges along.
     """
     told = whole(session["mapping"])
-    realm = session["internal_realm"] if told & BYPASSED else state.mappings[told]["internal_realm"]
-    charge(state, account_of(state, session), whole(realm) >> 24, sessions, 0)
+    if told & BYPASSED:
+        charge(state, told & ~BYPASSED, whole(session["internal_realm"]) >> 24, sessions, 0)
+    else:
+        mapping = state.mappings[told]
+        charge(state, whole(mapping["account"]), whole(mapping["internal_realm"]) >> 24, sessions, 0)
 
 
 @hot

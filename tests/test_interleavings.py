@@ -53,11 +53,12 @@ CHANGES = [
 ]
 # Two rooms: "a" and "b", and "c", which has nothing and steps in where packets come to it while the others are away.
 ROOMS = [
-    Budget(flows=1, rooms=1),
-    Budget(flows=1, rooms=1, cold=2),
-    Budget(flows=2, apart=1),
+    Budget(flows=0, rooms=1),
 ]
 LARGE_ROOMS = [
+    Budget(flows=1, rooms=1),  # complete with 91,710
+    Budget(flows=1, rooms=1, cold=2),
+    Budget(flows=2, apart=1),
     Budget(flows=2, rooms=1, moves=1),
     Budget(flows=2, rooms=1, cold=2, moves=1),
     Budget(flows=2, apart=1, moves=1),

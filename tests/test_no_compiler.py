@@ -34,7 +34,9 @@ KINDS = (
     ("inside", "udp 100.64.0.2:80 > 203.0.113.1:8080", "hairpinned"),
     ("outside", "tcp 198.51.100.9:9 > 203.0.113.1:8080 syn", "forwarded_in"),
     ("outside", "udp 198.51.100.9:9 > 203.0.113.1:9999", "no_mapping"),
-    ("outside", "ip/47 198.51.100.9 > 203.0.113.1", "protocol_not_served"),
+    ("outside", "ip/99 198.51.100.9 > 203.0.113.1 len 40", "protocol_not_served"),
+    ("inside", "gre 100.64.0.2 > 198.51.100.9 len 40", "forwarded_out"),
+    ("outside", "gre 198.51.100.9 > 203.0.113.1 len 40", "forwarded_in"),
 )
 
 if not PURE:

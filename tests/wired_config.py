@@ -19,7 +19,7 @@ from shards.state import BOTH, INTERNAL
 from tests.bed import Bed, Pool, Port, Prefix
 from tests.bed6 import Prefix6, Rule6
 from tests.bed_rules import PROTOCOLS, Bypass, Rule
-from tests.frames import dotted, spell
+from tests.frames import TCP, UDP, dotted, spell
 from tests.limits import CLASSES
 from tests.scenario import Scenario
 
@@ -68,7 +68,7 @@ def of(bed: Bed, name: str, socket: Path) -> str:
         "subscribers": [_subscribers(bed, prefix) for prefix in bed.subscribers],
         "pool": _pools(bed),
         "mapping": [
-            {"protocol": _protocol(protocol), "external": spell(*external), "internal": spell(*internal)}
+            {"protocol": _protocol(protocol), "external": _end(protocol, external), "internal": _end(protocol, internal)}
             for protocol, external, internal in bed.statics
         ],
         "rule": [_rule(rule) for rule in bed.rules] + [_rule(rule) for rule in bed.rules6],
@@ -272,3 +272,8 @@ def _name(names: dict[str, int], number: int) -> str:
 
 def _protocol(number: int) -> str | int:
     return {value: name for name, value in PROTOCOLS.items()}.get(number, number)
+
+
+def _end(protocol: int, endpoint: tuple[int, int]) -> str:
+    """Only TCP and UDP have ports; what has none is told apart by another number."""
+    return spell(*endpoint) if protocol in (TCP, UDP) else dotted(endpoint[0])
