@@ -18,6 +18,6 @@ NUMBA_BOUNDSCHECK=1 $bin/pytest -q -n 2 --dist worksteal -m "not lab and not alo
 say "compiled, two at a time"
 $bin/pytest -q -n 2 --dist worksteal -m "not lab and not alone"
 say "compiled, alone: in the laboratory, or by the clock"
-$bin/pytest -q -m "lab or alone"
+$bin/pytest -q -m "(lab or alone) and not long"
 say "what is benched under pytest, once each"
 $bin/pytest -q bench --benchmark-disable
