@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numba.core import event
 
-from shards import alarms, apply, bfd, cuckoo, doubt, pipeline, recovery, resume, rings, sessions, shard, shunt, slabs
+from shards import alarms, apply, bfd, cuckoo, doubt, pipeline, recovery, resume, rings, sessions, shard, shunt, slabs, timers
 from shards.burst import Burst, new_burst
 from shards.frames import LOCAL, QUEUE, RING, Rings, owner
 from shards.memif_rings import LINE
@@ -70,6 +70,7 @@ def _ends() -> None:
 def _loop() -> None:
     state, frames, burst = _stage()
     alarms.look(state, 0)
+    timers.remaining(0, 0)  # replication asks by it how long the grace lasts
     shard.breathe(state, _no_rings(), frames, burst, shard.new_waiting(), 0, 0, 0)
     rings.ready(_no_rings(), np.zeros(1, RING)[0])  # this and the next one: as who takes over calls them
     owner(0, 0, 0)
