@@ -105,7 +105,16 @@ class Place:
 
     def until_spare(self, other_than: int = 0) -> None:
         """Until a spare worker stands by."""
-        until(lambda: self.status()["spare"]["state"] == "ready" and self.status()["spare"]["pid"] != other_than, PATIENCE_S)
+        until(lambda: self._stands_by(other_than), PATIENCE_S)
+
+    def _stands_by(self, other_than: int) -> bool:
+        spare = self.status()["spare"]
+        return bool(spare["state"] == "ready" and spare["pid"] != other_than)
+
+    def replaced(self, pid: int) -> bool:
+        """Whether another worker than this one is ready: of one answer, for between two a worker may die."""
+        worker = self.status()["worker"]
+        return bool(worker["ready"] and worker["pid"] != pid)
 
     def breaths(self) -> int:
         """Breaths of the worker until now."""
@@ -295,7 +304,7 @@ def test_the_spare_takes_over_from_a_killed_worker_and_its_sessions_live_on(runn
     before = running.status()
     assert before["spare"]["pid"] != before["worker"]["pid"]
     os.kill(before["worker"]["pid"], signal.SIGKILL)
-    until(lambda: running.status()["worker"]["ready"] and running.status()["worker"]["pid"] != before["worker"]["pid"], 60)
+    until(lambda: running.replaced(before["worker"]["pid"]), 60)
     after = running.status()
     assert after["worker"]["restarts"] == 1 and after["worker"]["pid"] == before["spare"]["pid"]
     assert after["sessions"] >= 1 and after["worker"]["late_compilations"] == 0
@@ -329,7 +338,7 @@ def test_a_worker_that_dies_while_its_spare_loads_has_that_one_as_successor(runn
     for _ in range(2):  # the first one's successor has no spare yet that could follow it
         pid = running.status()["worker"]["pid"]
         os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: running.status()["worker"]["ready"] and running.status()["worker"]["pid"] != pid, 60)  # type: ignore[misc]
+        until(lambda pid=pid: running.replaced(pid), 60)  # type: ignore[misc]
     assert running.status()["worker"]["restarts"] == before["worker"]["restarts"] + 2
     assert running.ping() == 3
 
