@@ -27,7 +27,6 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +44,6 @@ from shards.state import TCP, UDP, Array, State
 from shards.verdict import ORIGINATED
 
 KIND = "veth"
-OUR_CPU, DEVICE_CPU = 0, 1
 ATTACKERS = {"opener": "100.64.0.66", "fragments": "100.64.0.77", "scan": "100.64.0.88"}
 PARTS = 1 + len(ATTACKERS)  # of the frames the others have one in so many
 SESSIONS = 2000  # that a subscriber may have
@@ -75,7 +73,7 @@ class Plan(NamedTuple):
 
 def run(quick: bool, told: Told) -> list[Result]:
     """All of it."""
-    if not {OUR_CPU, DEVICE_CPU} <= os.sched_getaffinity(0):
+    if not {veths.OUR_CPU, veths.DEVICE_CPU} <= os.sched_getaffinity(0):
         raise Trouble("bench attack needs CPUs 0 and 1", "one makes the traffic, on the other is what is attacked")
     return attack(Plan(seconds=14.0, calm_s=3.0) if quick else Plan(), told)
 
@@ -184,11 +182,12 @@ class Scene:
         place = undoing.enter_context(veths.Place(name))
         place.know_neighbours()
         folder = Path(undoing.enter_context(tempfile.TemporaryDirectory(prefix="krononat-attack-")))
-        text = devices.configuration(folder, DEVICE_CPU, sessions=400_000).replace("[io]", f"{LIMITS}\n[io]\nframes = 65536")
+        text = devices.configuration(folder, veths.DEVICE_CPU, sessions=400_000)
+        text = text.replace("[io]", f"{LIMITS}\n[io]\nframes = 65536")
         undoing.enter_context(devices.appliance(place.device, folder, text))
         self._socket = str(folder / "krononat.sock")
         self.state = _memory(self._socket)
-        undoing.enter_context(_pinned())
+        undoing.enter_context(veths.pinned())
         flow = Flow(_mac(place.client, "gen0"), _mac(place.device, "in0"))
         index = veths.ifindex(place.client, "gen0")
         alone, together = good_frames(flow, plan.known, 2000), mixed(flow, plan)
@@ -230,17 +229,6 @@ def _memory(socket: str) -> State:
         return view.open_view(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _pinned() -> Iterator[None]:
-    """We are on the generator's CPU."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {OUR_CPU})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 # --- results --------------------------------------------------------------------------------------------------------------

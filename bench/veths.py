@@ -24,8 +24,21 @@ CLIENT, SERVER = "100.64.0.2", "198.51.100.1"
 GATEWAY_IN, DEVICE_IN, DEVICE_OUT, GATEWAY_OUT = "10.0.0.2", "10.0.0.1", "192.0.2.2", "192.0.2.1"
 SUBSCRIBERS, SERVERS, POOL = "100.64.0.0/20", "198.51.100.0/24", "203.0.113.0/28"
 
+OUR_CPU, DEVICE_CPU = 0, 1  # ours: the generator's; on the other is what is measured
+
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def pinned() -> Iterator[None]:
+    """We, and whom we start, are on the generator's CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {OUR_CPU})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 class Place:

@@ -47,7 +47,6 @@ from krononat.lab.namespaces import inside
 KIND = "veth"
 GOALS = {"testpmd": 0.9, "masquerade": 1.2}
 
-OUR_CPU, DEVICE_CPU = 0, 1
 LOWEST, HIGHEST = 200_000.0, 1_600_000.0  # packets/s: what the first search lies between
 NEAR = 1.3  # the searches after it: that far around what was found
 TRIAL_S, SETTLING_S = 0.25, 0.02
@@ -60,7 +59,7 @@ class Subject:
 
     def __init__(self, name: str, kind: type[Device], undoing: contextlib.ExitStack) -> None:
         self.place = undoing.enter_context(veths.Place(name))
-        self.device = kind(self.place, DEVICE_CPU)
+        self.device = kind(self.place, veths.DEVICE_CPU)
         undoing.enter_context(self.device.up())
         flow = generator.Flow(self._mac(self.place.client, "gen0"), self._mac(self.place.device, "in0"))
         index = veths.ifindex(self.place.client, "gen0")
@@ -143,7 +142,7 @@ def run(quick: bool, told: Told) -> list[Result]:
         for name, kind in DEVICES.items():
             told(f"{name}: wires and device")
             subjects[name] = Subject(name, kind, undoing)
-        with _pinned():
+        with veths.pinned():
             for subject in subjects.values():
                 subject.warm()
             results = _rates(subjects, 2 if quick else 7, told)
@@ -151,7 +150,7 @@ def run(quick: bool, told: Told) -> list[Result]:
             streams = _streams(subjects, (1,) if quick else (5, 5, 5), told)
         told("ours-busy: wires and device")  # last: it leaves the CPU to nobody
         busy = {"ours-busy": Subject("busy", BusyKrononat, undoing)}
-        with _pinned():
+        with veths.pinned():
             latencies += _latencies(busy, 0.3 if quick else 2.0, told)
     return results + latencies + streams
 
@@ -164,19 +163,8 @@ def need() -> None:
         packages = {"ip": "iproute2", "nft": "nftables"}
         told = " ".join(packages.get(program, program) for program in missing)
         raise Trouble(f"bench wire lacks {', '.join(missing)}", "", f"apt-get install --no-install-recommends {told}")
-    if not {OUR_CPU, DEVICE_CPU} <= os.sched_getaffinity(0):
+    if not {veths.OUR_CPU, veths.DEVICE_CPU} <= os.sched_getaffinity(0):
         raise Trouble("bench wire needs CPUs 0 and 1", "one makes the traffic, on the other is what is measured")
-
-
-@contextlib.contextmanager
-def _pinned() -> Iterator[None]:
-    """We, and whom we start, on the generator's CPU."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {OUR_CPU})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _rates(subjects: dict[str, Subject], rounds: int, told: Told) -> list[Result]:

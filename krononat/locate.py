@@ -15,6 +15,7 @@ ANY = "*"  # in a path: any entry
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _STRING = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'', re.S)
+_EXCERPT = 120  # characters
 _SCALAR = re.compile(r"[^,\]}#\n]+")
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE = re.compile(r"[ \t]*")
@@ -180,5 +181,11 @@ def render(complaint: Complaint, name: str, text: str) -> str:
     lines = text.splitlines()
     if line > len(lines) or not lines[line - 1].strip():
         return told
-    source = lines[line - 1].replace("\t", " ")
-    return f"{told}\n    {source}\n    {' ' * (column - 1)}^"
+    return f"{told}\n{_excerpt(lines[line - 1], column)}"
+
+
+def _excerpt(line: str, column: int) -> str:
+    """What is around a column of a line, with a caret beneath; nothing in it reaches a terminal as a command."""
+    begin = max(column - _EXCERPT // 2, 0) if len(line) > _EXCERPT else 0
+    shown = (char if char.isprintable() else " " if char == "\t" else "\ufffd" for char in line[begin : begin + _EXCERPT])
+    return f"    {''.join(shown)}\n    {' ' * (column - 1 - begin)}^"

@@ -103,7 +103,8 @@ class Helper:
 
     def _read(self, wait_s: float) -> None:
         for key, _ in self._selector.select(wait_s):
-            if key.fileobj == self._out or key.fd in self._selector.get_map():
+            # An earlier one of this turn may have closed it, and what was accepted since may have its number.
+            if self._selector.get_map().get(key.fd) == key:
                 key.data()
 
     # --- ExaBGP -----------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def parse(path: Path) -> Scenario:
 def _parse_step(number: int, line: str) -> Step:
     found = _STEP.fullmatch(line)
     if not found or found["verb"] not in VERBS:
-        raise ValueError(f"{line!r} is no step")
+        raise ValueError(f"{line[:120]!r} is no step")
     return Step(number, found["when"] or "", found["verb"], found["told"], found["wanted"] or "", int(found["count"] or 1))
 
 

@@ -296,11 +296,11 @@ def test_a_refusal_is_told(run: Run, fake: Fake, monkeypatch: pytest.MonkeyPatch
 def test_names_may_be_shortened(run: Run) -> None:
     status, _, err = run("co", "init")
     assert status == 2
-    assert "'co' may be config or compile or compliance or completion" in err
+    assert "'co' may be config, compile, compliance or completion: type" in err
     assert run("conf", "ini").out.startswith("# A core of Krononat")
     assert "No such command 'stauts'. Did you mean 'status'?" in run("stauts").err
     assert "No such command 'lsit'. Did you mean 'list'?" in run("sessions", "lsit").err
-    assert "'s' may be schema or show" in run("config", "s").err
+    assert "'s' may be schema or show: type" in run("config", "s").err
 
 
 def test_config_check(run: Run, tmp_path: Path) -> None:

@@ -270,6 +270,15 @@ def test_several_mistakes_are_told_once_each(mistakes: list[tuple[Path, Any]]) -
     assert not [complaint for complaint in told if "stand-in" in complaint.what or "0.0.0.0/32" in complaint.what]
 
 
+def test_of_a_long_line_only_what_is_around_the_place_is_shown_and_no_command_to_a_terminal() -> None:
+    with pytest.raises(config.ConfigError) as caught:
+        config.read("x" * 100_000 + "\x1b[31m" + "x" * 100_000)
+    place, line, caret = str(caught.value).splitlines()
+    assert ":1:100001: " in place
+    assert line.strip("x ").startswith("\ufffd[31m") and caret[line.index("\ufffd")] == "^"
+    assert max(map(len, (place, line, caret))) < 200
+
+
 def test_the_line_and_a_caret_are_shown() -> None:
     with pytest.raises(config.ConfigError) as caught:
         config.read(RIGHT.replace("192.0.2.2/24", "192.0.2.2"), "nat.toml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -15,12 +16,11 @@ from typing import Any
 
 import pytest
 
+from routing.helper import Helper
 from routing.speaker import sessions
 from routing.speaker.ask import ask
 from routing.will import Will
 from tests.test_speaker import A, plan
-
-pytestmark = pytest.mark.alone
 
 pytestmark = pytest.mark.alone
 
@@ -284,6 +284,23 @@ NONSENSE = [
     b"[" * 100_000,
     b'{"core": "s1/1", "linger": 1e999}',
 ]
+
+
+def test_who_was_closed_this_turn_is_not_called_by_its_successors_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (_, commands), (answers, _) = os.pipe(), os.pipe()
+    helper = Helper(plan()._replace(socket=str(tmp_path / "socket"), memory=str(tmp_path / "said.json")), commands, answers, 0)
+    called: list[str] = []
+    (near, _), (heir, _) = socket.socketpair(), socket.socketpair()
+    stale = helper._selector.register(near, selectors.EVENT_READ, lambda: called.append("closed"))
+    helper._selector.unregister(near)
+    os.dup2(heir.fileno(), near.fileno())
+    key = helper._selector.register(near, selectors.EVENT_READ, lambda: called.append("heir"))
+    with monkeypatch.context() as patch:
+        patch.setattr(helper._selector, "select", lambda _: [(stale, selectors.EVENT_READ), (key, selectors.EVENT_READ)])
+        helper._read(0)
+    assert called == ["heir"]
 
 
 def test_nonsense_ends_its_own_connection_only(bgp: Exabgp) -> None:

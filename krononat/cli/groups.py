@@ -19,7 +19,8 @@ class Group(click.Group):
         if cmd_name not in names:
             matching = [name for name in names if name.startswith(cmd_name)]
             if len(matching) > 1:
-                ctx.fail(f"{cmd_name!r} may be {' or '.join(matching)}")
+                told = f"{', '.join(matching[:-1])} or {matching[-1]}"
+                ctx.fail(f"{cmd_name!r} may be {told}: type as much of it as tells them apart.")
             if not matching:
                 return None
             cmd_name = matching[0]

@@ -48,7 +48,8 @@ def _played(file: Path) -> tuple[list[dict[str, Any]], str]:
         why = f"the scenarios' model and their player are in the folder `tests`, which is not here ({missing.name})"
         raise Trouble("scenarios cannot be played here", why, "run it in the folder of the sources") from None
     try:
-        reason = wired_config.why_not(files.parse(file))
+        scenario = files.parse(file)
+        reason = wired_config.why_not(scenario) if scenario.steps else "it has no steps"
     except (ValueError, LookupError) as error:
         raise Trouble(f"{file} is no scenario that could be played", str(error)) from None
     if reason:
