@@ -14,6 +14,7 @@ $bin/mypy
 say "pure Python, without the laboratory"
 NUMBA_DISABLE_JIT=1 $bin/pytest -q -n 2 --dist worksteal -m "not lab and not alone"
 say "compiled with bounds checks: scenarios and fuzz"
+NUMBA_BOUNDSCHECK=1 $bin/krononat compile # two processes share it; tests would wait for each other instead
 NUMBA_BOUNDSCHECK=1 $bin/pytest -q -n 2 --dist worksteal -m "not lab and not alone" tests/test_scenarios.py tests/test_fuzz.py
 say "compiled, two at a time"
 $bin/pytest -q -n 2 --dist worksteal -m "not lab and not alone"

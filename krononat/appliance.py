@@ -22,6 +22,7 @@ from krononat.cluster import Cluster, room_for, shunt_side
 from krononat.models import LOG_LEVELS, Bypass, Config, Device, Leg, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.models_limits import NO_LIMITS, Limits, Timeouts
 from shards import lifetimes, protocols, sides
+from shards.core_rows import NO_REPLY
 from shards.state import (
     ABSENT,
     ACCEPT,
@@ -38,7 +39,6 @@ from shards.state import (
     INBOUND,
     INTERNAL,
     JOINING,
-    NO_REPLY,
     NO_SIDE,
     OUTBOUND,
     REJECT,

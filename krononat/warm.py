@@ -6,6 +6,11 @@ arguments of the very types of a worker and nothing to do. From a warm cache tha
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 
@@ -23,6 +28,8 @@ _SMALL = Sizes(
     extents=2, buckets=64, externals=1, accounts=2, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
     shards=1, peers=1, neighbours=64,
 )  # fmt: skip
+
+_PDEATHSIG = 1  # prctl(2)
 
 
 @cache
@@ -148,8 +155,50 @@ def load() -> None:
 
 
 def compile(progress: Callable[[str, int, int], None]) -> None:
-    """Run every step and tell `progress(name, done, of)` before each and once at the end."""
-    for done, (name, step) in enumerate(STEPS):
-        progress(name, done, len(STEPS))
-        step()
+    """Run every step and tell `progress(name, done, of)` before each and once at the end.
+
+    Where something is to be compiled, a second process begins at the other end; neither waits but for what the other is at (see
+    `shards.turns`).
+    """
+    with _Second():
+        for done, (name, step) in enumerate(STEPS):
+            progress(name, done, len(STEPS))
+            step()
     progress("done", len(STEPS), len(STEPS))
+
+
+class _Second(event.Listener):
+    """Starts the second process with the first function that must be compiled, and ends it with the last."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> None:
+        event.register("numba:compile", self)  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *_: object) -> None:
+        event.unregister("numba:compile", self)  # type: ignore[no-untyped-call]
+        if self._process:
+            self._process.terminate()
+            self._process.wait()
+
+    def on_start(self, event: event.Event) -> None:
+        """A compilation begins."""
+        if self._process is None and len(os.sched_getaffinity(0)) > 1:
+            # What goes wrong there goes wrong here as well, and is told here.
+            self._process = subprocess.Popen([sys.executable, "-m", "krononat.warm"], stderr=subprocess.DEVNULL)
+
+    def on_end(self, event: event.Event) -> None:
+        """A compilation has ended."""
+
+
+def main() -> None:
+    """The second process: the steps from the last one on, as long as who started it lives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends us
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    for _, step in reversed(STEPS):
+        step()
+
+
+if __name__ == "__main__":
+    main()

@@ -32,5 +32,6 @@ Read in this order:
     rings      receive and send (atomics: cursors; calls: the kernel's), over one of two kinds:
       xsk        AF_XDP's sockets; steering (by bpf), the XDP program; selftest proves each queue
       memif      its layout; memif_rings: the rings; tap: what steering does, in user space (outcomes: of both)
-    jit        `@hot`, the only way to compile; passing: how structures reach it
+    jit        `@hot`, the only way to compile; passing: how structures reach it; inlay: what only compiled code calls;
+               turns: processes that share the work
 """

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from shards.accounts import account_of
 from shards.atomics import load_acquire, store_release
+from shards.core_rows import LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS
 from shards.generic import is_generic
 from shards.jit import hot, whole
-from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_SESSIONS, State
+from shards.state import EVENTS, State
 
 ADDRESSES_EXHAUSTED = 3
 SESSION_CREATED, SESSION_DELETED = 4, 5

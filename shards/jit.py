@@ -65,7 +65,7 @@ if PURE:
 else:
     import numba
 
-    from shards import passing
+    from shards import inlay, passing, turns
 
     passing.by_reference(State)
     passing.by_reference(Burst, BURST, PITCH)
@@ -78,7 +78,7 @@ else:
     _INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     _registry: Any = numba.core.registry
 
-    class _Hot(_registry.CPUDispatcher):  # type: ignore[misc]
+    class _Hot(turns.InTurn, inlay.Inlay):
         """A function that compiled code calls directly; Python calls it by a twin that is compiled when first asked for.
 
         Most functions are only ever called by others, and wrappers for Python took a third of the time to compile them all.
@@ -86,7 +86,6 @@ else:
 
         def __init__(self, function: Callable[..., Any], **more: bool) -> None:
             super().__init__(function, targetoptions=_OPTIONS | _INNER | more)
-            self.enable_caching()
             self._twin: Any = None
 
         def __call__(self, *arguments: Any) -> Any:
@@ -94,11 +93,14 @@ else:
                 self._twin = _compile_for_python(self.py_func)
             return self._twin(*arguments)
 
+    class _Twin(turns.InTurn, _registry.CPUDispatcher):  # type: ignore[misc]
+        """Numba's own dispatcher."""
+
     def _compile_for_python(function: Any) -> Any:
-        """Numba's own dispatcher; by another name, so that it has its own file in the cache."""
+        """By another name, so that it has its own file in the cache."""
         twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
         twin.__qualname__ = f"{function.__qualname__}.twin"
-        compiled = _registry.CPUDispatcher(twin, targetoptions=_OPTIONS)
+        compiled = _Twin(twin, targetoptions=_OPTIONS)
         compiled.enable_caching()
         return compiled
 

@@ -168,7 +168,8 @@ def _mappings_of(state: State, extent: int, now: int) -> None:
         _ask_for_mapping(state, min(half + _AHEAD, len(state.mappings) - 1))
         row = state.mappings[half]
         row["sessions"] = 0
-        external = sessions.external_ordinal(state, whole(row["external_address"]))
+        address = whole(row["external_address"])
+        external = sessions.external_ordinal(state, address) if address else -1  # most rows have never been used
         _take_port_back(state, half, external, now)
         key0, key1 = state.words[half * 4], state.words[half * 4 + 1]
         if row["kind"] != NAT_MAPPING or _cannot_own(state, external, row) or not cuckoo.insert(state, key0, key1, half << 1):

@@ -12,8 +12,9 @@ import numpy as np
 from shards import events, verdict
 from shards.account_rows import REASONS
 from shards.burst import Burst
+from shards.core_rows import NO_REPLY
 from shards.jit import hot, whole
-from shards.state import NO_REPLY, Array, Row, State
+from shards.state import Array, Row, State
 from shards.timers import age
 
 ANSWER_TICKS = 100

@@ -167,18 +167,19 @@ def _serve_parted(state: State, ports: Rings, frames: Array, burst: Burst, waiti
     """Serve the fragments that need wait no longer, in their order; the others move up."""
     if not fragments.look_again(state, now):
         return
-    count, kept = 0, 0
-    for row in range(HELD_AT_MOST, HELD_AT_MOST + whole(state.core[0]["parted"])):
+    parted, kept = whole(state.core[0]["parted"]), 0
+    for i in range(parted):
+        row = HELD_AT_MOST + i
         if fragments.goes_on(state, waiting[row, 4], waiting[row, 3], now):
-            _take_up(burst, count, waiting, row)
-            count += 1
+            _take_up(burst, i - kept, waiting, row)
         else:
             for column in range(5):
                 waiting[HELD_AT_MOST + kept, column] = waiting[row, column]
             kept += 1
     state.core[0]["parted"] = kept
-    if count:
-        _serve(state, ports, frames, burst, waiting, count, now)
+    # Not a count that begins as 0: for that constant the compiler would make the whole path once more, in vain.
+    if parted > kept:
+        _serve(state, ports, frames, burst, waiting, parted - kept, now)
 
 
 @hot

@@ -17,12 +17,12 @@ from ipaddress import IPv4Network, IPv6Network
 import numpy as np
 
 from shards import legs, lifetimes, neighbours, sides
+from shards.core_rows import NO_REPLY
 from shards.state import (
     BOTH,
     EXTERNAL,
     FAILED,
     INTERNAL,
-    NO_REPLY,
     REACHABLE,
     ROLES,
     WANTED,

@@ -12,8 +12,9 @@ import pytest
 from krononat import appliance, config, models, natlog
 from krononat.view import ticks
 from shards import events, invariants
+from shards.core_rows import LOG_BLOCKS, LOG_MAPPINGS, LOG_OFF, LOG_SESSIONS
 from shards.jit import PURE
-from shards.state import EVENTS, LOG_BLOCKS, LOG_MAPPINGS, LOG_OFF, LOG_SESSIONS, NAT_MAPPING, NAT_SESSION, Array, State
+from shards.state import EVENTS, NAT_MAPPING, NAT_SESSION, Array, State
 from tests import fuzz
 from tests.bare_core import Core
 from tests.bed import LOGS, Bed

@@ -12,8 +12,9 @@ from krononat import config, natlog, usage
 from krononat.cli import subscribers
 from shards import accounts, alarms, icmp, invariants, recovery, refusals
 from shards.account_rows import CLASSES, REASONS
+from shards.core_rows import NO_REPLY
 from shards.lifetimes import STATES, TIMERS
-from shards.state import ICMP, NO_REPLY, OUTBOUND, TCP, UDP, State
+from shards.state import ICMP, OUTBOUND, TCP, UDP, State
 from shards.verdict import BY_NAME, DROP, VERDICTS
 from tests import limits
 from tests.bare_core import Core

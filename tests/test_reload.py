@@ -15,8 +15,9 @@ from krononat.client import Trouble
 from krononat.control import error
 from krononat.crew import Crew
 from krononat.worker import Worker
+from shards.core_rows import NO_REPLY
 from shards.lifetimes import STATE_BITS, STATES
-from shards.state import DRAINED, EXCLUDED, INBOUND, NO_REPLY, OPEN, State, admitted
+from shards.state import DRAINED, EXCLUDED, INBOUND, OPEN, State, admitted
 from tests.test_cli import Fake, Run, run
 from tests.test_config import RIGHT
 
