@@ -33,7 +33,7 @@ import numpy as np
 
 from bench import report
 from bench.cluster.generator import ask_until_settled
-from bench.cluster.happenings import ALL, CORE, SERVER, Happening, graceful, hard, harmless, twofold
+from bench.cluster.happenings import ALL, CORE, SERVER, Happening, graceful, hard, harmless, stored, twofold
 from bench.cluster.ledger import OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.programs import Programs
 from bench.cluster.routes import Watch
@@ -81,12 +81,13 @@ def run(quick: bool, told: Told, tor: str = "bird", tors: int = 1, only: tuple[s
         known = ", ".join(each.name for each in happenings)
         raise Trouble(f"nothing is called {', '.join(sorted(unknown))}", "", f"there are: {known}", NOT_FOUND)
     chosen = [each for each in happenings if not only or each.name in only]
-    return show(wanted(tor, tors), chosen, 1 if quick else 5, told)
+    etcd = any(each.name == "etcd" for each in chosen)
+    return show(wanted(tor, tors)._replace(etcd=etcd), chosen, 1 if quick else 5, told)
 
 
 def all_of(tor: str, tors: int) -> tuple[Happening, ...]:
     """What may happen where there are so many switches."""
-    return twofold() if tors == 2 else (*graceful(), *hard(tor), *harmless(tor))
+    return twofold() if tors == 2 else (*graceful(), *hard(tor), *harmless(tor), *stored())
 
 
 def wanted(tor: str, tors: int = 1) -> Wanted:
@@ -112,6 +113,7 @@ def stage(cluster: Wanted, seconds: int, told: Told) -> Iterator[Scene]:
     """The cluster, the stream through all its shards, and connections; room for so many seconds of them."""
     sizes = Sizes(OPENED * seconds, datagrams=RATE * seconds, flows=FLOWS * cluster.shards)
     with scene(NAME, cluster, sizes, People(tuple(range(cluster.shards)), 64, 200), told) as here:
+        _until_well(here)  # the start of the generator itself may have kept a CPU for longer than BFD waits
         here.generator.stream(RATE)
         yield here
 

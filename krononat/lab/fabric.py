@@ -152,7 +152,7 @@ def topology(wanted: Wanted, folder: Path) -> Topology:
         "cluster",
         links(_AROUND) + tuple(drawn),
         routes(_ROUTES) + to_users,
-        {"fabric": None},
+        cluster.bridges(wanted),
         ("access", "core", *nodes(wanted)),
         {cluster.label(wanted, core): config(wanted, core, folder) for core in sorted(cores)},
     )
