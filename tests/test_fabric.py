@@ -173,7 +173,7 @@ def _configs(wanted: Wanted) -> list[str]:
     return [fabric.config(wanted, core, Path("/nowhere")) for core in sorted(cluster.cores(wanted))]
 
 
-@pytest.mark.parametrize("wanted", [ONE, TWO, ONE._replace(preference="longest-prefix")])
+@pytest.mark.parametrize("wanted", [ONE, TWO, ONE._replace(preference="longest-prefix"), ONE._replace(six=True)])
 def test_what_is_shown_for_cores_is_what_the_laboratory_has(wanted: Wanted) -> None:
     shown, built = fabrics.of([config.read(text) for text in _configs(wanted)]), fabric.value(wanted)
     assert shown.shards == built.shards

@@ -17,7 +17,7 @@ cores' legs have room for what one shunts to another.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import NamedTuple
@@ -83,7 +83,7 @@ _SHARD = """
 prefix = "{subscribers}"
 each = 32
 pool = "shard{shard}"
-
+{six}
 [[pool]]
 name = "shard{shard}"
 shard = {shard}
@@ -147,6 +147,7 @@ class Wanted(NamedTuple):
     apart: bool = False  # cores of the same number have other CPUs on other servers
     rooms: int = 1  # of two the first has all shards, and the second their reserves
     etcd: bool = False  # whether that holds the map
+    six: bool = False  # whether there is IPv6, too
 
     @property
     def routed(self) -> bool:
@@ -333,6 +334,8 @@ def check(wanted: Wanted) -> None:
         raise ValueError(f"1 to {SERVERS_AT_MOST} servers, 1 to {SHARDS_AT_MOST} shards")
     if wanted.etcd and not wanted.clustered:
         raise ValueError("cores that know nothing of each other have no map, and no etcd for it")
+    if wanted.six and not wanted.routed:
+        raise ValueError("IPv6 needs switches that route: say --tor bird")
     if wanted.rooms == 2 and not (wanted.servers >= 3 and wanted.routed and wanted.clustered):
         raise ValueError("two rooms need three servers, and switches that route: --servers 3 --tor bird")
 
@@ -349,8 +352,11 @@ def _config(wanted: Wanted, n: int, folder: Path) -> str:
     return head + common(wanted, core, folder)
 
 
-def common(wanted: Wanted, core: str, folder: Path) -> str:
-    """What the configuration of a core says of shards and cluster, and what was wanted besides."""
+def common(wanted: Wanted, core: str, folder: Path, six: Callable[[int], str] = lambda shard: "") -> str:
+    """What the configuration of a core says of shards and cluster, and what was wanted besides.
+
+    `six`: what there is of IPv6 in a shard's subscribers.
+    """
     shards = (
         _SHARD.format(
             shard=shard,
@@ -358,6 +364,7 @@ def common(wanted: Wanted, core: str, folder: Path) -> str:
             external=external_of(shard),
             ports=wanted.ports,
             block_size=wanted.block_size,
+            six=six(shard),
         )
         for shard in range(wanted.shards)
     )
