@@ -83,7 +83,8 @@ def test_a_download_by_ipv6_goes_on_when_its_core_dies(lab: Lab, tmp_path: Path)
     done: list[subprocess.CompletedProcess[str]] = []
     thread = threading.Thread(target=lambda: done.append(fetch(lab, tmp_path / "got")))
     thread.start()
-    until(lambda: (tmp_path / "got").exists() and (tmp_path / "got").stat().st_size > BYTES // 6)
+    until(lambda: bool(done) or ((tmp_path / "got").exists() and (tmp_path / "got").stat().st_size > BYTES // 6))
+    assert not done, done
     chaos.fail(lab, "core", "s1/0")
     until(lambda: by_core(lab, "s2c0"))
     assert thread.is_alive()  # most of it comes by the other one
