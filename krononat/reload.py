@@ -8,12 +8,12 @@ those of now, never by a mixture. What cannot change is named, and then nothing 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
-from krononat import appliance, checks_nat
+from krononat import appliance, checks_nat, deterministic
 from krononat.client import NOT_FOUND, Trouble
-from krononat.models import Config
+from krononat.models import Config, Pool
 from krononat.models_limits import NO_LIMITS
 from shards.state import OPEN, State
 
@@ -38,7 +38,14 @@ def plan(before: Config, after: Config) -> Plan:
     restart = [key for key in changed if not _is_live(key)]
     if list(checks_nat.announced(before)) != list(checks_nat.announced(after)):
         restart.append("bypass.announce")
+    if any(_places(one) != _places(other) for one, other in zip(before.pool, after.pool, strict=False)):
+        restart.append("pool.exclude")  # everybody behind it would have other ports
     return Plan([key for key in changed if key not in restart], restart)
+
+
+def _places(pool: Pool) -> list[IPv4Network]:
+    """What addresses of a deterministic pool are passed over."""
+    return pool.exclude if deterministic.is_deterministic(pool) else []
 
 
 def _dump(config: Config) -> dict[str, Any]:
