@@ -11,6 +11,7 @@ import json
 import selectors
 import socket
 import sys
+from collections.abc import Callable
 
 PATIENCE_S = 5.0
 
@@ -101,5 +102,7 @@ def caller(address: str, host: str, mirror_port: str, udp: str, tcp: str) -> Non
     print(json.dumps({"own": own, "udp": seen, "udp_by": by, "tcp": seen_by_tcp}), flush=True)
 
 
+ROLES: dict[str, Callable[..., None]] = {"mirror": mirror, "called": called, "caller": caller}
+
 if __name__ == "__main__":
-    {"mirror": mirror, "called": called, "caller": caller}[sys.argv[1]](*sys.argv[2:])
+    ROLES[sys.argv[1]](*sys.argv[2:])
