@@ -43,7 +43,7 @@ SETTINGS = np.dtype(
         ("clear", "u1"),  # by so many points something must have sunk for its alarm to sink
         ("room", "u4"),  # sessions that the memory is meant for, 0 not known
         ("quiet", "u1"),  # bit OUTBOUND, bit INBOUND: directions of packets that no ICMP error of ours answers
-        ("spare", "u1", (1,)),
+        ("log_fixed", "u1"),  # 1: blocks and mappings that the configuration tells are written, too (RFC 7422)
         ("bypasses", "u2"),
         ("rules_at", "u2"),  # first row of those in force: each table has two halves, the other is written meanwhile (`reload`)
         ("rules6_at", "u2"),

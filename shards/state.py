@@ -189,7 +189,8 @@ PREFIX = np.dtype(
         ("pool", "u2"),
         ("shard", "u2"),
         ("shift", "u1"),
-        ("spare", "u1", (7,)),
+        ("spare", "u1", (3,)),
+        ("ordinal", "u4"),  # of its first subscriber among those of its pool
     ]
 )
 assert PREFIX.itemsize == 32
@@ -210,9 +211,13 @@ POOL = np.dtype(
         ("filtering", "u1"),  # of each port space, see FILTERING_BITS
         ("dry", "u1"),  # no block was found free in the second `dry_at` (its low half): a bit per side and port space
         ("dry_at", "u2"),
+        ("ratio", "u4"),  # subscribers of an address who have blocks of their own there (RFC 7422); 0: nobody has
+        ("loose_block", "u4"),  # first block that is nobody's own; those from `first_block` on are, `fixed_each` a subscriber
+        ("fixed_each", "u2"),
+        ("spare", "u1", (22,)),
     ]
 )
-assert POOL.itemsize == 32
+assert POOL.itemsize == 64
 
 
 def pack_filtering(icmp: int, tcp: int, udp: int) -> int:
@@ -232,6 +237,7 @@ EXTERNAL_ADDRESS = np.dtype(
         ("blocks_free", "u2"),
         ("closed", "u1"),  # OPEN, or nobody is paired with it anew; written by the supervisor
         ("spare", "u1", (3,)),
+        ("nth", "u4"),  # ordinal of the address that is as far from the pool's first, those not counted that are excluded
     ]
 )
 OPEN, DRAINED, EXCLUDED = 0, 1, 2  # the last two differ for people only
