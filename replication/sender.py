@@ -26,7 +26,6 @@ CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than 
 WAITING_AT_MOST = 64  # frames that ZeroMQ did not take yet
 STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
-PING_EVERY = 30
 _RECORDS = ("update", "updates", "holds")  # kinds whose counts are of records
 LAGS = 1024  # ticks; the histogram's last bin has all above
 
@@ -55,8 +54,8 @@ class Flight(NamedTuple):
 class Sender:
     """One peer's. Times are ticks."""
 
-    def __init__(self, peer: str, link: Link, now: int) -> None:
-        self.peer = peer
+    def __init__(self, peer: str, link: Link, now: int, ping: int) -> None:
+        self.peer, self._ping_each = peer, ping
         self.life = 0  # 0: none
         self.lives = 0
         self.version = VERSION
@@ -68,6 +67,7 @@ class Sender:
         self._number = self._acknowledged = 0
         self._flight: deque[Flight] = deque()
         self._flight_bytes = self._chunks = 0
+        self._lost: dict[int, int] = {}  # by shard: birth of the oldest change that was lost with a life
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self._progress = self.pinged = now
         self.lifeless = now  # tick of the last turn with a life
@@ -91,6 +91,9 @@ class Sender:
     def over(self) -> None:
         """The life has ended; what was in flight is as good as lost."""
         self.life = 0
+        for flight in self._flight:
+            for shard in flight.loads:
+                self._lost.setdefault(shard, flight.birth)
         self._flight.clear()
         self._waiting.clear()
         self._flight_bytes = self._chunks = 0
@@ -113,7 +116,7 @@ class Sender:
         elif age(now, self._asked) >= OPEN_EVERY:
             self._asked = now
             self._link.send(self.peer, encode(Frame("open", fields={"v": list(UNDERSTOOD)}, version=UNDERSTOOD[-1])))
-        if age(now, self.pinged) >= PING_EVERY:
+        if age(now, self.pinged) >= self._ping_each:
             self._ping(now, streams(self))
 
     def _is_stale(self, now: int) -> bool:
@@ -193,11 +196,15 @@ class Sender:
         return True
 
     def lag(self, shard: int, now: int) -> Lag:
-        """What is in flight of a shard, snapshots left out."""
+        """What is in flight of a shard, snapshots left out; as late as the oldest change that the peer does not have."""
         mine = [flight for flight in self._flight if shard in flight.loads]
-        late = age(now, mine[0].birth) if mine else 0
+        late = age(now, self._lost.get(shard, mine[0].birth if mine else now))
         loads = [flight.loads[shard] for flight in mine]
         return Lag(sum(load.records for load in loads), sum(load.bytes for load in loads), late / 1000)
+
+    def has_all(self, shard: int) -> None:
+        """The peer has a new copy of a shard, or is to have none: what was lost is lost no more."""
+        self._lost.pop(shard, None)
 
     def percentile(self, part: float) -> int:
         """Ticks within which this part of all records was acknowledged."""

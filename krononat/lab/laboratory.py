@@ -21,7 +21,7 @@ from typing import Any
 
 from krononat import client
 from krononat.client import NOT_FOUND, Trouble
-from krononat.lab import cluster, fabric, leaks, legs, namespaces, overview, routers, servers, steering, switches
+from krononat.lab import cluster, fabric, leaks, legs, namespaces, overview, routers, servers, steering, stores, switches
 from krononat.lab.cluster import Wanted
 from krononat.lab.topology import ROUTER, TOPOLOGIES, Topology, home
 from routing.fabric import OUTSIDE
@@ -120,7 +120,8 @@ class Lab:
 
     def up(self, appliance: bool = True, tell: Tell = lambda _: None) -> None:
         """Build it all, after clearing away what an earlier run of this name left; whatever fails, nothing stays behind."""
-        namespaces.need(*PROGRAMS, *(switches.programs(self.wanted) if self.wanted else ()))
+        more = (*switches.programs(self.wanted), *stores.programs(self.wanted)) if self.wanted else ()
+        namespaces.need(*PROGRAMS, *more)
         if self._record.exists():
             tell("clearing away what an earlier run left")
             Lab.find(self.name).down()
@@ -153,6 +154,10 @@ class Lab:
 
     def _build_cluster(self, wanted: Wanted, tell: Tell) -> None:
         cluster.furnish(wanted, self.folder, (fabric if wanted.routed else cluster).shunts(wanted))
+        if wanted.etcd:
+            tell("the map is in etcd")
+            stores.start(self)
+            stores.fill(self, self.folder / "map.toml")
         if not wanted.routed:
             steering.prepare(self.namespace, wanted)
             return
@@ -192,8 +197,8 @@ class Lab:
     def start(self, node: str, label: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a program that stays; it has a process group of its own, so that Ctrl-C reaches `lab` and not the laboratory.
 
-        Not a session: Linux shares CPUs out by sessions first (sched(7), autogroup). With one for each of some twenty programs a
-        core that forwards had no more than an idle daemon, and no niceness counted: cores took each other for dead.
+        Not a session: Linux shares CPUs out by sessions first (sched(7), autogroup), and niceness counts within one only: a
+        switch's daemon that is hurried would not be.
         """
         with self.log(label).open("ab") as log:
             return subprocess.Popen(
