@@ -39,6 +39,7 @@ import numpy as np
 from krononat import announcer, memory, replica, warm
 from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.clock import Clock, ticks
+from krononat.drained import Drained
 from krononat.orphan import DESCRIPTORS_AT_MOST, Orphan
 from shards import alarms, bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
@@ -112,7 +113,8 @@ class Worker:
         if self._announced:
             self._examiner = announcer.Examiner(self._state, self._rings)
             conductor = self._replica.conductor if self._replica else None
-            self._announcer = announcer.Announcer(self._announced, conductor, self._examiner)
+            drained = Drained(self._state)
+            self._announcer = announcer.Announcer(self._announced, conductor, self._examiner, drained)
         bfd.begin(self._state, ticks())
         self._breathe(self._clock.at(ticks()), 0)
         rings.wait(self._rings, 0)
