@@ -94,5 +94,3 @@ def test_a_download_by_ipv6_goes_on_when_its_core_dies(lab: Lab, tmp_path: Path)
         assert (tmp_path / "got").read_bytes() == file.read(BYTES)
     words = (sys.executable, "-m", "krononat", "sessions", "list", "-p", "tcp", "-d", str(sixth.H1), "-o", "json")
     assert str(sixth.H1) in lab.run("s2", *words, "--socket", str(lab.socket_of("s2.0"))).stdout
-    unasked = lab.run("h1", "curl", "-6", "-sS", "--max-time", "1", f"http://[{sixth.of_client(sixth.CLIENTS['c1'])}]:9/")
-    assert unasked.returncode == 28, unasked.stderr  # timed out: who is there would have refused it
