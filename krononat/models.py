@@ -45,6 +45,13 @@ class Server(Model):
     name: str = Field(default="nat1", pattern=_NAME, description=f"Name of this server, in logs and sockets: {_NAME_TOLD}.")
     core: int = Field(default=0, ge=0, le=9999, description="Number of this core among those of the server.")
     cpu: int | None = Field(default=None, ge=0, description="CPU the worker is pinned to; default: the last one it may run on.")
+    orphan_s: int = Field(
+        default=30,
+        ge=0,
+        le=3600,
+        description="How long a worker forwards on by itself when its supervisor was killed, until `krononat run` is started "
+        "anew and takes it over; then it withdraws its routes and ends. 0: it ends with its supervisor, at once.",
+    )
     movable_clock: bool = Field(
         default=False,
         description="Whether `krononat lab clock` may stop the clock that sessions go by, or move it ahead so that they end. "

@@ -26,7 +26,6 @@ CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than 
 WAITING_AT_MOST = 64  # frames that ZeroMQ did not take yet
 STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
-PING_EVERY = 30
 _RECORDS = ("update", "updates", "holds")  # kinds whose counts are of records
 LAGS = 1024  # ticks; the histogram's last bin has all above
 
@@ -55,8 +54,8 @@ class Flight(NamedTuple):
 class Sender:
     """One peer's. Times are ticks."""
 
-    def __init__(self, peer: str, link: Link, now: int) -> None:
-        self.peer = peer
+    def __init__(self, peer: str, link: Link, now: int, ping: int) -> None:
+        self.peer, self._ping_each = peer, ping
         self.life = 0  # 0: none
         self.lives = 0
         self.version = VERSION
@@ -117,7 +116,7 @@ class Sender:
         elif age(now, self._asked) >= OPEN_EVERY:
             self._asked = now
             self._link.send(self.peer, encode(Frame("open", fields={"v": list(UNDERSTOOD)}, version=UNDERSTOOD[-1])))
-        if age(now, self.pinged) >= PING_EVERY:
+        if age(now, self.pinged) >= self._ping_each:
             self._ping(now, streams(self))
 
     def _is_stale(self, now: int) -> bool:
