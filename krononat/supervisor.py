@@ -411,7 +411,7 @@ class Supervisor:
         waiting = bool((self._state.neighbours["own_state"] == WANTED).any())
         rest = SHORT if waiting else CHORES
         for key, _ in self._selector.select((self._herald.due(rest) if self._herald else rest) / 1000):
-            if self._selector.get_map().get(key.fd) == key:  # an earlier one of this turn may have closed it, and opened another
+            if self._selector.get_map().get(key.fd) == key:  # an earlier one of this turn may have closed it, and opened more
                 key.data()
         now = ticks()
         if self._neighbours.serve(now):

@@ -28,11 +28,10 @@ from replication.tables import Sink, Source
 from replication.verify import Verification
 
 READ_NS, TURN_NS = 750_000, 1_500_000  # of a turn: until when messages are read, until when anything new is begun
-CRASH_WITHIN = 200  # ticks: a connection that ends so soon after a frame was ended by a kernel, not by a timeout of ours
 LIFELESS_AT_MOST = 3000  # ticks without a life: then the socket is made anew, whatever its monitor says or has missed
 LATE_AT_MOST = 45  # ticks in which all is read that was on its way when a connection ended; the living send a ping each 30
 HEARD_AT_MOST = 1024
-TWOFOLD_AFTER = 2000  # ticks that two connections of one peer must both have been talking
+TALKS_WITHIN, TWOFOLD_AFTER = 200, 2000  # ticks: who talks is heard so often, and two connections of one peer must so long
 WAYS_AT_MOST = 8  # of a peer that are remembered
 
 _ANSWERS_AT_ONCE = 32  # of a peer
@@ -60,8 +59,7 @@ class Exchange:
         self._senders: dict[str, Sender] = {}
         self._receivers: dict[str, Receiver] = {}
         self._seen: dict[str, int] = {}  # by peer: tick of the last frame
-        self._talking: dict[str, int] = {}  # by peer: tick since which its frames come without a pause
-        self._closed: dict[str, int] = {}  # by peer: tick at which its kernel ended the connection
+        self._closed: dict[str, int] = {}  # by peer: tick at which its kernel said that its process has ended
         self._ways: dict[str, dict[bytes, tuple[int, int]]] = {}  # by peer and connection: ticks of its first and last frame
         self._heard: list[Heard] = []
         self._verifications: dict[tuple[int, str], Verification] = {}
@@ -91,7 +89,6 @@ class Exchange:
         del self._senders[peer], self._receivers[peer]
         self._seen.pop(peer, None)
         self._ways.pop(peer, None)
-        self._talking.pop(peer, None)
         self._closed.pop(peer, None)
 
     def descriptors(self) -> list[int]:
@@ -265,8 +262,8 @@ class Exchange:
             self._senders[peer].connected(now)
         for peer in changes.ended:
             self._senders[peer].over()
-            if self._talked(peer, now):
-                self._closed[peer] = now
+        for peer in changes.dead:
+            self._closed[peer] = now
 
     def _try(self, take: Callable[[Message, Frame, int], None], message: Message, now: int) -> None:
         """Take a message; whatever is wrong with it is counted."""
@@ -288,8 +285,6 @@ class Exchange:
                 del self._closed[peer]
 
     def _note_heard(self, peer: str, now: int) -> None:
-        if peer not in self._seen or age(now, self._seen[peer]) >= CRASH_WITHIN:
-            self._talking[peer] = now
         self._seen[peer] = now
 
     def _note_way(self, peer: str, way: bytes, now: int) -> None:
@@ -306,18 +301,9 @@ class Exchange:
         talking = [
             first
             for first, last in self._ways.get(peer, {}).values()
-            if age(now, last) < CRASH_WITHIN and age(now, first) > TWOFOLD_AFTER
+            if age(now, last) < TALKS_WITHIN and age(now, first) > TWOFOLD_AFTER
         ]
         return len(talking) > 1
-
-    def _talked(self, peer: str, now: int) -> bool:
-        """Whether a peer was talking all the time until now, as we have heard it.
-
-        Where we were away for long, its own timeout may have ended the connection, and what it said before is read only now.
-        """
-        if peer not in self._seen or age(now, self._seen[peer]) >= CRASH_WITHIN:
-            return False
-        return age(now, self._talking[peer]) >= CRASH_WITHIN
 
     # --- what comes in ----------------------------------------------------------------------------------------------------
 

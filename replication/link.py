@@ -20,12 +20,15 @@ import zmq.backend
 from zmq.utils import z85
 
 from replication.frames import BODY_AT_MOST, HEADER_AT_MOST, Body, Counts
+from replication.inquest import Inquest
 from replication.keys import Key
 from replication.protocol import Peer, age
 from shards.state import Array
 
 HIGH_WATER = 64  # messages in each queue of ZeroMQ's, at most BODY_AT_MOST each
-_HEARTBEAT, _HEARTBEAT_TIMEOUT, _HANDSHAKE_AT_MOST = 100, 300, 2000  # ms
+# ms. The exchange pings far more often; these are only for connections that are of no use any more. With 300 ms, a crowded
+# machine ended ones in use, each of which costs a copy made anew: 40 in a minute, of a core, with six cores on two CPUs.
+_HEARTBEAT, _HEARTBEAT_TIMEOUT, _HANDSHAKE_AT_MOST = 500, 1500, 2000
 _RECONNECT, _RECONNECT_AT_MOST = 20, 200  # ms
 _REMAKE_AFTER = 1000  # ticks: ZeroMQ gives up for good where a handshake failed, which a newer map may set right
 _PARTS_AT_MOST = 64  # of a message nobody asked for that are thrown away at one go
@@ -54,10 +57,11 @@ class Message(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """Connections of ours, by peer."""
+    """Connections of ours, by peer; and whose process has ended with one."""
 
     begun: list[str]
     ended: list[str]
+    dead: list[str]
 
 
 class Link:
@@ -76,6 +80,7 @@ class Link:
         self._made = 0  # sockets, ever
         self._connected: set[str] = set()
         self._poll = select.epoll()  # one descriptor, the same for ever: sockets are made anew behind the back of who sleeps
+        self._inquest = Inquest(self._poll)
         self._news: set[int] = set()  # descriptors of sockets that may have something
         self._descriptors: dict[zmq.Socket[bytes], int] = {}
         self._skipping: zmq.Socket[bytes] | None = None
@@ -149,6 +154,7 @@ class Link:
         self._whose = {way: name for way, name in self._whose.items() if name != peer}
         if self._peers.pop(peer, None):
             self._disconnect(peer)
+        self._inquest.drop(peer)
         self._connected.discard(peer)
 
     def descriptors(self) -> list[int]:
@@ -158,6 +164,7 @@ class Link:
     def close(self) -> None:
         """Let go of everything at once; what was not sent is lost."""
         self._context.destroy(0)
+        self._inquest.close()
         self._poll.close()
 
     # --- sending ----------------------------------------------------------------------------------------------------------
@@ -292,11 +299,15 @@ class Link:
     def look(self, now: int) -> Changes:
         """Let in who may come in; which connections of ours have begun and ended since the last look."""
         self._open_door()
-        changes = Changes([], [])
+        changes = Changes([], [], [])
         for peer, monitor in self._monitors.items():
             for event in self._events(monitor):
                 (changes.begun if event == _BEGUN else changes.ended).append(peer)
                 (self._connected.add if event == _BEGUN else self._connected.discard)(peer)
+        for peer in changes.ended:
+            self._inquest.ask(peer, self._peers[peer].endpoint, now)
+        changes.dead.extend(self._inquest.dead(now))
+        self._news.intersection_update(self._descriptors.values())  # questions that are answered have no news any more
         if len(self._connected) < len(self._peers):
             self._remake(now)
         return changes

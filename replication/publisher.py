@@ -93,6 +93,7 @@ class Publisher:
             return
         if known is not None:
             del self._streams[shard][sender.peer]
+            sender.has_all(shard)
         if on:
             self._streams.setdefault(shard, {})[sender.peer] = Stream(shard, sender, everything)
         self._streams = {shard: peers for shard, peers in self._streams.items() if peers}
@@ -140,6 +141,7 @@ class Publisher:
         stream = self.get(shard, sender.peer)
         if stream is not None and stream.phase == SENT and stream.series == series:
             stream.phase = SYNCED
+            sender.has_all(shard)
 
     def told_in_pings(self, sender: Sender) -> dict[int, tuple[int, int]]:
         """Series and epoch of each shard whose copy the peer should have heard of."""

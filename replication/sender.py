@@ -71,6 +71,7 @@ class Sender:
         self._columns = self.book.columns
         self._columns[PROGRESS] = now
         self._link = link
+        self._lost: dict[int, int] = {}  # by shard: birth of the oldest change that was lost with a life
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self.pinged = now
         self.lifeless = now  # tick of the last turn with a life
@@ -93,6 +94,8 @@ class Sender:
     def over(self) -> None:
         """The life has ended; what was in flight is as good as lost."""
         self.life = 0
+        for load in self._loads():
+            self._lost.setdefault(load[steady.LOAD_SHARD], self._birth(load))
         self._waiting.clear()
         self._columns[[NUMBER, ACKNOWLEDGED, FLIGHT_BYTES, CHUNKS, TRUSTED]] = 0
         self._columns[FIRST_LOAD] = self._columns[LAST_LOAD]
@@ -222,14 +225,25 @@ class Sender:
         self._columns[TRUSTED] = 1
 
     def lag(self, shard: int, now: int) -> Lag:
-        """What is in flight of a shard, snapshots left out."""
-        first, last = self._columns[[FIRST_LOAD, LAST_LOAD]].tolist()
-        loads = [load for at in range(first, last) if (load := self.book.loads[at % LOADS])[steady.LOAD_SHARD] == shard]
-        if not loads:
-            return Lag(0, 0, 0.0)
-        late = age(now, int(self.book.flights[loads[0][steady.LOAD_NUMBER] % FLIGHTS, BIRTH]))
-        records, size = (sum(int(load[column]) for load in loads) for column in (steady.LOAD_RECORDS, steady.LOAD_BYTES))
+        """What is in flight of a shard, snapshots left out; as late as the oldest change that the peer does not have."""
+        mine = [load for load in self._loads() if load[steady.LOAD_SHARD] == shard]
+        late = age(now, self._lost.get(shard, self._birth(mine[0]) if mine else now))
+        records, size = (sum(load[column] for load in mine) for column in (steady.LOAD_RECORDS, steady.LOAD_BYTES))
         return Lag(records, size, late / 1000)
+
+    def _loads(self) -> list[list[int]]:
+        """Loads in flight, the oldest first."""
+        first, last = self._columns[[FIRST_LOAD, LAST_LOAD]].tolist()
+        loads: list[list[int]] = self.book.loads[np.arange(first, last) % LOADS].tolist() if first < last else []
+        return loads
+
+    def _birth(self, load: list[int]) -> int:
+        """When the oldest change of its frame may have happened."""
+        return int(self.book.flights[load[steady.LOAD_NUMBER] % FLIGHTS, BIRTH])
+
+    def has_all(self, shard: int) -> None:
+        """The peer has a new copy of a shard, or is to have none: what was lost is lost no more."""
+        self._lost.pop(shard, None)
 
     def percentile(self, part: float) -> int:
         """Ticks within which this part of all records was acknowledged."""

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from replication import keys
-from replication.exchange import CRASH_WITHIN
 from replication.protocol import ALIVE, CLOSED, SILENT, Peer
 from shards.state import SESSION_0
 from tests.exchanges import ANYWHERE, Room, ticks
@@ -126,7 +125,6 @@ def test_a_peer_that_is_frozen_again_and_again_is_in_sync_each_time(far: Far) ->
 
 def test_a_killed_peer_is_known_to_be_dead_at_once_and_its_successor_gets_a_copy(far: Far) -> None:
     exchange = far.room[ME].exchange
-    far.room.run(0.001 * CRASH_WITHIN + 0.1)  # who has only begun to talk might have been away
     far.process.kill()
     killed = time.monotonic()
     far.room.until(lambda: exchange.evidence(PEER, ticks()) == CLOSED)

@@ -192,8 +192,8 @@ class Lab:
     def start(self, node: str, label: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a program that stays; it has a process group of its own, so that Ctrl-C reaches `lab` and not the laboratory.
 
-        Not a session: Linux shares CPUs out by sessions first (sched(7), autogroup). With one for each of some twenty programs a
-        core that forwards had no more than an idle daemon, and no niceness counted: cores took each other for dead.
+        Not a session: Linux shares CPUs out by sessions first (sched(7), autogroup), and niceness counts within one only: a
+        switch's daemon that is hurried would not be.
         """
         with self.log(label).open("ab") as log:
             return subprocess.Popen(
