@@ -208,7 +208,7 @@ class Exchange:
         return more
 
     def _whole_turn(self, now: int, begun: int) -> bool:
-        """All that a turn may consist of; then the lanes are open again, if that was all."""
+        """All that a turn may consist of; then the lanes are open again, where changes are all that is to be sent."""
         self._until = begun + READ_NS
         more = False
         if self._link.listen():
@@ -226,15 +226,15 @@ class Exchange:
         more |= self._publisher.turn(now, self._spare)
         if self._verifications:
             self._verify(now)
+        self._lanes.close()
         self._open_lanes(more, now)
         return more
 
     def _open_lanes(self, more: bool, now: int) -> None:
-        """Until the next ping, piece of liveness or acknowledgement is due."""
-        if more or not all(verification.done for verification in self._verifications.values()):
-            self._lanes.close()
+        """Until the next ping, piece of liveness or acknowledgement is due; where there is more to do, that is at once."""
+        if not all(verification.done for verification in self._verifications.values()):
             return
-        left = [PING_EVERY - age(now, sender.pinged) for sender in self._senders.values()]
+        left = [0] if more else [PING_EVERY - age(now, sender.pinged) for sender in self._senders.values()]
         left += [ACK_EVERY for receiver in self._receivers.values() if receiver.owes]
         self._lanes.open(self._senders.values(), min([*left, self._publisher.swept_next(now)]), now)
 

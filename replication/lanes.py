@@ -1,8 +1,8 @@
 """Which links are in the steady state, and their turns: `steady.pump` for each, and what to do about what it leaves.
 
-Lanes are open from the end of a turn in which nothing else was to do until something is: a message of another kind, news of
-another socket, a frame that was not taken, a ping or a piece of liveness that is due, or somebody asks for anything. Then the
-turn goes on in Python as it does without lanes (`exchange.Exchange`), which does all of that, and opens them again.
+Lanes are open as long as changes are all that is to be sent, and nobody asks for anything. What else there is, news of another
+socket, a message of another kind, a frame that was not taken, a ping or a piece of liveness that is due, is done in Python
+after them, in the same turn, as all is without lanes (`exchange.Exchange`); then it is seen anew whether they may be open.
 """
 
 from __future__ import annotations
