@@ -51,6 +51,7 @@ class Exchange:
     ) -> None:
         self.refused = none_refused()
         self.longest_turn_ns = self.turns = 0
+        self.was_whole = True  # the last turn: not only changes were sent
         self._source, self._sink, self._settings, self._clock = source, sink, settings, clock
         self._link = Link(me, key, settings.cpus, self.refused)
         self._publisher = Publisher(source, settings)
@@ -202,7 +203,8 @@ class Exchange:
         begun = self._clock()
         self._now = now
         self._publisher.begin_turn()
-        more = not self._lanes.turn(now) and self._whole_turn(now, begun)
+        self.was_whole = not self._lanes.turn(now)
+        more = self.was_whole and self._whole_turn(now, begun)
         self.turns += 1
         self.longest_turn_ns = max(self.longest_turn_ns, self._clock() - begun)
         return more

@@ -42,7 +42,7 @@ CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than 
 WAITING_AT_MOST = 64  # frames that ZeroMQ did not take yet
 STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
-PING_EVERY = 30
+PING_EVERY, PING_ALREADY = 30, 20  # ticks: in no less than the first; after the second, if a turn does more than send changes
 _RECORDS = ("update", "updates", "holds")  # kinds whose counts are of records
 
 
@@ -118,7 +118,7 @@ class Sender:
         elif age(now, self._asked) >= OPEN_EVERY:
             self._asked = now
             self._link.send(self.peer, encode(Frame("open", fields={"v": list(UNDERSTOOD)}, version=UNDERSTOOD[-1])))
-        if age(now, self.pinged) >= PING_EVERY:
+        if age(now, self.pinged) >= PING_ALREADY:  # with the peer's, whose ping this turn may be about: one such turn, not two
             self._ping(now, streams(self))
 
     def _is_stale(self, now: int) -> bool:

@@ -141,7 +141,7 @@ class Forwarding:
         self._peer = who.peer
 
     def slot(self, seconds: float, rate: int) -> Slot:
-        """Forward for so long. First a turn: what changes in a frame may be as old as the turn before it, which was a while ago."""
+        """Forward for so long. First a turn: a change may be as old as the turn before it, for all that is known of it."""
         self.idle()
         forwarded, began_s, io_s = self._forwarded(), time.monotonic(), _io_seconds()
         busy, packets, made, lags, self._turn = 0.0, 0, 0, [], Turn()
