@@ -193,7 +193,7 @@ class Exchange:
     def is_due(self, now: int) -> bool:
         """Whether a core that has packets to forward should take a turn: a peer waits for an answer, or what changed waits.
 
-        A turn costs packets 0.1 ms, most of which is that nothing of it is in the caches.
+        A turn costs packets 0.1 ms, and twice that where it is not all compiled: nothing of it is in the caches.
         """
         since = age(now, self._now)
         return since >= self._settings.batch or (since > 1 and self._subscriber.takes() and self._link.has_frames())

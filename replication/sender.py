@@ -42,7 +42,7 @@ CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than 
 WAITING_AT_MOST = 64  # frames that ZeroMQ did not take yet
 STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
-PING_EVERY, PING_ALREADY = 30, 20  # ticks: in no less than the first; after the second, if a turn does more than send changes
+PING_EVERY, PING_ALREADY = 30, 20  # ticks, at the latest; where a turn does more than to send changes, at the earliest
 _RECORDS = ("update", "updates", "holds")  # kinds whose counts are of records
 
 

@@ -194,11 +194,12 @@ class Steady(Cores):
 def test_compiled_code_sends_the_changes_of_the_steady_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for turns in which an answer was none that it reads: the first of a life, and after each new copy."""
     with Steady(5) as cores:
-        source, before, harvested = cores.exchange._source, cores.exchange.status()["links"]["s2/0"], []
+        source, before = cores.exchange._source, cores.exchange.status()["links"]["s2/0"]
+        harvested: list[Part] = []
         harvest = source.harvest
 
         def note(wanted: Sequence[tuple[int, bool]], now: int) -> list[Part]:
-            found = harvest(wanted, now)
+            found: list[Part] = harvest(wanted, now)
             harvested.extend(part for part in found if part.rows)
             return found
 
