@@ -12,6 +12,7 @@ a switch. `--tors 2`: two switches in two ASes, two servers of one core, four sh
     events/NAME/last10ms     % of those established in the last 10 ms
     events/NAME/routing_ms   from the first change of a route in the switches to the last one
     events/NAME/split        shards that have not exactly one authority afterwards
+    events/NAME/failed       how often it could not be made to happen at all (a move that was refused, say): told, and a miss
     events/un_natted         packets on the Internet's side that nobody had translated, in all of it
     events/two_owners        external endpoints that two internal ones had, both of them alive
     events/reused            of connections that were lost with their last owner: endpoints that others had later on
@@ -23,7 +24,7 @@ Figures on veth are functional: two CPUs have the generator, six cores, all swit
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ import numpy as np
 
 from bench import report
 from bench.cluster.generator import ask_until_settled
-from bench.cluster.happenings import ALL, CORE, SERVER, Happening, graceful, hard, harmless, twofold
+from bench.cluster.happenings import ALL, CORE, SERVER, Happening, graceful, hard, harmless, stored, twofold
 from bench.cluster.ledger import OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.programs import Programs
 from bench.cluster.routes import Watch
@@ -69,6 +70,7 @@ class Noticed(NamedTuple):
     settled_s: float
     split: int
     counted: dict[str, float]
+    failed: bool = False
 
 
 def run(quick: bool, told: Told, tor: str = "bird", tors: int = 1, only: tuple[str, ...] = ()) -> list[Result]:
@@ -79,12 +81,13 @@ def run(quick: bool, told: Told, tor: str = "bird", tors: int = 1, only: tuple[s
         known = ", ".join(each.name for each in happenings)
         raise Trouble(f"nothing is called {', '.join(sorted(unknown))}", "", f"there are: {known}", NOT_FOUND)
     chosen = [each for each in happenings if not only or each.name in only]
-    return show(wanted(tor, tors), chosen, 1 if quick else 5, told)
+    etcd = any(each.name == "etcd" for each in chosen)
+    return show(wanted(tor, tors)._replace(etcd=etcd), chosen, 1 if quick else 5, told)
 
 
 def all_of(tor: str, tors: int) -> tuple[Happening, ...]:
     """What may happen where there are so many switches."""
-    return twofold() if tors == 2 else (*graceful(), *hard(tor), *harmless(tor))
+    return twofold() if tors == 2 else (*graceful(), *hard(tor), *harmless(tor), *stored())
 
 
 def wanted(tor: str, tors: int = 1) -> Wanted:
@@ -110,6 +113,7 @@ def stage(cluster: Wanted, seconds: int, told: Told) -> Iterator[Scene]:
     """The cluster, the stream through all its shards, and connections; room for so many seconds of them."""
     sizes = Sizes(OPENED * seconds, datagrams=RATE * seconds, flows=FLOWS * cluster.shards)
     with scene(NAME, cluster, sizes, People(tuple(range(cluster.shards)), 64, 200), told) as here:
+        _until_well(here)  # the start of the generator itself may have kept a CPU for longer than BFD waits
         here.generator.stream(RATE)
         yield here
 
@@ -126,19 +130,29 @@ def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
     time.sleep(BEFORE_S)
     counted = each.counts(here, core)
     before = time.monotonic_ns()
-    began = each.act(here, core) or before
+    struck, failed = _tried(lambda: each.act(here, core), each.name, told)
+    began = struck or before
     routing_ms = routes.span_ms(before)
-    if each.routing_ms and not routing_ms:
+    if each.routing_ms and not routing_ms and not failed:
         raise Trouble(f"{each.name}: no route of a switch has changed", "then nothing was moved, or nothing was seen of it")
-    each.undo(here, core)
+    _, left = _tried(lambda: each.undo(here, core), each.name, told)
     settled_s = _until_well(here)
     more = {name: count - counted[name] for name, count in each.counts(here, core).items()}
     time.sleep(AFTER_S)
     here.generator.halt(OPEN)
     split = sum(len(here.authorities(shard)) != 1 for shard in range(here.wanted.shards))
     return _noticed(here, mine, began, each.hits)._replace(
-        routing_ms=routing_ms, settled_s=settled_s, split=split, counted=more
+        routing_ms=routing_ms, settled_s=settled_s, split=split, counted=more, failed=failed or left
     )
+
+
+def _tried(work: Callable[[], int | None], name: str, told: Told) -> tuple[int | None, bool]:
+    """What it gives, and whether it failed: why is told then, and what others notice is measured all the same."""
+    try:
+        return work(), False
+    except Trouble as trouble:
+        told(f"{name} has failed: {trouble.what}: {trouble.why}")
+        return None, True
 
 
 def _until_well(here: Scene) -> float:
@@ -208,6 +222,7 @@ def _figures(each: Happening, noticed: Sequence[Noticed]) -> list[Result]:
         report.measured(f"{name}/routing_ms", "ms", [one.routing_ms for one in noticed], each.routing_ms),
         report.measured(f"{name}/settled_s", "s", [one.settled_s for one in noticed]),
         report.measured(f"{name}/split", "count", [sum(one.split for one in noticed)], 0),
+        report.measured(f"{name}/failed", "count", [sum(one.failed for one in noticed)], 0),
         *(
             report.measured(f"{name}/{what}", "count", [one.counted[what] for one in noticed], each.goals.get(what))
             for what in noticed[0].counted

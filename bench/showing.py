@@ -42,7 +42,12 @@ def chosen(tor: str) -> tuple[Happening, ...]:
 def rows(happenings: Sequence[Happening], results: Sequence[Result]) -> list[list[str]]:
     """A line for each: figures, each with its goal where it has one."""
     by_name = {result.name: result for result in results}
-    return [[each.told, *(_cell(by_name, each.name, figure) for figure in _FIGURES)] for each in happenings]
+    return [[_head(by_name, each), *(_cell(by_name, each.name, figure) for figure in _FIGURES)] for each in happenings]
+
+
+def _head(by_name: dict[str, Result], each: Happening) -> str:
+    failed = by_name[f"events/{each.name}/failed"].value
+    return f"{each.told} (MISSED: it failed)" if failed else each.told
 
 
 def _cell(by_name: dict[str, Result], name: str, figure: str) -> str:

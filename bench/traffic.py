@@ -161,6 +161,7 @@ def _share(state: State, shard: int, subscribers: int, externals: int) -> None:
     pool["first_external"], pool["externals"], pool["shard"] = shard * externals, externals, shard
     pool["block_size"], pool["blocks_each"] = 64, 8
     pool["first_block"], pool["end_block"], pool["blocks_free"] = 16, 1024, externals * 1008
+    pool["loose_block"] = pool["first_block"]
     mine = slice(shard * externals, (shard + 1) * externals)
     state.externals["address"][mine] = _POOL + np.arange(shard * externals, (shard + 1) * externals)
     state.externals["pool"][mine] = shard

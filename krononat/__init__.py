@@ -3,7 +3,8 @@
 Reading order: `values` and `models` say what a configuration is, `config` reads one; `locate`, `fields`, `mend` and
 `checks` complain about it, all at once; `starter` is the file to begin with. `appliance` composes a core's memory from it;
 `supervisor` sets all up, with `interfaces`, `memory`, `crew` (of `member`s), `quarantine` and `neighbours`; `standby` is a
-core's process until it takes over, `warm` what it loads meanwhile, `worker` its loop. `cluster` is the map of the other
+core's process until it takes over, `warm` what it loads meanwhile, `worker` its loop, which goes on without its supervisor
+(`orphan`) until the next one takes it over (`heir`). `cluster` is the map of the other
 cores, `replica` what the loop does for them, `reach` how long a packet to them may be; `lines` are a core's memif ports,
 with `memif`, the handshake, and `tap`, the kernel's share. `capacity` says what a memory holds.
 

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from krononat.drained import NOTHING, Drained
 from replication.protocol import age
 from replication.roles import Post
 from routing import announcements, health
@@ -62,9 +63,13 @@ def role_of(post: Post, place: Property, before: Role) -> Role:
 
 
 def standings(
-    places: Iterable[Property], posts: Mapping[int, Post] | None, before: Iterable[Standing], fit: bool
+    places: Iterable[Property],
+    posts: Mapping[int, Post] | None,
+    before: Iterable[Standing],
+    fit: bool,
+    empty: frozenset[str] = frozenset(),
 ) -> tuple[Standing, ...]:
-    """What a core is to its shards; without posts it is alone, and has them all."""
+    """What a core is to its shards; without posts it is alone, and has them all. `empty`: addresses that nobody uses."""
     roles = {each.shard: each.role for each in before}
     found = []
     for place in places:
@@ -72,8 +77,16 @@ def standings(
         epoch = post.epoch if post else place.epoch
         role: Role = role_of(post, place, roles.get(place.shard, "silent")) if post else "silent"
         role = "primary" if posts is None else role
-        found.append(Standing(place.shard, role, epoch, place.external, place.internal6, fit))
+        found.append(Standing(place.shard, role, epoch, _used(place, role, empty), place.internal6, fit))
     return tuple(found)
+
+
+def _used(place: Property, role: Role, empty: frozenset[str]) -> tuple[str, ...]:
+    """External prefixes that are told. Without empty addresses only by whoever has the shard: he knows which these are.
+
+    What a copy would leave out by itself made its routes narrower than the owner's, and packets would come to it.
+    """
+    return announcements.without(place.external, empty) if empty and role in ("primary", "promoted") else place.external
 
 
 def _places(shards: Iterable[Any]) -> list[Property]:
@@ -83,7 +96,15 @@ def _places(shards: Iterable[Any]) -> list[Property]:
 class Announcer:
     """Made when a worker takes over; `told` are its orders (`speaking.orders`)."""
 
-    def __init__(self, told: Mapping[str, Any], conductor: HasPosts | None, examine: Callable[[int], health.Facts]) -> None:
+    def __init__(
+        self,
+        told: Mapping[str, Any],
+        conductor: HasPosts | None,
+        examine: Callable[[int], health.Facts],
+        drained: Drained | None = None,
+    ) -> None:
+        self._drained = drained
+        self._seen = drained.look() if drained else NOTHING
         self._core, self._conductor, self._examine = told["core"], conductor, examine
         policy = dict(told["policy"])
         lists = {name: tuple(policy[name]) for name in ("communities", "aggregates")}
@@ -197,6 +218,16 @@ class Announcer:
         if self.health.alarms != before.alarms:
             self._tell({"alarms": self.health.alarms})
         self._anew |= self.health.fit != before.fit
+        if self._drained:
+            self._look_at(self._drained)
+
+    def _look_at(self, drained: Drained) -> None:
+        """What is empty is withdrawn; what returns is opened once its route, to which the last look led, is acknowledged."""
+        before, self._seen = self._seen, drained.look()
+        told = not self.attached or (not self.waiting and self.acknowledged >= self._number)
+        if told and not self._anew:
+            drained.open(self._seen.returning & before.returning)
+        self._anew |= self._seen.empty != before.empty
 
     def _follow(self, now: int) -> None:
         """From posts to routes, where something has changed."""
@@ -207,7 +238,7 @@ class Announcer:
         if self._is_settling(seen, now):
             return  # until then the speaker keeps what our predecessor said, or has withdrawn it already
         self._posts, self._anew = seen, False
-        self.standings = standings(self.places, posts, self.standings, self.health.fit)
+        self.standings = standings(self.places, posts, self.standings, self.health.fit, self._seen.empty)
         routes = () if self.leaving or self.cut else announcements.routes(self.standings, self.policy)
         if routes != self.routes or not self._number:
             self.routes, self._number = routes, self._number + 1

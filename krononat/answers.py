@@ -77,6 +77,11 @@ class Answers:
         self._deleted = 0  # by the first of them, so far
         self._usage = (parts.began, 0.0, 0.0)  # tick, CPU seconds of the worker until then, percent
 
+    @property
+    def config(self) -> Config:
+        """What is gone by now: live changes are in it."""
+        return self._parts.config
+
     def handlers(self) -> Mapping[str, Handler]:
         """By the word in "do"."""
         own = {

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from krononat import appliance6, bfd, checks_bfd
-from krononat.checks import RULES_AT_MOST, blocks_in, externals_in, subscribers_in
+from krononat import appliance6, bfd, checks_bfd, deterministic
+from krononat.checks import RULES_AT_MOST
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Cluster, room_for, shunt_side
 from krononat.models import LOG_LEVELS, Bypass, Config, Device, Leg, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.models_limits import NO_LIMITS, Limits, Timeouts
+from krononat.pools import blocks_in, externals_in, first_block, subscribers_in
 from shards import lifetimes, protocols, sides
 from shards.state import (
     ABSENT,
@@ -181,6 +182,7 @@ def fill(
     """
     _fill_settings(state, config, random, secret)
     _fill_pools(state, config.pool)
+    _fill_places(state, config)
     _fill_accounts(state, config)
     for name, value in fill_rules(state, config, 0, 1).items():
         state.settings[0][name] = value
@@ -250,6 +252,7 @@ def behaviour(config: Config) -> dict[str, int | list[int]]:
         "hairpin": int(nat.hairpin),
         "inbound_refresh": int(nat.inbound_refresh),
         "log": LOG_LEVELS.index(config.log.events),
+        "log_fixed": int(config.log.deterministic),
         "echo6": int(config.firewall6.echo),
     }
 
@@ -308,7 +311,7 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         row, count = state.pools[number], externals_in(pool)
         row["first_external"], row["externals"] = first, count
         row["block_size"] = pool.block_size
-        row["first_block"] = -(-pool.ports.low // pool.block_size)
+        row["first_block"] = row["loose_block"] = first_block(pool)
         row["end_block"] = int(row["first_block"]) + blocks_in(pool)
         row["blocks_free"] = count * blocks_in(pool)
         row["blocks_each"] = pool.max_blocks_per_subscriber
@@ -321,6 +324,23 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         first += count
     for address, closed in closures(pools).items():
         state.externals["closed"][state.externals["address"] == address] = closed
+
+
+def _fill_places(state: State, config: Config) -> None:
+    """What is somebody's by configuration, of deterministic pools (`krononat.deterministic` says the same in words)."""
+    for number, pool in enumerate(config.pool):
+        row = state.pools[number]
+        if not deterministic.is_deterministic(pool):
+            continue
+        told = deterministic.plan(config, pool)
+        row["ratio"], row["fixed_each"] = told.ratio, told.blocks
+        row["blocks_each"] = pool.max_blocks_per_subscriber if told.overflow else told.blocks
+        row["loose_block"] = row["first_block"] + told.ratio * told.blocks if told.overflow else row["end_block"]
+        first, count = int(row["first_external"]), int(row["externals"])
+        hosts = list(map(int, deterministic.addresses_of(pool)))
+        state.externals["nth"][first : first + len(hosts)] = first + np.searchsorted(
+            state.externals["address"][first : first + count], hosts
+        )
 
 
 def closures(pools: Sequence[Pool]) -> dict[int, int]:
@@ -343,6 +363,8 @@ def _fill_accounts(state: State, config: Config) -> None:
     for number, group in enumerate(sorted(config.subscribers, key=lambda group: -group.prefix.prefixlen)):
         pool = names.index(group.pool)
         _fill_prefix(state.prefixes[number], group.prefix, group.each, first, 0, pool)
+        users = deterministic.groups_of(config, config.pool[pool])
+        state.prefixes[number]["ordinal"] = next(ordinal for ordinal, user in users if user is group)
         state.prefixes[number]["shard"] = config.pool[pool].shard
         _limit(state, first, subscribers_in(group), limits[_known(group.limits.within(config.limits))])
         for subscriber in group.subscriber:

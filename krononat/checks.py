@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
-from krononat import checks6, checks_bfd, checks_bgp, checks_limits, checks_nat
+from krononat import checks6, checks_bfd, checks_bgp, checks_deterministic, checks_limits, checks_nat, deterministic
 from krononat.checks_limits import named_subscribers
 from krononat.locate import ANY, Complaint, Path, nearest
-from krononat.models import SIDES, Config, Leg, Mapping, Pool, Rule, Stick, Subscriber, Subscribers
+from krononat.models import SIDES, Config, Leg, Mapping, Rule, Stick, Subscriber, Subscribers
+from krononat.pools import blocks_in, externals_in, subscribers_in
 from krononat.values import EVERY_PORT
 
 Complaints = Iterator[Complaint]
@@ -31,7 +32,7 @@ def refusals(config: Config) -> list[Complaint]:
         _interfaces, _addresses, _loopback, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps,
         _strangers_in_pools, _devices, _rules, _mappings, _doubled_mappings, _umem, _memif, _shards,
         _control, _icmp_addresses, _clock, *checks6.REFUSALS, *checks_limits.REFUSALS, *checks_nat.REFUSALS,
-        checks_bgp.refusals, checks_bfd.refusals,
+        *checks_deterministic.REFUSALS, checks_bgp.refusals, checks_bfd.refusals,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -40,7 +41,7 @@ def doubts(config: Config) -> list[Complaint]:
     """What is accepted, but likely not what was meant."""
     looks = (
         _capacity, _lost_ports, _broadcasts, _inside_out, _no_way_out, _lonely_legs, _mortal_shunts, _idle_pools, _idle_rules,
-        *checks_limits.DOUBTS, *checks_nat.DOUBTS, checks_bgp.doubts, checks_bfd.doubts,
+        *checks_limits.DOUBTS, *checks_nat.DOUBTS, *checks_deterministic.DOUBTS, checks_bgp.doubts, checks_bfd.doubts,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -204,11 +205,6 @@ def _devices(config: Config) -> Complaints:
         )
 
 
-def subscribers_in(group: Subscribers) -> int:
-    """How many subscribers a prefix holds."""
-    return 1 << max(group.each - group.prefix.prefixlen, 0)
-
-
 # --- pools ----------------------------------------------------------------------------------------------------------------
 
 
@@ -248,16 +244,6 @@ def _icmp_addresses(config: Config) -> Complaints:
             yield Complaint(
                 path, f"shard {pool.shard} has {config.pool[first].icmp_address} of pool[{first}] already; name one"
             )
-
-
-def blocks_in(pool: Pool) -> int:
-    """Whole blocks that each address of the pool has."""
-    return max((pool.ports.high + 1) // pool.block_size - -(-pool.ports.low // pool.block_size), 0)
-
-
-def externals_in(pool: Pool) -> int:
-    """External addresses of the pool that are handed out."""
-    return sum(prefix.num_addresses for prefix in pool.prefixes) - (pool.icmp_address is not None)
 
 
 def _pool_names(config: Config) -> Complaints:
@@ -431,6 +417,8 @@ def _clock(config: Config) -> Complaints:
 
 def _capacity(config: Config) -> Complaints:
     for number, pool in enumerate(config.pool):
+        if deterministic.is_deterministic(pool):
+            continue  # they all have their places, or are refused
         room = externals_in(pool) * blocks_in(pool)
         wanted = sum(subscribers_in(group) for group in config.subscribers if group.pool == pool.name)
         if wanted > room:

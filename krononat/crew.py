@@ -66,6 +66,11 @@ class Crew:
         return member.pid if member else None
 
     @property
+    def code(self) -> str:
+        """Digest of the code that the worker has loaded."""
+        return self._code
+
+    @property
     def ready_at(self) -> int:
         """Tick since when the worker takes packets; 0 while none does."""
         return self._worker.ready_at if self._worker else 0
@@ -91,6 +96,12 @@ class Crew:
         """Start somebody who takes over as soon as possible."""
         self._recruit(0)
 
+    def adopt(self, member: Member, code: str) -> None:
+        """Go on with a worker that forwards already. `code`: digest of what it has loaded."""
+        self._worker, self._code = member, code
+        self.restarts, self.breathed_at = 0, ticks()
+        self._attend(member)
+
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> bool:
         """Whether the worker was told, and given the descriptors; it is not while it is down or has too much to do."""
         return bool(self.ready_at and self._worker and self._worker.send(message, descriptors))
@@ -112,6 +123,9 @@ class Crew:
     def _recruit(self, nice: int) -> None:
         told, inherited = self._hooks.place()
         member = self._next = Member({**told, "nice": nice}, inherited, self._environment)
+        self._attend(member)
+
+    def _attend(self, member: Member) -> None:
         self._selector.register(member.channel, selectors.EVENT_READ, lambda: self._listen(member))
         self._selector.register(member.pidfd, selectors.EVENT_READ, lambda: self._ended(member))
 

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from krononat.checks import blocks_in, externals_in
 from krononat.client import Trouble
 from krononat.models import Config
+from krononat.pools import blocks_in, externals_in
 
 if TYPE_CHECKING:
     from krononat.cluster import Core, Map

@@ -25,11 +25,12 @@ def of(configs: Sequence[Config], domains: int = 2) -> Fabric:
     bgp = _agreed(configs)
     asns = sorted({peer.as_ for config in configs for peer in _bgp(config).peer})
     networks = {leg for config in configs for leg in (*_legs(config), *_loopbacks(config))}
+    six = [group.prefix6 for group in configs[0].subscribers if group.prefix6]
     return Fabric(
         shards=tuple(_shards(configs[0], bgp)),
         inside=tuple(_range(each) for each in (bgp.shard_addresses, bgp.shard_addresses6) if each),
-        outside=_outside(configs[0]),
-        floor=tuple(group.prefix for group in configs[0].subscribers),
+        outside=(*_outside(configs[0]), *(Range(each, each.prefixlen, 128) for each in collapse_addresses(six))),
+        floor=(*(group.prefix for group in configs[0].subscribers), *six),
         legs=tuple(sorted(networks, key=str)),
         switches=tuple(_switch(ascii_lowercase[number], asn, configs) for number, asn in enumerate(asns)),
         core_asn=bgp.local_as,
@@ -70,7 +71,8 @@ def _meds(bgp: Bgp) -> tuple[int, ...]:
 def _shards(config: Config, bgp: Bgp) -> Iterator[Shard]:
     pools = {pool.name: pool.shard for pool in config.pool}
     for shard in sorted(set(pools.values())):
-        sources = tuple(group.prefix for group in config.subscribers if pools[group.pool] == shard)
+        groups = [group for group in config.subscribers if pools[group.pool] == shard]
+        sources = (*(group.prefix for group in groups), *(group.prefix6 for group in groups if group.prefix6))
         addresses = (
             announcements.shard_address(network, shard, bgp.preference) if network else None
             for network in (bgp.shard_addresses, bgp.shard_addresses6)
@@ -98,6 +100,8 @@ def _legs(config: Config) -> Iterator[Legs]:
         leg = leg_of(config, peer)
         if leg:
             yield Legs(_side(config, peer), leg[1].address.network)
+            if leg[1].address6:
+                yield Legs(_side(config, peer), leg[1].address6.network)
 
 
 def _loopbacks(config: Config) -> Iterator[Legs]:
@@ -125,8 +129,10 @@ def _neighbour(config: Config, peer: BgpPeer) -> Iterator[Neighbour]:
     side, port = _side(config, peer), leg[1]
     name = "".join(filter(str.isalnum, config.server.name)) + f"c{config.server.core}{_SHORT[side]}"
     own = IPv4Interface(f"{peer.address}/{port.address.network.prefixlen}")
-    address = peer.local or port.address.ip
-    yield Neighbour(name, CORE, side, name[-15:], own, address, _bgp(config).local_as, _loopback(config, side))
+    address, own6 = peer.local or port.address.ip, getattr(port, "gateway6", None)  # a stick has one for each side
+    address6 = port.address6.ip if port.address6 else None
+    asn, loopback = _bgp(config).local_as, _loopback(config, side)
+    yield Neighbour(name, CORE, side, name[-15:], own, address, asn, loopback, own6, address6)
 
 
 def _loopback(config: Config, side: str) -> IPv4Address | None:

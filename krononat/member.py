@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ _GRACE_S = 3.0
 
 Message = dict[str, Any]
 
+UNSEEN = -1000  # how a process has ended that is no child of ours
 # What the system sends a process for what that has done itself; all other signals come from somebody else.
 FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS)
 
@@ -34,7 +36,7 @@ class Member:
         with theirs:
             self._introduce({**told, "supervisor": os.getpid()})
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "krononat.standby", str(theirs.fileno())],
+                [sys.executable, "-m", "krononat.standby", str(theirs.fileno()), str(told.get("core", ""))],
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for the supervisor alone
                 pass_fds=[*inherited, theirs.fileno()],
@@ -118,6 +120,41 @@ class Member:
         os.close(self.pidfd)
 
 
+class Inherited(Member):
+    """A worker that a supervisor before us has left behind: no child of ours, so nobody tells us how it ends."""
+
+    def __init__(self, channel: socket.socket, pid: int) -> None:
+        self.channel, self._pid = channel, pid
+        self.pidfd = os.pidfd_open(pid)
+        self.loaded_at = self.ready_at = ticks()
+        self.code = self.refused = ""
+
+    @property
+    def pid(self) -> int:
+        """Process number."""
+        return self._pid
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def ended(self) -> int:
+        """Nobody but its parent is told."""
+        return UNSEEN
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL for one that does not heed it."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(number)
+            if select.select([self.pidfd], [], [], _GRACE_S)[0]:
+                break
+        self.close()
+
+
 def is_fault(status: int) -> bool:
     """Whether a process died of what it did: a fault, or an exception. Who is killed by SIGKILL or SIGTERM has done nothing."""
     return status > 0 or -status in FAULTS
@@ -125,4 +162,6 @@ def is_fault(status: int) -> bool:
 
 def cause(status: int) -> str:
     """How it ended, for people."""
+    if status == UNSEEN:
+        return "nobody saw of what"
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"

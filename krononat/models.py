@@ -45,6 +45,13 @@ class Server(Model):
     name: str = Field(default="nat1", pattern=_NAME, description=f"Name of this server, in logs and sockets: {_NAME_TOLD}.")
     core: int = Field(default=0, ge=0, le=9999, description="Number of this core among those of the server.")
     cpu: int | None = Field(default=None, ge=0, description="CPU the worker is pinned to; default: the last one it may run on.")
+    orphan_s: int = Field(
+        default=30,
+        ge=0,
+        le=3600,
+        description="How long a worker forwards on by itself when its supervisor was killed, until `krononat run` is started "
+        "anew and takes it over; then it withdraws its routes and ends. 0: it ends with its supervisor, at once.",
+    )
     movable_clock: bool = Field(
         default=False,
         description="Whether `krononat lab clock` may stop the clock that sessions go by, or move it ahead so that they end. "
@@ -320,6 +327,9 @@ OneFiltering = Annotated[
 ]
 
 
+Allocation = Annotated[Literal["dynamic", "deterministic"], one_of(("dynamic", "deterministic"))]
+
+
 def _one_pool(value: Any) -> Any:
     if isinstance(value, list):
         raise ValueError("several pools for one subscriber prefix are not implemented in this release; name one")
@@ -368,6 +378,28 @@ class Pool(Model):
     ports: Ports = Field(default=PortRange(1024, 65535), description="Ports handed out, in whole blocks; not below 1024.")
     block_size: int = Field(default=512, ge=64, le=32768, description="Ports of a block; a power of two from 64 on.")
     max_blocks_per_subscriber: int = Field(default=8, ge=1, le=8, description="Blocks one subscriber may have at once.")
+    allocation: Allocation = Field(
+        default="dynamic",
+        description="How subscribers get ports: blocks of any address when they need them, which is logged, or each the ports "
+        "that are his by this file alone, and no log (RFC 7422; `krononat pool reverse`).",
+    )
+    subscribers_per_address: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 16,
+        description="Compression ratio of a deterministic pool; default: the least with which its addresses suffice.",
+    )
+    ports_per_subscriber: int | None = Field(
+        default=None,
+        ge=64,
+        le=1 << 16,
+        description="Ports that each has in a deterministic pool, in whole blocks; default: as many as there are for all.",
+    )
+    overflow: bool = Field(
+        default=False,
+        description="Whether who has used up his deterministic ports gets blocks of what is left of his address, up to "
+        "`max-blocks-per-subscriber` in all; these are dynamic, and logged.",
+    )
     filtering: OneFiltering = Field(
         default=PoolFiltering(),
         description="Which remotes may answer (RFC 4787 5): a word, or a table of one for each of tcp, udp, icmp.",
@@ -459,6 +491,10 @@ class Log(Model):
     events: Annotated[Literal["off", "blocks", "mappings", "sessions"], one_of(LOG_LEVELS)] = Field(
         default="blocks",
         description="What is written: nothing, blocks of ports and refusals, mappings too, sessions too (RFC 6888 4).",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Whether blocks and mappings of deterministic ports are written, too, though the configuration tells.",
     )
 
 

@@ -29,6 +29,7 @@ class Size(NamedTuple):
     switches: int = 2
     domains: int = DOMAINS
     preference: Preference = "med"
+    rooms: int = 1
 
 
 def cores_of(servers: Sequence[int], each: int) -> list[str]:
@@ -36,22 +37,33 @@ def cores_of(servers: Sequence[int], each: int) -> list[str]:
     return [f"s{server}/{core}" for server in servers for core in range(each)]
 
 
+def rooms_of(cores: Sequence[str], size: Size) -> dict[str, str]:
+    """Servers beside each other share a room; who comes later is in the last one. Empty: all are in one."""
+    if size.rooms == 1:
+        return {}
+    servers = {core: int(core.partition("/")[0].removeprefix("s")) for core in cores}
+    return {core: f"r{min((server - 1) * size.rooms // size.servers, size.rooms - 1) + 1}" for core, server in servers.items()}
+
+
 def report(size: Size) -> dict[str, Any]:
     """All of it."""
     servers = range(1, size.servers + 1)
     cores, loads = cores_of(servers, size.cores), dict.fromkeys(range(size.shards), 1.0)
-    homes = layout.lay(range(size.shards), cores, loads)
     more = [*cores, *cores_of([size.servers + 1], size.cores)]
+    rooms = rooms_of(more, size)
+    homes = layout.lay(range(size.shards), cores, loads, rooms)
     found = {
         "size": size._asdict(),
         "placement": placement(homes, cores, loads),
-        "one_server_more": change(homes, layout.even(homes, more, loads), more, loads),
+        "one_server_more": change(homes, layout.even(homes, more, loads, rooms=rooms), more, loads),
         "announcements": announcements(homes, cores, size),
     }
-    if size.servers > 2:  # of two, nobody is left who could keep copies
+    if rooms:
+        found["a_room_lost"] = lost(homes, cores, loads, rooms)
+    if size.servers > 2 * size.rooms:  # of two in a room, nobody is left who could keep copies
         fewer = cores_of(servers[:-1], size.cores)
-        steps = layout.leave(homes, cores, f"s{size.servers}", loads)
-        steps += layout.even(layout.following(homes, steps), fewer, loads)
+        steps = layout.leave(homes, cores, f"s{size.servers}", loads, rooms)
+        steps += layout.even(layout.following(homes, steps), fewer, loads, rooms=rooms)
         found["one_server_less"] = change(homes, steps, fewer, loads)
     return found
 
@@ -75,6 +87,16 @@ def placement(homes: Homes, cores: Sequence[str], loads: Loads) -> dict[str, Any
             "worst_server_by_mean": round(server.load / fair, 3),
         },
     }
+
+
+def lost(homes: Homes, cores: Sequence[str], loads: Loads, rooms: layout.Rooms) -> dict[str, Any]:
+    """The busiest core once a room is lost, and each of its shards is served by its reserve; whichever room that is."""
+    tally, reserves = Tally(cores, loads, homes), layout.reserves(homes, cores, loads, rooms)
+    gets = Counter((rooms[home.primary], reserves[shard]) for shard, home in homes.items())
+    names = set(rooms.values())
+    has = [tally.has[core] + gets[name, core] for name in names for core in cores if rooms[core] != name]
+    fair = sum(loads.values()) / len(cores) * len(names) / (len(names) - 1)
+    return {"worst_core": int(max(has)), "worst_core_by_mean_of_those_left": round(max(has) / fair, 3)}
 
 
 def change(homes: Homes, steps: Sequence[Step], cores: Sequence[str], loads: Loads) -> dict[str, Any]:

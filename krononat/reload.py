@@ -8,14 +8,15 @@ those of now, never by a mixture. What cannot change is named, and then nothing 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, NamedTuple
 
-from krononat import appliance, checks_nat
+from krononat import appliance, checks_nat, deterministic
 from krononat.client import NOT_FOUND, Trouble
-from krononat.models import Config
+from krononat.drained import RETURNING
+from krononat.models import Config, Pool
 from krononat.models_limits import NO_LIMITS
-from shards.state import OPEN, State
+from shards.state import DRAINED, OPEN, State
 
 _TABLES = ("rule", "bypass", "pinhole", "nat", "firewall6", "icmp", "alarms", "log", "timeouts")
 _POOL = ("drain", "exclude")
@@ -38,7 +39,14 @@ def plan(before: Config, after: Config) -> Plan:
     restart = [key for key in changed if not _is_live(key)]
     if list(checks_nat.announced(before)) != list(checks_nat.announced(after)):
         restart.append("bypass.announce")
+    if any(_places(one) != _places(other) for one, other in zip(before.pool, after.pool, strict=False)):
+        restart.append("pool.exclude")  # everybody behind it would have other ports
     return Plan([key for key in changed if key not in restart], restart)
+
+
+def _places(pool: Pool) -> list[IPv4Network]:
+    """What addresses of a deterministic pool are passed over."""
+    return pool.exclude if deterministic.is_deterministic(pool) else []
 
 
 def _dump(config: Config) -> dict[str, Any]:
@@ -96,12 +104,19 @@ def close(state: State, after: Config) -> None:
         state.externals["closed"][row] = closed
 
 
+def _opened(config: Config, before: int) -> int:
+    """What an address is that is to be handed out again: first of all the network must know the way to it, if it is told."""
+    return RETURNING if config.bgp and before in (DRAINED, RETURNING) else OPEN
+
+
 def _closures(state: State, after: Config) -> Iterator[tuple[int, int]]:
     """(row, what it is from now on) of each external address for which that is another than it was."""
     wanted = appliance.closures(after.pool)
     for row, address in enumerate(state.externals["address"].tolist()):
-        if int(state.externals["closed"][row]) != wanted.get(address, OPEN):
-            yield row, wanted.get(address, OPEN)
+        before = int(state.externals["closed"][row])
+        told = wanted.get(address, _opened(after, before))
+        if before != told:
+            yield row, told
 
 
 def drained(config: Config, addresses: list[IPv4Address], undo: bool) -> Config:

@@ -47,7 +47,8 @@ class Replica:
         self._places = _places(told)
         for peer in self._met.values():
             self.exchange.meet(peer, now)
-        self.conductor = Conductor(state, self.exchange, self._me, self._peers, self._places, Times(*told["times"]), now)
+        times = Times(*told["times"])._replace(tell=settings.tell)
+        self.conductor = Conductor(state, self.exchange, self._me, self._peers, self._places, times, now)
         self.conductor.mark = _mark(told)
         _address(state, told)
         self._numbers: dict[int, int] = {}  # shard: number of its last move

@@ -243,7 +243,8 @@ req15   should  ports are hard to guess
 
 7422 Deterministic mapping
 -       may     mappings can be computed from the configuration, both ways
-        > no: port blocks are given dynamically, and logged, one line each.
+        > `pool.allocation = "deterministic"`; `krononat pool forward` and `reverse` need nothing but the file. What
+        > `overflow` adds for whoever has used his ports up is dynamic, and logged.
 
 6864 Identification of IPv4
 -       must    packets of several hosts that leave from one address in fragments keep identifications apart

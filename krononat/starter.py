@@ -8,6 +8,7 @@ STARTER = """\
 name = "nat1"
 # core = 0                      # its number among those of the server
 # cpu = 1                       # default: the last one it may run on
+# orphan-s = 30                 # a worker whose supervisor was killed goes on so long, until `krononat run` takes it over
 
 [interfaces.internal]           # towards the subscribers
 name = "eth1"

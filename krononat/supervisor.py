@@ -1,8 +1,9 @@
 """The process that has the privileges: it sets everything up, keeps a worker alive, and takes everything back.
 
-It holds memory, sockets and BPF links, so they outlive a worker; its own death, however sudden, ends them all, and the worker
-with it; the settings it leaves then are taken back by the next run. One thread, one selector, nothing that waits; no packet
-comes here and no compiled code is loaded.
+It holds memory, sockets and BPF links, so they outlive a worker. The worker holds them, too, and outlives the supervisor by
+`server.orphan-s`: who is started meanwhile takes it over (`heir`), and no packet notices. Else, and with a port of memif at
+once, its death ends all of it; the settings it leaves are taken back by the next run. One thread, one selector, nothing that
+waits; no packet comes here and no compiled code is loaded.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from krononat import appliance, cluster, interfaces, memory, speaking
+from krononat import appliance, cluster, heir, interfaces, memory, speaking
 from krononat.answers import Answers, Parts
 from krononat.carrier import Carriers
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
+from krononat.config import canonical
 from krononat.control import Control, lock
 from krononat.crew import Crew, Given, Hooks
 from krononat.following import Follower
@@ -101,6 +103,10 @@ class Supervisor:
         self._follower = Follower(config, self._cluster, _say) if self._cluster else None
         self._followed = self._cluster  # what the worker goes by
         self._herald: Herald | None = None
+        self._heritage: heir.Heritage | None = None
+        self._listener: socket.socket | None = None  # for who comes after us if we are killed
+        self._inherited: list[interfaces.Step] = []
+        self._entrusted: tuple[object, ...] = ()
 
     # --- the way up ---------------------------------------------------------------------------------------------------
 
@@ -108,8 +114,15 @@ class Supervisor:
         """Up, round and round, until a signal says so."""
         self._heed_signals()
         self._undoing.enter_context(lock(self._config.socket))
-        self._take_back_what_is_left()
+        self._inherit()
+        left = self._left_behind()
+        if not self._heritage:
+            self._take_back(left)
         self._note = self._undoing.enter_context(interfaces.record(self._record))
+        if self._heritage:
+            self._inherited = left
+            for known in left:
+                self._remember(known)
         for step in (self._set_up_interfaces, self._make_state, self._open_sockets, self._hire):
             step()
             if self._stopping:
@@ -135,13 +148,33 @@ class Supervisor:
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
-    def _take_back_what_is_left(self) -> None:
-        """A killed run could not. What we want again is set again, so that its first value is what comes back at last."""
+    def _inherit(self) -> None:
+        """Take over a worker that forwards on since a supervisor before us was killed."""
+        path, sizes = f"{self._config.socket}.heir", appliance.compose(self._config, self._cluster)
+        found = self._heritage = heir.claim(path, heir.digest(canonical(self._config)), sizes, _say)
+        if found:  # until the crew has it, it ends with us
+            self._unadopted = self._undoing.enter_context(contextlib.ExitStack())
+            self._unadopted.callback(found.member.end)
+        if found and self._cluster and self._follower:
+            told, me, room = self._cluster.map, self._cluster.me, cluster.room_for(self._config, self._cluster.map)
+            rows = cluster.rows_for(told, me, found.about["rows"], room)
+            self._cluster = self._follower.cluster = self._cluster._replace(rows=rows)
+            self._followed = self._cluster if found.about["mark"] == [told.version, told.digest] else None
+        if self._config.server.orphan_s and not any(port.memif for _, port in self._config.interfaces.named()):
+            number = found.descriptors["listener"] if found else -1
+            self._listener = socket.socket(fileno=number) if found else heir.listen(path)
+            self._undoing.callback(Path(path).unlink, missing_ok=True)
+            self._undoing.callback(self._listener.close)
+
+    def _left_behind(self) -> list[interfaces.Step]:
         try:
-            left = interfaces.left_behind(self._record)
+            return interfaces.left_behind(self._record)
         except Trouble as trouble:
             _say(f"{trouble.what}: {trouble.why}")
-            return
+            return []
+
+    def _take_back(self, left: list[interfaces.Step]) -> None:
+        """A killed run could not. What we want again is set again, so that its first value is what comes back at last."""
         for step in reversed(left):
             self._undo(step)
         if left:
@@ -149,7 +182,8 @@ class Supervisor:
 
     def _act(self, steps: list[interfaces.Step]) -> None:
         for step in steps:
-            self._remember(step)
+            if step not in self._inherited:  # that will be undone already
+                self._remember(step)
             interfaces.act(step)
             _say(str(step))
 
@@ -178,15 +212,13 @@ class Supervisor:
         if before := memory.allow_huge_pages():
             self._remember(interfaces.Step("huge pages", "shared memory", "", "advise", before))
         sizes = appliance.compose(self._config, self._cluster)
-        try:
-            made = memory.create("krononat-state", state_bytes(sizes))
-        except OSError as trouble:
-            told = f"{state_bytes(sizes) >> 20} MiB: {trouble.strerror}"
-            raise Trouble("no memory for the state", told, "lower `memory.sessions`") from None
+        made = self._memory = self._heritage.memory if self._heritage else self._new_memory(state_bytes(sizes))
         self._undoing.callback(os.close, made.descriptor)
-        self._memory = made
+        if self._heritage:
+            self._state: State = open_state(made.map, sizes)
+            return
         write_header(made.map, sizes)
-        self._state: State = open_state(made.map, sizes)
+        self._state = open_state(made.map, sizes)
         key = self._port_key()
         appliance.fill(
             self._state,
@@ -199,6 +231,13 @@ class Supervisor:
         _say(f"state: room for {self._config.memory.sessions:,} sessions, {made.pages} pages")
         if key is None:
             _say(f"no {appliance.KEY_FILE}: ports are derived with a key of this run (a cluster needs the same one everywhere)")
+
+    def _new_memory(self, size: int) -> memory.Memory:
+        try:
+            return memory.create("krononat-state", size)
+        except OSError as trouble:
+            told = f"{size >> 20} MiB: {trouble.strerror}"
+            raise Trouble("no memory for the state", told, "lower `memory.sessions`") from None
 
     def _port_key(self) -> bytes | None:
         """The key of port derivation. A cluster must have one: by it a backup makes the same ports, and seals are made."""
@@ -217,6 +256,9 @@ class Supervisor:
         _unlimit_locked_memory()
         try:
             self._make_frames()
+            if self._heritage:
+                self._go_on_with(self._heritage)
+                return
             wanted = [
                 None if port.memif else xsk.Port(device.ifindex, device.queues)
                 for port, device in zip(ports, self._devices, strict=True)
@@ -232,10 +274,21 @@ class Supervisor:
 
     def _make_frames(self) -> None:
         frames = self._config.io.frames
-        self._frames, self._notes_descriptor = xsk.new_memory(frames), new_notes(frames)
+        if self._heritage:
+            self._frames, self._notes_descriptor = (self._heritage.descriptors[name] for name in ("frames", "notes"))
+        else:
+            self._frames, self._notes_descriptor = xsk.new_memory(frames), new_notes(frames)
         for descriptor in (self._frames, self._notes_descriptor):
             self._undoing.callback(os.close, descriptor)
         self._notes = notes_of(map_notes(self._notes_descriptor, frames), frames)
+
+    def _go_on_with(self, heritage: heir.Heritage) -> None:
+        """Its sockets and programs are ours, too, from now on."""
+        self._sockets = heritage.sockets()
+        self._undoing.callback(self._sockets.close)
+        self._steerings: list[Steering | Line] = []
+        for number, device in enumerate(self._devices):
+            self._steerings.append(heritage.steer(self._steering(number, device.queues), number))
 
     def _steer(self, wanted: Sequence[xsk.Port | None]) -> None:
         """Programs of the ports with sockets, proven; a line for each of the others."""
@@ -321,10 +374,17 @@ class Supervisor:
         hooks = Hooks(self._standing, self._orders, self._hear, self._quarantine.blame, _say)
         self._crew = Crew(self._selector, hooks, self._environment, self._config.io.spare)
         self._undoing.callback(self._crew.stop)
-        self._crew.start()
+        if self._heritage:
+            self._crew.adopt(self._heritage.member, self._heritage.about["code"])
+            self._unadopted.pop_all()
+        else:
+            self._crew.start()
         self._keep_off(self._cpu)
         memory.populate(self._state)
         self._extents = memory.keep_ahead(self._state, 0)
+        if self._heritage:
+            self._open()
+            return
         _say(f"worker {self._crew.pid} on CPU {self._cpu}: loading compiled code (compiling it, if it is new here)")
 
     def _keep_off(self, cpu: int) -> None:
@@ -341,6 +401,7 @@ class Supervisor:
             "notes": self._notes_descriptor,
             "sockets": self._sockets.description,
             "cpu": self._cpu,
+            "core": self._config.core_name,
             "busy_poll": self._config.io.busy_poll,
             "cluster": None,
             "bgp": speaking.orders(self._config, None),
@@ -372,10 +433,12 @@ class Supervisor:
 
     def _open(self) -> None:
         """A worker is ready: take traffic, answer for the pools, answer on the control socket."""
-        modes = [self._attach(number) for number in range(len(self._devices))]
+        modes = self._modes = [self._attach(number) for number in range(len(self._devices))]
         self._act(interfaces.decide_late(self._config))
         if self._config.bgp:
             self._herald = Herald(self._config.speaker_socket, self._config.bgp.linger_ms, self._crew, _say)
+            if self._heritage:
+                self._herald.resume(self._heritage.draining)
         parts = Parts(
             self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
             self._neighbours, self._crew, self._cpu, self._began, self._quarantine, self._follower, self._herald,
@@ -398,6 +461,8 @@ class Supervisor:
         steering = self._steerings[number]
         if isinstance(steering, Line):
             return "memif"
+        if self._heritage:
+            return str(self._heritage.about["modes"][number])
         try:
             mode = steering.attach(self._devices[number].ifindex, self._config.io.xdp_mode)
         except OSError as trouble:
@@ -430,8 +495,31 @@ class Supervisor:
         if self._control and self._answers:
             self._control.tire(now)
             self._answers.tire(now)
+        self._entrust()
         if self._crew.ready_at:
             notify("WATCHDOG=1")
+
+    def _entrust(self) -> None:
+        """Leave the worker what another supervisor needs to go on with it if we are killed; anew where that has changed."""
+        if self._listener is None or self._answers is None or not self._crew.ready_at:
+            return
+        config, followed = self._answers.config, self._followed
+        known = self._crew.pid, config, followed
+        if known == self._entrusted:
+            return
+        about = {
+            "patience": 1000 * self._config.server.orphan_s,
+            "digest": heir.digest(canonical(config)),
+            "code": self._crew.code,
+            "pages": self._memory.pages,
+            "sockets": self._sockets.description,
+            "modes": self._modes,
+            "rows": dict(followed.rows) if followed else {},
+            "mark": [followed.map.version, followed.map.digest] if followed else [],
+        }
+        steerings = [each for each in self._steerings if isinstance(each, Steering)]
+        if heir.leave(self._crew.send, about, self._listener.fileno(), steerings):
+            self._entrusted = known
 
     def _hear_of_neighbours(self) -> None:
         if self._neighbours.listen(ticks()):

@@ -32,7 +32,7 @@ PLANNED_KEYS: Mapping[str, str] = {
     "file": "the log of NAT events stays in memory in this release; `krononat events --follow -o jsonl` writes it out",
     "ipfix": "export of NAT events is not implemented in this release; `krononat events` reads them",
     "ipv6": "IPv6 is a matter of `prefix6` of [[subscribers]] and `address6` of the interfaces",
-    "mode": "port blocks are the only mode in this release; deterministic NAT and one-to-one NAT are not implemented",
+    "mode": "`allocation` of a pool is dynamic or deterministic (RFC 7422); one-to-one NAT is not implemented in this release",
     "nat64": "NAT64 is not implemented in this release",
     "pools": "each pool is a [[pool]], and subscribers name one of them as `pool`; several are not implemented in this release",
     "pptp": "PPTP needs no gateway: its GRE is one of `other-protocols` of [nat] (docs/protocols.md)",

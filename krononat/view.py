@@ -225,7 +225,7 @@ class Address(NamedTuple):
     use: str  # one of USES
 
 
-USES = ("open", "drained", "excluded")  # as shards.state numbers them
+USES = ("open", "drained", "excluded", "returning")  # as shards.state numbers them, and `drained`
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 
 

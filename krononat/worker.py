@@ -14,6 +14,7 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "follow", "cluster": ..., "bgp": ...}     go by a newer map, see `cluster.orders`, `speaking.orders`
     {"do": "clock", "ahead_ms": n, "stands": bool}   {"clock": ..., "why": ...}: moved (or why not), and what was due has ended
     {"do": "settle", "settings": {...}}              write these SETTINGS: other rules come into force, see `reload`
+    {"do": "keep", ...}                              what the next supervisor needs if this one is killed, see `orphan`
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
 
@@ -28,6 +29,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
 from typing import Any, cast
@@ -37,6 +39,8 @@ import numpy as np
 from krononat import announcer, memory, replica, warm
 from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.clock import Clock, ticks
+from krononat.drained import Drained
+from krononat.orphan import DESCRIPTORS_AT_MOST, Orphan
 from shards import alarms, bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
@@ -47,8 +51,6 @@ LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which t
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
 LOOK_EVERY = 1000  # ms between two looks at how full things are
 CLUSTER_NAP = 30  # as often as other cores are told that this one lives
-
-_DESCRIPTORS_AT_MOST = 3
 
 
 class Worker:
@@ -76,6 +78,10 @@ class Worker:
         self._looked_at = 0  # tick at which it was last seen how full things are
         self._inbox = bytearray(MESSAGE_AT_MOST)
         self._lost, self._faults = False, 0  # the connection to the speaker; of announcing
+        own = {name: int(told[name]) for name in ("state", "frames", "notes")}
+        for number, queue in enumerate(self._description["queues"]):
+            own |= {f"data{number}": queue["fd"], f"control{number}": queue["control"]}
+        self._orphan = Orphan(own)
         self._nap = CLUSTER_NAP if self._cluster or self._announced else NAP
 
     def stand_by(self, spare: bool) -> None:
@@ -107,7 +113,8 @@ class Worker:
         if self._announced:
             self._examiner = announcer.Examiner(self._state, self._rings)
             conductor = self._replica.conductor if self._replica else None
-            self._announcer = announcer.Announcer(self._announced, conductor, self._examiner)
+            drained = Drained(self._state)
+            self._announcer = announcer.Announcer(self._announced, conductor, self._examiner, drained)
         bfd.begin(self._state, ticks())
         self._breathe(self._clock.at(ticks()), 0)
         rings.wait(self._rings, 0)
@@ -203,16 +210,41 @@ class Worker:
             self._more = self._replica.turn(now, called)
         if self._announcer:
             self._guarded(self._announcer, now)
+        if self._orphan.since is not None:
+            self._wait_for_heir(now, self._orphan.since)
+            return
         try:
-            message, descriptors = receive(self._channel, self._inbox, _DESCRIPTORS_AT_MOST)
+            message, descriptors = receive(self._channel, self._inbox, DESCRIPTORS_AT_MOST)
         except BlockingIOError:
             return
         except ConnectionError:
             message = b""
-        if not message:
+        if message:
+            self._obey(json.loads(message), descriptors, now)
+        else:
+            self._bereaved(now)
+
+    def _bereaved(self, now: int) -> None:
+        """The supervisor is gone. Packets need it for nothing; only nobody asks for new neighbours, and no spare stands by."""
+        if not self._orphan.patience:
             self._stopping = True
             return
-        self._obey(json.loads(message), descriptors, now)
+        self._orphan.begin(self._channel, now)
+        if self._announcer:
+            self._announcer.linger(0)
+        told = f"forwarding on for {self._orphan.patience / 1000:g} s, unless another one comes"
+        with contextlib.suppress(OSError):  # who read our messages may have died with it
+            print(f"krononat: worker {os.getpid()}: the supervisor has died; {told}", file=sys.stderr, flush=True)
+
+    def _wait_for_heir(self, now: int, since: int) -> None:
+        """Another supervisor takes over, or our time is over: then we go in good order."""
+        if self._left_at:
+            return
+        if self._orphan.turn(self._channel, bool(self._announcer and self._announcer.policy.draining)):
+            self._channel.setblocking(False)
+            self._wanted = 0  # it does not know yet whom we ask for
+        elif now - since >= self._orphan.patience:
+            self._stop()
 
     def _obey(self, told: dict[str, Any], descriptors: list[int], now: int) -> None:
         if told["do"] == "connect":
@@ -235,6 +267,8 @@ class Worker:
         if told["do"] == "settle":
             for name, value in told["settings"].items():
                 self._state.settings[0][name] = value
+        if told["do"] == "keep":
+            self._orphan.keep(told, descriptors)
         if told["do"] == "retire":
             self._stopping = True
         if told["do"] == "delete":

@@ -1,7 +1,7 @@
 """What a core does about its shards: hears what the others are, decides (`roles`, `migration`), and acts on it.
 
 Acting is three things: the row of SHARD, which the packet path reads; whose rows are applied here and to whom ours are sent
-(`exchange`); and telling the others. Everything is told again every `TELL_EACH` ticks, and at once when it changes.
+(`exchange`); and telling the others. Everything is told again now and then (`Times.tell`), and at once when it changes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from shards.state import (
     State,
 )
 
-TELL_EACH = 50  # ticks
 LOOK_EACH = 50  # ticks between two decisions where nothing happens
 SOON = 500  # ticks until such an attempt is made again that was refused at once
 HOME_EACH = 5000  # ticks between two attempts to bring a copy to where a newer map wants it
@@ -71,6 +70,7 @@ class Times(NamedTuple):
     grace: int = 10_000
     quiet: int = 1000
     silent_room: str = roles.APART
+    tell: int = 50  # until all is told again; a change is told at once
 
 
 class Conductor:
@@ -107,7 +107,7 @@ class Conductor:
         self._homeless: dict[int, int] = {}  # shards whose place a newer map changed: tick of the next attempt to follow it
         self.mark: tuple[int, int] = (0, 0)  # version and digest of the map that we follow
         self.marks: dict[str, tuple[int, int]] = {}  # what the others say that they follow
-        self._last = self._last_told = now - TELL_EACH
+        self._last = self._last_told = now - times.tell
         self._evidence = ""
         self._nothing = np.zeros(len(state.dirty), np.uint64)  # no row was seen: all end
         for shard in places:
@@ -138,7 +138,7 @@ class Conductor:
         if any(news) or wanted or self.is_moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
             self._evidence, self._last = evidence, now
             changed = [shard for shard in self.posts if self._decide(shard, now)]
-            if changed or now - self._last_told >= TELL_EACH:
+            if changed or now - self._last_told >= self._times.tell:
                 self._tell(now)
         return busy
 

@@ -22,14 +22,13 @@ from replication.link import Link, Message
 from replication.protocol import ALIVE, CLOSED, SILENT, Comparison, Evidence, Fields, Heard, Lag, Peer, Settings, age
 from replication.publisher import PHASES, Publisher
 from replication.receiver import ACK_EVERY, Receiver
-from replication.sender import PING_EVERY, Sender
+from replication.sender import Sender
 from replication.subscriber import Subscriber
 from replication.tables import Sink, Source
 from replication.verify import Verification
 
 READ_NS, TURN_NS = 750_000, 1_500_000  # of a turn: until when messages are read, until when anything new is begun
 LIFELESS_AT_MOST = 3000  # ticks without a life: then the socket is made anew, whatever its monitor says or has missed
-LATE_AT_MOST = 45  # ticks in which all is read that was on its way when a connection ended; the living send a ping each 30
 HEARD_AT_MOST = 1024
 TALKS_WITHIN, TWOFOLD_AFTER = 200, 2000  # ticks: who talks is heard so often, and two connections of one peer must so long
 WAYS_AT_MOST = 8  # of a peer that are remembered
@@ -77,7 +76,7 @@ class Exchange:
         """Let a peer in and connect to it."""
         self._lanes.close()
         self._link.meet(peer, now)
-        self._senders[peer.name] = Sender(peer.name, self._link, now)
+        self._senders[peer.name] = Sender(peer.name, self._link, now, self._settings.ping)
         self._receivers[peer.name] = Receiver(peer.name, self._link, self.refused)
 
     def part(self, peer: str) -> None:
@@ -100,10 +99,10 @@ class Exchange:
         """Ticks that may pass before the next turn, if nothing comes: until changes are sent, or the next ping is; 0: none."""
         if self._link.has_news():
             return 0
-        left = [PING_EVERY - age(now, sender.pinged) for sender in self._senders.values()]
+        left = [self._settings.ping - age(now, sender.pinged) for sender in self._senders.values()]
         if not self._publisher.quiet():
             left.append(self._settings.batch - age(now, self._publisher.drained))
-        return max(1, min(left, default=PING_EVERY))
+        return max(1, min(left, default=self._settings.ping))
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -236,7 +235,7 @@ class Exchange:
         """Until the next ping, piece of liveness or acknowledgement is due; where there is more to do, that is at once."""
         if not all(verification.done for verification in self._verifications.values()):
             return
-        left = [0] if more else [PING_EVERY - age(now, sender.pinged) for sender in self._senders.values()]
+        left = [0] if more else [self._settings.ping - age(now, sender.pinged) for sender in self._senders.values()]
         left += [ACK_EVERY for receiver in self._receivers.values() if receiver.owes]
         self._lanes.open(self._senders.values(), min([*left, self._publisher.swept_next(now)]), now)
 
@@ -282,7 +281,7 @@ class Exchange:
         if way:
             self._note_way(peer, way, now)
         if peer in self._closed:
-            receiver, late = self._receivers.get(peer), age(now, self._closed[peer]) > LATE_AT_MOST
+            receiver, late = self._receivers.get(peer), age(now, self._closed[peer]) > self._settings.late
             if late or (way and receiver is not None and way != receiver.way):
                 del self._closed[peer]
 

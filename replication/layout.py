@@ -8,6 +8,10 @@ get on top stays as even as can be (N+1); as few copies are made as that takes.
 
 A step `migrate` moves the authority, and who had it becomes the backup (see `migration`): one copy, none where the target is
 the backup. A step `copy` moves the backup: one copy.
+
+Where rooms are named, both copies of a shard are in one, and nothing leaves its room by being evened out. Which core of another
+room is a shard's reserve is not decided here: it announces the wide prefix that the shard's lie in, so its configuration says
+that. `reserves` tells how it could be.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ class Worst(NamedTuple):
 
 
 Homes = Mapping[int, Home]
+Rooms = Mapping[str, str]  # of each core; who is not in it, or in "", is in the one room of all such
 
 
 class Tally:
@@ -116,16 +121,34 @@ class Tally:
         )
 
 
-def lay(shards: Iterable[int], cores: Sequence[str], loads: Loads) -> dict[int, Home]:
-    """A layout from nothing; what costs most is placed first. Impossible on one server."""
+def lay(shards: Iterable[int], cores: Sequence[str], loads: Loads, rooms: Rooms | None = None) -> dict[int, Home]:
+    """A layout from nothing; what costs most is placed first. Impossible on one server, and where a room has one only."""
     tally = Tally(cores, loads)
     costly = sorted(shards, key=lambda shard: (-loads.get(shard, 0.0), shard))
     for shard in costly:
         tally.put(shard, Home(tally.idlest_primary(tally.servers), None))
     for shard in costly:
         primary = tally.homes[shard].primary
-        tally.put(shard, Home(primary, tally.idlest_backup(primary)))
+        tally.put(shard, Home(primary, tally.idlest_backup(primary, _beside(tally, primary, rooms or {}))))
     return tally.homes
+
+
+def _beside(tally: Tally, core: str, rooms: Rooms) -> list[str]:
+    """Servers in a core's room, its own too."""
+    return [name for name, members in tally.servers.items() if rooms.get(members[0], "") == rooms.get(core, "")]
+
+
+def reserves(homes: Homes, cores: Sequence[str], loads: Loads, rooms: Rooms) -> dict[int, str]:
+    """Of each shard the core in another room that would have least to do if the shard's room were lost; {} with one room."""
+    tally, gets = Tally(cores, loads, homes), defaultdict[tuple[str, str], float](float)
+    found = {}
+    for shard in _costly(tally):
+        lost = rooms.get(homes[shard].primary, "")
+        others = [core for core in cores if rooms.get(core, "") != lost]
+        if others:
+            found[shard] = min(others, key=lambda core: (tally.has[core] + gets[lost, core], cores.index(core)))
+            gets[lost, found[shard]] += tally.load(shard)
+    return found
 
 
 # --- what a death would do ------------------------------------------------------------------------------------------------
@@ -167,27 +190,31 @@ def limit(tally: Tally, head_room: float) -> float:
 # --- from one layout to another -------------------------------------------------------------------------------------------
 
 
-def leave(homes: Homes, cores: Sequence[str], server: str, loads: Loads) -> list[Step]:
+def leave(homes: Homes, cores: Sequence[str], server: str, loads: Loads, rooms: Rooms | None = None) -> list[Step]:
     """Steps that take every shard and every copy off a server; `cores`: those that may be given something.
 
-    A shard goes to its backup, which has all of it; what was the copy is on the leaving server then, and moves on.
+    A shard goes to its backup, which has all of it; what was the copy is on the leaving server then, and moves on. All stays
+    in the server's room while that has another server, though a shard may be without a backup then.
     """
-    stay = [core for core in cores if server_of(core) != server]
-    tally = Tally(stay, loads, homes)
+    stay, known = [core for core in cores if server_of(core) != server], rooms or {}
+    room = next((known[core] for core in known if server_of(core) == server), "")
+    near = [core for core in stay if known.get(core, "") == room]
+    tally = Tally(near or stay, loads, homes)
     if not tally.servers:
         raise Impossible(f"there is no core outside of {server}")
-    return [step for shard in _costly(tally) for step in _evacuate(tally, shard, server)]
+    return [step for shard in _costly(tally) for step in _evacuate(tally, shard, server, known)]
 
 
-def _evacuate(tally: Tally, shard: int, server: str) -> Iterator[Step]:
+def _evacuate(tally: Tally, shard: int, server: str, rooms: Rooms) -> Iterator[Step]:
     home = tally.homes[shard]
     if server_of(home.primary) == server:
         target = home.backup if home.backup in tally.cores else tally.idlest_primary(tally.servers)
         told = "has its copy" if target == home.backup else "has the least to do"
         yield _migrate(tally, shard, target or "", f"{server} leaves; {target} {told}")
         home = tally.homes[shard]
-    if home.backup is not None and server_of(home.backup) == server and len(tally.servers) > 1:
-        target = tally.idlest_backup(home.primary)
+    beside = _beside(tally, home.primary, rooms)
+    if home.backup is not None and server_of(home.backup) == server and set(beside) - {server_of(home.primary)}:
+        target = tally.idlest_backup(home.primary, beside)
         yield _copy(
             tally, shard, target, f"{server} leaves; {target} would have the least to do without {server_of(home.primary)}"
         )
@@ -200,13 +227,22 @@ def even(
     tolerance: float = 0.0,
     head_room: float = HEAD_ROOM,
     slack: float = 0.0,
+    rooms: Rooms | None = None,
 ) -> list[Step]:
     """Steps that even out servers, then cores, then what a death would leave; as few as that takes.
 
     `tolerance`: of the mean; a server gives nothing away below its share and so much more. `slack`: of a shard; by so much a
     server may fall below that, or rise above its share, which matters where it has few shards of unequal cost.
+
+    Each room is evened out by itself; one that has no shard gets none: it is there for the day on which another one is lost.
     """
+    if names := dict.fromkeys((rooms or {}).values()):
+        of = {core: (rooms or {}).get(core, "") for core in cores}
+        apart = [[core for core in cores if of[core] == name] for name in dict.fromkeys([*names, *of.values()])]
+        return [step for members in apart for step in even(homes, members, loads, tolerance, head_room, slack)]
     tally = Tally(cores, loads, {shard: home for shard, home in homes.items() if home.primary in cores})
+    if not tally.homes:
+        return []
     steps = list(_even_servers(tally, tolerance, slack))
     steps += _even_cores(tally, max(tolerance, 0.1), {step.shard for step in steps})
     return steps + list(_make_room(tally, head_room))
@@ -274,7 +310,8 @@ def _make_room(tally: Tally, head_room: float) -> Iterator[Step]:
     for shard in _costly(tally):
         home = tally.homes[shard]
         if len(tally.servers) > 1 and home.backup not in tally.cores:
-            yield _copy(tally, shard, tally.idlest_backup(home.primary), "has no backup")
+            told = f"{home.backup} is gone, or in another room" if home.backup else "has no backup"
+            yield _copy(tally, shard, tally.idlest_backup(home.primary), told)
     most, tried = limit(tally, head_room), set[int]()
     while len(tally.servers) > 1 and (worst := worst_core(tally)).load > most + 1e-9:
         found = _liftable(tally, worst, tried)

@@ -64,29 +64,33 @@ def swap(place: Place) -> Move:
     return Move(place.shard, place.active, place.passive, "changes places with its backup")
 
 
-def drain(places: Sequence[Place], cores: Sequence[str], server: str, loads: Loads) -> list[Move]:
-    """Moves that take every authority off a server.
+def drain(
+    places: Sequence[Place], cores: Sequence[str], server: str, loads: Loads, rooms: Mapping[str, str] | None = None
+) -> list[Move]:
+    """Moves that take every authority off a server. `rooms`: of cores, where some are named.
 
-    A shard goes to its backup, which has all of it already; without one, to the core that has least.
+    A shard goes to its backup, which has all of it already; without one, to the core that has least: of its room, if it can.
     """
     open_cores = [core for core in cores if server_of(core) != server]
     loaded = _loaded(places, open_cores, loads)
     moves = []
     for place in _costly_first([each for each in places if server_of(each.active) == server], loads):
-        move = _away(place, open_cores, loaded)
+        move = _away(place, open_cores, loaded, rooms or {})
         loaded[move.target] += loads.get(place.shard, 0)
         moves.append(move)
     return moves
 
 
-def _away(place: Place, cores: Sequence[str], loaded: Mapping[str, float]) -> Move:
+def _away(place: Place, cores: Sequence[str], loaded: Mapping[str, float], rooms: Mapping[str, str]) -> Move:
     allowed = targets(place, cores)
     if place.passive in allowed:
         return swap(place)
     if not allowed:
         server = server_of(place.active)
         raise Impossible(f"shard {place.shard} has nowhere to go: no core outside of {server} may take it")
-    return Move(place.shard, place.active, _idlest(allowed, loaded), "has no backup there; this core has least to do")
+    near = [core for core in allowed if rooms.get(core, "") == rooms.get(place.active, "")]
+    told = "this core has least to do" if near else "this core has least to do, in another room as there is none in its own"
+    return Move(place.shard, place.active, _idlest(near or allowed, loaded), f"has no backup there; {told}")
 
 
 def undrain(places: Sequence[Place], meant: Mapping[int, str], cores: Iterable[str], server: str) -> list[Move]:

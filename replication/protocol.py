@@ -48,6 +48,21 @@ class Settings(NamedTuple):
     holds: bool = True  # copies know which ports rest after use
     cpus: tuple[int, ...] = ()  # where ZeroMQ's own thread may run; none: wherever it likes
 
+    @property
+    def ping(self) -> int:
+        """Ticks after which a peer hears from us again: four may be lost or late before we are SILENT."""
+        return max(1, self.dead_after // 5)
+
+    @property
+    def tell(self) -> int:
+        """Ticks after which it hears all that we are to each shard again, in case that it was lost."""
+        return max(1, self.dead_after // 3)
+
+    @property
+    def late(self) -> int:
+        """Ticks in which all is read that was on its way when a process ended; the living are heard sooner again."""
+        return self.ping * 3 // 2
+
 
 class Heard(NamedTuple):
     """A message of a peer's conductor."""

@@ -42,7 +42,6 @@ CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than 
 WAITING_AT_MOST = 64  # frames that ZeroMQ did not take yet
 STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
-PING_EVERY, PING_ALREADY = 30, 20  # ticks, at the latest; where a turn does more than to send changes, at the earliest
 _RECORDS = ("update", "updates", "holds")  # kinds whose counts are of records
 
 
@@ -60,8 +59,8 @@ _NO_LOADS: Loads = {}
 class Sender:
     """One peer's. Times are ticks. What compiled code counts with, too, stands in its book (see `steady`)."""
 
-    def __init__(self, peer: str, link: Link, now: int) -> None:
-        self.peer = peer
+    def __init__(self, peer: str, link: Link, now: int, ping: int) -> None:
+        self.peer, self._ping_each = peer, ping
         self.life = 0  # 0: none
         self.lives = 0
         self.version = VERSION
@@ -118,7 +117,7 @@ class Sender:
         elif age(now, self._asked) >= OPEN_EVERY:
             self._asked = now
             self._link.send(self.peer, encode(Frame("open", fields={"v": list(UNDERSTOOD)}, version=UNDERSTOOD[-1])))
-        if age(now, self.pinged) >= PING_ALREADY:  # with the peer's, whose ping this turn may be about: one such turn, not two
+        if 3 * age(now, self.pinged) >= 2 * self._ping_each:  # with the peer's, which this turn may be about: one turn, not two
             self._ping(now, streams(self))
 
     def _is_stale(self, now: int) -> bool:

@@ -117,6 +117,21 @@ def routes(standings: Iterable[Standing], policy: Policy) -> tuple[Route, ...]:
     return tuple(sorted(found, key=lambda route: (route.domain, *_order(route.prefix))))
 
 
+def without(prefixes: Iterable[str], absent: Iterable[str]) -> tuple[str, ...]:
+    """The fewest prefixes that hold every address of some (which do not overlap) but those that are absent."""
+    gone = [ip_network(address) for address in absent]
+    return tuple(str(part) for prefix in prefixes for part in _left(ip_network(prefix), gone))
+
+
+def _left(prefix: Network, absent: list[Network]) -> Iterator[Network]:
+    within = [address for address in absent if address.version == prefix.version and address.network_address in prefix]
+    if not within:
+        yield prefix
+    elif prefix not in within:
+        for half in prefix.subnets():
+            yield from _left(half, within)
+
+
 def rank_of(standing: Standing, withdraw_unfit: bool = False) -> str:
     """Name in `RANKS`; empty: nothing is said."""
     if standing.role == "silent" or (withdraw_unfit and not standing.fit):

@@ -2,7 +2,8 @@
 
 A route `recursive SHARD-ADDRESS` of a shard's own table is resolved anew by BIRD whenever the main table changes. The
 blackholes of whole ranges have the lowest preference: without them an address that no core announces would resolve by a default
-route, and its subscribers' packets would leave untranslated.
+route, and its subscribers' packets would leave untranslated. The default route that routers inside are told is recursive, too,
+and told only while it leads to a core.
 """
 
 from __future__ import annotations
@@ -81,8 +82,14 @@ def _main(fabric: Fabric, one: Instance, version: int) -> str:
     ranges = (*(fabric.inside if one.inside else ()), *(fabric.outside if one.outside else ()))
     routes = [f"  route {each.prefix} blackhole;" for each in ranges if each.prefix.version == version]
     if one.of(ACCESS):
-        routes.append(f"  route {_DEFAULT[version]} unreachable;  # announced to routers inside, and never in the kernel")
+        routes.append(f"  route {_DEFAULT[version]} {_towards(fabric, version)};  # announced inside, never in the kernel")
     return _MAIN.format(v=version, default=_DEFAULT[version], routes="\n".join(routes))
+
+
+def _towards(fabric: Fabric, version: int) -> str:
+    """What the default route hangs on: a shard's address. Who has just started and knows none must attract no packets."""
+    target = next((target for _, _, target in fabrics.policies(fabric, version)), None)
+    return f"recursive {target}" if target else "unreachable"
 
 
 def _policies(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
@@ -124,7 +131,7 @@ def _filters(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
         yield _filter(f"from_{kind}_{domain}{version}", believed, marks)
         if kind != CORE:
             own = {ACCESS: "RTS_BGP, RTS_STATIC", SWITCH: "RTS_BGP, RTS_DEVICE, RTS_STATIC"}.get(kind, "RTS_BGP")
-            nothing = " || dest = RTD_BLACKHOLE" if kind == SWITCH else ""
+            nothing = {ACCESS: " || dest != RTD_UNICAST", SWITCH: " || dest = RTD_BLACKHOLE"}.get(kind, "")
             sources = f"  if !(source ~ [ {own} ]){nothing} then reject;\n"
             yield _filter(f"to_{kind}_{domain}{version}", fabrics.told_to(fabric, neighbour, version), sources)
 

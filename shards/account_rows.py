@@ -32,7 +32,8 @@ ACCOUNT = np.dtype(
         ("mappings_of", "u4", (PROTOCOL_CLASSES,)),
         ("refused", "u4", (REFUSAL_REASONS,)),  # packets refused, by REASONS
         ("strained", "u1"),  # 1: it has nearly as many blocks as it may have (see `alarms`)
-        ("spare", "u1", (3,)),
+        ("barren", "u1"),  # in the second `full_at` it found no further block for the port spaces of it, a bit each
+        ("spare", "u1", (2,)),
     ]
 )
 assert ACCOUNT.itemsize == 128

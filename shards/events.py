@@ -72,6 +72,8 @@ def mapping(state: State, kind: int, half: int, now: int) -> None:
         return
     source = state.mappings[half]
     port = 0 if is_generic(whole(source["internal_realm"]) >> 24) else whole(source["external_port"])
+    if _is_known(state, whole(source["account"]), port):
+        return
     row = state.events[_begin(state, kind, whole(source["account"]), now)]
     row["internal_address"] = source["internal_address"]
     row["internal_realm"] = source["internal_realm"]
@@ -89,9 +91,18 @@ def mapping(state: State, kind: int, half: int, now: int) -> None:
 
 
 @hot
+def _is_known(state: State, account: int, port: int) -> bool:
+    """Whether the configuration tells already whose an external port is (RFC 7422), and is not to be repeated."""
+    pool = state.pools[whole(state.accounts[account]["pool"])]
+    if pool["ratio"] == 0 or state.settings[0]["log_fixed"] != 0:
+        return False
+    return bool(whole(pool["first_block"]) <= port // whole(pool["block_size"]) < whole(pool["loose_block"]))
+
+
+@hot
 def block(state: State, kind: int, account: int, external: int, first: int, size: int, now: int) -> None:
     """A subscriber account got, or gave back, the ports `first` to `first + size - 1` of an external address (its ordinal)."""
-    if whole(state.settings[0]["log"]) < LOG_BLOCKS:
+    if whole(state.settings[0]["log"]) < LOG_BLOCKS or _is_known(state, account, first):
         return
     at = _begin(state, kind, account, now)
     _about_account(state, at, whole(state.accounts[account]["base"]), 0, 0)

@@ -3,7 +3,8 @@
 The port of a mapping is a keyed function of its internal endpoint within the block, or the next free one. So it is hard to
 guess, and a backup that never received the mapping makes the same one, nearly always. A freed port is held down: `owners` then
 says in which second it was freed, which needs neither list nor timer. Blocks are made of 64-port chunks; each carries the
-replica side that may hand it out and the epoch in which it was.
+replica side that may hand it out and the epoch in which it was. In a deterministic pool (RFC 7422) each subscriber has blocks
+of his own, taken when first used; what lies behind all of those is loose: blocks for whoever has used his own up.
 
 Of a shard with two replicas each hands out new ports from chunks of its own side only (see `sides`), so what two have given
 that could not hear each other is united without a clash.
@@ -117,30 +118,38 @@ def claim(
     side = whole(state.shards[whole(pool["shard"])]["side"])
     number = derive(state.settings, _FOR_PORT, address, realm, protocol, port, 1 << 31)
     if aside:
-        found, _, _ = _search_blocks(state, account, space, 1 - side, number, now)
+        found, _, _ = _search_blocks(state, account, space, 1 - side, number, 0, now)
         if found >= 0:
             return _claimed(state, whole(account["external"]) - 1, found, False)
-    found, derived, vacant = _search_blocks(state, account, space, side, number, now)
+    begin = _begin_at(state, holder, number, space, now)
+    found, derived, vacant = _search_blocks(state, account, space, side, number, begin, now)
     if found >= 0:
         return _claimed(state, whole(account["external"]) - 1, found, derived)
     if vacant < 0:
         return PORTS_EXHAUSTED, 0, 0
-    verdict = _take_block(state, holder, vacant, realm, space, now)
+    verdict, taken = _take_block(state, holder, vacant, realm, space, now)
     if verdict:
         return verdict, 0, 0
-    external, block = whole(account["external"]) - 1, whole(account["blocks"][vacant]) - 1
+    external, block = whole(account["external"]) - 1, whole(account["blocks"][taken]) - 1
     base, length = _span(state, external, block, size, side)
     found = _free_port(state, external, space, base, length, number % length, now)
-    return _claimed(state, external, found, vacant == 0 and found == base + number % length)
+    return _claimed(state, external, found, taken == begin and found == base + number % length)
 
 
 @hot
-def _search_blocks(state: State, account: Row, space: int, side: int, number: int, now: int) -> tuple[int, bool, int]:
-    """(free port of a side in the account's blocks or -1, whether it is the first choice, row for a further block or -1)."""
+def _search_blocks(
+    state: State, account: Row, space: int, side: int, number: int, begin: int, now: int
+) -> tuple[int, bool, int]:
+    """(free port of a side in the account's blocks or -1, whether it is the first choice, row for a further block or -1).
+
+    `begin`: which of its blocks is the first to be searched.
+    """
     pool = state.pools[whole(account["pool"])]
     size, vacant = whole(pool["block_size"]), -1
     full = _is_full(account, _search(space, side), now)
-    for k in range(min(whole(pool["blocks_each"]), BLOCKS_AT_MOST)):
+    most = min(whole(pool["blocks_each"]), BLOCKS_AT_MOST)
+    for j in range(most):
+        k = begin + j if begin + j < most else begin + j - most
         block = whole(account["blocks"][k]) - 1
         if block < 0:
             vacant = k if vacant < 0 else vacant
@@ -150,7 +159,7 @@ def _search_blocks(state: State, account: Row, space: int, side: int, number: in
         base, length = _span(state, whole(account["external"]) - 1, block, size, side)
         found = _free_port(state, whole(account["external"]) - 1, space, base, length, number % max(length, 1), now)
         if found >= 0:
-            return found, k == 0 and found == base + number % length, vacant
+            return found, k == begin and found == base + number % length, vacant
     _remember_full(account, _search(space, side), now)
     return -1, False, vacant
 
@@ -170,22 +179,22 @@ def _is_full(account: Row, search: int, now: int) -> bool:
 @hot
 def _remember_full(account: Row, search: int, now: int) -> None:
     second = now // 1000 & 0xFFFFFFFF
-    known = whole(account["full"]) if whole(account["full_at"]) == second else 0
-    account["full"] = known | 1 << search
-    account["full_at"] = second
+    if whole(account["full_at"]) != second:
+        account["full"], account["barren"], account["full_at"] = 0, 0, second
+    account["full"] = whole(account["full"]) | 1 << search
 
 
 @hot
 def first_choice(state: State, holder: int, protocol: int, address: int, realm: int, port: int) -> tuple[int, int]:
     """(external ordinal, external port) that `claim` tries first; ordinal -1 where the account has no block yet."""
     account = state.accounts[holder]
-    block = whole(account["blocks"][0]) - 1
+    pool, external = state.pools[whole(account["pool"])], whole(account["external"]) - 1
+    number = derive(state.settings, _FOR_PORT, address, realm, protocol, port, 1 << 31)
+    block = whole(account["blocks"][_favourite(pool, number)]) - 1
     if block < 0:
         return -1, 0
-    pool, external = state.pools[whole(account["pool"])], whole(account["external"]) - 1
     side = whole(state.shards[whole(pool["shard"])]["side"])
     base, length = _span(state, external, block, whole(pool["block_size"]), side)
-    number = derive(state.settings, _FOR_PORT, address, realm, protocol, port, 1 << 31)
     return (external, base + number % length) if length else (-1, 0)
 
 
@@ -228,42 +237,187 @@ def _free_port(state: State, external: int, space: int, base: int, size: int, st
 
 
 @hot
-def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: int) -> int:
-    """Give the account its `k`-th block; POOL_EXHAUSTED if there is none.
+def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: int) -> tuple[int, int]:
+    """Give the account its `k`-th block, or one of its own: (verdict or 0, which of its blocks it is).
 
     On its paired address, as long as it has ports there; else on the one it had last, or that a static mapping of its own has,
     or on any.
     """
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
+    if pool["ratio"] != 0:
+        return _take_fixed_block(state, holder, realm, space, now)
     search = _search(space, whole(state.shards[whole(pool["shard"])]["side"]))
     if pool["blocks_free"] == 0 or (not holds_a_block(account) and _is_dry(pool, search, now)):
-        return POOL_EXHAUSTED
+        return POOL_EXHAUSTED, k
     first, count = whole(pool["first_external"]), whole(pool["externals"])
-    base = whole(account["base"])
     paired = whole(account["external"])
-    start = paired - 1 - first if paired else derive(state.settings, _FOR_ADDRESS, base, realm, 0, 0, count)
-    for j in range(1 if holds_a_block(account) else count):
-        external = first + (start + j) % count
-        if state.externals[external]["blocks_free"] == 0 or not _may_pair(state, account, external):
-            continue
-        begin = derive(state.settings, _FOR_BLOCK, base, realm, 0, k, 1 << 30)
-        block = _free_block(state, external, pool, begin, space, now)
-        if block >= 0:
-            own_block(state, external, block, whole(pool["block_size"]), holder + 1)
-            account["external"] = external + 1
-            account["full"] = 0
-            account["blocks"][k] = block + 1  # last: an account without the block owns none of its chunks (see recovery)
-            pool["blocks_free"] -= 1
-            state.externals[external]["blocks_free"] -= 1
-            state.counters[BLOCKS_TAKEN, 0] += 1
-            size = whole(pool["block_size"])
-            events.block(state, events.BLOCK_ALLOCATED, holder, external, block * size, size, now)
-            alarms.look_at_subscriber(state, holder, now)
-            return 0
+    start = paired - 1 - first if paired else derive(state.settings, _FOR_ADDRESS, whole(account["base"]), realm, 0, 0, count)
+    if _take_loose_block(state, holder, k, start, 1 if holds_a_block(account) else count, realm, space, now):
+        return 0, k
     if not holds_a_block(account):
         _remember_dry(pool, search, now)
-    return POOL_EXHAUSTED
+    return POOL_EXHAUSTED, k
+
+
+@hot
+def _take_loose_block(state: State, holder: int, k: int, start: int, tries: int, realm: int, space: int, now: int) -> bool:
+    """Give the account a block that is nobody's own as its `k`-th; `start`: of which address of the pool, `tries` of them."""
+    account = state.accounts[holder]
+    pool = state.pools[whole(account["pool"])]
+    for j in range(tries):
+        external = whole(pool["first_external"]) + (start + j) % whole(pool["externals"])
+        if state.externals[external]["blocks_free"] == 0 or not _may_pair(state, account, external):
+            continue
+        begin = derive(state.settings, _FOR_BLOCK, whole(account["base"]), realm, 0, k, 1 << 30)
+        block = _free_block(state, external, pool, begin, space, now)
+        if block >= 0:
+            _hand_out(state, holder, k, external, block, now)
+            return True
+    return False
+
+
+@hot
+def _hand_out(state: State, holder: int, k: int, external: int, block: int, now: int) -> None:
+    """A block is the account's `k`-th from now on. One of its own may have static mappings in it: it did not count as free."""
+    account = state.accounts[holder]
+    pool = state.pools[whole(account["pool"])]
+    size = whole(pool["block_size"])
+    vacant = is_vacant(state, external, block, size // CHUNK_PORTS)
+    own_block(state, external, block, size, holder + 1)
+    account["external"] = external + 1
+    account["full"] = 0
+    account["blocks"][k] = block + 1  # last: an account without the block owns none of its chunks (see recovery)
+    pool["blocks_free"] -= 1 if vacant else 0
+    state.externals[external]["blocks_free"] -= 1 if vacant else 0
+    state.counters[BLOCKS_TAKEN, 0] += 1
+    events.block(state, events.BLOCK_ALLOCATED, holder, external, block * size, size, now)
+    alarms.look_at_subscriber(state, holder, now)
+
+
+# --- blocks of one's own (RFC 7422) ---------------------------------------------------------------------------------------
+
+
+@hot
+def _take_fixed_block(state: State, holder: int, realm: int, space: int, now: int) -> tuple[int, int]:
+    """Give the account one of the blocks that are its own by configuration, else, where there are such, a loose one."""
+    account = state.accounts[holder]
+    pool = state.pools[whole(account["pool"])]
+    external, _ = fixed_place(state, holder)
+    mine = external >= 0 and _may_pair(state, account, external)
+    k = _take_own(state, holder, 0, whole(pool["fixed_each"]), space, now)
+    if k >= 0:
+        return 0, k
+    k = _loose_vacancy(account, pool)
+    if k < 0:
+        return PORTS_EXHAUSTED, 0
+    found = _take_beside(state, holder, k, external if mine else -1, realm, space, now)
+    return 0 if found else POOL_EXHAUSTED, k
+
+
+@hot
+def _take_own(state: State, holder: int, begin: int, end: int, space: int, now: int) -> int:
+    """Give the account the first of its own blocks `begin` to `end - 1` that it has not yet and that has a free port; else -1.
+
+    None where its address is not his to have now. Found in vain, all of them are left alone for a second (see `_is_full`).
+    """
+    account = state.accounts[holder]
+    pool = state.pools[whole(account["pool"])]
+    search = _search(space, whole(state.shards[whole(pool["shard"])]["side"]))
+    if whole(account["barren"]) >> search & 1 and whole(account["full_at"]) == (now // 1000 & 0xFFFFFFFF):
+        return -1
+    external, first = fixed_place(state, holder)
+    if external < 0 or not _may_pair(state, account, external):
+        return -1
+    if account["external"] != external + 1 and holds_a_block(account):
+        return -1
+    for k in range(begin, end):
+        if account["blocks"][k] == 0 and _is_free_block(state, external, first + k, pool, space, now):
+            _hand_out(state, holder, k, external, first + k, now)
+            return k
+    if end - begin == pool["fixed_each"]:
+        account["barren"] = whole(account["barren"]) | 1 << search
+    return -1
+
+
+@hot
+def _begin_at(state: State, holder: int, number: int, space: int, now: int) -> int:
+    """`_favourite`, taken if the account does not have it yet."""
+    account = state.accounts[holder]
+    pool = state.pools[whole(account["pool"])]
+    k = _favourite(pool, number)
+    if pool["ratio"] != 0 and account["blocks"][k] == 0:
+        _take_own(state, holder, k, k + 1, space, now)
+    return k
+
+
+@hot
+def _favourite(pool: Row, number: int) -> int:
+    """Which of an account's blocks a port is looked for in first: the first; where several are its own any, as `number` says.
+
+    Else the ports of who has many of his own could be guessed as well as those of who has one block.
+    """
+    return 0 if pool["ratio"] == 0 else (number >> 16) % whole(pool["fixed_each"])
+
+
+@hot
+def _take_beside(state: State, holder: int, k: int, own: int, realm: int, space: int, now: int) -> bool:
+    """`_take_loose_block` of the address that the account has blocks on, else of its own one; without (-1) of any (REQ-2)."""
+    account = state.accounts[holder]
+    pool = state.pools[whole(account["pool"])]
+    first, count = whole(pool["first_external"]), whole(pool["externals"])
+    if holds_a_block(account):
+        return _take_loose_block(state, holder, k, whole(account["external"]) - 1 - first, 1, realm, space, now)
+    if own >= 0:
+        return _take_loose_block(state, holder, k, own - first, 1, realm, space, now)
+    search = _search(space, whole(state.shards[whole(pool["shard"])]["side"]))
+    if _is_dry(pool, search, now):
+        return False
+    start = derive(state.settings, _FOR_ADDRESS, whole(account["base"]), realm, 0, 0, count)
+    found = _take_loose_block(state, holder, k, start, count, realm, space, now)
+    if not found:
+        _remember_dry(pool, search, now)
+    return found
+
+
+@hot
+def _loose_vacancy(account: Row, pool: Row) -> int:
+    """Which of its blocks a loose one would be; -1: it may have no more."""
+    if pool["loose_block"] >= pool["end_block"]:
+        return -1
+    for k in range(whole(pool["fixed_each"]), min(whole(pool["blocks_each"]), BLOCKS_AT_MOST)):
+        if account["blocks"][k] == 0:
+            return k
+    return -1
+
+
+@hot
+def fixed_place(state: State, holder: int) -> tuple[int, int]:
+    """(external ordinal, first block) of what a subscriber has for ever: the n-th of the pool's subscribers the n-th place.
+
+    Sequential, as RFC 7422 section 2 has it first; `krononat.deterministic` says the same of a configuration. Ordinal -1: none.
+    """
+    pool = state.pools[whole(state.accounts[holder]["pool"])]
+    found, ordinal = 0, -1
+    for p in range(whole(state.settings[0]["prefixes"])):
+        first = whole(state.prefixes[p]["first_account"])
+        if found < first <= holder:
+            found, ordinal = first, whole(state.prefixes[p]["ordinal"]) + holder - first
+    nth, place = ordinal // whole(pool["ratio"]), ordinal % whole(pool["ratio"])
+    if ordinal < 0 or nth >= whole(pool["externals"]):
+        return -1, 0
+    external = whole(state.externals[whole(pool["first_external"]) + nth]["nth"])
+    return external, whole(pool["first_block"]) + place * whole(pool["fixed_each"])
+
+
+@hot
+def _is_free_block(state: State, external: int, block: int, pool: Row, space: int, now: int) -> bool:
+    """Whether a block is given to nobody, and has a free port of our side; its owner's static mappings do not count."""
+    size = whole(pool["block_size"])
+    if state.chunks[external, block * (size // CHUNK_PORTS)]["account"] != 0:
+        return False
+    base, length = _span(state, external, block, size, whole(state.shards[whole(pool["shard"])]["side"]))
+    return _free_port(state, external, space, base, length, 0, now) >= 0
 
 
 @hot
@@ -299,7 +453,7 @@ def holds_a_block(account: Row) -> bool:
 @hot
 def _free_block(state: State, external: int, pool: Row, start: int, space: int, now: int) -> int:
     """First free block of our replica side, not held down wholly, of an address from the `start`-th on, round; else -1."""
-    first, blocks = whole(pool["first_block"]), whole(pool["end_block"]) - whole(pool["first_block"])
+    first, blocks = whole(pool["loose_block"]), whole(pool["end_block"]) - whole(pool["loose_block"])
     size = whole(pool["block_size"])
     chunks_each = size // CHUNK_PORTS
     side = whole(state.shards[whole(pool["shard"])]["side"])
@@ -394,6 +548,7 @@ def vacate(state: State, external: int, port: int) -> int:
     holder = max(whole(chunk["account"]) - 1, 0)
     if holder:
         state.accounts[holder]["full"] = 0
+        state.accounts[holder]["barren"] = 0
     if chunk["used"] != 0:
         return 0
     pool = state.pools[whole(state.externals[external]["pool"])]

@@ -4,7 +4,8 @@
     1 1 1 1 1 1 1 0      block 7: of side 1
 
 Most of a block is of the side that hands the block out, its end is the other side's: so whoever has the authority can give
-every subscriber ports, whichever block he has, and two that cannot hear each other never give the same. Needs no compiler.
+every subscriber ports, whichever block he has, and two that cannot hear each other never give the same. Blocks that are
+somebody's own by configuration (RFC 7422) are all like 0 to 6: nobody shall have less than his neighbour. Needs no compiler.
 """
 
 from __future__ import annotations
@@ -23,4 +24,6 @@ def lay(state: State, number: int) -> None:
     block, chunk = np.divmod(np.arange(65536 // CHUNK_PORTS), each)
     at_end = (each > 1) & (chunk >= each - max(each // OTHER_EACH, 1))
     first = int(pool["first_external"])
-    state.chunks["side"][first : first + int(pool["externals"])] = (block % OTHER_EACH == OTHER_EACH - 1) ^ at_end
+    loose = (block < int(pool["first_block"])) | (block >= int(pool["loose_block"]))
+    other = (block % OTHER_EACH == OTHER_EACH - 1) & loose
+    state.chunks["side"][first : first + int(pool["externals"])] = other ^ at_end

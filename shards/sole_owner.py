@@ -12,7 +12,7 @@ from shards import cuckoo, ports, sessions
 from shards.burst import Burst
 from shards.generic import is_generic
 from shards.jit import hot, whole
-from shards.state import State
+from shards.state import Row, State
 from shards.timers import remaining
 from shards.verdict import HAIRPIN_REFUSED, PROTOCOL_IN_USE, UNDECIDED
 
@@ -30,9 +30,15 @@ def foresee(state: State, burst: Burst, i: int, subscriber: int, half: int, now:
         return refuse(state, burst, i, half, whole(state.mappings[half]["external_address"]), now)
     account = state.accounts[subscriber]
     external = whole(account["external"]) - 1
-    if external < 0 or (not ports.holds_a_block(account) and state.externals[external]["blocks_free"] == 0):
+    if external < 0 or (not ports.holds_a_block(account) and _may_move(state, account, external)):
         return UNDECIDED  # any address may become his
     return refuse(state, burst, i, 0, whole(state.externals[external]["address"]), now)
+
+
+@hot
+def _may_move(state: State, account: Row, external: int) -> bool:
+    """Whether who has no block may get one elsewhere than on the address that he had last."""
+    return bool(state.externals[external]["blocks_free"] == 0 or state.pools[whole(account["pool"])]["ratio"] != 0)
 
 
 @hot

@@ -188,7 +188,8 @@ PREFIX = np.dtype(
         ("pool", "u2"),
         ("shard", "u2"),
         ("shift", "u1"),
-        ("spare", "u1", (7,)),
+        ("spare", "u1", (3,)),
+        ("ordinal", "u4"),  # of its first subscriber among those of its pool
     ]
 )
 assert PREFIX.itemsize == 32
@@ -209,9 +210,13 @@ POOL = np.dtype(
         ("filtering", "u1"),  # of each port space, see FILTERING_BITS
         ("dry", "u1"),  # no block was found free in the second `dry_at` (its low half): a bit per side and port space
         ("dry_at", "u2"),
+        ("ratio", "u4"),  # subscribers of an address who have blocks of their own there (RFC 7422); 0: nobody has
+        ("loose_block", "u4"),  # first block that is nobody's own; those from `first_block` on are, `fixed_each` a subscriber
+        ("fixed_each", "u2"),
+        ("spare", "u1", (22,)),
     ]
 )
-assert POOL.itemsize == 32
+assert POOL.itemsize == 64
 
 
 def pack_filtering(icmp: int, tcp: int, udp: int) -> int:
@@ -231,6 +236,7 @@ EXTERNAL_ADDRESS = np.dtype(
         ("blocks_free", "u2"),
         ("closed", "u1"),  # OPEN, or nobody is paired with it anew; written by the supervisor
         ("spare", "u1", (3,)),
+        ("nth", "u4"),  # ordinal of the address that is as far from the pool's first, those not counted that are excluded
     ]
 )
 OPEN, DRAINED, EXCLUDED = 0, 1, 2  # the last two differ for people only
@@ -367,7 +373,7 @@ SETTINGS = np.dtype(
         ("clear", "u1"),  # by so many points something must have sunk for its alarm to sink
         ("room", "u4"),  # sessions that the memory is meant for, 0 not known
         ("quiet", "u1"),  # bit OUTBOUND, bit INBOUND: directions of packets that no ICMP error of ours answers
-        ("spare", "u1", (1,)),
+        ("log_fixed", "u1"),  # 1: blocks and mappings that the configuration tells are written, too (RFC 7422)
         ("bypasses", "u2"),
         ("rules_at", "u2"),  # first row of those in force: each table has two halves, the other is written meanwhile (`reload`)
         ("rules6_at", "u2"),

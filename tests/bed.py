@@ -79,6 +79,8 @@ class Pool:
     filtering: str = FILTERINGS[0]
     shard: int = 0
     own: tuple[str, str] = ("", "")  # filtering of TCP and of UDP, where it is another
+    ratio: int = 0  # subscribers of an address who have blocks of their own there (RFC 7422)
+    fixed: int = 0  # blocks that each of them has
 
     def filtering_of(self, protocol: int) -> str:
         """Who may write to a mapping of this protocol."""
@@ -176,11 +178,13 @@ class Bed(BedRules):
     def _say_pool(self, words: list[str]) -> None:
         told = pairs(words[1:])
         low, _, high = told.get("ports", "1024-65535").partition("-")
+        fixed = int(told.get("fixed", 1 if "ratio" in told else 0))
         self.pools.append(
             Pool(
-                IPv4Network(words[0]), told.get("name", "main"), int(told.get("block", 512)), int(told.get("blocks", 8)),
+                IPv4Network(words[0]), told.get("name", "main"), int(told.get("block", 512)),
+                int(told.get("blocks", fixed or 8)),
                 (int(low), int(high)), told.get("filtering", FILTERINGS[0]), int(told.get("shard", 0)),
-                (told.get("tcp", ""), told.get("udp", "")),
+                (told.get("tcp", ""), told.get("udp", "")), int(told.get("ratio", 0)), fixed,
             )
         )  # fmt: skip
 
@@ -477,6 +481,9 @@ def _fill_pools(state: State, bed: Bed) -> None:
         row["first_external"], row["externals"], row["block_size"] = first, hosts, pool.block
         row["first_block"], row["end_block"] = block_range(pool)
         row["blocks_free"] = hosts * (int(row["end_block"]) - int(row["first_block"]))
+        row["ratio"], row["fixed_each"] = pool.ratio, pool.fixed
+        row["loose_block"] = first_loose(pool)
+        state.externals["nth"][first : first + hosts] = first + np.arange(hosts)
         row["shard"] = pool.shard
         row["blocks_each"], row["filtering"] = pool.blocks, _filtering(pool)
         state.externals["address"][first : first + hosts] = int(pool.network.network_address) + np.arange(hosts)
@@ -496,6 +503,18 @@ def block_range(pool: Pool) -> tuple[int, int]:
     return -(-low // pool.block), (high + 1) // pool.block
 
 
+def first_loose(pool: Pool) -> int:
+    """First block that is nobody's own; where nothing may be had beside one's own, there is none."""
+    first, end = block_range(pool)
+    return end if pool.ratio and pool.blocks == pool.fixed else first + pool.ratio * pool.fixed
+
+
+def ordinal_of(bed: Bed, prefix: Prefix) -> int:
+    """How many subscribers of its pool were given before those of a prefix."""
+    before = bed.subscribers[: bed.subscribers.index(prefix)]
+    return sum(2 ** (other.each - other.network.prefixlen) for other in before if other.pool == prefix.pool)
+
+
 def _fill_accounts(state: State, bed: Bed) -> None:
     pools = [pool.name for pool in bed.pools]
     accounts: dict[int, int] = {}  # of the first address of each subscriber prefix
@@ -510,7 +529,7 @@ def _fill_accounts(state: State, bed: Bed) -> None:
                 row["parent"] = _account_of(state, bed, prefix.of)
                 row["shard"] = next(p["shard"] for p in state.prefixes if prefix.of & int(p["mask"]) == int(p["network"]))
             else:
-                row["pool"] = pools.index(prefix.pool)
+                row["pool"], row["ordinal"] = pools.index(prefix.pool), ordinal_of(bed, prefix)
                 row["shard"] = bed.pools[pools.index(prefix.pool)].shard
             fill_limits(state.limits[limit], prefix.limits)
             state.accounts["limits"][first : first + units] = limit

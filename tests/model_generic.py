@@ -48,7 +48,7 @@ class Generic:
         subscriber = self.model.subscriber(packet.source)
         if mapping:
             self._refuse(packet, mapping, mapping.external[0])
-        elif subscriber.last and (subscriber.blocks or self.model.ports.has_room(subscriber.last)):
+        elif subscriber.last and (subscriber.blocks or self.model.ports.stays(subscriber.last)):
             self._refuse(packet, mapping, subscriber.last)
 
     def choose(self, packet: Packet, internal: Endpoint, choose: Choose) -> Endpoint:

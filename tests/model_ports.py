@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from tests.admission import is_generic
-from tests.bed import Pool, block_range
+from tests.bed import Pool, block_range, first_loose, longest, ordinal_of
 from tests.outcome import Illegal
 from tests.translation import Endpoint, Refused
 
@@ -37,6 +37,8 @@ class Ports:
     def choose(self, protocol: int, internal: Endpoint, choose: Choose) -> Endpoint:
         """The external endpoint that the other side chose, once it is proven legal."""
         subscriber, pool = self.model.subscriber(internal[0]), self.model.pool(internal[0])
+        if pool.ratio:
+            return self._choose_own(protocol, internal, choose)
         old = any(self._free_port(protocol, subscriber.external, block, pool.block) for block in subscriber.blocks)
         if not old and len(subscriber.blocks) >= pool.blocks:
             raise Refused("ports_exhausted")
@@ -56,6 +58,58 @@ class Ports:
         subscriber.blocks.add(block[1])
         return host, port
 
+    # --- RFC 7422 ---------------------------------------------------------------------------------------------------------
+
+    def own_blocks(self, host: int) -> tuple[int, list[int]]:
+        """(external address, blocks) that a subscriber has for ever: the n-th subscriber of a pool has the n-th place of it."""
+        pool, prefix = self.model.pool(host), longest(self.bed.subscribers, host)
+        assert prefix
+        nth = ordinal_of(self.bed, prefix) + (host - int(prefix.network.network_address) >> 32 - prefix.each)
+        first = block_range(pool)[0] + nth % pool.ratio * pool.fixed
+        return int(pool.network.network_address) + nth // pool.ratio, list(range(first, first + pool.fixed))
+
+    def _choose_own(self, protocol: int, internal: Endpoint, choose: Choose) -> Endpoint:
+        """As `choose`, where every subscriber has blocks of his own."""
+        subscriber, pool = self.model.subscriber(internal[0]), self.model.pool(internal[0])
+        wanted = [(subscriber.external, block) for block in subscriber.blocks]
+        wanted = [(host, block) for host, block in wanted if self._free_port(protocol, host, block, pool.block)]
+        wanted = wanted + self._own_vacancies(protocol, internal[0]) or self._loose(protocol, internal[0])
+        host, port = choose(protocol, internal)
+        if (host, port // pool.block) not in wanted:
+            raise Illegal(f"{IPv4Address(host)}:{port} is in no block that this subscriber may use")
+        if not self._is_of_our_side(host, port) or not self._is_free(protocol, (host, port)):
+            raise Illegal(f"{IPv4Address(host)}:{port} is owned, held down or for the other replica to hand out")
+        subscriber.external = subscriber.last = host
+        subscriber.blocks.add(port // pool.block)
+        return host, port
+
+    def _own_vacancies(self, protocol: int, internal: int) -> list[tuple[int, int]]:
+        """Blocks of his own that a subscriber does not use yet, and could."""
+        subscriber, pool = self.model.subscriber(internal), self.model.pool(internal)
+        host, blocks = self.own_blocks(internal)
+        if (subscriber.blocks and subscriber.external != host) or (host in self.bed.drained and not subscriber.blocks):
+            return []
+        vacant = [block for block in blocks if block not in subscriber.blocks]
+        return [(host, block) for block in vacant if self._free_port(protocol, host, block, pool.block)]
+
+    def _loose(self, protocol: int, internal: int) -> list[tuple[int, int]]:
+        """Blocks that are nobody's own, of which he could have one; Refused if there is none."""
+        subscriber, pool = self.model.subscriber(internal), self.model.pool(internal)
+        home, _ = self.own_blocks(internal)
+        begin, end = first_loose(pool), block_range(pool)[1]
+        if begin == end or len([block for block in subscriber.blocks if block >= begin]) >= pool.blocks - pool.fixed:
+            raise Refused("ports_exhausted")
+        hosts = [int(host) for host in pool.network if int(host) not in self.bed.drained]
+        hosts = [subscriber.external] if subscriber.blocks else [home] if home in hosts else hosts
+        places = set(itertools.product(hosts, range(begin, end))) - self._taken(pool)
+        ours = [(host, block) for host, block in places if self._is_of_our_side(host, block * pool.block)]
+        free = [(host, block) for host, block in ours if self._free_port(protocol, host, block, pool.block)]
+        if not free:
+            raise Refused("pool_exhausted")
+        return free
+
+    # --- places -----------------------------------------------------------------------------------------------------------
+
     def _free_port(self, protocol: int, host: int, block: int, size: int) -> int:
         """The first free port of a block, or 0."""
         ports = [port for port in range(block * size, (block + 1) * size) if self._is_of_our_side(host, port)]
@@ -63,7 +117,12 @@ class Ports:
 
     def _is_of_our_side(self, host: int, port: int) -> bool:
         pool = self.model.pool_of[host]
-        return not self.bed.two_sides or side_of(pool, port) == self.bed.shard(pool.shard).side
+        return not self.bed.two_sides or self._side_of(pool, port) == self.bed.shard(pool.shard).side
+
+    def _side_of(self, pool: Pool, port: int) -> int:
+        """`side_of`; in blocks that are somebody's own all ends are the other side's."""
+        own = range(block_range(pool)[0], first_loose(pool))
+        return side_of(pool, port % pool.block if port // pool.block in own else port)
 
     def _is_free(self, protocol: int, external: Endpoint) -> bool:
         if is_generic(protocol):  # they share their places
@@ -88,9 +147,11 @@ class Ports:
             if (host, block) not in taken and ours and self._free_port(protocol, host, block, pool.block):
                 yield host, block
 
-    def has_room(self, host: int) -> bool:
-        """Whether a block of an address is nobody's."""
+    def stays(self, host: int) -> bool:
+        """Whether who has no block will have his next on the address that he had last, as it has one that is nobody's."""
         pool = self.model.pool_of[host]
+        if pool.ratio:
+            return False
         taken = self._taken(pool)
         return any((host, block) not in taken for block in range(*block_range(pool)))
 

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from bench import events, failover, migrate, overload, report, verify
+from bench import events, failover, migrate, overload, report, showing, verify
 from bench.cluster import flood
 from bench.cluster.moving import Moved
 from bench.cluster.stream import Became, Survival
@@ -104,6 +104,23 @@ def test_what_happens_follows_from_the_switches_there_are() -> None:
     with pytest.raises(Trouble, match="nothing is called flood") as told:
         events.run(True, lambda _: None, only=("tor", "flood"), tors=2)
     assert told.value.status == NOT_FOUND and "isolate" in told.value.remedy
+
+
+def test_a_move_that_fails_is_told_and_missed_and_not_the_end_of_the_bench() -> None:
+    said: list[str] = []
+
+    def refused() -> int:
+        raise Trouble("shard 0 was not moved to s2/1", "s2/1 did not say that it has it")
+
+    assert events._tried(lambda: 7, "migrate", said.append) == (7, False) and said == []
+    assert events._tried(refused, "migrate", said.append) == (None, True)
+    assert said == ["migrate has failed: shard 0 was not moved to s2/1: s2/1 did not say that it has it"]
+    fine = events.Noticed(0, 0, 1.0, Survival(9, 9), Survival(9, 9), 2.0, 0.5, 0, {})
+    moves = [each for each in events.all_of("bird", 1) if each.name == "migrate"]
+    for noticed, held in (([fine, fine], True), ([fine, fine._replace(failed=True)], False)):
+        results = events._figures(moves[0], noticed)
+        assert _value(results, "events/migrate/failed").ok is held and showing.held(results) is held
+        assert ("MISSED" in showing.rows(moves, results)[0][0]) is not held
 
 
 def test_a_flood_is_sound_datagrams_of_one_shards_subscribers() -> None:

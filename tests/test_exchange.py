@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from replication import exchange, keys, older, publisher, sender, verify
+from replication import keys, older, publisher, sender, verify
 from replication.frames import VERSION, Body, Frame
-from replication.protocol import ALIVE, CLOSED, SILENT, Heard, Peer
+from replication.protocol import ALIVE, CLOSED, SILENT, Heard, Peer, Settings
 from replication.tables import Part
 from shards.records import CONTINUED, SESSION_RECORD, TOMBSTONE
 from shards.state import MAPPING_0, MAPPING_1, SESSION6_0, SESSION_0, SESSION_1
@@ -84,8 +84,10 @@ def test_changes_flow_while_the_snapshot_is_walked() -> None:
         room.until(lambda: same(room, 3))
 
 
-def test_what_is_late_is_waited_for_longer_than_the_living_are_silent() -> None:
-    assert exchange.LATE_AT_MOST > sender.PING_EVERY
+@pytest.mark.parametrize("dead_after", [10, 150, 400, 5000])
+def test_what_is_late_is_waited_for_longer_than_the_living_are_silent(dead_after: int) -> None:
+    settings = Settings(dead_after)
+    assert 4 * settings.ping < dead_after and settings.ping < settings.late < dead_after
 
 
 def test_evidence() -> None:

@@ -57,6 +57,26 @@ def test_nobody_inside_is_believed_about_a_default_route(wanted: Wanted) -> None
         assert everywhere == (neighbour.kind == "internet")
 
 
+def test_who_knows_no_core_tells_routers_inside_no_default_route() -> None:
+    for wanted in (*ALL, ONE._replace(six=True)):
+        told, one = _inside(wanted)
+        text = bird.render(told, one)
+        assert "route 0.0.0.0/0 recursive 10.255.0.0;  # announced inside" in text and "route 0.0.0.0/0 unreachable" not in text
+        assert ("route ::/0 recursive 2001:db8:ffff::;" in text) is wanted.six
+        to_access = text[text.index("filter to_access_inside4") :]
+        assert "dest != RTD_UNICAST then reject" in to_access[: to_access.index("}\n")]
+
+
+def test_the_map_of_a_laboratory_may_be_in_a_store() -> None:
+    wanted = ONE._replace(etcd=True)
+    for text in fabric.topology(wanted, Path("/nowhere")).appliances.values():
+        told = config.read(text).cluster
+        assert told and told.store == ["http://192.168.77.254:2379"] and told.map == "/nowhere/map.toml"
+    assert fabric.topology(wanted, Path("/nowhere")).bridges == {"fabric": "192.168.77.254/24"}
+    with pytest.raises(ValueError, match="no etcd"):
+        cluster.check(wanted._replace(clustered=False))
+
+
 def test_communities_rank_as_meds_do_and_who_goes_is_last() -> None:
     found = communities(fabric.value(ONE))
     assert [each.preference for each in found] == sorted((each.preference for each in found), reverse=True)
@@ -173,7 +193,7 @@ def _configs(wanted: Wanted) -> list[str]:
     return [fabric.config(wanted, core, Path("/nowhere")) for core in sorted(cluster.cores(wanted))]
 
 
-@pytest.mark.parametrize("wanted", [ONE, TWO, ONE._replace(preference="longest-prefix")])
+@pytest.mark.parametrize("wanted", [ONE, TWO, ONE._replace(preference="longest-prefix"), ONE._replace(six=True)])
 def test_what_is_shown_for_cores_is_what_the_laboratory_has(wanted: Wanted) -> None:
     shown, built = fabrics.of([config.read(text) for text in _configs(wanted)]), fabric.value(wanted)
     assert shown.shards == built.shards

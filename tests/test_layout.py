@@ -151,6 +151,62 @@ def test_one_server_is_no_cluster() -> None:
         layout.leave({0: Home("s1/0", None)}, ["s1/0"], "s1", ones(1))
 
 
+# --- rooms ------------------------------------------------------------------------------------------------------------------
+
+SIX = [f"s{server}/{core}" for server in range(1, 7) for core in range(2)]
+ROOMS = {core: "A" if core < "s4" else "B" for core in SIX}  # three servers each
+
+
+def test_both_copies_are_in_one_room_and_reserves_in_another() -> None:
+    loads = ones(24)
+    homes = layout.lay(loads, SIX, loads, ROOMS)
+    check(homes, SIX)
+    assert all(ROOMS[home.primary] == ROOMS[str(home.backup)] for home in homes.values())
+    assert any(ROOMS[home.primary] != ROOMS[str(home.backup)] for home in layout.lay(loads, SIX, loads).values())
+    found = layout.reserves(homes, SIX, loads, ROOMS)
+    assert found.keys() == homes.keys() and all(ROOMS[found[shard]] != ROOMS[homes[shard].primary] for shard in homes)
+    assert set(Counter(found.values()).values()) == {2}  # shared out evenly
+    assert layout.reserves(homes, SIX, loads, {}) == {}
+    with pytest.raises(Impossible, match="no core outside of s3"):  # both copies would be on the room's one server
+        layout.lay(loads, SIX[:6], loads, dict.fromkeys(SIX[:4], "A") | dict.fromkeys(SIX[4:6], "B"))
+
+
+def test_a_room_is_evened_out_by_itself_and_one_that_is_only_a_reserve_gets_nothing() -> None:
+    loads = ones(8)
+    crowded = {shard: Home("s1/0", "s2/0") for shard in range(8)}
+    steps = layout.even(crowded, SIX, loads, rooms=ROOMS)
+    then = walk(crowded, steps)
+    assert steps and {ROOMS[step.target] for step in steps} == {"A"}
+    assert {ROOMS[core] for core in (step.target for step in layout.even(crowded, SIX, loads))} == {"A", "B"}
+    assert layout.even(then, SIX, loads, rooms=ROOMS) == layout.even(then, SIX[:6], loads)
+    torn = {0: Home("s1/0", "s4/0"), 1: Home("s4/1", "s5/0")}
+    (step,) = layout.even(torn, SIX, ones(2), tolerance=10.0, rooms=ROOMS)
+    assert (step.shard, step.kind, ROOMS[step.target]) == (0, "copy", "A") and "in another room" in step.why
+
+
+def test_who_leaves_is_followed_in_his_own_room_while_there_is_somebody() -> None:
+    loads = ones(24)
+    homes, cores = layout.lay(loads, SIX, loads, ROOMS), SIX
+    for server, bare in (("s3", False), ("s2", True)):
+        homes = walk_alone(homes, layout.leave(homes, cores, server, loads, ROOMS))
+        cores = [core for core in cores if server_of(core) != server]
+        of_a = [home for home in homes.values() if ROOMS[home.primary] == "A"]
+        assert len(of_a) == 12 and all(home.primary in cores for home in of_a)
+        left = {home.backup for home in of_a} & set(cores)
+        assert not left if bare else all(home.backup in cores and ROOMS[str(home.backup)] == "A" for home in of_a)
+    last = layout.leave(homes, cores, "s1", loads, ROOMS)  # nobody of the room is left: its shards are another room's
+    then = walk_alone(homes, last)
+    assert {ROOMS[home.primary] for home in then.values()} == {"B"}
+
+
+def walk_alone(homes: dict[int, Home], steps: list[Step]) -> dict[int, Home]:
+    """As `walk`, where nobody may be left to keep a copy."""
+    for step in steps:
+        assert step.source == homes[step.shard].primary
+        homes = layout.following(homes, [step])
+    return homes
+
+
 # --- the size that is meant: what was simulated before, or better -----------------------------------------------------------
 
 

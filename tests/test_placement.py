@@ -71,6 +71,16 @@ def test_a_shard_without_a_backup_goes_to_the_idlest_core() -> None:
         drain([places[3]], ["s1/0", "s1/1"], "s1", ONES)
 
 
+def test_a_shard_without_a_backup_stays_in_its_room_if_it_can() -> None:
+    place, rooms = Place(3, "s1/0", None), {"s1/0": "A", "s2/0": "A", "s3/0": "B"}
+    busy = [Place(0, "s2/0", None), place]
+    (move,) = drain(busy, ["s1/0", "s2/0", "s3/0"], "s1", ONES, rooms)
+    assert move.target == "s2/0" and "another room" not in move.why
+    assert drain(busy, ["s1/0", "s2/0", "s3/0"], "s1", ONES)[0].target == "s3/0"
+    (move,) = drain([place], ["s1/0", "s3/0"], "s1", ONES, rooms)
+    assert move.target == "s3/0" and "in another room as there is none in its own" in move.why
+
+
 def test_undrain_brings_home_what_is_at_home_there() -> None:
     moves = drain(HALF, CORES, "s1", ONES)
     meant = {place.shard: place.active for place in HALF}

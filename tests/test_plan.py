@@ -50,6 +50,17 @@ def test_what_is_announced(run: Run) -> None:
     assert (split["a_switch"], split["a_switch_best"]) == (3072, 2048)  # the primary tells its halves
 
 
+def test_rooms_keep_both_copies_and_another_one_can_serve_what_is_lost(run: Run) -> None:
+    told = report(run, "--rooms", "2")
+    assert told["placement"]["shards_a_core"] == [3, 4] and told["placement"]["after_a_death"]["worst_core"] <= 5
+    assert told["a_room_lost"] == {"worst_core": 7, "worst_core_by_mean_of_those_left": 1.094}  # twice the mean: 6.4
+    least, most = told["one_server_more"]["shards_a_server"]
+    assert 100 <= least <= 103 and most == 128  # the last room's servers give, no other one's
+    assert told["one_server_less"]["shards_a_server"] == [128, 171] and "a_room_lost" not in report(run)
+    status, _, err = run("plan", "--shards", "12", "--servers", "3", "--cores", "2", "--rooms", "2")
+    assert status == 2 and "3 servers are too few for 2 rooms" in err
+
+
 def test_it_is_a_table_too(run: Run) -> None:
     status, out, _ = run("plan", "--shards", "12", "--servers", "2", "--cores", "2", "--switches", "1", "--domains", "1")
     assert status == 0 and "placement.shards a core" in out and "one server less" not in out

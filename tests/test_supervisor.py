@@ -410,8 +410,68 @@ def test_sigterm_takes_everything_back(place: Place) -> None:
     assert not Path(place.socket).exists()
 
 
-def test_the_death_of_the_supervisor_ends_worker_and_program(place: Place) -> None:
+def kill_supervisor(place: Place, process: subprocess.Popen[str]) -> int:
+    """Only that; its worker's number."""
+    told = place.status()
+    os.kill(told["pid"], signal.SIGKILL)
+    process.wait(10)
+    return int(told["worker"]["pid"])
+
+
+def test_a_killed_supervisor_is_followed_by_another_and_no_packet_notices(place: Place) -> None:
+    before = place.settings()
+    with place.appliance() as process:
+        place.until_spare()
+        outside = place.inside.start("ping", "-c", "1200", "-i", "0.01", "-q", "192.0.2.1", stdout=subprocess.PIPE)
+        time.sleep(0.5)
+        worker, spare = place.status()["worker"]["pid"], place.status()["spare"]["pid"]
+        assert kill_supervisor(place, process) == worker
+        until(lambda: not alive(spare), 5)
+        assert alive(worker) and not place.answers() and place.ping() == 3
+        with place.appliance() as heir:
+            told = place.status()
+            assert told["worker"]["pid"] == worker and told["sessions"] >= 1
+            assert f"worker {worker} has forwarded on without a supervisor, and is taken over" in place.log.read_text()
+            place.until_spare()  # and it is looked after as before: told things, asked, replaced when it dies
+            assert kill_supervisor(place, heir) == worker  # not only once
+            with place.appliance() as third:
+                assert place.status()["worker"]["pid"] == worker
+                assert " 0% packet loss" in outside.communicate(timeout=30)[0]
+                place.until_spare()
+                os.kill(worker, signal.SIGKILL)
+                until(lambda: place.replaced(worker), 5)
+                assert place.ping() == 3
+                third.terminate()
+                assert third.wait(20) == 0
+    assert place.settings() == before and "xdp" not in place.core.ip("link")
+    assert not list(place.config.parent.glob("*.heir")) and not place.record.exists()
+
+
+def test_an_orphan_of_another_configuration_is_ended_and_one_that_nobody_wants_ends_itself(place: Place) -> None:
+    before, right = place.settings(), place.config.read_text()
+    try:
+        with place.appliance() as process:
+            worker = kill_supervisor(place, process)
+            assert alive(worker)
+            place.config.write_text(right.replace("sessions = 10000", "sessions = 20000"))
+            with place.appliance() as other:
+                assert not alive(worker) and place.ping() == 3
+                assert "is ended: it goes by another configuration" in place.log.read_text()
+                other.terminate()
+                assert other.wait(20) == 0
+        assert place.settings() == before
+        place.config.write_text(right.replace('name = "krnsv"', 'name = "krnsv"\norphan-s = 2'))
+        with place.appliance() as process:
+            worker, began = kill_supervisor(place, process), time.monotonic()
+            until(lambda: not alive(worker), 10)
+            assert 1.5 < time.monotonic() - began < 6
+    finally:
+        place.config.write_text(right)
+
+
+def test_the_death_of_the_supervisor_ends_worker_and_program_where_that_is_wanted(place: Place) -> None:
     before, pages = place.settings(), SHMEM.read_text()
+    place.config.write_text(place.config.read_text().replace('name = "krnsv"', 'name = "krnsv"\norphan-s = 0'))
     with place.appliance() as process:
         worker = place.status()["worker"]["pid"]
         supervisor = place.status()["pid"]

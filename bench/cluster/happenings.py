@@ -15,11 +15,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bench import veths
-from bench.cluster.scene import OUR_CPU, Scene
+from bench.cluster.scene import OUR_CPU, Scene, until
 from krononat import client
 from krononat.cli import moves
 from krononat.client import Trouble
-from krononat.lab import chaos, cluster, fabric, legs
+from krononat.lab import chaos, cluster, fabric, legs, stores
 from krononat.lab.laboratory import KRONONAT
 from routing.fabric import INSIDE, OUTSIDE
 from routing.speaker import ask as speaker
@@ -28,9 +28,9 @@ OUTAGE_MS = 20.0  # of a hard failure that is told, by closed connections or a l
 SILENT_MS = {"bird": 200.0, "frr": 300.0}  # of one that only BFD notices, at 50 ms x 3
 ROUTING_MS = 50.0  # of one shard's move
 RESTART_MS = {"bird": 1000.0, "frr": None}  # of the only switch's daemon
-_MOVE_S = 60.0
+_MOVE_S, _STORE_S = 60.0, 20.0
 _A = legs.LETTERS[0]
-_FROZEN_S, _CUT_S = 2.0, 4.0
+_FROZEN_S, _CUT_S, _GONE_S = 2.0, 4.0, 3.0
 CORE, SERVER, ALL = "core", "server", "all"  # whose shards are hit: the core's, those of all its server's cores, everybody's
 
 
@@ -191,13 +191,45 @@ def harmless(tor: str) -> tuple[Happening, ...]:
         RESTART_MS[tor],
         ALL,
     )
+    supervisor = Happening(
+        "supervisor", "kill -9 of a core's supervisor, and another one some seconds later", _owner,
+        _fails("supervisor", _core), _heals("supervisor", _core, _GONE_S), 0.0,
+    )  # fmt: skip
     return (
+        supervisor,
         _harmless("exabgp", "kill -9 of a server's ExaBGP", "bgp"),
         _harmless("helper", "kill -9 of the helper between ExaBGP and the cores", "helper"),
         _harmless("speaker", "kill -9 of a server's speaker", "speaker"),
         cut,
         restart,
     )
+
+
+def stored() -> tuple[Happening, ...]:
+    """What befalls the store of the map, where that is etcd."""
+    return (Happening("etcd", "the store of the map is killed, and started again", _owner, _lose_store, _find_store, 0.0),)
+
+
+def _lose_store(here: Scene, core: str) -> int:
+    """Every core says so, and goes on by the map that it has; what would change that is refused."""
+    began = chaos.fail(here.lab, "etcd", stores.LABEL)
+    until(lambda: not any(_reachable(here)), "nobody says that the store of the map is gone", _STORE_S, 0.1)
+    try:
+        operate(here, "shard", "rebalance", "--yes")
+    except Trouble as refused:
+        if "the map cannot be changed now" not in refused.why:
+            raise
+    return began
+
+
+def _find_store(here: Scene, core: str) -> None:
+    chaos.heal(here.lab, "etcd", stores.LABEL)
+    until(lambda: all(_reachable(here)), "the store of the map is back, and not everybody has seen it", _STORE_S, 0.1)
+
+
+def _reachable(here: Scene) -> list[bool]:
+    """What each core says of the store."""
+    return [bool(client.ask(here.path(core), {"do": "map"})["map"]["reachable"]) for core in cluster.cores(here.wanted)]
 
 
 # --- two switches -----------------------------------------------------------------------------------------------------------

@@ -80,6 +80,14 @@ def asked(socket: str | None) -> list[dict[str, Any]]:
     return answers
 
 
+def rooms(socket: str | None) -> dict[str, str]:
+    """Room of each core by the map that is gone by; empty where none is named."""
+    from krononat import cluster as clusters
+
+    found = clusters.read(max(asked(socket), key=lambda each: each["map"]["version"])["text"]).rooms()
+    return found if any(found.values()) else {}
+
+
 @contextmanager
 def right_to_move(socket: str | None, what: str) -> Iterator[tuple[Stored, Lock]]:
     """Have it while shards are moved, or the map is changed. Trouble where another one has it."""

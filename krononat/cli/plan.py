@@ -21,15 +21,23 @@ from routing.announcements import Preference
 @click.option(
     "--preference", type=click.Choice(get_args(Preference)), default="med", show_default=True, help="`bgp.preference`."
 )
+@click.option(
+    "--rooms", type=click.IntRange(1, 16), default=1, show_default=True, help="Both copies of a shard are in one, reserves not."
+)
 @output_option()
-def plan(shards: int, servers: int, cores: int, switches: int, domains: int, preference: Preference, form: str) -> None:
+def plan(
+    shards: int, servers: int, cores: int, switches: int, domains: int, preference: Preference, rooms: int, form: str
+) -> None:
     """Where shards would be, what moves when a server comes or goes, what the worst core has when one dies, what is announced.
 
     Computed, not measured: shards count the same. Nothing here needs a cluster, or makes one.
     """
     if servers * cores > CORES_AT_MOST:
         raise click.BadParameter(f"{servers} servers of {cores} cores are more than {CORES_AT_MOST}", param_hint="--cores")
-    found = planning.report(Size(shards, servers, cores, switches, domains, preference))
+    if servers < 2 * rooms:
+        told = f"{servers} servers are too few for {rooms} rooms: both copies of a shard are in one, on two servers"
+        raise click.BadParameter(told, param_hint="--rooms")
+    found = planning.report(Size(shards, servers, cores, switches, domains, preference, rooms))
     print_json(found) if form == "json" else print_facts(_flat(found))
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import tomllib
+from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from krononat import client
+from krononat import client, deterministic
+from krononat import config as configuration
 from krononat.cli.groups import Group
 from krononat.cli.output import open_memory, output_option, print_facts, print_json, print_rows, socket_option
+from krononat.values import Endpoint, read_address
 
 if TYPE_CHECKING:
+    from krononat.deterministic import Owner, Portion
     from shards.state import State
 
 COLUMNS = (
@@ -29,9 +34,42 @@ COLUMNS = (
 )
 
 
+config_option = click.option(
+    "-c", "--config", "path", type=click.Path(path_type=Path), required=True, help="The file that is, or was, in force."
+)
+
+
+class Internal(click.ParamType[IPv4Address]):
+    """An internal address."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> IPv4Address:
+        """The address; usage errors end with exit status 2."""
+        try:
+            return read_address(value)
+        except ValueError as wrong:
+            self.fail(f"{value!r} {wrong}", param, ctx)
+
+
+class External(click.ParamType[Endpoint]):
+    """An external endpoint."""
+
+    name = "address:port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Endpoint:
+        """Address and port; usage errors end with exit status 2."""
+        if isinstance(value, Endpoint):
+            return value
+        host, _, port = str(value).rpartition(":")
+        if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+            self.fail(f"{value!r} is not ADDRESS:PORT, 203.0.113.7:4711 say", param, ctx)
+        return Endpoint(Internal().convert(host, param, ctx), int(port))
+
+
 @click.group(cls=Group)
 def pool() -> None:
-    """Show the use of external addresses and ports."""
+    """Show the use of external addresses and ports, and whose they are."""
 
 
 @pool.command("list", epilog="Example: krononat pool list")
@@ -90,6 +128,52 @@ def drain(addresses: tuple[str, ...], form: str, socket: str | None) -> None:
 def undrain(addresses: tuple[str, ...], form: str, socket: str | None) -> None:
     """Hand out ADDRESSES again."""
     _close(addresses, True, form, socket)
+
+
+@pool.command(epilog="Example: krononat pool forward 100.64.3.9 -c nat1.toml")
+@click.argument("subscriber", type=Internal())
+@config_option
+@output_option()
+def forward(subscriber: IPv4Address, path: Path, form: str) -> None:
+    """Which external ports SUBSCRIBER, an internal address, has by a configuration file (RFC 7422); no appliance is asked."""
+    read = configuration.load(path)
+    portion = deterministic.forward(read, subscriber)
+    if portion is None:
+        groups = [group for group in read.subscribers if subscriber in group.prefix]
+        why = f"pool {groups[0].pool!r} is dynamic: `krononat events` knows" if groups else "he is in no subscriber prefix"
+        raise client.Trouble(f"{subscriber} has no ports by {path}", why, "krononat config show FILE", client.NOT_FOUND)
+    _tell({"subscriber": str(subscriber), **_said(portion)}, form)
+
+
+@pool.command(epilog="Example: krononat pool reverse 203.0.113.7:4711 -c nat1.toml -o json")
+@click.argument("endpoint", type=External(), metavar="ADDRESS:PORT")
+@click.option("-p", "--protocol", type=click.Choice(("tcp", "udp")), help="For static mappings; default: of either.")
+@config_option
+@output_option()
+def reverse(endpoint: Endpoint, protocol: str | None, path: Path, form: str) -> None:
+    """Whose the external ADDRESS:PORT is, or was when the file was in force (RFC 7422); no appliance is asked.
+
+    `kind` says why: deterministic, static (a mapping of the file), dynamic (only the log of blocks knows whose it was at a
+    time), or unused: it is nobody's. Exit status 1 where no subscriber can be named.
+    """
+    owner = deterministic.reverse(configuration.load(path), endpoint.address, endpoint.port, protocol or "")
+    if owner is None:
+        raise client.Trouble(f"{endpoint.address} is in no pool", f"of {path}", "krononat config show FILE", client.NOT_FOUND)
+    _tell({"external": str(endpoint), **_said(owner)}, form)
+    if owner.subscriber is None:
+        raise SystemExit(1)
+
+
+def _said(told: Portion | Owner) -> dict[str, Any]:
+    """As JSON has it: addresses are text."""
+    return {key: value if isinstance(value, int | None) else str(value) for key, value in told._asdict().items()}
+
+
+def _tell(told: dict[str, Any], form: str) -> None:
+    if form == "json":
+        print_json(told)
+    else:
+        print_facts({key: value if isinstance(value, str) else str(value or "nobody") for key, value in told.items()})
 
 
 def _close(addresses: tuple[str, ...], undo: bool, form: str, socket: str | None) -> None:

@@ -82,9 +82,9 @@ def drain(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, sock
 
     A shard goes to its backup, which has all of it already; where it has none, to the core with the fewest sessions.
     """
-    view = look(socket)
+    view, rooms = look(socket), mapping.rooms(socket)
     _cores(view, name)
-    found = steps_of(_planned(lambda: placement.drain(view.places(), view.alive(), name, view.loads())))
+    found = steps_of(_planned(lambda: placement.drain(view.places(), view.alive(), name, view.loads(), rooms)))
     _carry_out(view, found, yes, dry_run, timeout_s, form, socket, "server drain", lambda: _mark(view, name, True))
     if not dry_run:
         _conclude(look(socket), name)
@@ -168,12 +168,14 @@ def join(
 ) -> None:
     """Give a new server its share: shards move there one at a time, no packet is lost, no connection breaks.
 
-    Its cores must be in the map, or in the one that --map names, without a shard; they are waited for.
+    Its cores must be in the map, or in the one that --map names, without a shard; they are waited for. Where rooms are named it
+    gets a share of its own room's shards only.
     """
     if file and not dry_run:
         _apply(file, yes, socket)
     view = _awaited(name, file, dry_run, timeout_s, socket)
-    found = layout.even(view.homes(), _joined(view, name, file), measured(view, over_s, "both"), slack=0.5)
+    loads, rooms = measured(view, over_s, "both"), _rooms(file, socket)
+    found = layout.even(view.homes(), _joined(view, name, file), loads, slack=0.5, rooms=rooms)
     if settled(found, yes, dry_run, form):
         mapping.move_and_record(socket, view, found, timeout_s, form, "server join")
 
@@ -204,6 +206,14 @@ def _awaited(name: str, file: Path | None, dry_run: bool, timeout_s: float, sock
         time.sleep(EVERY_S)
 
 
+def _rooms(file: Path | None, socket: str | None) -> dict[str, str]:
+    """Of those too that are about to come."""
+    from krononat import cluster as clusters
+
+    found = {**mapping.rooms(socket), **(clusters.load(file).rooms() if file else {})}
+    return found if any(found.values()) else {}
+
+
 def _joined(view: View, name: str, file: Path | None) -> list[str]:
     """Cores that may have something, those among them that are about to come."""
     from krononat import cluster as clusters
@@ -228,7 +238,7 @@ def leave(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, sock
     view = look(socket)
     rows = _cores(view, name)
     alive = any(row["evidence"] == "alive" for row in rows)
-    found = _planned(lambda: layout.leave(view.homes(), view.alive(), name, view.loads()))
+    found = _planned(lambda: layout.leave(view.homes(), view.alive(), name, view.loads(), mapping.rooms(socket)))
     if (found or dry_run) and not settled(found, yes, dry_run, form):
         return
     if not found:

@@ -161,10 +161,13 @@ def rebalance(
     plan: bool, by: str, over_s: float, tolerance: float, head_room: float, yes: bool, dry_run: bool, timeout_s: float,
     form: str, socket: str | None,
 ) -> None:  # fmt: skip
-    """Move shards, and copies, until cores that are alive have about the same to do, and still would without any one server."""
+    """Move shards, and copies, until cores that are alive have about the same to do, and still would without any one server.
+
+    Where the map names rooms each is evened out by itself, and reserves stay whose they are.
+    """
     view = look(socket)
     loads = moves.measured(view, over_s, by)
-    found = layout.even(view.homes(), view.alive(), loads, tolerance, head_room, SLACK)
+    found = layout.even(view.homes(), view.alive(), loads, tolerance, head_room, SLACK, mapping.rooms(socket))
     if plan and form == "table" and found:
         print_table([move._asdict() for move in found], moves.PLAN)
     elif plan and form == "table":

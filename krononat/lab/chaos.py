@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from krononat.client import NOT_FOUND, Trouble
-from krononat.lab import cluster, fabric, legs, namespaces, switches
+from krononat.lab import cluster, fabric, legs, namespaces, stores, switches
 from krononat.lab.cluster import Wanted
 from krononat.lab.topology import End, home
 from routing.fabric import DOMAINS
@@ -93,11 +93,12 @@ def processes(lab: Lab, node: str) -> list[Process]:
 
 
 def of_core(lab: Lab, core: str) -> list[Process]:
-    """A core's processes: its supervisor, and all that come from it."""
+    """A core's processes: its supervisor, and all that come from it; a worker that has lost its supervisor, too."""
     label = lab.label(core)
     there = processes(lab, home(label))
     roots = {each.number for each in there if "run" in each.words and str(lab.config_of(label)) in each.words}
     roots -= {each.number for each in there if "speaker" in each.words}
+    roots |= {each.number for each in there if "krononat.standby" in each.words and core in each.words}
     while grown := {each.number for each in there if each.parent in roots} - roots:
         roots |= grown
     return [each for each in there if each.number in roots]
@@ -144,8 +145,13 @@ def _kill_worker(lab: Lab, core: str) -> int:
     return began
 
 
+def _supervisors(lab: Lab, core: str) -> list[Process]:
+    return [each for each in of_core(lab, core) if "krononat.standby" not in each.words]
+
+
 def _start_core(lab: Lab, core: str) -> None:
-    if not of_core(lab, core):
+    """As a service manager does; a worker that goes on by itself is taken over."""
+    if not _supervisors(lab, core):
         lab.start_appliances(lab.label(core))
 
 
@@ -153,7 +159,7 @@ def _start_server(lab: Lab, server: str) -> None:
     if not speaking(lab, server, "speaker"):
         lab.start_speakers(server)
     wanted = lab.wanted or Wanted()
-    dead = [core for core in cluster.cores(wanted) if cluster.node_of(core) == server and not of_core(lab, core)]
+    dead = [core for core in cluster.cores(wanted) if cluster.node_of(core) == server and not _supervisors(lab, core)]
     if dead:
         lab.start_appliances(*(lab.label(core) for core in dead))
 
@@ -298,6 +304,12 @@ KINDS: dict[str, Kind] = {
         _kill_worker,
         _returns,
     ),
+    "supervisor": Kind(
+        "kill -9 of a core's supervisor; its worker forwards on, and `heal` starts another one, as a service manager does",
+        cluster.cores,
+        lambda lab, core: _kill(_supervisors(lab, core)),
+        _start_core,
+    ),
     "core": Kind(
         "kill -9 of all of a core",
         cluster.cores,
@@ -352,6 +364,12 @@ KINDS: dict[str, Kind] = {
         lambda lab, server: _kill(speaking(lab, server, "speaker"), wait=False),
         lambda lab, server: None if speaking(lab, server, "speaker") else lab.start_speakers(server),
     ),
+    "etcd": Kind(
+        "kill -9 of the store of the map",
+        lambda wanted: (stores.LABEL,) if wanted.etcd else (),
+        lambda lab, name: stores.kill(lab),
+        lambda lab, name: stores.start(lab),
+    ),
     "tor": Kind("a switch without power", fabric.switches, _kill_switch, _start_switch),
     "daemon": Kind(
         "kill -9 of the routing daemons of a domain of a switch, or of a router",
@@ -379,7 +397,7 @@ KINDS: dict[str, Kind] = {
 
 def broken(lab: Lab) -> list[tuple[str, str]]:
     """Everything that is not as `up` made it: kind and name, as `heal` takes them."""
-    found = dict.fromkeys([*_dark(lab), *_unplugged(lab), *_cut_off(lab), *_dead(lab)])
+    found = dict.fromkeys([*_dark(lab), *_unplugged(lab), *_cut_off(lab), *_storeless(lab), *_dead(lab)])
     names = fabric.switches(lab.wanted or Wanted())
     wholes = {("tor", switch): _parts(lab, switch) for switch in names}
     wholes |= {("isolate", switch): {part for part in _parts(lab, switch) if part[0] == "link"} for switch in names}
@@ -409,6 +427,11 @@ def _dark(lab: Lab) -> Iterator[tuple[str, str]]:
             yield "daemon", node
 
 
+def _storeless(lab: Lab) -> Iterator[tuple[str, str]]:
+    if lab.wanted and lab.wanted.etcd and not stores.running(lab):
+        yield "etcd", stores.LABEL
+
+
 def _unplugged(lab: Lab) -> Iterator[tuple[str, str]]:
     nodes = {node: _devices(lab, node) for node in {*fabric.nodes(lab.wanted or Wanted()), "fabric"}}
     for a, b in lab.topology.links:
@@ -427,6 +450,8 @@ def _cut_off(lab: Lab) -> Iterator[tuple[str, str]]:
 def _dead(lab: Lab) -> Iterator[tuple[str, str]]:
     for core in cluster.cores(lab.wanted or Wanted()):
         there = of_core(lab, core)
+        if there and not _supervisors(lab, core):
+            yield "supervisor", core
         if not there:
             yield "server" if not processes(lab, cluster.node_of(core)) else "core", _named(lab, core)
         elif any(each.state == STOPPED for each in there):

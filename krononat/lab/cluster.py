@@ -17,7 +17,7 @@ cores' legs have room for what one shunts to another.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,8 @@ from krononat.lab.topology import End, Topology, links, routes
 SERVERS_AT_MOST, SHARDS_AT_MOST = 9, 16
 INSIDE, OUTSIDE = IPv4Network("100.64.0.0/10"), IPv4Network("203.0.113.0/24")
 FABRIC = IPv4Network("192.168.77.0/24")
+_STORE = FABRIC.broadcast_address - 1
+STORE = f"http://{_STORE}:2379"  # where the map is kept, if not in a file
 LEGS = (IPv4Network("10.1.0.0/16"), IPv4Network("192.0.2.0/24"))  # what cores and `tor` have between them
 CORE_MTU = 2000  # a packet of 1500 bytes, with room for another header around it
 REPLICATION_PORT = 7700
@@ -81,7 +83,7 @@ _SHARD = """
 prefix = "{subscribers}"
 each = 32
 pool = "shard{shard}"
-
+{six}
 [[pool]]
 name = "shard{shard}"
 shard = {shard}
@@ -144,6 +146,8 @@ class Wanted(NamedTuple):
     dead_after_ms: int = 150  # what [bgp] says of silence
     apart: bool = False  # cores of the same number have other CPUs on other servers
     rooms: int = 1  # of two the first has all shards, and the second their reserves
+    etcd: bool = False  # whether that holds the map
+    six: bool = False  # whether there is IPv6, too
 
     @property
     def routed(self) -> bool:
@@ -313,16 +317,25 @@ def topology(wanted: Wanted, folder: Path) -> Topology:
         "cluster",
         links(_AROUND) + tuple((wide(a), wide(b)) for a, b in links(drawn)),
         routes(_ROUTES) + tuple(("tor", str(subscribers_of(shard)), "10.9.0.2") for shard in range(wanted.shards)),
-        {"fabric": None},
+        bridges(wanted),
         ("tor",),
         {f"s{n}": _config(wanted, n, folder) for n in servers},
     )
+
+
+def bridges(wanted: Wanted) -> dict[str, str | None]:
+    """The network for replication; where the map is in a store that stands there, too."""
+    return {"fabric": f"{_STORE}/{FABRIC.prefixlen}" if wanted.etcd else None}
 
 
 def check(wanted: Wanted) -> None:
     """ValueError for what no cluster can be."""
     if not 1 <= wanted.servers <= SERVERS_AT_MOST or not 1 <= wanted.shards <= SHARDS_AT_MOST:
         raise ValueError(f"1 to {SERVERS_AT_MOST} servers, 1 to {SHARDS_AT_MOST} shards")
+    if wanted.etcd and not wanted.clustered:
+        raise ValueError("cores that know nothing of each other have no map, and no etcd for it")
+    if wanted.six and not wanted.routed:
+        raise ValueError("IPv6 needs switches that route: say --tor bird")
     if wanted.rooms == 2 and not (wanted.servers >= 3 and wanted.routed and wanted.clustered):
         raise ValueError("two rooms need three servers, and switches that route: --servers 3 --tor bird")
 
@@ -339,8 +352,11 @@ def _config(wanted: Wanted, n: int, folder: Path) -> str:
     return head + common(wanted, core, folder)
 
 
-def common(wanted: Wanted, core: str, folder: Path) -> str:
-    """What the configuration of a core says of shards and cluster, and what was wanted besides."""
+def common(wanted: Wanted, core: str, folder: Path, six: Callable[[int], str] = lambda shard: "") -> str:
+    """What the configuration of a core says of shards and cluster, and what was wanted besides.
+
+    `six`: what there is of IPv6 in a shard's subscribers.
+    """
     shards = (
         _SHARD.format(
             shard=shard,
@@ -348,9 +364,11 @@ def common(wanted: Wanted, core: str, folder: Path) -> str:
             external=external_of(shard),
             ports=wanted.ports,
             block_size=wanted.block_size,
+            six=six(shard),
         )
         for shard in range(wanted.shards)
     )
     names = {"folder": folder, "label": label(wanted, core), "ports": _port_key(wanted, _number(core))}
-    tail = _CLUSTER.format(**names) + (_PATIENT if wanted.routed else "") if wanted.clustered else ""
+    store = f'store = ["{STORE}"]\n' if wanted.etcd else ""
+    tail = _CLUSTER.format(**names) + store + (_PATIENT if wanted.routed else "") if wanted.clustered else ""
     return "".join(shards) + tail + (f"\n{wanted.more}\n" if wanted.more else "")

@@ -56,6 +56,8 @@ def lab() -> None:
 @click.option("--domains", type=click.IntRange(1, 2), default=2, show_default=True, help="Routing domains of a switch.")
 @click.option("--preference", default="med", show_default=True, help="How the primary's routes are preferred, as [bgp] has it.")
 @click.option("--bfd-ms", type=click.IntRange(0, 1000), default=50, show_default=True, help="Interval of BFD; 0: none.")
+@click.option("--six/--no-six", default=False, help="IPv6 beside it: subscribers' prefixes are announced and steered, too.")
+@click.option("--etcd/--no-etcd", default=False, help="Whether etcd holds the map of the cluster, or a file.")
 @click.option("--appliance/--no-appliance", default=True, help="Whether to start it, or leave that to you.")
 def up(name: str, kind: str, tor: str | None, cores: int | None, appliance: bool, **more: Any) -> None:
     """Build a laboratory, clearing away what an earlier run of the same name left."""

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 
-from krononat.lab import cluster, legs
+from krononat.lab import cluster, legs, sixth
 from krononat.lab.cluster import INSIDE as SUBSCRIBERS
 from krononat.lab.cluster import OUTSIDE as EXTERNAL
 from krononat.lab.cluster import Wanted
@@ -37,6 +37,7 @@ from routing.fabric import (
     Bfd,
     Fabric,
     Neighbour,
+    Network,
     Range,
     Shard,
     Switch,
@@ -84,7 +85,7 @@ hold-time-s = {hold_s}
 dead-after-ms = {dead_after}
 shard-addresses = "{shard_addresses}"
 socket = "{folder}/{server}.bgp"
-{aggregates}"""
+{six}{aggregates}"""
 
 _INTERFACE = """
 {table}
@@ -152,10 +153,19 @@ def topology(wanted: Wanted, folder: Path) -> Topology:
         "cluster",
         links(_AROUND) + tuple(drawn),
         routes(_ROUTES) + to_users,
-        {"fabric": None},
+        cluster.bridges(wanted),
         ("access", "core", *nodes(wanted)),
         {cluster.label(wanted, core): config(wanted, core, folder) for core in sorted(cores)},
+        six=sixth.addresses(wanted, _links(wanted)),
+        routes6=sixth.routes(wanted),
     )
+
+
+def _links(wanted: Wanted) -> tuple[Link, ...]:
+    """Every link of a switch."""
+    ups = [legs.uplink(switch, domain, wanted.domains) for switch in switches(wanted) for domain in DOMAINS]
+    others = [legs.between(domain) for domain in DOMAINS if wanted.tors == 2]
+    return (*ups, *others, *(link for core in cluster.cores(wanted) for link in core_legs(wanted, core)))
 
 
 def nodes(wanted: Wanted) -> tuple[str, ...]:
@@ -209,12 +219,13 @@ def config(wanted: Wanted, core: str, folder: Path) -> str:
         shard_addresses=SHARD_ADDRESSES,
         folder=folder,
         aggregates=_aggregates(wanted, core),
+        six=sixth.of_bgp(wanted),
     )
     peers = (
         _PEER.format(address=link.own.ip, asn=legs.ASNS[link.switch], domain=link.domain) for link in core_legs(wanted, core)
     )
     bfd = _BFD.format(ms=wanted.bfd_ms, times=wanted.bfd_times) if wanted.bfd_ms else ""
-    return head + "".join(peers) + bfd + cluster.common(wanted, core, folder)
+    return head + "".join(peers) + bfd + cluster.common(wanted, core, folder, lambda shard: sixth.of_subscribers(wanted, shard))
 
 
 def _aggregates(wanted: Wanted, core: str) -> str:
@@ -243,7 +254,8 @@ def cpu_of(wanted: Wanted, core: str) -> int:
 def _interface(wanted: Wanted, link: Link) -> str:
     name = {INSIDE: "interfaces.internal", OUTSIDE: "interfaces.external"}[link.domain]
     table = f"[[{name}]]" if wanted.tors > 1 else f"[{name}]"
-    return _INTERFACE.format(table=table, device=link.device, address=link.other, gateway=link.own.ip)
+    told = _INTERFACE.format(table=table, device=link.device, address=link.other, gateway=link.own.ip)
+    return told + sixth.of_interface(wanted, link)
 
 
 # --- what the switches are told --------------------------------------------------------------------------------------------
@@ -258,18 +270,27 @@ def value(wanted: Wanted) -> Fabric:
     """The switches as `routing` has them."""
     return Fabric(
         shards=tuple(
-            Shard(shard, (cluster.subscribers_of(shard),), shard_address(wanted, shard)) for shard in range(wanted.shards)
+            Shard(shard, _sources(wanted, shard), shard_address(wanted, shard), _address6(wanted, shard))
+            for shard in range(wanted.shards)
         ),
-        inside=(Range(SHARD_ADDRESSES, SHARD_ADDRESSES.prefixlen, 32),),
-        outside=(Range(EXTERNAL, EXTERNAL.prefixlen, 32),),
-        floor=(SUBSCRIBERS,),
-        legs=legs.NETWORKS,
+        inside=(Range(SHARD_ADDRESSES, SHARD_ADDRESSES.prefixlen, 32), *sixth.inside(wanted)),
+        outside=(Range(EXTERNAL, EXTERNAL.prefixlen, 32), *sixth.outside(wanted)),
+        floor=(SUBSCRIBERS, *((sixth.SUBSCRIBERS,) if wanted.six else ())),
+        legs=(*legs.NETWORKS, *sixth.networks(wanted)),
         switches=tuple(_switch(wanted, name) for name in switches(wanted)),
         core_asn=legs.CORE_ASN,
         domains=wanted.domains,
         hold_s=wanted.hold_s,
         bfd=Bfd(wanted.bfd_ms, wanted.bfd_times) if wanted.bfd_ms else None,
     )
+
+
+def _sources(wanted: Wanted, shard: int) -> tuple[Network, ...]:
+    return (cluster.subscribers_of(shard), *((sixth.subscribers_of(shard),) if wanted.six else ()))
+
+
+def _address6(wanted: Wanted, shard: int) -> IPv6Address | None:
+    return sixth.shard_address(wanted, shard) if wanted.six else None
 
 
 def _switch(wanted: Wanted, name: str) -> Switch:
@@ -282,6 +303,8 @@ def _switch(wanted: Wanted, name: str) -> Switch:
     neighbours.append(neighbour("access", ACCESS, legs.uplink(name, INSIDE, wanted.domains), legs.ACCESS_ASN))
     neighbours.append(neighbour("core", INTERNET, legs.uplink(name, OUTSIDE, wanted.domains), legs.INTERNET_ASN))
     neighbours += [_other(name, domain) for domain in DOMAINS if wanted.tors == 2]
+    if not wanted.six:
+        neighbours = [each._replace(own6=None, address6=None) for each in neighbours]
     return Switch(name, legs.ASNS[name], legs.uplink(name, INSIDE).own.ip, tuple(neighbours))
 
 
@@ -292,7 +315,8 @@ def _core_at(wanted: Wanted, core: str, link: Link) -> Neighbour:
 
 def neighbour(name: str, kind: str, link: Link, asn: int) -> Neighbour:
     """Who is at the far end of a link of a switch."""
-    return Neighbour(name, kind, link.domain, link.port, link.own, link.address, asn)
+    own6, address6 = (end.ip for end in sixth.ends_of(link))
+    return Neighbour(name, kind, link.domain, link.port, link.own, link.address, asn, own6=own6, address6=address6)
 
 
 def _other(name: str, domain: str) -> Neighbour:

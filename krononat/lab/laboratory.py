@@ -21,7 +21,7 @@ from typing import Any
 
 from krononat import client
 from krononat.client import NOT_FOUND, Trouble
-from krononat.lab import cluster, fabric, leaks, legs, namespaces, overview, routers, servers, steering, switches
+from krononat.lab import cluster, fabric, leaks, legs, namespaces, overview, routers, servers, steering, stores, switches
 from krononat.lab.cluster import Wanted
 from krononat.lab.topology import ROUTER, TOPOLOGIES, Topology, home
 from routing.fabric import OUTSIDE
@@ -120,7 +120,8 @@ class Lab:
 
     def up(self, appliance: bool = True, tell: Tell = lambda _: None) -> None:
         """Build it all, after clearing away what an earlier run of this name left; whatever fails, nothing stays behind."""
-        namespaces.need(*PROGRAMS, *(switches.programs(self.wanted) if self.wanted else ()))
+        more = (*switches.programs(self.wanted), *stores.programs(self.wanted)) if self.wanted else ()
+        namespaces.need(*PROGRAMS, *more)
         if self._record.exists():
             tell("clearing away what an earlier run left")
             Lab.find(self.name).down()
@@ -153,6 +154,10 @@ class Lab:
 
     def _build_cluster(self, wanted: Wanted, tell: Tell) -> None:
         cluster.furnish(wanted, self.folder, (fabric if wanted.routed else cluster).shunts(wanted))
+        if wanted.etcd:
+            tell("the map is in etcd")
+            stores.start(self)
+            stores.fill(self, self.folder / "map.toml")
         if not wanted.routed:
             steering.prepare(self.namespace, wanted)
             return

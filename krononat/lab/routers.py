@@ -6,7 +6,7 @@ switches whatever is announced to them; `core` counts what comes from there untr
 
 from __future__ import annotations
 
-from krononat.lab import cluster, fabric, legs
+from krononat.lab import cluster, fabric, legs, sixth
 from krononat.lab.cluster import Wanted
 from krononat.lab.legs import Link
 from routing.fabric import INSIDE, OUTSIDE
@@ -17,6 +17,11 @@ router id {router_id};
 protocol device {{ scan time 10; }}
 protocol kernel {{ scan time 10; merge paths on; ipv4 {{ import none; export where source = RTS_BGP; }}; }}
 protocol static own {{ ipv4; route {own} unreachable; }}
+"""
+
+_SIX = """\
+protocol kernel {{ scan time 10; merge paths on; ipv6 {{ import none; export where source = RTS_BGP; }}; }}
+protocol static own6 {{ ipv6; route {own} unreachable; }}
 """
 
 _BFD = """\
@@ -39,10 +44,13 @@ protocol bgp {name} {{
   graceful restart off;
 {bfd}
   ipv4 {{ import all; export where source = RTS_STATIC; }};
-}}
+{six}}}
 """
 
+_CHANNEL = "  ipv6 {{ import all; export where source = RTS_STATIC; next hop address {own}; }};\n"
+
 _ROUTERS = {"access": (INSIDE, str(cluster.INSIDE), legs.ACCESS_ASN), "core": (OUTSIDE, "0.0.0.0/0", legs.INTERNET_ASN)}
+_OWN6 = {"access": str(sixth.SUBSCRIBERS), "core": "::/0"}
 NODES = tuple(_ROUTERS)
 
 
@@ -52,7 +60,8 @@ def render(wanted: Wanted, node: str) -> str:
     uplinks = [legs.uplink(switch, domain, wanted.domains) for switch in fabric.switches(wanted)]
     head = _CONFIG.format(router_id=uplinks[0].address, own=own)
     quick = _BFD.format(ms=wanted.bfd_ms, times=wanted.bfd_times) if wanted.bfd_ms else ""
-    return "\n".join([head, quick, *(_session(wanted, link, asn) for link in uplinks)])
+    six = _SIX.format(own=_OWN6[node]) if wanted.six else ""
+    return "\n".join([head, six, quick, *(_session(wanted, link, asn) for link in uplinks)])
 
 
 def _session(wanted: Wanted, link: Link, asn: int) -> str:
@@ -65,4 +74,5 @@ def _session(wanted: Wanted, link: Link, asn: int) -> str:
         device=link.device,
         hold=wanted.hold_s,
         bfd="  bfd on;" if wanted.bfd_ms else "",
+        six=_CHANNEL.format(own=sixth.ends_of(link)[1].ip) if wanted.six else "",
     )

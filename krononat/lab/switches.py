@@ -59,8 +59,10 @@ def start(lab: Lab) -> None:
     """Rules first, so that no packet finds the floor missing; then all daemons."""
     wanted = _wanted(lab)
     for node in fabric.nodes(wanted):
-        lines = rules(fabric.value(wanted), instance_of(wanted, node))
-        namespaces.command("ip", "-n", lab.namespace[node], "-batch", "-", given="".join(f"{line}\n" for line in lines))
+        for version in (4, 6) if wanted.six else (4,):
+            lines = rules(fabric.value(wanted), instance_of(wanted, node), version)
+            given = "".join(f"{line}\n" for line in lines)
+            namespaces.command("ip", f"-{version}", "-n", lab.namespace[node], "-batch", "-", given=given)
         if wanted.domains == 1:
             _set(lab, node, "conf/all/accept_local", 1)  # its own ICMP errors come back translated, with its own address
     for node in routers.NODES:
