@@ -48,6 +48,10 @@ if [ "${1:-}" = tests ]; then # what the benches are held against: testpmd, the 
     wants etcd etcd-server # the optional store of the map
     wants pkg-config pkg-config
     wants sshd openssh-server # a copy by scp goes on while its shard moves
+    wants turnserver coturn # STUN, and who finds out by it what kind of NAT is before him
+    wants stun stun-client
+    wants nmap nmap
+    wants tracepath iputils-tracepath
     pkg-config --exists libdpdk 2>/dev/null || missing="$missing libdpdk-dev"
 fi
 
@@ -78,7 +82,7 @@ if [ -n "$missing" ]; then
     case $missing in
     *openssh-server*) [ ! -d /run/systemd/system ] || systemctl -q disable ssh || true ;;
     esac
-    for name in bird2:bird frr:frr etcd-server:etcd; do # nor as routers of this machine
+    for name in bird2:bird frr:frr etcd-server:etcd coturn:coturn; do # nor as routers or servers of this machine
         case $missing in
         *"${name%:*}"*) [ ! -d /run/systemd/system ] || systemctl -q disable "${name#*:}" || true ;;
         esac

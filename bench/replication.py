@@ -7,6 +7,9 @@ packets, CPU 1 the copy and the threads of ZeroMQ.
 
     replication/cost20k/ratio      rate with replication by the rate without; goal: at most 5 % are lost
     replication/cost20k/cpu_ratio  the same in packets by CPU time: what other processes take of the CPU is left out
+    replication/cost20k/turn_us    CPU time of a turn, the median. A core that is fully busy takes one each 4 ms. Here they are
+                                   taken by the clock, too, which also runs while frames are laid down, but sessions are made,
+                                   and rates are told, by busy time: the ratios have about twice as many turns as that core
     replication/lag_p99_ms         age of the oldest change that was not acknowledged, looked at after each breath
     replication/snapshot_1M_s      from the beginning of a copy until it is whole, while packets are forwarded
     replication/.../longest_turn_ms        by the clock; ..._cpu_ms in CPU time, which is all of it unless other processes had
@@ -108,6 +111,7 @@ def _cost(made: Cores, name: str, rate: int, pairs: int, told: Told) -> list[Res
         report.measured(f"{prefix}/rate", "M/s", [slot.rate for slot in on], loss=loss),
         report.ratio(f"{prefix}/ratio", [slot.rate for slot in on], [slot.rate for slot in off], GOAL, loss),
         report.ratio(f"{prefix}/cpu_ratio", [slot.cpu_rate for slot in on], [slot.cpu_rate for slot in off], GOAL, loss),
+        report.measured(f"{prefix}/turn_us", "us", [slot.turn_us for slot in on]),
         report.measured(f"{prefix}/lag_p99_ms", "ms", [1000 * slot.lag_p99_s for slot in on], LAG_GOAL_MS),
         report.measured(f"{prefix}/io_cpu", "CPU", [slot.io_share for slot in on]),
         report.measured(f"{prefix}/made", "M/s", [slot.made / slot.seconds / 1e6 for slot in on]),

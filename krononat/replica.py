@@ -25,6 +25,7 @@ ROWS_AT_ONCE = 100  # of an answer: a message ends at 200 KB, a row with alarms 
 LOST = (NO_AUTHORITY, HOLD_OVERFLOW, SHUNT_TOO_BIG, SHUNT_REFUSED, SHUNT_FOREIGN, SHUNT_MALFORMED)
 SHUNT_MTU = 1500 + shunt.BYTES  # of a link that carries 1,500 bytes and the header of a shunt
 FAULTS_SHOWN = 10  # with where they happened
+CONDUCT_EACH = 10  # ticks between two turns of the conductor while nothing is heard and nothing moves
 PREPARE_EACH = 1000  # ticks between two looks for the way to the other cores
 SIDES_LATE = 5000  # ticks after which a swap of sides should be over
 
@@ -57,7 +58,7 @@ class Replica:
         self._underway: set[int] = set()  # shards whose move is not counted yet
         self._moves, self._mismatch = {"done": 0, "failed": 0}, 0
         self._now = now
-        self._prepared = now - PREPARE_EACH
+        self._prepared, self._conducted = now - PREPARE_EACH, now - CONDUCT_EACH
         self._more = False
         self.faults, self._fault = 0, ""
 
@@ -100,11 +101,13 @@ class Replica:
         if now - self._prepared >= PREPARE_EACH:
             self._prepared = now
             shunt.prepare(self._state, now)
-        moving = self.conductor.is_moving
-        more = [self._guarded(turn, now) for turn in (self.exchange.turn, self.conductor.turn)]
+        moving, conducts = self.conductor.is_moving, called or self._more
+        self._more = self._guarded(self.exchange.turn, now)
+        if moving or conducts or self.exchange.was_whole or now - self._conducted >= CONDUCT_EACH:
+            self._conducted = now
+            self._more |= self._guarded(self.conductor.turn, now)
         if moving:
             self._count_moves()
-        self._more = any(more)
         return self._more
 
     def hand_over(self, now: int) -> None:

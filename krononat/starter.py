@@ -67,6 +67,7 @@ prefixes = ["203.0.113.0/26"]
 # ports = "1024-65535"
 # block-size = 512
 # max-blocks-per-subscriber = 8
+# allocation = "dynamic"        # "deterministic": each has the ports that are his by this file alone (RFC 7422)
 # filtering = "endpoint-independent"            # or of each protocol: { tcp = "address-dependent" }
 
 [nat]

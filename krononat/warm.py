@@ -90,7 +90,8 @@ def _loop() -> None:
 
 
 def _replication() -> None:
-    from replication import rows
+    from replication import rows, steady
+    from replication.lanes import Desk
     from replication.quiet import Quiet
 
     state = _stage()[0]
@@ -116,6 +117,10 @@ def _replication() -> None:
     recovery.install_statics(state, 0)
     Quiet(state, 0, 0).look(0, 1)
     shunt.prepare(state, 0)
+    book, by_shard = steady.new_book(), (np.zeros(1, np.int64),) * 3
+    steady.pump(state, Desk().lane(book, np.zeros((0, steady.STREAM_COLUMNS), np.int64), by_shard), True, 1, 0)  # no socket
+    steady.acknowledge(*book, 0, 0, 0)
+    steady.has_room(book.columns)
 
 
 STEPS: list[tuple[str, Callable[[], None]]] = [

@@ -9,6 +9,8 @@ Read in this order:
     exchange    the mechanism on a page; below it, on the way out and on the way in:
       publisher   copies and changes, for each shard and peer       subscriber  whose rows of a shard are taken
       sender      a life of the link, numbers, what is in flight    receiver    the same from the other side
+      lanes       links whose turns are compiled: nothing but changes and acknowledgements
+      steady      that turn             calls       of ZeroMQ's functions             checksum    CRC-32
       link        sockets, keys, connections that begin and end     keys        CURVE keys and their files
     verify      whether two copies are the same, while packets change them
     roles       the policy: what a core is to a shard, a drawn table                quiet   no packets for a while?

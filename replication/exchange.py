@@ -2,6 +2,7 @@
 
     link ── messages ──► receiver (life, number) ──► subscriber (whose, epoch, copy) ──► sink
     source ──► publisher (copies, changes) ──► sender (life, number, in flight) ──► link
+    source ──► lanes (changes only, compiled) ──► link
 
 A turn takes `TURN_NS` at most, but for the piece that is in hand. It looks and reads first, so that acknowledgements are
 young, and what it sends is always of the instant after the last breath.
@@ -16,10 +17,11 @@ from typing import Any
 from replication import older, verify
 from replication.frames import Frame, Refused, decode, none_refused
 from replication.keys import Key
+from replication.lanes import Lanes
 from replication.link import Link, Message
 from replication.protocol import ALIVE, CLOSED, SILENT, Comparison, Evidence, Fields, Heard, Lag, Peer, Settings, age
 from replication.publisher import PHASES, Publisher
-from replication.receiver import Receiver
+from replication.receiver import ACK_EVERY, Receiver
 from replication.sender import Sender
 from replication.subscriber import Subscriber
 from replication.tables import Sink, Source
@@ -48,10 +50,12 @@ class Exchange:
     ) -> None:
         self.refused = none_refused()
         self.longest_turn_ns = self.turns = 0
+        self.was_whole = True  # the last turn: not only changes were sent
         self._source, self._sink, self._settings, self._clock = source, sink, settings, clock
         self._link = Link(me, key, settings.cpus, self.refused)
         self._publisher = Publisher(source, settings)
         self._subscriber = Subscriber(sink)
+        self._lanes = Lanes(source, self._publisher, self._link, settings, self._take_aside, self._note_heard)
         self._senders: dict[str, Sender] = {}
         self._receivers: dict[str, Receiver] = {}
         self._seen: dict[str, int] = {}  # by peer: tick of the last frame
@@ -70,12 +74,14 @@ class Exchange:
 
     def meet(self, peer: Peer, now: int) -> None:
         """Let a peer in and connect to it."""
+        self._lanes.close()
         self._link.meet(peer, now)
         self._senders[peer.name] = Sender(peer.name, self._link, now, self._settings.ping)
         self._receivers[peer.name] = Receiver(peer.name, self._link, self.refused)
 
     def part(self, peer: str) -> None:
         """Forget a peer, and all streams to it and copies from it."""
+        self._lanes.close()
         for stream in [stream for stream in self._publisher.all() if stream.sender.peer == peer]:
             self.stream(stream.shard, peer, False)
         self._subscriber.part(peer)
@@ -100,6 +106,7 @@ class Exchange:
 
     def close(self) -> None:
         """Let go of all connections."""
+        self._lanes.close()
         self._link.close()
 
     # --- what the conductor asks for: see protocol.Exchange ----------------------------------------------------------------
@@ -124,6 +131,7 @@ class Exchange:
 
     def stream(self, shard: int, peer: str, on: bool, everything: bool = False, snapshot: bool = True) -> None:
         """See `protocol.Exchange`."""
+        self._lanes.close()
         self._publisher.stream(shard, self._senders[peer], on, everything, snapshot, self._now)
 
     def accept(self, shard: int, peer: str | None, epoch: int = 0, union: bool = False) -> None:
@@ -151,6 +159,7 @@ class Exchange:
 
     def resync(self, shard: int, peer: str) -> None:
         """See `protocol.Exchange`."""
+        self._lanes.close()
         self._publisher.resync(shard, peer)
         copy = self._subscriber.get(shard)
         if copy is not None and copy.peer == peer and copy.series:
@@ -169,6 +178,7 @@ class Exchange:
         stream = self._publisher.get(shard, peer)
         if stream is None or not self.synced(shard, peer):
             raise ValueError(f"shard {shard} has no copy in sync at {peer}; `krononat shard list` tells who has one")
+        self._lanes.close()
         classes = older.classes(stream.sender.version)
         self._verifications[shard, peer] = Verification(shard, stream.life, self._source, self._now, classes)
 
@@ -182,7 +192,7 @@ class Exchange:
     def is_due(self, now: int) -> bool:
         """Whether a core that has packets to forward should take a turn: a peer waits for an answer, or what changed waits.
 
-        A turn costs packets 0.1 ms, most of which is that nothing of it is in the caches.
+        A turn costs packets 0.1 ms, and twice that where it is not all compiled: nothing of it is in the caches.
         """
         since = age(now, self._now)
         return since >= self._settings.batch or (since > 1 and self._subscriber.takes() and self._link.has_frames())
@@ -191,6 +201,15 @@ class Exchange:
         """See `protocol.Exchange`."""
         begun = self._clock()
         self._now = now
+        self._publisher.begin_turn()
+        self.was_whole = not self._lanes.turn(now)
+        more = self.was_whole and self._whole_turn(now, begun)
+        self.turns += 1
+        self.longest_turn_ns = max(self.longest_turn_ns, self._clock() - begun)
+        return more
+
+    def _whole_turn(self, now: int, begun: int) -> bool:
+        """All that a turn may consist of; then the lanes are open again, where changes are all that is to be sent."""
         self._until = begun + READ_NS
         more = False
         if self._link.listen():
@@ -208,9 +227,17 @@ class Exchange:
         more |= self._publisher.turn(now, self._spare)
         if self._verifications:
             self._verify(now)
-        self.turns += 1
-        self.longest_turn_ns = max(self.longest_turn_ns, self._clock() - begun)
+        self._lanes.close()
+        self._open_lanes(more, now)
         return more
+
+    def _open_lanes(self, more: bool, now: int) -> None:
+        """Until the next ping, piece of liveness or acknowledgement is due; where there is more to do, that is at once."""
+        if not all(verification.done for verification in self._verifications.values()):
+            return
+        left = [0] if more else [self._settings.ping - age(now, sender.pinged) for sender in self._senders.values()]
+        left += [ACK_EVERY for receiver in self._receivers.values() if receiver.owes]
+        self._lanes.open(self._senders.values(), min([*left, self._publisher.swept_next(now)]), now)
 
     def _spare(self) -> bool:
         return self._clock() < self._until
@@ -243,21 +270,23 @@ class Exchange:
         """Take a message; whatever is wrong with it is counted."""
         try:
             frame = decode(message.header, message.body.data)
-            self._note_life(message, now)
+            self._note_life(message.peer, message.way, now)
             take(message, frame, now)
         except Refused as refused:
             self.refused[refused.reason] += 1
 
-    def _note_life(self, message: Message, now: int) -> None:
+    def _note_life(self, peer: str, way: bytes, now: int) -> None:
         """A frame shows that its peer lives; not one that was still on its way when the connection ended."""
-        peer = message.peer
-        self._seen[peer] = now
-        if message.way:
-            self._note_way(peer, message.way, now)
+        self._note_heard(peer, now)
+        if way:
+            self._note_way(peer, way, now)
         if peer in self._closed:
             receiver, late = self._receivers.get(peer), age(now, self._closed[peer]) > self._settings.late
-            if late or (message.way and receiver is not None and message.way != receiver.way):
+            if late or (way and receiver is not None and way != receiver.way):
                 del self._closed[peer]
+
+    def _note_heard(self, peer: str, now: int) -> None:
+        self._seen[peer] = now
 
     def _note_way(self, peer: str, way: bytes, now: int) -> None:
         ways = self._ways.setdefault(peer, {})
@@ -331,6 +360,10 @@ class Exchange:
         else:
             raise Refused("malformed")
 
+    def _take_aside(self, message: Message, now: int) -> None:
+        """An answer that compiled code has received and cannot read."""
+        self._try(self._take_answer, message, now)
+
     def _take_ack(self, sender: Sender, frame: Frame, now: int) -> None:
         installed = frame.fields.get("i", {})
         if not isinstance(installed, dict):
@@ -338,6 +371,7 @@ class Exchange:
         sender.acknowledge(frame, now)
         for shard, series in installed.items():
             self._publisher.installed(sender, shard, series)
+        sender.trust()
 
     def _hear(self, heard: Heard) -> None:
         if len(self._heard) >= HEARD_AT_MOST:
@@ -377,15 +411,16 @@ class Exchange:
 
     def _link_status(self, peer: str) -> dict[str, Any]:
         sender, receiver = self._senders[peer], self._receivers[peer]
+        frames, records, size = sender.sent
         return {
             "evidence": self.evidence(peer, self._now),
             "open": bool(sender.life),
             "lives": sender.lives,
             "stale": sender.stale,
             "broken": sender.broken,
-            "frames_sent": sender.frames,
-            "records_sent": sender.records,
-            "bytes_sent": sender.bytes,
+            "frames_sent": frames,
+            "records_sent": records,
+            "bytes_sent": size,
             "lag_ms": {f"p{part}": sender.percentile(part / 100) for part in (50, 99, 100)},
             "gaps": receiver.gaps,
             "frames_received": receiver.frames,

@@ -7,6 +7,8 @@
 A version speaks to itself and to the one before, so that servers are upgraded one by one: whoever opens a link says which it
 understands, whoever answers chooses the newest of both. What is missing in a header of the version before has its default.
 
+Changes of rows are mostly written by compiled code (`steady`), the header byte by byte as `encode` does, which is its model.
+
 Everything is checked before anything is believed: `decode` refuses with a reason that is counted, never with anything else.
 """
 

@@ -204,6 +204,25 @@ class Link:
         self._news.update([descriptor for descriptor, _ in self._poll.poll(0)])
         return bool(self._news) or self._skipping is not None or len(self._connected) < len(self._peers)
 
+    def others_have_news(self, descriptors: set[int]) -> bool:
+        """`listen`, but for sockets that are looked after by whoever asks. Peers without a connection are no news."""
+        self._news.update([descriptor for descriptor, _ in self._poll.poll(0)])
+        self._news |= descriptors  # to send there, as compiled code does now, is to look, too
+        return self._skipping is not None or len(self._news) > len(descriptors)
+
+    def handle(self, peer: str) -> tuple[int, int]:
+        """Of the socket to a peer, until it is made anew: its address, as ZeroMQ's functions take it, and its descriptor."""
+        dealer = self._dealers[peer]
+        return int(dealer.underlying), self._descriptors[dealer]
+
+    def message(self, peer: str, header: bytes, body: Array, parts: int) -> Message:
+        """An answer that somebody else has received, but for its third part and what follows."""
+        if parts > 2:
+            self._skipping = self._dealers[peer]
+        if parts != 2 or len(header) > HEADER_AT_MOST or len(body) > BODY_AT_MOST:
+            return Message(peer, b"", b"", self._body[:0])  # which no frame is
+        return Message(peer, b"", header, body)
+
     def has_frames(self) -> bool:
         """Whether a peer may have sent something of its own accord, not just an answer."""
         self.listen()

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from replication import older
-from replication.frames import BODY_AT_MOST, KINDS, Frame
+from replication.frames import BODY_AT_MOST, KINDS, VERSION, Frame
 from replication.protocol import Fields, Lag, Settings, age
 from replication.sender import Load, Sender
 from replication.tables import BITMAP_ROWS, SESSIONS, Part, Source
@@ -28,6 +28,7 @@ PHASES = ("waiting", "rows", "holds", "sent", "synced")
 SWEEP = 10_000  # ticks in which every row's liveness is told once
 SWEEP_EVERY = 8  # ticks between two pieces of that
 SMALL_LAG_S = 0.1
+SHARDS_AT_MOST = 1 << 16  # as frames name them
 
 
 class Stream:
@@ -45,6 +46,11 @@ class Stream:
     def begun(self) -> bool:
         """Whether changes go to it."""
         return self.phase != WAITING
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it goes to the life that its copy was begun in, and to somebody who knows all that we send."""
+        return self.life == self.sender.life and self.sender.version == VERSION
 
     def restart(self) -> None:
         """Begin anew with a copy."""
@@ -70,8 +76,9 @@ class Publisher:
         self._streams: dict[int, dict[str, Stream]] = {}
         self._all: list[Stream] = []
         self._sweeps: dict[int, Sweep] = {}
-        self._drained: dict[int, int] = {}  # by shard: when nothing was left
-        self._whole: set[int] = set()  # shards of which the last turn left nothing
+        self.emptied: Array = np.full(SHARDS_AT_MOST, -1, np.int64)  # by shard: tick at which nothing was left; -1: never
+        self.whole: Array = np.zeros(SHARDS_AT_MOST, np.int64)  # by shard: number of the last turn that left nothing
+        self.turns = 0
         self._body = np.zeros(BODY_AT_MOST, np.uint8)
         self._series = 0
         self.drained = self._swept = 0  # ticks of the last time
@@ -151,7 +158,7 @@ class Publisher:
     def flushed(self, shard: int, peer: str) -> bool:
         """See `Exchange.flushed`. A change since the last turn counts."""
         stream = self.get(shard, peer)
-        if stream is None or not stream.begun or shard not in self._whole or not stream.sender.idle:
+        if stream is None or not stream.begun or self.whole[shard] != self.turns or not stream.sender.idle:
             return False
         return self._source.unsent(shard) == 0
 
@@ -161,16 +168,38 @@ class Publisher:
         if stream is None:
             return Lag(0, 0, 0.0)
         records, size, seconds = stream.sender.lag(shard, now)
-        late = age(now, self._drained.get(shard, now))
+        emptied = int(self.emptied[shard])
+        late = age(now, emptied) if emptied >= 0 else 0
         if late > 2 * self._settings.batch + 2:
             records, seconds = records + self._source.unsent(shard), max(seconds, late / 1000)
         return Lag(records, size, seconds)
 
     # --- a turn -----------------------------------------------------------------------------------------------------------
 
+    def begin_turn(self) -> None:
+        """Nothing was found empty in it yet."""
+        self.turns += 1
+
+    def steady(self) -> dict[Sender, list[Stream]] | None:
+        """Streams by sender, where nothing but changes is to be sent, each to one peer, in the newest version; else None."""
+        found: dict[Sender, list[Stream]] = {}
+        for peers in self._streams.values():
+            begun = [stream for stream in peers.values() if stream.begun]
+            if len(begun) > 1 or not all(stream.phase in (SENT, SYNCED) and stream.is_current for stream in begun):
+                return None
+            for stream in begun:
+                found.setdefault(stream.sender, []).append(stream)
+        return found
+
+    def swept_next(self, now: int) -> int:
+        """Ticks until liveness is to be told."""
+        sweeps = [self._sweeps.get(shard) for shard in self._streams]
+        left = [(sweep.at - now) & 0xFFFFFFFF if sweep else 0 for sweep in sweeps]
+        soonest = min((ticks if ticks < 1 << 31 else 0 for ticks in left), default=SWEEP)
+        return max(soonest, SWEEP_EVERY - age(now, self._swept))
+
     def turn(self, now: int, spare: Callable[[], bool]) -> bool:
         """Begin, drain, copy, tell of liveness, as far as time and links allow. True: more could be done at once."""
-        self._whole.clear()
         copying = False
         for stream in self.all():
             if stream.life != stream.sender.life and stream.begun:
@@ -193,7 +222,7 @@ class Publisher:
         shard = stream.shard
         if not any(other.begun for other in self._streams[shard].values()):
             self._source.mark(shard)
-            self._drained[shard] = now
+            self.emptied[shard] = now
             if snapshot:
                 self._source.clean(shard)
         self._series += 1
@@ -255,14 +284,13 @@ class Publisher:
         self._ship([part for part in parts if part.rows], now)
         lapped, more = [part.shard for part in parts if part.lapped], [part.shard for part in parts if part.more]
         for shard in lapped:
-            self._lap(shard)
+            self.lap(shard)
         for shard, _ in wanted:
             if shard not in more and shard not in lapped:
-                self._drained[shard] = now
-                self._whole.add(shard)
+                self.emptied[shard], self.whole[shard] = now, self.turns
         return more
 
-    def _lap(self, shard: int) -> None:
+    def lap(self, shard: int) -> None:
         """Some of what ended is not known any more."""
         self.lapped += 1
         for stream in self._streams[shard].values():
@@ -285,7 +313,7 @@ class Publisher:
     def _send(self, sender: Sender, told: list[tuple[Stream, Part]], now: int) -> None:
         rows = [each for _, part in told for each in part.rows]
         body = np.concatenate(rows, out=self._body[: sum(map(len, rows))])
-        birth = max((self._drained.get(part.shard, now) for _, part in told), key=lambda then: age(now, then))
+        birth = max((int(self.emptied[part.shard]) for _, part in told), key=lambda then: age(now, then))
         loads = {part.shard: Load(sum(part.counts), sum(map(len, part.rows))) for _, part in told}
         if not sender.put(self._updates(told), body.data, now, birth, loads):
             for stream, _ in told:

@@ -124,13 +124,18 @@ class Receiver:
 
     # --- answers ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def owes(self) -> bool:
+        """Whether an acknowledgement is to be sent."""
+        return self._owed and bool(self.life) and not self.broken
+
     def owe(self) -> None:
         """What the next acknowledgement tells has changed."""
         self._owed = True
 
     def acknowledge(self, now: int, installed: Callable[[str], dict[int, int]]) -> None:
         """Tell up to which number all was applied, and the copies that are here to their end: series by shard."""
-        if not self._owed or not self.life or self.broken or age(now, self._acked) < ACK_EVERY:
+        if not self.owes or age(now, self._acked) < ACK_EVERY:
             return
         fields: Fields = {"w": age(now, self._got), "i": installed(self.peer)}
         if self.answer(Frame("ack", self.life, self._next - 1, fields=fields)):

@@ -39,8 +39,13 @@ class StateSource:
         self._tombstones, self._holds = np.zeros(TOMBSTONES_AT_ONCE, TOMBSTONE), np.zeros(HOLDS_AT_ONCE, HOLD)
         self._bits, self._digests = np.zeros(BITMAP_ROWS // 64, np.uint64), np.zeros(COMPARED_ROWS, np.uint64)
         self._asked = np.zeros((len(state.shards), harvest.COLUMNS), np.int64)
-        self._read: dict[int, int] = {}  # number of the next tombstone, by shard
+        self.read: Array = np.zeros(len(state.shards), np.int64)  # number of the next tombstone, by shard
         self._ripe: dict[int, tuple[int, int]] = {}  # where the look for old enough sessions stands: class, row
+
+    @property
+    def state(self) -> State:
+        """The core's memory."""
+        return self._state
 
     def epoch(self, shard: int) -> int:
         """See `Source`."""
@@ -48,7 +53,7 @@ class StateSource:
 
     def mark(self, shard: int) -> None:
         """See `Source`."""
-        self._read[shard] = int(self._state.core[0]["tombstones"])
+        self.read[shard] = int(self._state.core[0]["tombstones"])
 
     def clean(self, shard: int) -> None:
         """See `Source`."""
@@ -57,10 +62,10 @@ class StateSource:
     def harvest(self, wanted: Sequence[tuple[int, bool]], now: int) -> list[Part]:
         """See `Source`."""
         asked = self._asked[: len(wanted)]
-        asked[:, : harvest.ENDED] = [(shard, everything, self._read[shard]) for shard, everything in wanted]
+        asked[:, : harvest.ENDED] = [(shard, everything, self.read[shard]) for shard, everything in wanted]
         harvest.harvest(self._state, asked, self._threshold, now, self._tombstones, self._mappings, self._sessions)
         parts, at = [], (0, 0, 0)
-        for shard, _, self._read[shard], *counts, more in asked.tolist():
+        for shard, _, self.read[shard], *counts, more in asked.tolist():
             if counts[0] == gather.LAPPED:
                 parts.append(Part(shard, (0, 0, 0), [], more=False, lapped=True))
             elif more or any(counts):
@@ -75,11 +80,11 @@ class StateSource:
 
     def quiet(self, shard: int) -> bool:
         """See `Source`."""
-        return int(self._state.core[0]["tombstones"]) == self._read[shard] and not harvest.is_dirty(self._state, shard)
+        return int(self._state.core[0]["tombstones"]) == int(self.read[shard]) and not harvest.is_dirty(self._state, shard)
 
     def unsent(self, shard: int) -> int:
         """See `Source`."""
-        ended = (int(self._state.core[0]["tombstones"]) - self._read.get(shard, 0)) & 0xFFFFFFFF  # of any shard
+        ended = (int(self._state.core[0]["tombstones"]) - int(self.read[shard])) & 0xFFFFFFFF  # of any shard
         return ended + int(gather.unsent(self._state, shard))
 
     def ripen(self, shard: int, now: int) -> None:

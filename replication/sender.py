@@ -17,17 +17,32 @@ from typing import NamedTuple
 
 import numpy as np
 
+from replication import steady
 from replication.frames import UNDERSTOOD, VERSION, Body, Frame, Refused, encode, whole
 from replication.link import Link
 from replication.protocol import Fields, Lag, age
+from replication.steady import (
+    ACKNOWLEDGED,
+    BIRTH,
+    CHUNKS,
+    FIRST_LOAD,
+    FLIGHT_BYTES,
+    FLIGHTS,
+    FRAMES,
+    LAST_LOAD,
+    LOADS,
+    NUMBER,
+    PROGRESS,
+    RECORDS,
+    SENT_BYTES,
+    TRUSTED,
+)
 
-FRAMES_AT_MOST, BYTES_AT_MOST = 256, 4 << 20  # in flight
 CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than that
 WAITING_AT_MOST = 64  # frames that ZeroMQ did not take yet
 STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
 _RECORDS = ("update", "updates", "holds")  # kinds whose counts are of records
-LAGS = 1024  # ticks; the histogram's last bin has all above
 
 
 class Load(NamedTuple):
@@ -41,35 +56,23 @@ Loads = Mapping[int, Load]  # by shard
 _NO_LOADS: Loads = {}
 
 
-class Flight(NamedTuple):
-    """A frame that is not acknowledged yet; `birth`: when the oldest change in it may have happened."""
-
-    number: int
-    birth: int
-    loads: Loads
-    bytes: int
-    chunk: bool
-
-
 class Sender:
-    """One peer's. Times are ticks."""
+    """One peer's. Times are ticks. What compiled code counts with, too, stands in its book (see `steady`)."""
 
     def __init__(self, peer: str, link: Link, now: int, ping: int) -> None:
         self.peer, self._ping_each = peer, ping
         self.life = 0  # 0: none
         self.lives = 0
         self.version = VERSION
-        self.frames, self.records, self.bytes = 0, 0, 0  # sent ever
         self.broken, self.stale = 0, 0  # lives that ended so
-        self.lags = np.zeros(LAGS, np.int64)  # records by how late they were acknowledged
-        self.longest_send_ns = 0
+        self.book = steady.new_book()
+        self.lags = self.book.lags  # records by how late they were acknowledged
+        self._columns = self.book.columns
+        self._columns[PROGRESS] = now
         self._link = link
-        self._number = self._acknowledged = 0
-        self._flight: deque[Flight] = deque()
-        self._flight_bytes = self._chunks = 0
         self._lost: dict[int, int] = {}  # by shard: birth of the oldest change that was lost with a life
         self._waiting: deque[tuple[bytes, bytes]] = deque()
-        self._progress = self.pinged = now
+        self.pinged = now
         self.lifeless = now  # tick of the last turn with a life
         self._asked = age(now, OPEN_EVERY)
 
@@ -85,18 +88,16 @@ class Sender:
             return  # a late answer to a question asked twice
         self.life, self.version = frame.life, frame.version
         self.lives += 1
-        self._number = self._acknowledged = 0
-        self._progress = now
+        self._columns[PROGRESS] = now
 
     def over(self) -> None:
         """The life has ended; what was in flight is as good as lost."""
         self.life = 0
-        for flight in self._flight:
-            for shard in flight.loads:
-                self._lost.setdefault(shard, flight.birth)
-        self._flight.clear()
+        for load in self._loads():
+            self._lost.setdefault(load[steady.LOAD_SHARD], self._birth(load))
         self._waiting.clear()
-        self._flight_bytes = self._chunks = 0
+        self._columns[[NUMBER, ACKNOWLEDGED, FLIGHT_BYTES, CHUNKS, TRUSTED]] = 0
+        self._columns[FIRST_LOAD] = self._columns[LAST_LOAD]
 
     def missed(self, frame: Frame) -> None:
         """The peer says that it misses a frame of a life."""
@@ -116,32 +117,48 @@ class Sender:
         elif age(now, self._asked) >= OPEN_EVERY:
             self._asked = now
             self._link.send(self.peer, encode(Frame("open", fields={"v": list(UNDERSTOOD)}, version=UNDERSTOOD[-1])))
-        if age(now, self.pinged) >= self._ping_each:
+        if 3 * age(now, self.pinged) >= 2 * self._ping_each:  # with the peer's, which this turn may be about: one turn, not two
             self._ping(now, streams(self))
 
     def _is_stale(self, now: int) -> bool:
-        return bool(self._flight) and age(now, self._progress) > STALE_AFTER
+        return self._in_flight > 0 and age(now, int(self._columns[PROGRESS])) > STALE_AFTER
 
     def _ping(self, now: int, streams: dict[int, tuple[int, int]]) -> None:
         """It tells the last number, too: a frame lost at the end is missed soon, not when another one follows."""
         if self._waiting:
             return
         fields: Fields = {"s": {shard: list(told) for shard, told in streams.items()}} if self.life else {}
-        told = Frame("ping", self.life, self._number, fields=fields, version=self.version)
+        told = Frame("ping", self.life, int(self._columns[NUMBER]), fields=fields, version=self.version)
         self._link.send(self.peer, encode(told))
         self.pinged = now
 
     # --- sending ----------------------------------------------------------------------------------------------------------
 
     @property
+    def _in_flight(self) -> int:
+        """Frames that are not acknowledged yet."""
+        return int(self._columns[NUMBER] - self._columns[ACKNOWLEDGED])
+
+    @property
     def ready(self) -> bool:
         """Whether rows may be drained for this peer: what is sent now is not behind anything that waits."""
-        return self.idle and len(self._flight) < FRAMES_AT_MOST and self._flight_bytes < BYTES_AT_MOST
+        return self.idle and bool(steady.has_room(self._columns))
 
     @property
     def ready_for_chunk(self) -> bool:
         """Whether a piece of a snapshot may follow."""
-        return self.ready and self._chunks < CHUNKS_AT_MOST
+        return self.ready and int(self._columns[CHUNKS]) < CHUNKS_AT_MOST
+
+    @property
+    def sent(self) -> tuple[int, int, int]:
+        """Frames, records and bytes, ever."""
+        frames, records, size = self._columns[[FRAMES, RECORDS, SENT_BYTES]].tolist()
+        return frames, records, size
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything that was put waits for ZeroMQ."""
+        return bool(self._waiting)
 
     @property
     def idle(self) -> bool:
@@ -153,22 +170,37 @@ class Sender:
 
         `loads`: changes in it; `chunk`: it is a piece of a snapshot.
         """
-        if not self.life or len(self._waiting) >= WAITING_AT_MOST or len(self._flight) >= 2 * FRAMES_AT_MOST:
+        if not self.life or len(self._waiting) >= WAITING_AT_MOST or self._in_flight >= FLIGHTS:
             return False
-        self._number += 1
-        told = frame._replace(life=self.life, number=self._number, version=self.version)
-        header = encode(told, body)
+        columns = self._columns
+        if columns[LAST_LOAD] - columns[FIRST_LOAD] + len(loads) > LOADS:
+            return False
+        columns[NUMBER] += 1
+        number = int(columns[NUMBER])
+        header = encode(frame._replace(life=self.life, number=number, version=self.version), body)
         if self._waiting or not self._link.send(self.peer, header, body):
-            self._waiting.append((header, bytes(body)))
-        if not self._flight:
-            self._progress = now
-        self._flight.append(Flight(self._number, birth, loads, len(body), chunk))
-        self._flight_bytes += len(body)
-        self._chunks += chunk
-        self.frames += 1
-        self.records += sum(frame.counts) if frame.kind in _RECORDS else 0
-        self.bytes += len(header) + len(body)
+            self.keep(header, bytes(body))
+        if self._in_flight == 1:
+            columns[PROGRESS] = now
+        self._note(number, birth, loads, len(body), chunk)
+        columns[FRAMES] += 1
+        columns[RECORDS] += sum(frame.counts) if frame.kind in _RECORDS else 0
+        columns[SENT_BYTES] += len(header) + len(body)
         return True
+
+    def _note(self, number: int, birth: int, loads: Loads, size: int, chunk: bool) -> None:
+        """Enter what is in flight into the book; `birth`: when the oldest change in it may have happened."""
+        columns = self._columns
+        for shard, load in loads.items():
+            self.book.loads[columns[LAST_LOAD] % LOADS] = number, shard, *load
+            columns[LAST_LOAD] += 1
+        self.book.flights[number % FLIGHTS] = birth, size, chunk, sum(load.records for load in loads.values())
+        columns[FLIGHT_BYTES] += size
+        columns[CHUNKS] += chunk
+
+    def keep(self, header: bytes, body: bytes) -> None:
+        """A frame that ZeroMQ did not take: the next turn tries again."""
+        self._waiting.append((header, body))
 
     def _flush(self) -> None:
         while self._waiting and self._link.send(self.peer, *self._waiting[0]):
@@ -181,26 +213,32 @@ class Sender:
         if not self.life or frame.life != self.life:
             return False
         waited = whole(frame.fields, "w")
-        if not self._acknowledged <= frame.number <= self._number:
+        columns, flights, loads, lags = self.book
+        if not columns[ACKNOWLEDGED] <= frame.number <= columns[NUMBER]:
             raise Refused("malformed")
-        if frame.number > self._acknowledged:
-            self._progress = now
-        self._acknowledged = frame.number
-        while self._flight and self._flight[0].number <= frame.number:
-            done = self._flight.popleft()
-            self._flight_bytes -= done.bytes
-            self._chunks -= done.chunk
-            if done.loads:
-                late = age(now, done.birth) - waited
-                self.lags[min(max(late, 0), LAGS - 1)] += sum(load.records for load in done.loads.values())
+        steady.acknowledge(columns, flights, loads, lags, frame.number, waited, now)
         return True
+
+    def trust(self) -> None:
+        """What the last acknowledgement told of copies was taken: compiled code need not say it again."""
+        self._columns[TRUSTED] = 1
 
     def lag(self, shard: int, now: int) -> Lag:
         """What is in flight of a shard, snapshots left out; as late as the oldest change that the peer does not have."""
-        mine = [flight for flight in self._flight if shard in flight.loads]
-        late = age(now, self._lost.get(shard, mine[0].birth if mine else now))
-        loads = [flight.loads[shard] for flight in mine]
-        return Lag(sum(load.records for load in loads), sum(load.bytes for load in loads), late / 1000)
+        mine = [load for load in self._loads() if load[steady.LOAD_SHARD] == shard]
+        late = age(now, self._lost.get(shard, self._birth(mine[0]) if mine else now))
+        records, size = (sum(load[column] for load in mine) for column in (steady.LOAD_RECORDS, steady.LOAD_BYTES))
+        return Lag(records, size, late / 1000)
+
+    def _loads(self) -> list[list[int]]:
+        """Loads in flight, the oldest first."""
+        first, last = self._columns[[FIRST_LOAD, LAST_LOAD]].tolist()
+        loads: list[list[int]] = self.book.loads[np.arange(first, last) % LOADS].tolist() if first < last else []
+        return loads
+
+    def _birth(self, load: list[int]) -> int:
+        """When the oldest change of its frame may have happened."""
+        return int(self.book.flights[load[steady.LOAD_NUMBER] % FLIGHTS, BIRTH])
 
     def has_all(self, shard: int) -> None:
         """The peer has a new copy of a shard, or is to have none: what was lost is lost no more."""

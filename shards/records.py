@@ -1,4 +1,5 @@
-"""What travels between the replicas of a shard: flat little-endian rows, whose layout has a version (N and N-1 are spoken).
+"""What travels between the replicas of a shard: flat little-endian rows, whose layout goes by the version of the frames they
+travel in (`replication.frames`; N and N-1 are spoken).
 
 A row is addressed by its class and its number within it, which are the same on every core that has a replica, and named with
 the generation of its life. A record carries what is true everywhere: addresses and ports, ages and remaining lifetimes. It
@@ -8,8 +9,6 @@ carries nothing that a core counts for itself: ticks, accounts, next hops, check
 from __future__ import annotations
 
 import numpy as np
-
-VERSION = 1
 
 HAIRPIN, UNTRANSLATED = 1, 2  # flags of a session: its packets turn round inside; they are not translated, so it has no mapping
 

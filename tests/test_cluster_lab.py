@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -294,40 +288,6 @@ def test_what_belongs_to_no_shard_leaves_untranslated_by_no_way(here: Scene) -> 
     here.lab.run("c1", "ip", "address", "add", "100.65.0.1/32", "dev", "lo")
     done = here.lab.run("c1", "ping", "-c", "2", "-i", "0.1", "-W", "1", "-I", "100.65.0.1", here.lab.topology.address("h1"))
     assert "0 received" in done.stdout
-
-
-@pytest.mark.lab
-def test_rfc4787_req9_9a_hairpin_between_shards_on_two_cores(here: Scene) -> None:
-    """c1's shard is on s1, c2's on s2: by the fabric, each seen with his external endpoint and nothing else (UDP, TCP)."""
-    places = steering.places(here.tor, Wanted(2, 3))
-    assert (places[0].outbound, places[1].inbound) == ("s1/0", "s2/0")
-    mirror = (here.lab.topology.address("h1"), "4500")
-    with _peer(here, "h1", "mirror", *mirror), _peer(here, "c2", "called", "100.64.16.11", "4500", *mirror) as told:
-        ends = {name: "{}:{}".format(*end) for name, end in told.items()}
-        words = (str(PEER), "caller", "100.64.0.11", *mirror, ends["udp"], ends["tcp"])
-        done = here.lab.run("c1", sys.executable, *words)
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
-    assert seen["udp_by"] == told["udp"], "who answers is the external endpoint that was called"
-    assert seen["udp"] == seen["own"], "one mapping for all remotes, those behind another core among them"
-    first, second = (IPv4Network((0xCB007100 + 16 * shard, 28)) for shard in (0, 1))
-    assert all(IPv4Address(seen[name][0]) in first for name in ("udp", "tcp"))
-    assert all(IPv4Address(told[name][0]) in second for name in ("udp", "tcp"))
-
-
-PEER = Path(__file__).with_name("hairpin_peer.py")
-
-
-@contextlib.contextmanager
-def _peer(here: Scene, node: str, *words: str) -> Iterator[dict[str, Any]]:
-    """A program of `hairpin_peer` in a node, and its first line."""
-    command = namespaces.inside(here.lab.namespace[node], [sys.executable, str(PEER), *words])
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout
-            yield json.loads(process.stdout.readline())
-        finally:
-            process.kill()
 
 
 @pytest.mark.lab

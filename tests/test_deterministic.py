@@ -228,11 +228,26 @@ def test_rfc7422_the_reverse_tool_needs_nothing_but_a_file(run: Run, tmp_path: P
     path = tmp_path / "of-that-day.toml"
     path.write_text(TOLD)
     told = json.loads(run("pool", "forward", "100.64.16.40", "-c", str(path), "-o", "json").out)
-    assert told == {"subscriber": "100.64.16.40", "address": "203.0.113.10", "first": 1792, "last": 1983}
+    assert told == {"file": str(path), "subscriber": "100.64.16.40", "address": "203.0.113.10", "first": 1792, "last": 1983}
     back = run("pool", "reverse", "203.0.113.10:1801", "-c", str(path), "-o", "json")
     assert (back.status, json.loads(back.out)["subscriber"]) == (0, "100.64.16.32/28")
     nobody = run("pool", "reverse", "203.0.113.8:1800", "-c", str(path))
     assert (nobody.status, "unused" in nobody.out, "nobody" in nobody.out) == (1, True, True)
+
+
+def test_rfc7422_an_older_file_answers_for_its_time(run: Run, tmp_path: Path) -> None:
+    other = TOLD.replace("subscribers-per-address = 7", "subscribers-per-address = 5")
+    other = other.replace("203.0.113.10:1800", "203.0.113.11:1700").replace("203.0.113.10:53", "203.0.113.11:53")
+    for name, text in (("2026-03-01.toml", TOLD), ("2026-03-02T0930Z-denser.toml", other), ("notes.toml", ""), ("x.txt", "")):
+        (tmp_path / name).write_text(text)
+    for at, file in (("2026-03-01", "2026-03-01.toml"), ("2026-03-02T11:30:00+02:00", "2026-03-02T0930Z-denser.toml")):
+        told = json.loads(run("pool", "reverse", "203.0.113.3:1025", "-c", str(tmp_path), "--at", at, "-o", "json").out)
+        assert (Path(told["file"]).name, told["subscriber"]) == (file, f"100.64.8.{7 if 'denser' not in file else 5}/32")
+    before = run("pool", "reverse", "203.0.113.3:1025", "-c", str(tmp_path), "--at", "2026-02-28T23:59:59")
+    assert before.status == 4 and "the first of 2 is of 2026-03-01T00:00:00+00:00" in before.err
+    assert "say by --at of which moment" in run("pool", "forward", "100.64.8.1", "-c", str(tmp_path)).err
+    assert "is none" in run("pool", "forward", "100.64.8.1", "-c", str(tmp_path / "x.txt"), "--at", "2026-03-02").err
+    assert run("pool", "forward", "100.64.8.1", "-c", str(tmp_path), "--at", "yesterday").status == 2
 
 
 @pytest.mark.parametrize(

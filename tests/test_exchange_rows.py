@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Self
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ class Cores:
             assert invariants.complaints(core.state) == []
         assert differences(self.one.state, self.other.state) == []
 
-    def __enter__(self) -> Cores:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -52,7 +52,7 @@ def lab() -> Iterator[Lab]:
         yield built
 
 
-def until(holds: Callable[[], bool], patience_s: float = 20.0) -> None:
+def until(holds: Callable[[], bool], patience_s: float = 40.0) -> None:
     deadline = time.monotonic() + patience_s
     while not holds():
         assert time.monotonic() < deadline, "it does not come about"
@@ -94,4 +94,3 @@ def test_a_download_by_ipv6_goes_on_when_its_core_dies(lab: Lab, tmp_path: Path)
         assert (tmp_path / "got").read_bytes() == file.read(BYTES)
     words = (sys.executable, "-m", "krononat", "sessions", "list", "-p", "tcp", "-d", str(sixth.H1), "-o", "json")
     assert str(sixth.H1) in lab.run("s2", *words, "--socket", str(lab.socket_of("s2.0"))).stdout
-    assert lab.run("core", "ping", "-6", "-c", "1", "-W", "1", str(sixth.of_client(sixth.CLIENTS["c1"]))).returncode  # unasked

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +98,41 @@ def test_it_comes_up_whole_and_carries_traffic(lab: Lab) -> None:
     assert all(each.up for each in switches.sessions(lab))
     assert traffic.ping(lab).held and traffic.dns(lab).held
     assert leaks.counted(lab) == 0
+
+
+@pytest.mark.lab
+def test_rfc4787_req9_9a_hairpin_between_shards_on_two_cores(lab: Lab) -> None:
+    """c1's shard is on s1, c2's on s2: by the fabric, each seen with his external endpoint and nothing else (UDP, TCP)."""
+    ways = _ways(lab)
+    assert {core for (shard, _), way in ways.items() if shard == 0 for core in way} == {"s1/0"}
+    assert {core for (shard, _), way in ways.items() if shard == 1 for core in way} == {"s2/0"}
+    mirror = (lab.topology.address("h1"), "4500")
+    with _peer(lab, "h1", "mirror", *mirror), _peer(lab, "c2", "called", "100.64.16.11", "4500", *mirror) as told:
+        ends = {name: "{}:{}".format(*end) for name, end in told.items()}
+        words = (str(PEER), "caller", "100.64.0.11", *mirror, ends["udp"], ends["tcp"])
+        done = lab.run("c1", sys.executable, *words)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["udp_by"] == told["udp"], "who answers is the external endpoint that was called"
+    assert seen["udp"] == seen["own"], "one mapping for all remotes, those behind another core among them"
+    first, second = (IPv4Network((0xCB007100 + 16 * shard, 28)) for shard in (0, 1))
+    assert all(IPv4Address(seen[name][0]) in first for name in ("udp", "tcp"))
+    assert all(IPv4Address(told[name][0]) in second for name in ("udp", "tcp"))
+
+
+PEER = Path(__file__).with_name("hairpin_peer.py")
+
+
+@contextlib.contextmanager
+def _peer(lab: Lab, node: str, *words: str) -> Iterator[dict[str, Any]]:
+    """A program of `hairpin_peer` in a node, and its first line."""
+    command = namespaces.inside(lab.namespace[node], [sys.executable, str(PEER), *words])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.kill()
 
 
 @pytest.mark.lab

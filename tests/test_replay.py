@@ -300,7 +300,7 @@ def test_two_internal_endpoints_with_one_external_one_are_seen() -> None:
 def test_one_internal_endpoint_with_two_external_ones_is_seen_while_the_first_lives() -> None:
     internal = frames.address("100.64.0.1"), 4000
     for owner, count in ((internal, 1), (None, 0)):
-        books = Ledger(lambda *_, owner=owner: owner)  # type: ignore[misc]
+        books = Ledger(lambda *_, owner=owner: owner)
         assert judged(AFTER, books=books) == []
         assert len(judged(_turned(AFTER, source_port=4001), books=books)) == count
 

@@ -47,6 +47,8 @@ UNWIRED = {
     "rfc6888-req6-fragments": APPLY,
     "rfc6888-req6-limits-and-shunts": CLUSTER,
     "rfc6888-req8-hold-down-to-the-millisecond": SECONDS,
+    "rfc7422-drained-address": APPLY,
+    "rfc7422-sides-of-own-ports": CLUSTER,
 }
 STEPS_LEFT_OUT = {"frames-that-are-wrong": ["frame cut 13"]}  # of an Ethernet header's 14 bytes
 

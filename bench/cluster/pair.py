@@ -80,6 +80,7 @@ class Slot(NamedTuple):
     lag_p99_s: float
     io_share: float  # of a CPU, by the threads of ZeroMQ
     turn: Turn
+    turn_us: float  # CPU time of a turn of the exchange, the median
 
     @property
     def rate(self) -> float:
@@ -141,9 +142,10 @@ class Forwarding:
         self._peer = who.peer
 
     def slot(self, seconds: float, rate: int) -> Slot:
-        """Forward for so long."""
+        """Forward for so long. First a turn: a change may be as old as the turn before it, for all that is known of it."""
+        self.idle()
         forwarded, began_s, io_s = self._forwarded(), time.monotonic(), _io_seconds()
-        busy, packets, made, lags, self._turn = 0.0, 0, 0, [], Turn()
+        busy, packets, made, lags, turns, self._turn = 0.0, 0, 0, [], [0], Turn()
         had = 0.0
         while busy < seconds:
             count, waited = self._lay(), self._delay.ms()
@@ -155,6 +157,7 @@ class Forwarding:
                 cpu, turn = time.thread_time_ns(), time.perf_counter_ns()
                 self.exchange.turn(now)
                 cpu, turn = time.thread_time_ns() - cpu, time.perf_counter_ns() - turn
+                turns.append(cpu)
             took, had = time.perf_counter() - begun, had + time.thread_time() - having
             blocked = (turn - cpu) / 1e6 - (self._delay.ms() - waited)
             self._turn = self._turn.or_longer(Turn(turn / 1e6, cpu / 1e6, blocked))
@@ -163,7 +166,8 @@ class Forwarding:
             lags.append(self.lag_s())
         share = (_io_seconds() - io_s) / (time.monotonic() - began_s)
         lost = packets - (self._forwarded() - forwarded)
-        return Slot(packets, busy, had, lost, made, float(np.percentile(lags, 99)), share, self._turn)
+        median_us = float(np.median(turns[1:] or turns)) / 1000
+        return Slot(packets, busy, had, lost, made, float(np.percentile(lags, 99)), share, self._turn, median_us)
 
     def _lay(self) -> int:
         """Lay a breath's frames down; how many are of new flows."""

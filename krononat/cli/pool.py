@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from krononat import client, deterministic
+from krononat import client, deterministic, history
 from krononat import config as configuration
 from krononat.cli.groups import Group
 from krononat.cli.output import open_memory, output_option, print_facts, print_json, print_rows, socket_option
@@ -35,8 +35,14 @@ COLUMNS = (
 
 
 config_option = click.option(
-    "-c", "--config", "path", type=click.Path(path_type=Path), required=True, help="The file that is, or was, in force."
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The file that is, or was, in force; with --at a folder of files named after the time since when.",
 )
+at_option = click.option("--at", metavar="TIME", help="When: ISO 8601, UTC unless it says otherwise; -c is a folder then.")
 
 
 class Internal(click.ParamType[IPv4Address]):
@@ -133,35 +139,53 @@ def undrain(addresses: tuple[str, ...], form: str, socket: str | None) -> None:
 @pool.command(epilog="Example: krononat pool forward 100.64.3.9 -c nat1.toml")
 @click.argument("subscriber", type=Internal())
 @config_option
+@at_option
 @output_option()
-def forward(subscriber: IPv4Address, path: Path, form: str) -> None:
+def forward(subscriber: IPv4Address, path: Path, at: str | None, form: str) -> None:
     """Which external ports SUBSCRIBER, an internal address, has by a configuration file (RFC 7422); no appliance is asked."""
+    path = _file(path, at)
     read = configuration.load(path)
     portion = deterministic.forward(read, subscriber)
     if portion is None:
         groups = [group for group in read.subscribers if subscriber in group.prefix]
         why = f"pool {groups[0].pool!r} is dynamic: `krononat events` knows" if groups else "he is in no subscriber prefix"
         raise client.Trouble(f"{subscriber} has no ports by {path}", why, "krononat config show FILE", client.NOT_FOUND)
-    _tell({"subscriber": str(subscriber), **_said(portion)}, form)
+    _tell({"file": str(path), "subscriber": str(subscriber), **_said(portion)}, form)
 
 
 @pool.command(epilog="Example: krononat pool reverse 203.0.113.7:4711 -c nat1.toml -o json")
 @click.argument("endpoint", type=External(), metavar="ADDRESS:PORT")
 @click.option("-p", "--protocol", type=click.Choice(("tcp", "udp")), help="For static mappings; default: of either.")
 @config_option
+@at_option
 @output_option()
-def reverse(endpoint: Endpoint, protocol: str | None, path: Path, form: str) -> None:
+def reverse(endpoint: Endpoint, protocol: str | None, path: Path, at: str | None, form: str) -> None:
     """Whose the external ADDRESS:PORT is, or was when the file was in force (RFC 7422); no appliance is asked.
 
     `kind` says why: deterministic, static (a mapping of the file), dynamic (only the log of blocks knows whose it was at a
     time), or unused: it is nobody's. Exit status 1 where no subscriber can be named.
     """
+    path = _file(path, at)
     owner = deterministic.reverse(configuration.load(path), endpoint.address, endpoint.port, protocol or "")
     if owner is None:
         raise client.Trouble(f"{endpoint.address} is in no pool", f"of {path}", "krononat config show FILE", client.NOT_FOUND)
-    _tell({"external": str(endpoint), **_said(owner)}, form)
+    _tell({"file": str(path), "external": str(endpoint), **_said(owner)}, form)
     if owner.subscriber is None:
         raise SystemExit(1)
+
+
+def _file(path: Path, at: str | None) -> Path:
+    """The file that is asked."""
+    if at is None and path.is_dir():
+        raise click.UsageError(f"{path} is a folder: say by --at of which moment")
+    if at is None:
+        return path
+    if not path.is_dir():
+        raise click.UsageError(f"--at chooses from a folder of files, and {path} is none")
+    try:
+        return history.in_force(path, history.read_moment(at))
+    except ValueError as wrong:
+        raise click.BadParameter(str(wrong), param_hint="--at") from None
 
 
 def _said(told: Portion | Owner) -> dict[str, Any]:
