@@ -1,4 +1,5 @@
-"""What a configuration may say: one model for each table of the TOML file; those of routing stand in `models_bgp`.
+"""What a configuration may say: one model for each table of the TOML file; those of routing stand in `models_bgp`,
+of limits in `models_limits`, of who may answer in `models_filtering`.
 
 Each field's description is the one source of `krononat config explain`, of the JSON schema and of the reference. A rule about a
 single value stands here or in `values`, a rule between several in `checks`.
@@ -13,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializerFunctionW
 
 from krononat.model import Model
 from krononat.models_bgp import Bfd, Bgp
+from krononat.models_filtering import Filtering6, OneFiltering, PoolFiltering
 from krononat.models_limits import NO_LIMITS, Limits, Timeouts
 from krononat.values import (
     EVERY_PORT,
@@ -283,48 +285,6 @@ class Subscriber(Model):
     mappings: list[Mapping] = Field(default=[], description="Static mappings of this subscriber.")
     device: list[Device] = Field(default=[], description="Devices behind this subscriber.")
     transparent: bool = Field(default=False, description="Nothing is filtered towards its IPv6 addresses (RFC 6092 REC-49).")
-
-
-FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
-Filtering = Annotated[Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)]
-
-
-class Filtering6(Model):
-    """Who may write to an internal IPv6 endpoint that has a session, beside the remote of that (RFC 6092 REC-11, 17, 33)."""
-
-    tcp: Filtering = Field(default="address-dependent", description="For TCP.")
-    udp: Filtering = Field(default="address-dependent", description="For UDP and UDP-Lite.")
-    other: Filtering = Field(default="address-dependent", description="For everything else.")
-
-
-class PoolFiltering(Model):
-    """Who may write to an external endpoint, beside the remotes that it has sessions with (RFC 4787 5, RFC 5382 REQ-3)."""
-
-    tcp: Filtering = Field(default="endpoint-independent", description="For TCP.")
-    udp: Filtering = Field(default="endpoint-independent", description="For UDP.")
-    icmp: Filtering = Field(default="endpoint-independent", description="For ICMP queries.")
-
-    @property
-    def words(self) -> tuple[str, str, str]:
-        """Of ICMP, TCP, UDP: the order of the port spaces."""
-        return self.icmp, self.tcp, self.udp
-
-
-def _for_all(value: Any) -> Any:
-    """One word is for every protocol."""
-    if isinstance(value, str) and value not in FILTERINGS:
-        raise ValueError(f"must be one of {', '.join(FILTERINGS)}")
-    return dict.fromkeys(("tcp", "udp", "icmp"), value) if isinstance(value, str) else value
-
-
-def _in_a_word(value: PoolFiltering, handler: SerializerFunctionWrapHandler) -> Any:
-    """What is alike for every protocol is one word."""
-    return value.udp if len(set(value.words)) == 1 else handler(value)
-
-
-OneFiltering = Annotated[
-    PoolFiltering, BeforeValidator(_for_all, json_schema_input_type=Filtering | PoolFiltering), WrapSerializer(_in_a_word)
-]
 
 
 Allocation = Annotated[Literal["dynamic", "deterministic"], one_of(("dynamic", "deterministic"))]

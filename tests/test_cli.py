@@ -554,3 +554,10 @@ def test_doctor_exits_with_1_after_a_failure(tmp_path: Path) -> None:
     assert found["interface-inside0"]["result"] == "FAIL"
     assert "1,000,000 sessions" in found["memory"]["needed"]
     assert set(found["kernel"]) == {"id", "result", "measured", "needed", "fix"}
+
+
+def test_a_scenario_without_steps_holds_nothing(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "empty.nat"
+    file.write_text("# Nothing happens.\ngiven pool 203.0.113.0/31\n")
+    told = run("lab", "scenario", str(file))
+    assert told.status == 1 and "it has no steps" in told.err and "hold" not in told.out

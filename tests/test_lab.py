@@ -256,10 +256,10 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demonstration_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("verb", "number"), [("demo", signal.SIGINT), ("demo", signal.SIGTERM), ("up", signal.SIGTERM)])
+def test_an_interrupted_laboratory_leaves_nothing(tmp_path: Path, verb: str, number: signal.Signals) -> None:
     _need_a_laboratory()
-    words = [*KRONONAT, "lab", "demo", "--name", "kni", "--report", str(tmp_path)]
+    words = [*KRONONAT, "lab", verb, "--name", "kni", *(("--report", str(tmp_path)) if verb == "demo" else ())]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 60
     while "kni-h2" not in namespaces.existing() and time.monotonic() < deadline:

@@ -25,7 +25,7 @@ from krononat.lab import (
     steering,
 )
 from krononat.lab.cluster import SERVERS_AT_MOST, SHARDS_AT_MOST, STATIC, TORS, Wanted
-from krononat.lab.laboratory import Lab
+from krononat.lab.laboratory import Lab, ending_in_order
 from krononat.lab.names import name_option
 from krononat.lab.topology import TOPOLOGIES, home
 
@@ -66,7 +66,8 @@ def up(name: str, kind: str, tor: str | None, cores: int | None, appliance: bool
         built = _of_cluster(name, wanted)
     else:
         built = Lab(name, TOPOLOGIES[kind])
-    built.up(appliance, tell=lambda told: click.echo(told, err=True))
+    with ending_in_order():
+        built.up(appliance, tell=lambda told: click.echo(told, err=True))
     suffix = "" if name == "kn" else f" --name {name}"
     click.echo(f"up; next: krononat lab status{suffix}, krononat lab exec{suffix} c1 -- ping 198.51.100.10", err=True)
     for label in () if appliance else built.topology.appliances:

@@ -297,12 +297,21 @@ def laboratory(name: str = "kn", topology: Topology = ROUTER, tell: Tell = lambd
 @contextlib.contextmanager
 def living(lab: Lab, tell: Tell = lambda _: None) -> Iterator[Lab]:
     """The same with a laboratory that is described already."""
+    with ending_in_order():
+        try:
+            lab.up(tell=tell)
+            yield lab
+        finally:
+            lab.down()
+
+
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Who is told to end meanwhile (SIGTERM, SIGHUP) takes back first what was made, as with Ctrl-C."""
     before = {number: signal.signal(number, _terminated) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        lab.up(tell=tell)
-        yield lab
+        yield
     finally:
-        lab.down()
         for number, handler in before.items():
             signal.signal(number, handler)
 

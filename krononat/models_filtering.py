@@ -1,0 +1,51 @@
+"""Configuration of who may answer: [pool] filtering, and [subscribers] filtering6."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, WrapSerializer
+
+from krononat.model import Model
+from krononat.values import one_of
+
+FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
+Filtering = Annotated[Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)]
+
+
+class Filtering6(Model):
+    """Who may write to an internal IPv6 endpoint that has a session, beside the remote of that (RFC 6092 REC-11, 17, 33)."""
+
+    tcp: Filtering = Field(default="address-dependent", description="For TCP.")
+    udp: Filtering = Field(default="address-dependent", description="For UDP and UDP-Lite.")
+    other: Filtering = Field(default="address-dependent", description="For everything else.")
+
+
+class PoolFiltering(Model):
+    """Who may write to an external endpoint, beside the remotes that it has sessions with (RFC 4787 5, RFC 5382 REQ-3)."""
+
+    tcp: Filtering = Field(default="endpoint-independent", description="For TCP.")
+    udp: Filtering = Field(default="endpoint-independent", description="For UDP.")
+    icmp: Filtering = Field(default="endpoint-independent", description="For ICMP queries.")
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """Of ICMP, TCP, UDP: the order of the port spaces."""
+        return self.icmp, self.tcp, self.udp
+
+
+def _for_all(value: Any) -> Any:
+    """One word is for every protocol."""
+    if isinstance(value, str) and value not in FILTERINGS:
+        raise ValueError(f"must be one of {', '.join(FILTERINGS)}")
+    return dict.fromkeys(("tcp", "udp", "icmp"), value) if isinstance(value, str) else value
+
+
+def _in_a_word(value: PoolFiltering, handler: SerializerFunctionWrapHandler) -> Any:
+    """What is alike for every protocol is one word."""
+    return value.udp if len(set(value.words)) == 1 else handler(value)
+
+
+OneFiltering = Annotated[
+    PoolFiltering, BeforeValidator(_for_all, json_schema_input_type=Filtering | PoolFiltering), WrapSerializer(_in_a_word)
+]
