@@ -133,6 +133,7 @@ class Announcer:
         self._stream = socket.socket(fileno=descriptor)
         self._stream.setblocking(False)
         self._linger, self.refusal = linger, ""
+        self.acknowledged = 0  # another speaker may be there, which has nothing of us yet
         self._will = self._will or Will()
         hello = json.dumps({"core": self._core, "linger": linger, "alarms": self.health.alarms}).encode()
         try:

@@ -72,7 +72,7 @@ class Heritage(NamedTuple):
 
     member: Inherited
     about: Message
-    draining: bool
+    said: Message  # of its routes, see `orphan`
     descriptors: dict[str, int]
 
     @property
@@ -157,7 +157,7 @@ def _hear(channel: socket.socket) -> Heritage | None:
     told = json.loads(message)
     channel.setblocking(False)
     by_name = dict(zip(told["names"], descriptors, strict=True))
-    return Heritage(Inherited(channel, told["pid"]), told["heritage"], told["draining"], by_name)
+    return Heritage(Inherited(channel, told["pid"]), told["heritage"], told["said"], by_name)
 
 
 def _misfit(found: Heritage, digest: str, sizes: Sizes) -> str:

@@ -53,9 +53,9 @@ class Herald:
         self._tried, self._patience = -TRY_EACH, TRY_EACH
         self._worker, self._told_draining = None, False
 
-    def resume(self, draining: bool) -> None:
-        """The worker has been there before us: it has its connection, or will say that it lost it."""
-        self._worker, self._told_linger = self._crew.pid, -1
+    def resume(self, draining: bool, attached: bool) -> None:
+        """The worker has been there before us: it has a connection (`attached`), and says when it loses it; or needs one."""
+        self._worker, self._told_linger = self._crew.pid if attached else None, -1
         self.draining = self._told_draining = draining
 
     def due(self, usual: int) -> int:

@@ -11,7 +11,8 @@ When the channel ends, the listener takes its place, so the loop wakes when some
 mode of the socket's file says so), and it brings an end of a new channel, by which it is told and given everything:
 
     heir        {"do": "adopt"}, and its end of the channel, over the listener
-    worker      {"heritage": about, "names": [...], "pid": n, "draining": bool}, and the descriptors, over the channel
+    worker      {"heritage": about, "names": [...], "pid": n, "said": {...}}, and the descriptors, over the channel; `said`
+                of its routes: {"draining": bool, "attached": bool}, whether it has a connection to the speaker
 
 From there on it is the supervisor. Nothing here waits.
 """
@@ -68,8 +69,8 @@ class Orphan:
         self.since = now
         os.dup2(self._listener.fileno(), channel.fileno(), inheritable=False)
 
-    def turn(self, channel: socket.socket, draining: bool) -> bool:
-        """Whether another supervisor has come, and the channel is to it."""
+    def turn(self, channel: socket.socket, said: dict[str, bool]) -> bool:
+        """Whether another supervisor has come, and the channel is to it. `said`: what that is told of our routes."""
         assert self._listener
         if self._suitor is None:
             with contextlib.suppress(OSError):
@@ -85,12 +86,12 @@ class Orphan:
             message, descriptors = b"", []
         self._suitor.close()
         self._suitor = None
-        return bool(message and descriptors) and self._hand_over(channel, descriptors[0], draining)
+        return bool(message and descriptors) and self._hand_over(channel, descriptors[0], said)
 
-    def _hand_over(self, channel: socket.socket, descriptor: int, draining: bool) -> bool:
+    def _hand_over(self, channel: socket.socket, descriptor: int, said: dict[str, bool]) -> bool:
         """Tell the heir everything; False where it has gone already. Its end of the channel is ours under the old number."""
         given = {**self._own, **self._kept}
-        told = {"heritage": self._about, "names": list(given), "pid": os.getpid(), "draining": draining}
+        told = {"heritage": self._about, "names": list(given), "pid": os.getpid(), "said": said}
         with socket.socket(fileno=descriptor) as stream:
             try:
                 stream.setblocking(False)

@@ -438,7 +438,7 @@ class Supervisor:
         if self._config.bgp:
             self._herald = Herald(self._config.speaker_socket, self._config.bgp.linger_ms, self._crew, _say)
             if self._heritage:
-                self._herald.resume(self._heritage.draining)
+                self._herald.resume(**self._heritage.said)
         parts = Parts(
             self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
             self._neighbours, self._crew, self._cpu, self._began, self._quarantine, self._follower, self._herald,

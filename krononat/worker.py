@@ -178,7 +178,8 @@ class Worker:
             self._announce(told, now)
         except Exception:
             if not self._faults:
-                traceback.print_exc()
+                with contextlib.suppress(OSError):  # who read our messages may be gone
+                    traceback.print_exc()
             self._faults += 1
             told.detach()
             self._lost = True
@@ -240,9 +241,12 @@ class Worker:
         """Another supervisor takes over, or our time is over: then we go in good order."""
         if self._left_at:
             return
-        if self._orphan.turn(self._channel, bool(self._announcer and self._announcer.policy.draining)):
+        told = self._announcer
+        said = {"draining": bool(told and told.policy.draining), "attached": bool(told and told.attached)}
+        if self._orphan.turn(self._channel, said):
             self._channel.setblocking(False)
             self._wanted = 0  # it does not know yet whom we ask for
+            self._lost = False  # that it knows
         elif now - since >= self._orphan.patience:
             self._stop()
 

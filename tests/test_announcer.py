@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ import pytest
 from krononat import announcer, speaking
 from krononat.announcer import FAREWELL, Announcer, Examiner, Property, role_of
 from krononat.crew import Crew
+from krononat.drained import Seen
 from krononat.herald import REFUSED_EACH, TRY_EACH, Herald
 from replication.roles import Post
 from routing.announcements import GRACEFUL_SHUTDOWN, Role
@@ -461,6 +463,37 @@ def test_a_herald_connects_anew_for_another_worker_and_after_a_loss(tmp_path: Pa
         os.close(descriptor)
 
 
+def test_a_worker_of_a_killed_run_that_has_no_connection_gets_one(tmp_path: Path) -> None:
+    for attached, told in ((True, ["linger"]), (False, ["speaker"])):
+        staff = Staff()
+        herald = Herald(str(tmp_path / "bgp"), 60, cast(Crew, staff), lambda line: None)
+        with listener(tmp_path / "bgp"):
+            herald.resume(draining=True, attached=attached)
+            herald.turn(TRY_EACH)
+        assert [each["do"] for each in staff.told] == told and herald.draining
+        for descriptor in staff.given:
+            os.close(descriptor)
+
+
+def test_an_address_that_returns_waits_for_a_speaker_that_is_new_too() -> None:
+    opened: list[frozenset[int]] = []
+    seen = Seen(frozenset(), frozenset({3}))
+    told, far = made(None), Far()
+    told._drained = cast(Any, SimpleNamespace(look=lambda: seen, open=lambda rows: opened.append(rows)))
+    told._seen = seen
+    told.attach(far.descriptor, 0)
+    turn(told, 1, 10)
+    far.stream.send(b'{"done": 1}')
+    turn(told, 10, 100)
+    other = Far()
+    told.attach(other.descriptor, 0)  # the speaker was killed meanwhile, and this one has heard of no route
+    turn(told, 100, 2 * announcer.LOOK_EACH)
+    assert other.routes() and not opened
+    other.stream.send(b'{"done": 1}')
+    turn(told, 2 * announcer.LOOK_EACH, 4 * announcer.LOOK_EACH)
+    assert opened and set(opened) == {frozenset({3})}
+
+
 def test_a_fault_in_announcing_is_told_once_and_ends_the_connection_only(capsys: pytest.CaptureFixture[str]) -> None:
     from krononat.worker import Worker  # late: it decides whether compiled code is loaded (see shards.jit)
 
@@ -472,3 +505,20 @@ def test_a_fault_in_announcing_is_told_once_and_ends_the_connection_only(capsys:
     worker._guarded(told, 1)
     assert (worker._faults, worker._lost, len(detached)) == (2, True, 2)
     assert capsys.readouterr().err.count("ZeroDivisionError") == 1
+
+
+def test_a_fault_in_announcing_ends_nothing_where_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from krononat.worker import Worker
+
+    worker = object.__new__(Worker)
+    worker._faults, worker._lost = 0, False
+    worker._examiner = cast(Any, SimpleNamespace(turned=lambda now: 1 // 0))
+    nobody, ours = os.pipe()
+    os.close(nobody)
+    with open(ours, "w", buffering=1) as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        worker._guarded(cast(Any, SimpleNamespace(detach=lambda: None)), 0)
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
+    assert (worker._faults, worker._lost) == (1, True)

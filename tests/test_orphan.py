@@ -18,6 +18,7 @@ from krononat.member import UNSEEN, Inherited, cause, is_fault
 from krononat.orphan import Orphan
 from shards.state import Sizes, state_bytes, write_header
 
+SAID = {"draining": True, "attached": False}
 SIZES = Sizes(*[2] * len(Sizes._fields))._replace(buckets=16)
 
 
@@ -46,7 +47,7 @@ def claimed(orphan: Orphan, channel: socket.socket, path: str) -> heir.Heritage:
     thread = threading.Thread(target=lambda: found.append(heir.claim(path, "d", SIZES, lambda _: None)))
     thread.start()
     until = time.monotonic() + 5
-    while not orphan.turn(channel, True):
+    while not orphan.turn(channel, SAID):
         assert time.monotonic() < until
         time.sleep(0.001)
     thread.join()
@@ -66,9 +67,9 @@ def test_an_heir_gets_everything_by_name_and_the_channel_again_and_again(left: t
         orphan.begin(channel, now)
         with pytest.raises(BlockingIOError):  # nobody has come: the loop sleeps, though the channel has ended
             socket.socket(fileno=os.dup(channel.fileno())).accept()
-        assert orphan.since == now and not orphan.turn(channel, False)
+        assert orphan.since == now and not orphan.turn(channel, SAID)
         found = claimed(orphan, channel, path)
-        assert waits_since(orphan) is None and found.draining and found.member.pid == os.getpid()
+        assert waits_since(orphan) is None and found.said == SAID and found.member.pid == os.getpid()
         assert found.descriptors.keys() == {"state", "link0", "listener"}
         assert os.fstat(found.descriptors["link0"]).st_rdev == os.stat("/dev/null").st_rdev
         assert found.memory.pages == "4 KiB"
@@ -82,12 +83,12 @@ def test_who_connects_and_says_nothing_or_goes_away_keeps_nobody_waiting(left: t
     orphan.begin(channel, 1)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
         silent.connect(path)
-        assert not orphan.turn(channel, False) and not orphan.turn(channel, False)
-    assert not orphan.turn(channel, False)  # it has hung up
+        assert not orphan.turn(channel, SAID) and not orphan.turn(channel, SAID)
+    assert not orphan.turn(channel, SAID)  # it has hung up
     ours = heir._call(path)
     assert ours
     ours.close()  # and this one died before it was told anything
-    assert not orphan.turn(channel, False) and orphan.since == 1
+    assert not orphan.turn(channel, SAID) and orphan.since == 1
     assert claimed(orphan, channel, path).about["digest"] == "d"
 
 
