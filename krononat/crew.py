@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from krononat.client import Trouble
-from krononat.member import Member, Message, cause, is_fault
+from krononat.member import UNSEEN, Member, Message, cause, is_fault
 from krononat.view import ticks
 
 QUICK = 10_000  # ticks; a worker that died of a fault sooner after it was ready has a problem that will come again
@@ -192,7 +192,7 @@ class Crew:
         """Have it replaced first of all, then talk about it."""
         self._left_at = self._left_at or time.monotonic()
         self._worker = None
-        retired = self.replacing and status == 0
+        retired = self.replacing and status in (0, UNSEEN) and not self._stalled  # of an inherited one nobody sees it
         fault = is_fault(status) or self._stalled
         self._stalled = False
         if fault:

@@ -35,6 +35,10 @@ class Follower:
         self._refused = ""
         self._trouble = ""
 
+    def resume(self, now: Cluster, room: int) -> None:
+        """Go on where another one has been: by the rows that it has given, in the memory that it has made."""
+        self.cluster, self._room = now, room
+
     def start(self) -> None:
         """Begin to look at the store."""
         self._watcher = Watcher(self._store)

@@ -24,7 +24,6 @@ from krononat import appliance, cluster, heir, interfaces, memory, speaking
 from krononat.answers import Answers, Parts
 from krononat.carrier import Carriers
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
-from krononat.config import canonical
 from krononat.control import Control, lock
 from krononat.crew import Crew, Given, Hooks
 from krononat.following import Follower
@@ -150,20 +149,22 @@ class Supervisor:
 
     def _inherit(self) -> None:
         """Take over a worker that forwards on since a supervisor before us was killed."""
-        path, sizes = f"{self._config.socket}.heir", appliance.compose(self._config, self._cluster)
-        found = self._heritage = heir.claim(path, heir.digest(canonical(self._config)), sizes, _say)
+        path = self._waits_at = f"{self._config.socket}.heir"
+        found = self._heritage = heir.claim(path, self._config, self._cluster, _say)
         if found:  # until the crew has it, it ends with us
+            self._config = found.config
             self._unadopted = self._undoing.enter_context(contextlib.ExitStack())
             self._unadopted.callback(found.member.end)
         if found and self._cluster and self._follower:
-            told, me, room = self._cluster.map, self._cluster.me, cluster.room_for(self._config, self._cluster.map)
+            told, me, room = self._cluster.map, self._cluster.me, found.sizes.peers
             rows = cluster.rows_for(told, me, found.about["rows"], room)
-            self._cluster = self._follower.cluster = self._cluster._replace(rows=rows)
+            self._cluster = self._cluster._replace(rows=rows)
+            self._follower.resume(self._cluster, room)
             self._followed = self._cluster if found.about["mark"] == [told.version, told.digest] else None
         if self._config.server.orphan_s and not any(port.memif for _, port in self._config.interfaces.named()):
             number = found.descriptors["listener"] if found else -1
             self._listener = socket.socket(fileno=number) if found else heir.listen(path)
-            self._undoing.callback(Path(path).unlink, missing_ok=True)
+            self._undoing.callback(heir.forget, path)
             self._undoing.callback(self._listener.close)
 
     def _left_behind(self) -> list[interfaces.Step]:
@@ -211,7 +212,7 @@ class Supervisor:
     def _make_state(self) -> None:
         if before := memory.allow_huge_pages():
             self._remember(interfaces.Step("huge pages", "shared memory", "", "advise", before))
-        sizes = appliance.compose(self._config, self._cluster)
+        sizes = self._heritage.sizes if self._heritage else appliance.compose(self._config, self._cluster)
         made = self._memory = self._heritage.memory if self._heritage else self._new_memory(state_bytes(sizes))
         self._undoing.callback(os.close, made.descriptor)
         if self._heritage:
@@ -267,7 +268,8 @@ class Supervisor:
             self._undoing.callback(self._sockets.close)
             self._steer(wanted)
         except (OSError, ValueError, RuntimeError) as trouble:
-            raise Trouble("AF_XDP cannot be set up", str(trouble), "krononat doctor -c FILE says more") from trouble
+            remedy = f"krononat doctor -c FILE says more{heir.told_of_others()}"
+            raise Trouble("AF_XDP cannot be set up", str(trouble), remedy) from trouble
         for port, device in zip(ports, self._devices, strict=True):
             if not port.memif:
                 _say(f"{port.name}: {device.queues} queue{'s' * (device.queues > 1)}, each proven to receive")
@@ -509,7 +511,6 @@ class Supervisor:
             return
         about = {
             "patience": 1000 * self._config.server.orphan_s,
-            "digest": heir.digest(canonical(config)),
             "code": self._crew.code,
             "pages": self._memory.pages,
             "sockets": self._sockets.description,
@@ -518,8 +519,9 @@ class Supervisor:
             "mark": [followed.map.version, followed.map.digest] if followed else [],
         }
         steerings = [each for each in self._steerings if isinstance(each, Steering)]
-        if heir.leave(self._crew.send, about, self._listener.fileno(), steerings):
+        if heir.leave(self._crew.send, about, config, self._listener.fileno(), steerings):
             self._entrusted = known
+            heir.note(self._waits_at, self._crew.pid or 0)
 
     def _hear_of_neighbours(self) -> None:
         if self._neighbours.listen(ticks()):
