@@ -153,6 +153,7 @@ class Supervisor:
         found = self._heritage = heir.claim(path, self._config, self._cluster, _say)
         if found:  # until the crew has it, it ends with us
             self._config = found.config
+            os.close(found.descriptors.pop("config"))
             self._unadopted = self._undoing.enter_context(contextlib.ExitStack())
             self._unadopted.callback(found.member.end)
         if found and self._cluster and self._follower:
