@@ -3,7 +3,7 @@
 A route `recursive SHARD-ADDRESS` of a shard's own table is resolved anew by BIRD whenever the main table changes. The
 blackholes of whole ranges have the lowest preference: without them an address that no core announces would resolve by a default
 route, and its subscribers' packets would leave untranslated. The default route that routers inside are told is that of any
-shard whose address leads to a core: a pipe each takes it over from the shard's table, and takes it back when it resolves no more.
+shard whose address leads to a core: a pipe each takes it over from the shard's table, and takes it back when it leads nowhere.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ filter leads{v} {{
 protocol static nowhere{v} {{ ipv{v} {{ preference 150; }}; route {default} unreachable; }}
 """
 
-# Never in the kernel (see `to_main`). A pipe's filter is asked anew whenever the route of a shard's address changes. 150 is between
-# what is static and BGP: where inside and outside are one domain, the Internet's default route takes nobody's place.
+# Never in the kernel (see `to_main`). A pipe's filter is asked anew whenever the route of a shard's address changes. 150 is
+# between what is static and BGP: where inside and outside are one domain, the Internet's default route takes nobody's place.
 _PIPE = """\
 protocol pipe default{k}v{v} {{ table master{v}; peer table shard{k}v{v}; import filter leads{v}; export none; }}
 """
