@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krononat import appliance, config, deterministic, reload
+from krononat import appliance, checks_deterministic, config, deterministic, reload
 from krononat.models import Config
 from shards import events, nat, ports, sides
 from shards.state import State
@@ -186,6 +188,51 @@ def test_what_would_move_everybody_needs_a_restart() -> None:
     assert reload.plan(before, after).restart == ["pool.exclude"]
     dynamic = [config.read(RIGHT + lines) for lines in ("", 'exclude = ["203.0.113.4"]\n')]
     assert reload.plan(*dynamic) == (["pool.exclude"], [])
+
+
+def test_the_addresses_are_those_that_are_neither_excluded_nor_kept_for_icmp() -> None:
+    dice = random.Random(5)
+    for _ in range(200):
+        prefixes = [IPv4Network((0xCB007100 + 32 * n, dice.randint(27, 32))) for n in dice.sample(range(8), 3)]
+        exclude = [
+            IPv4Network((0xCB007100 + dice.randrange(256), 32)).supernet(dice.randrange(5)) for _ in range(dice.randrange(6))
+        ]
+        kept = dice.choice([None, prefixes[0][-1]])
+        pool = config.read(single()).pool[0].model_copy(update={"prefixes": prefixes, "exclude": exclude, "icmp_address": kept})
+        hosts = [host for prefix in sorted(prefixes) for host in prefix if not any(host in each for each in exclude)]
+        assert deterministic.addresses_of(pool) == [host for host in hosts if host != kept]
+
+
+def test_a_thousand_static_mappings_are_judged_by_one_look_at_the_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a minute of a /20 pool, in the supervisor whose only thread it was."""
+    few, many = (config.read(single() + _mappings_of(count)) for count in (1, 200))
+    looked = Counter[str]()
+    for name in ("plan", "addresses_of", "subscribers_of"):
+        asked = getattr(deterministic, name)
+        monkeypatch.setattr(deterministic, name, _counted(looked, name, asked))
+    assert not list(checks_deterministic.mappings(few))
+    once = looked.copy()
+    looked.clear()
+    assert not list(checks_deterministic.mappings(many)) and looked == once
+
+
+def _mappings_of(count: int) -> str:
+    line = '[[mapping]]\nprotocol = "tcp"\ninternal = "100.64.0.15:{}"\nexternal = "203.0.113.0:{}"\n'
+    return "".join(line.format(port, 1024 + 512 * 7 * 15 - 1 + port) for port in range(1, count + 1))
+
+
+def _counted(looked: Counter[str], name: str, asked: Callable[..., Any]) -> Callable[..., Any]:
+    def count(*of: Any) -> Any:
+        looked[name] += 1
+        return asked(*of)
+
+    return count
+
+
+def test_blocks_that_are_no_blocks_are_refused_and_nothing_breaks() -> None:
+    lines = MAPPING + '"100.64.0.255:80"\nexternal = "203.0.113.1:8080"\n'
+    told = complaints(RIGHT + 'allocation = "deterministic"\nblock-size = 1000\nsubscribers-per-address = 1\n' + lines)
+    assert any("block-size" in line or "block_size" in line for line in told), told
 
 
 # --- the log, and the other side ------------------------------------------------------------------------------------------
