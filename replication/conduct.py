@@ -33,6 +33,7 @@ from shards.state import (
     State,
 )
 
+AGAIN_AFTER = 20  # ticks: who lives and could not be told is told again
 LOOK_EACH = 50  # ticks between two decisions where nothing happens
 SOON = 500  # ticks until such an attempt is made again that was refused at once
 HOME_EACH = 5000  # ticks between two attempts to bring a copy to where a newer map wants it
@@ -108,6 +109,7 @@ class Conductor:
         self.mark: tuple[int, int] = (0, 0)  # version and digest of the map that we follow
         self.marks: dict[str, tuple[int, int]] = {}  # what the others say that they follow
         self._last = self._last_told = now - times.tell
+        self._untold: list[str] = []
         self._evidence = ""
         self._nothing = np.zeros(len(state.dirty), np.uint64)  # no row was seen: all end
         for shard in places:
@@ -138,7 +140,7 @@ class Conductor:
         if any(news) or wanted or self.is_moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
             self._evidence, self._last = evidence, now
             changed = [shard for shard in self.posts if self._decide(shard, now)]
-            if changed or now - self._last_told >= self._times.tell:
+            if changed or self._is_to_be_told(now):
                 self._tell(now)
         return busy
 
@@ -490,9 +492,17 @@ class Conductor:
 
     def _tell(self, now: int) -> None:
         self._last_told = now
-        for name in self._peers:
-            posts = [post for shard in self.posts if (post := self._post_for(shard, name, now))]
-            self._exchange.tell(name, "posts", {"posts": posts, "v": list(self.mark)})
+        self._untold = [name for name in self._peers if not self._tell_one(name, now)]
+
+    def _tell_one(self, name: str, now: int) -> bool:
+        posts = [post for shard in self.posts if (post := self._post_for(shard, name, now))]
+        return self._exchange.tell(name, "posts", {"posts": posts, "v": list(self.mark)})
+
+    def _is_to_be_told(self, now: int) -> bool:
+        """Whether all is told again: it is time, or somebody who lives could not be told, since its link had just begun."""
+        since = now - self._last_told
+        missed = since >= AGAIN_AFTER and any(self._exchange.evidence(name, now) == ALIVE for name in self._untold)
+        return missed or since >= self._times.tell
 
     def _post_for(self, shard: int, name: str, now: int) -> dict[str, Any] | None:
         """What a peer is told of a shard; nothing where this core has nothing to do with it."""

@@ -210,6 +210,7 @@ class Exchange:
 
     def _whole_turn(self, now: int, begun: int) -> bool:
         """All that a turn may consist of; then the lanes are open again, where changes are all that is to be sent."""
+        self._lanes.close()  # first: what they point to may go, and if anything fails here they must not be used
         self._until = begun + READ_NS
         more = False
         if self._link.listen():
@@ -227,7 +228,6 @@ class Exchange:
         more |= self._publisher.turn(now, self._spare)
         if self._verifications:
             self._verify(now)
-        self._lanes.close()
         self._open_lanes(more, now)
         return more
 
@@ -282,7 +282,7 @@ class Exchange:
             self._note_way(peer, way, now)
         if peer in self._closed:
             receiver, late = self._receivers.get(peer), age(now, self._closed[peer]) > self._settings.late
-            if late or (way and receiver is not None and way != receiver.way):
+            if late or (way and receiver is not None and way != receiver.way):  # another process; or we had misjudged this one
                 del self._closed[peer]
 
     def _note_heard(self, peer: str, now: int) -> None:

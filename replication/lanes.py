@@ -77,7 +77,7 @@ class Lanes:
     def open(self, senders: Iterable[Sender], left: int, now: int) -> None:
         """Go on so for the next `left` ticks, if all links are in the steady state."""
         self.is_open = False
-        if self._source is None or any(sender.waits for sender in senders):
+        if self._source is None or self._link.is_skipping or any(sender.waits for sender in senders):
             return
         streams = self._publisher.steady()
         if streams is None or not all(sender.life < 1 << 63 for sender in streams):
@@ -106,14 +106,18 @@ class Lanes:
         """Take a turn; True: that was all that there was to do."""
         if not self.is_open:
             return False
+        self.is_open, still = False, True  # closed, if anything fails here
         done = not self._link.others_have_news(self._descriptors)
         done &= age(now, self._since) < self._left and self._link.again == self._again
         is_due = age(now, self._publisher.drained) >= self._batch
         for sender, (_, lane) in self._lanes.items():
             if not sender.waits and not self._pump(sender, lane, is_due, now):
-                self.is_open = done = False
-        if is_due and self.is_open:
+                still = done = False
+                if self._link.is_skipping:
+                    break  # another one's message may have too many parts, too
+        if is_due and still:
             self._publisher.drained = now
+        self.is_open = still
         return done
 
     def _pump(self, sender: Sender, lane: Lane, is_due: bool, now: int) -> bool:

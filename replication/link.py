@@ -223,6 +223,11 @@ class Link:
             return Message(peer, b"", b"", self._body[:0])  # which no frame is
         return Message(peer, b"", header, body)
 
+    @property
+    def is_skipping(self) -> bool:
+        """Whether a message that has too many parts is not read to its end."""
+        return self._skipping is not None
+
     def has_frames(self) -> bool:
         """Whether a peer may have sent something of its own accord, not just an answer."""
         self.listen()
@@ -306,6 +311,9 @@ class Link:
                 (self._connected.add if event == _BEGUN else self._connected.discard)(peer)
         for peer in changes.ended:
             self._inquest.ask(peer, self._peers[peer].endpoint, now)
+        for peer in changes.begun:
+            if peer in self._connected:
+                self._inquest.drop(peer)
         changes.dead.extend(self._inquest.dead(now))
         self._news.intersection_update(self._descriptors.values())  # questions that are answered have no news any more
         if len(self._connected) < len(self._peers):

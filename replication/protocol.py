@@ -50,18 +50,25 @@ class Settings(NamedTuple):
 
     @property
     def ping(self) -> int:
-        """Ticks after which a peer hears from us again: four may be lost or late before we are SILENT."""
-        return max(1, self.dead_after // 5)
+        """Ticks after which a peer hears from us again: four may be lost or late before we are SILENT.
+
+        No more than 80, however long that takes: other times count on hearing of a living peer sooner.
+        """
+        return max(1, min(80, self.dead_after // 5))
 
     @property
     def tell(self) -> int:
-        """Ticks after which it hears all that we are to each shard again, in case that it was lost."""
-        return max(1, self.dead_after // 3)
+        """Ticks after which it hears all that we are to each shard again, in case that it was lost.
+
+        No more than 100: twice within the 300 after which the conductor goes on without an answer (`Times.resume_after`, and
+        `lapse_after` of `roles.Facts`).
+        """
+        return max(1, min(100, self.dead_after // 3))
 
     @property
     def late(self) -> int:
         """Ticks in which all is read that was on its way when a process ended; the living are heard sooner again."""
-        return self.ping * 3 // 2
+        return max(45, self.ping * 3 // 2)
 
 
 class Heard(NamedTuple):

@@ -93,6 +93,7 @@ class Publisher:
             return
         if known is not None:
             del self._streams[shard][sender.peer]
+        if not on:
             sender.has_all(shard)
         if on:
             self._streams.setdefault(shard, {})[sender.peer] = Stream(shard, sender, everything)

@@ -47,6 +47,7 @@ STREAM_COLUMNS = SERIES + 1
 # What `pump` found, bits: an answer that it cannot read; a frame not taken; tombstones lost; more changes than it could send.
 ASIDE, UNSENT, LAPPED_SOME, MORE_LEFT = 1, 2, 4, 8
 
+_ANSWERS_AT_ONCE = 64  # then changes are sent, and packets handled
 _AT_ONCE, _MORE_FOLLOWS, _RCVMORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.RCVMORE)
 _TOMBSTONE_WORDS, _MAPPING_WORDS, _SESSION_WORDS = 1, 4, 8  # of 64 bits
 
@@ -143,7 +144,7 @@ def acknowledge(columns: Array, flights: Array, loads: Array, lags: Array, numbe
 def _hear(lane: Lane, now: int) -> bool:
     """Read all that the peer has answered. False: the last one, which lies in `answer` and `body`, is not what it always is."""
     columns, places = lane.columns, lane.places
-    while True:
+    for _ in range(_ANSWERS_AT_ONCE):
         size = calls.receive(columns[SOCKET], places[ANSWER_AT], len(lane.answer), _AT_ONCE)
         if size < 0:
             return True
@@ -154,6 +155,7 @@ def _hear(lane: Lane, now: int) -> bool:
         if columns[PARTS] != 2 or columns[BODY_LENGTH] != 0 or not _take_answer(lane, size, now):
             return False
         columns[ANSWERS] += 1
+    return True  # the rest in the next turn
 
 
 @hot

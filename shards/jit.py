@@ -29,12 +29,17 @@ PURE = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 CHECKED = os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")
 
 
+# Of replication what is compiled, too: one file's functions call another's, and each one's own stamp is its own file only.
+COMPILED_BESIDE = ("calls.py", "checksum.py", "harvest.py", "steady.py")
+
+
 def digest() -> str:
     """Name of everything that decides what machine code comes out: sources, versions, bounds checks, CPU."""
     told = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    folder = Path(__file__).parent
+    for source in (*sorted(folder.glob("*.py")), *(folder.parent / "replication" / name for name in COMPILED_BESIDE)):
         told.update(source.name.encode() + source.read_bytes())
-    for name in ("numba", "llvmlite", "numpy"):
+    for name in ("numba", "llvmlite", "numpy", "pyzmq"):
         told.update(f"{name}={metadata.version(name)}".encode())
     told.update(f"{os.environ.get('NUMBA_BOUNDSCHECK', '0')} {platform.machine()} {platform.python_version()}".encode())
     return told.hexdigest()[:16]

@@ -291,8 +291,8 @@ HELD = {
     "_homeless",
 }  # fmt: skip
 SAME = {
-    "_state", "_exchange", "_me", "_times", "_nothing", "_last", "_last_told", "_evidence", "_idle_at", "_wanted", "_counts",
-    "mark", "marks", "taken_over",
+    "_state", "_exchange", "_me", "_times", "_nothing", "_last", "_last_told", "_untold", "_evidence", "_idle_at", "_wanted",
+    "_counts", "mark", "marks", "taken_over",
 }  # fmt: skip
 WITHIN_A_STEP = {"_handed", "_quiet", "_forgetting"}
 
