@@ -10,9 +10,9 @@ a switch. `--tors 2`: two switches in two ASes, two servers of one core, four sh
     events/NAME/outage_ms    longest silence of the hit shards, of the worse direction; of a single flow where all are hit
     events/NAME/older        % of the connections established more than 10 ms before that answer afterwards
     events/NAME/last10ms     % of those established in the last 10 ms
-    events/NAME/routing_ms   from the first change of a route in the switches to the last one
+    events/NAME/routing_ms   from the first change of a route in the switches to the last one, where it happened
     events/NAME/split        shards that have not exactly one authority afterwards
-    events/NAME/failed       how often it could not be made to happen at all (a move that was refused, say): told, and a miss
+    events/NAME/failed       how often it could not be made to happen at all (a refused move, say): told, and exit status 1
     events/un_natted         packets on the Internet's side that nobody had translated, in all of it
     events/two_owners        external endpoints that two internal ones had, both of them alive
     events/reused            of connections that were lost with their last owner: endpoints that others had later on
@@ -211,6 +211,7 @@ def _figures(each: Happening, noticed: Sequence[Noticed]) -> list[Result]:
     name = f"events/{each.name}"
     older = [100 * one.older.share for one in noticed]
     last = [one.last for one in noticed]
+    routing_ms = [one.routing_ms for one in noticed if not one.failed]
     return [
         report.measured(f"{name}/lost", "count", [sum(one.lost for one in noticed)], each.lost),
         report.measured(f"{name}/others_lost", "count", [sum(one.others_lost for one in noticed)], 0),
@@ -219,7 +220,7 @@ def _figures(each: Happening, noticed: Sequence[Noticed]) -> list[Result]:
         report.measured(f"{name}/older/connections", "connections", [sum(one.older.established for one in noticed)]),
         report.measured(f"{name}/last10ms", "%", [_share(last)], 99),
         report.measured(f"{name}/last10ms/connections", "connections", [sum(one.established for one in last)]),
-        report.measured(f"{name}/routing_ms", "ms", [one.routing_ms for one in noticed], each.routing_ms),
+        *([report.measured(f"{name}/routing_ms", "ms", routing_ms, each.routing_ms)] if routing_ms else []),
         report.measured(f"{name}/settled_s", "s", [one.settled_s for one in noticed]),
         report.measured(f"{name}/split", "count", [sum(one.split for one in noticed)], 0),
         report.measured(f"{name}/failed", "count", [sum(one.failed for one in noticed)], 0),
@@ -267,7 +268,7 @@ _ONLY = click.Option(["--only"], multiple=True, metavar="NAME", help="Have only 
 
 _OWN = (_TOR, _TORS, _ONLY)
 
-events = report.command("events", KIND, run, "What happens to a cluster, and what its users notice of it.", _OWN)
+events = report.command("events", KIND, run, "What happens to a cluster, and what its users notice of it.", _OWN, "failed")
 
 if __name__ == "__main__":
     events()

@@ -37,7 +37,9 @@ def _shares(results: list[Result]) -> list[Result]:
     return [report.measured("events/overload/refused_share", "%", [100 * full / max(full + forwarded, 1)], 45)]
 
 
-overload_bench = report.command("overload", KIND, run, "Twice what a core can take: BGP, BFD and the others go on.")
+overload_bench = report.command(
+    "overload", KIND, run, "Twice what a core can take: BGP, BFD and the others go on.", failing="failed"
+)
 
 if __name__ == "__main__":
     overload_bench()

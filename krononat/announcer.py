@@ -67,9 +67,13 @@ def standings(
     posts: Mapping[int, Post] | None,
     before: Iterable[Standing],
     fit: bool,
-    empty: frozenset[str] = frozenset(),
+    empty: frozenset[int] = frozenset(),
 ) -> tuple[Standing, ...]:
-    """What a core is to its shards; without posts it is alone, and has them all. `empty`: addresses that nobody uses."""
+    """What a core is to its shards; without posts it is alone, and has them all. `empty`: addresses that nobody uses.
+
+    They are left out only where nobody else can have the shard. In a cluster a part of a prefix beats the whole of whoever has
+    it meanwhile, by no MED and no mark: a partitioned or unfit owner would go on drawing the packets of his successor.
+    """
     roles = {each.shard: each.role for each in before}
     found = []
     for place in places:
@@ -77,16 +81,10 @@ def standings(
         epoch = post.epoch if post else place.epoch
         role: Role = role_of(post, place, roles.get(place.shard, "silent")) if post else "silent"
         role = "primary" if posts is None else role
-        found.append(Standing(place.shard, role, epoch, _used(place, role, empty), place.internal6, fit))
+        alone = posts is None and fit
+        external = announcements.without(place.external, empty) if alone and empty else place.external
+        found.append(Standing(place.shard, role, epoch, external, place.internal6, fit))
     return tuple(found)
-
-
-def _used(place: Property, role: Role, empty: frozenset[str]) -> tuple[str, ...]:
-    """External prefixes that are told. Without empty addresses only by whoever has the shard: he knows which these are.
-
-    What a copy would leave out by itself made its routes narrower than the owner's, and packets would come to it.
-    """
-    return announcements.without(place.external, empty) if empty and role in ("primary", "promoted") else place.external
 
 
 def _places(shards: Iterable[Any]) -> list[Property]:
@@ -239,7 +237,8 @@ class Announcer:
         if self._is_settling(seen, now):
             return  # until then the speaker keeps what our predecessor said, or has withdrawn it already
         self._posts, self._anew = seen, False
-        self.standings = standings(self.places, posts, self.standings, self.health.fit, self._seen.empty)
+        empty = frozenset[int]() if self.policy.draining else self._seen.empty
+        self.standings = standings(self.places, posts, self.standings, self.health.fit, empty)
         routes = () if self.leaving or self.cut else announcements.routes(self.standings, self.policy)
         if routes != self.routes or not self._number:
             self.routes, self._number = routes, self._number + 1

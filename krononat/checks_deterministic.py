@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from krononat import deterministic
+from krononat.deterministic import Plan, Portion
 from krononat.locate import ANY, Complaint, Path
 from krononat.models import Config, Mapping, Pool
 from krononat.pools import blocks_in, first_block
@@ -23,10 +24,15 @@ def pools(config: Config) -> Complaints:
                 if getattr(pool, key.replace("-", "_")):
                     told = 'needs `allocation = "deterministic"`; this pool is dynamic'
                     yield Complaint((*path, key), told, needs=((*path, "allocation"),))
-        elif pool.block_size & (pool.block_size - 1) == 0 and blocks_in(pool):
+        elif _has_blocks(pool):
             wrong = list(_shares(path, pool))
             yield from wrong or _room(config, path, pool)
             yield from _sides(config, path, pool)
+
+
+def _has_blocks(pool: Pool) -> bool:
+    """Whether it can be cut into blocks; where not, `checks` complains."""
+    return pool.block_size & (pool.block_size - 1) == 0 and blocks_in(pool) > 0
 
 
 def _shares(path: Path, pool: Pool) -> Complaints:
@@ -47,7 +53,7 @@ def _shares(path: Path, pool: Pool) -> Complaints:
 
 def _room(config: Config, path: Path, pool: Pool) -> Complaints:
     """There are places for all of them, and in each place all the ports."""
-    wanted, hosts = deterministic.subscribers_of(config, pool), len(deterministic.addresses_of(pool))
+    wanted, hosts = deterministic.subscribers_of(config, pool), sum(map(len, deterministic.spans_of(pool)))
     told = deterministic.plan(config, pool)
     needs = ((*path, "prefixes", ANY), (*path, "block-size"), (*path, "ports"), ("subscribers", ANY, "prefix"))
     if wanted > hosts * told.ratio:
@@ -88,15 +94,19 @@ def drained(config: Config) -> Complaints:
 
 def mappings(config: Config) -> Complaints:
     """A static mapping takes no port of anybody else's, or whose a port is would not be what the configuration says."""
+    fixed = list(filter(deterministic.is_deterministic, config.pool))
+    if not fixed or not all(map(_has_blocks, fixed)) or any(pools(config)):
+        return  # whose a port is cannot be said
+    plans = deterministic.plans_of(config)
     for path, mapping in _mappings(config):
         pool = next((pool for pool in config.pool if any(mapping.external.address in prefix for prefix in pool.prefixes)), None)
         known = any(mapping.internal.address in group.prefix for group in config.subscribers)
-        if pool and known and deterministic.is_deterministic(pool) and not any(pools(config)):
-            yield from _stranger(config, pool, (*path, "external"), mapping)
+        if pool and known and deterministic.is_deterministic(pool):
+            mine = deterministic.forward(config, mapping.internal.address, plans)
+            yield from _stranger(plans[pool.name], mine, pool, (*path, "external"), mapping)
 
 
-def _stranger(config: Config, pool: Pool, path: Path, mapping: Mapping) -> Complaints:
-    mine = deterministic.forward(config, mapping.internal.address)
+def _stranger(told_of: Plan, mine: Portion | None, pool: Pool, path: Path, mapping: Mapping) -> Complaints:
     needs = (("pool", ANY, "prefixes", ANY), ("subscribers", ANY, "prefix"), ("pool", ANY, "allocation"))
     if mine is None:  # of another pool, which others complain about
         return
@@ -104,7 +114,6 @@ def _stranger(config: Config, pool: Pool, path: Path, mapping: Mapping) -> Compl
         told = f"{mapping.internal.address} has ports of {mine.address} by `allocation`, and no other address (RFC 6888 REQ-2)"
         yield Complaint(path, told, needs=needs)
         return
-    told_of = deterministic.plan(config, pool)
     begin = first_block(pool) * pool.block_size
     theirs = begin <= mapping.external.port < begin + told_of.ratio * told_of.blocks * pool.block_size
     if theirs and not mine.first <= mapping.external.port <= mine.last:

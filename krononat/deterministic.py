@@ -10,7 +10,7 @@ ports on. What lies behind all of these places is nobody's: with `overflow` it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal, NamedTuple
 
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 
 def plan(config: Config, pool: Pool) -> Plan:
     """Of a deterministic pool, with what the file leaves out: as many of an address as there must be, then all of its ports."""
-    addresses = max(len(addresses_of(pool)), 1)
+    addresses = max(sum(map(len, spans_of(pool))), 1)
     ratio = pool.subscribers_per_address or max(-(-subscribers_of(config, pool) // addresses), 1)
     if pool.ports_per_subscriber is not None:
         return Plan(ratio, pool.ports_per_subscriber // pool.block_size, pool.overflow)
@@ -69,30 +69,74 @@ def subscribers_of(config: Config, pool: Pool) -> int:
     return sum(subscribers_in(group) for _, group in groups_of(config, pool))
 
 
+def plans_of(config: Config) -> dict[str, Plan]:
+    """The plans of all deterministic pools, by name."""
+    return {pool.name: plan(config, pool) for pool in filter(is_deterministic, config.pool)}
+
+
+def spans_of(pool: Pool) -> list[range]:
+    """The addresses that have places, as numbers in their order: what is left of each prefix."""
+    absent = [_ends(prefix) for prefix in pool.exclude]
+    absent += [(int(pool.icmp_address),) * 2] if pool.icmp_address else []
+    return [span for prefix in sorted(pool.prefixes) for span in _left(*_ends(prefix), sorted(absent)) if span]
+
+
 def addresses_of(pool: Pool) -> list[IPv4Address]:
-    """The addresses that have places, in their order."""
-    hosts = (host for prefix in sorted(pool.prefixes) for host in prefix if host != pool.icmp_address)
-    return [host for host in hosts if not any(host in prefix for prefix in pool.exclude)]
+    """The same one by one."""
+    return [IPv4Address(host) for span in spans_of(pool) for host in span]
+
+
+def _ends(prefix: IPv4Network) -> tuple[int, int]:
+    return int(prefix.network_address), int(prefix.broadcast_address)
+
+
+def _left(low: int, high: int, absent: list[tuple[int, int]]) -> Iterator[range]:
+    """What is left of `low` to `high`, both included, without others in ascending order, which may overlap."""
+    for first, last in absent:
+        yield range(low, min(first, high + 1))
+        low = max(low, last + 1)
+    yield range(low, high + 1)
+
+
+def _nth(spans: list[range], nth: int) -> IPv4Address:
+    """The address of this ordinal."""
+    for span in spans:
+        if nth < len(span):
+            return IPv4Address(span[nth])
+        nth -= len(span)
+    raise IndexError("there are not so many addresses")
+
+
+def _ordinal(spans: list[range], address: IPv4Address) -> int:
+    """Ordinal of an address; -1: it has no places."""
+    before = 0
+    for span in spans:
+        if int(address) in span:
+            return before + span.index(int(address))
+        before += len(span)
+    return -1
 
 
 # --- both ways --------------------------------------------------------------------------------------------------------------
 
 
-def forward(config: Config, subscriber: IPv4Address) -> Portion | None:
-    """The ports that are for ever those of whoever has an internal address; None: he is nobody here, or his pool is dynamic."""
+def forward(config: Config, subscriber: IPv4Address, plans: Mapping[str, Plan] | None = None) -> Portion | None:
+    """The ports that are for ever those of whoever has an internal address; None: he is nobody here, or his pool is dynamic.
+
+    `plans`: `plans_of` this configuration, of whoever asks often.
+    """
     for pool in filter(is_deterministic, config.pool):
         for first, group in groups_of(config, pool):
             if subscriber in group.prefix:
                 offset = int(subscriber) - int(group.prefix.network_address) >> 32 - group.each
-                return _portion(config, pool, first + offset)
+                return _portion(pool, first + offset, plans[pool.name] if plans else plan(config, pool))
     return None
 
 
-def _portion(config: Config, pool: Pool, number: int) -> Portion:
-    told = plan(config, pool)
+def _portion(pool: Pool, number: int, told: Plan) -> Portion:
     nth, place = divmod(number, told.ratio)
     first = (first_block(pool) + place * told.blocks) * pool.block_size
-    return Portion(addresses_of(pool)[nth], first, first + told.blocks * pool.block_size - 1)
+    return Portion(_nth(spans_of(pool), nth), first, first + told.blocks * pool.block_size - 1)
 
 
 def reverse(config: Config, address: IPv4Address, port: int, protocol: str = "") -> Owner | None:
@@ -118,14 +162,14 @@ def _unit(config: Config, internal: IPv4Address) -> IPv4Network:
 
 def _placed(config: Config, pool: Pool, address: IPv4Address, port: int) -> Owner:
     begin, end = first_block(pool) * pool.block_size, (first_block(pool) + blocks_in(pool)) * pool.block_size
-    hosts = addresses_of(pool)
-    if address not in hosts or not begin <= port < end:
+    nth = _ordinal(spans_of(pool), address)
+    if nth < 0 or not begin <= port < end:
         return Owner("unused", pool.name, None, port, port)
     if not is_deterministic(pool):
         first = port // pool.block_size * pool.block_size
         return Owner("dynamic", pool.name, None, first, first + pool.block_size - 1)
     told = plan(config, pool)
-    place, number = divmod(port - begin, told.blocks * pool.block_size)[0], hosts.index(address) * told.ratio
+    place, number = divmod(port - begin, told.blocks * pool.block_size)[0], nth * told.ratio
     first = begin + place * told.blocks * pool.block_size
     if place >= told.ratio:
         first = port // pool.block_size * pool.block_size

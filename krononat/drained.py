@@ -8,7 +8,6 @@ its route: nobody is paired with it yet, for his answers would find no way.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +22,12 @@ Rows = frozenset[int]
 class Seen(NamedTuple):
     """What is to be known of drained addresses: those that nobody uses any more, rows of those that are to be opened."""
 
-    empty: frozenset[str]
+    empty: frozenset[int]  # addresses, as numbers
     returning: Rows
 
 
 NOTHING = Seen(frozenset(), frozenset())
+AT_ONCE = 128  # rows that a look looks at: 2 MB of chunks, a fraction of a millisecond between two breaths of the loop
 
 
 class Drained:
@@ -35,13 +35,18 @@ class Drained:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._empty = np.zeros(len(state.externals), np.bool_)
+        self._next = 0  # row from which the next look goes on
 
     def look(self) -> Seen:
-        """As it is now; a few microseconds for each drained address."""
+        """As it is now; where more than `AT_ONCE` are drained, these in turn, and of the others what was seen last."""
         closed = self._state.externals["closed"]
-        rows = np.flatnonzero(closed == DRAINED).tolist()
-        empty = [row for row in rows if not self._state.chunks["used"][row].any()]
-        addresses = (str(IPv4Address(host)) for host in self._state.externals["address"][empty].tolist())
+        rows = np.flatnonzero(closed == DRAINED)
+        self._empty &= closed == DRAINED
+        now = np.roll(rows, -int(np.searchsorted(rows, self._next)))[:AT_ONCE]
+        self._empty[now] = ~self._state.chunks["used"][now].any(axis=1)
+        self._next = int(now[-1]) + 1 if len(now) else 0
+        addresses = self._state.externals["address"][self._empty].tolist()
         return Seen(frozenset(addresses), frozenset(np.flatnonzero(closed == RETURNING).tolist()))
 
     def open(self, rows: Iterable[int]) -> None:

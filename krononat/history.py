@@ -1,6 +1,8 @@
 """Configurations of the past: a folder of files that are named after the moment from which each was in force.
 
-`2026-11-22.toml`, `2026-11-22T0930.toml`, `2026-11-22T093000Z-more-addresses.toml`: UTC, whatever stands behind.
+`2026-11-22.toml`, `2026-11-22T0930.toml`, `2026-11-22T093000Z-more-addresses.toml`: UTC; behind `-` or `_` and a letter what
+you like. A name that begins with a date and goes on in another way is not passed over, nor taken for midnight: the answer would
+name another subscriber, and nobody would notice.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from krononat.client import NOT_FOUND, Trouble
+from krononat.client import BAD_CONFIG, NOT_FOUND, Trouble
 
-_NAME = re.compile(r"(\d{4}-\d\d-\d\d)(?:T(\d\d):?(\d\d):?(\d\d)?Z?)?(?![\dT]).*\.toml")
+_NAME = re.compile(r"(\d{4}-\d\d-\d\d)(?:T(\d\d)(:?)(\d\d)(?:\3(\d\d))?Z?)?(?:[-_](?!T\d)[A-Za-z].*)?\.toml", re.ASCII)
+_DATED = re.compile(r"\d{4}-?\d\d-?\d\d.*\.toml", re.ASCII | re.IGNORECASE)
+_FORMS = "YYYY-MM-DD.toml or YYYY-MM-DDTHHMM.toml (UTC), with -NAME before the .toml or without"
 
 
 def read_moment(text: str) -> datetime:
@@ -22,7 +26,7 @@ def read_moment(text: str) -> datetime:
 
 
 def in_force(folder: Path, at: datetime) -> Path:
-    """The file that was in force at a moment; Trouble where the folder has none."""
+    """The file that was in force at a moment; Trouble where there is none, or one whose moment is not sure."""
     known = sorted(_dated(folder))
     before = [path for since, path in known if since <= at]
     if not before:
@@ -33,8 +37,29 @@ def in_force(folder: Path, at: datetime) -> Path:
 
 
 def _dated(folder: Path) -> Iterator[tuple[datetime, Path]]:
-    for path in folder.iterdir():
-        found = _NAME.fullmatch(path.name)
-        if found:
-            day, hour, minute, second = found.groups()
-            yield read_moment(f"{day}T{hour or '00'}:{minute or '00'}:{second or '00'}"), path
+    seen: dict[datetime, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not _DATED.fullmatch(path.name):
+            continue
+        since = _since(path)
+        if since in seen:
+            raise _unclear(folder, f"{seen[since].name} and {path.name} are both since {since.isoformat()}")
+        seen[since] = path
+        yield since, path
+
+
+def _since(path: Path) -> datetime:
+    found = _NAME.fullmatch(path.name)
+    if not found:
+        raise _unclear(path.parent, f"{path.name} begins with a date, and how it goes on is not understood")
+    day, hour, _, minute, second = found.groups()
+    try:
+        return read_moment(f"{day}T{hour or '00'}:{minute or '00'}:{second or '00'}")
+    except ValueError as wrong:
+        raise _unclear(path.parent, f"{path.name}: {wrong}") from None
+
+
+def _unclear(folder: Path, why: str) -> Trouble:
+    return Trouble(
+        f"which configuration of {folder} was in force when cannot be told", why, f"have it named {_FORMS}", BAD_CONFIG
+    )

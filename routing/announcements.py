@@ -19,8 +19,10 @@ Left out on purpose: equal routes. Two cores of one shard always differ, so no m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network, summarize_address_range
+from itertools import islice, pairwise
 from typing import Literal, NamedTuple
 
 Domain = Literal["inside", "outside"]
@@ -29,6 +31,7 @@ Role = Literal["promoted", "primary", "backup", "rejoining", "silent"]
 Network = IPv4Network | IPv6Network
 
 GRACEFUL_SHUTDOWN = "65535:0"  # RFC 8326: whoever hears it prefers anything else
+PIECES = 128  # of the prefixes of a shard that addresses are left out of
 DEEPEST = 2  # bits that a prefix grows by: quarters
 SHARD_BITS = 2  # where prefixes are split, each shard has four addresses: itself, its halves and its quarters are prefixes
 
@@ -117,19 +120,26 @@ def routes(standings: Iterable[Standing], policy: Policy) -> tuple[Route, ...]:
     return tuple(sorted(found, key=lambda route: (route.domain, *_order(route.prefix))))
 
 
-def without(prefixes: Iterable[str], absent: Iterable[str]) -> tuple[str, ...]:
-    """The fewest prefixes that hold every address of some (which do not overlap) but those that are absent."""
-    gone = [ip_network(address) for address in absent]
-    return tuple(str(part) for prefix in prefixes for part in _left(ip_network(prefix), gone))
+def without(prefixes: Sequence[str], absent: Iterable[int]) -> tuple[str, ...]:
+    """The fewest prefixes that hold every address of some (which do not overlap) but those that are absent (numbers, IPv4).
+
+    Where that were more than `PIECES` they stay whole: a peer may take so many prefixes and no more (RFC 4486: Maximum Number
+    of Prefixes Reached), and its session ends with the next one.
+    """
+    gone, most = sorted(absent), max(PIECES, len(prefixes))
+    parts = tuple(islice((part for prefix in prefixes for part in _left(ip_network(prefix), gone)), most + 1))
+    return parts if len(parts) <= most else tuple(prefixes)
 
 
-def _left(prefix: Network, absent: list[Network]) -> Iterator[Network]:
-    within = [address for address in absent if address.version == prefix.version and address.network_address in prefix]
+def _left(prefix: Network, gone: Sequence[int]) -> Iterator[str]:
+    begin, end = int(prefix.network_address), int(prefix.broadcast_address) + 1
+    within = gone[bisect_left(gone, begin) : bisect_left(gone, end)] if prefix.version == 4 else ()
     if not within:
-        yield prefix
-    elif prefix not in within:
-        for half in prefix.subnets():
-            yield from _left(half, within)
+        yield str(prefix)
+        return
+    for before, after in pairwise((begin - 1, *within, end)):
+        if before + 1 < after:
+            yield from map(str, summarize_address_range(IPv4Address(before + 1), IPv4Address(after - 1)))
 
 
 def rank_of(standing: Standing, withdraw_unfit: bool = False) -> str:

@@ -2,8 +2,8 @@
 
 A route `recursive SHARD-ADDRESS` of a shard's own table is resolved anew by BIRD whenever the main table changes. The
 blackholes of whole ranges have the lowest preference: without them an address that no core announces would resolve by a default
-route, and its subscribers' packets would leave untranslated. The default route that routers inside are told is recursive, too,
-and told only while it leads to a core.
+route, and its subscribers' packets would leave untranslated. The default route that routers inside are told is that of any
+shard whose address leads to a core: a pipe each takes it over from the shard's table, and takes it back when it leads nowhere.
 """
 
 from __future__ import annotations
@@ -41,6 +41,20 @@ protocol kernel kernel{k}v{v} {{
   scan time 10;
   ipv{v} {{ table shard{k}v{v}; import none; export all; }};
 }}
+"""
+
+_OFFER = """\
+filter leads{v} {{
+  if dest = RTD_UNICAST then accept;
+  reject;
+}}
+protocol static nowhere{v} {{ ipv{v} {{ preference 150; }}; route {default} unreachable; }}
+"""
+
+# Never in the kernel (see `to_main`). A pipe's filter is asked anew whenever the route of a shard's address changes. 150 is
+# between what is static and BGP: where inside and outside are one domain, the Internet's default route takes nobody's place.
+_PIPE = """\
+protocol pipe default{k}v{v} {{ table master{v}; peer table shard{k}v{v}; import filter leads{v}; export none; }}
 """
 
 _SESSION = """\
@@ -81,15 +95,7 @@ def _versions(fabric: Fabric) -> tuple[int, ...]:
 def _main(fabric: Fabric, one: Instance, version: int) -> str:
     ranges = (*(fabric.inside if one.inside else ()), *(fabric.outside if one.outside else ()))
     routes = [f"  route {each.prefix} blackhole;" for each in ranges if each.prefix.version == version]
-    if one.of(ACCESS):
-        routes.append(f"  route {_DEFAULT[version]} {_towards(fabric, version)};  # announced inside, never in the kernel")
     return _MAIN.format(v=version, default=_DEFAULT[version], routes="\n".join(routes))
-
-
-def _towards(fabric: Fabric, version: int) -> str:
-    """What the default route hangs on: a shard's address. Who has just started and knows none must attract no packets."""
-    target = next((target for _, _, target in fabrics.policies(fabric, version)), None)
-    return f"recursive {target}" if target else "unreachable"
 
 
 def _policies(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
@@ -102,6 +108,16 @@ def _policies(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
         tables.append(("_stray", tables[0][1], fabrics.STRAY_TABLE))
     for name, target, table in tables:
         yield _POLICY.format(k=name, v=version, default=_DEFAULT[version], target=target, table=table)
+    yield from _offers(one, version, targets) if one.of(ACCESS) else ()
+
+
+def _offers(one: Instance, version: int, shards: Iterable[int]) -> Iterator[str]:
+    """The default route for routers inside: who has just started and knows no core must attract no packets.
+
+    One shard that nobody announces takes it from none of the others.
+    """
+    yield _OFFER.format(v=version, default=_DEFAULT[version])
+    yield from (_PIPE.format(k=shard, v=version) for shard in shards)
 
 
 def _bfd(fabric: Fabric, one: Instance) -> str:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import subprocess
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
+from types import SimpleNamespace
+from typing import cast
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from bench import events, failover, migrate, overload, report, showing, verify
-from bench.cluster import flood
+from bench.cluster import flood, happenings
 from bench.cluster.moving import Moved
+from bench.cluster.scene import Scene
 from bench.cluster.stream import Became, Survival
 from bench.report import Result, Told
 from krononat.client import NOT_FOUND, Trouble
-from krononat.lab import cluster, fabric
+from krononat.lab import chaos, cluster, fabric
 from krononat.lab.cluster import Wanted
 from shards.jit import PURE
 
@@ -121,6 +126,48 @@ def test_a_move_that_fails_is_told_and_missed_and_not_the_end_of_the_bench() -> 
         results = events._figures(moves[0], noticed)
         assert _value(results, "events/migrate/failed").ok is held and showing.held(results) is held
         assert ("MISSED" in showing.rows(moves, results)[0][0]) is not held
+
+
+def test_what_did_not_happen_took_no_time_to_be_routed() -> None:
+    """A refused move changes no route: its 0 ms would better the median."""
+    fine = events.Noticed(0, 0, 1.0, Survival(9, 9), Survival(9, 9), 60.0, 0.5, 0, {})
+    refused = fine._replace(routing_ms=0.0, failed=True)
+    swap = next(each for each in events.all_of("bird", 1) if each.name == "swap")
+    told = _value(events._figures(swap, [refused, fine, refused]), "events/swap/routing_ms")
+    assert (told.value, told.low, told.ok) == (60.0, 60.0, False)
+    assert "events/swap/routing_ms" not in [each.name for each in events._figures(swap, [refused])]
+
+
+def test_what_could_not_be_made_to_happen_is_a_failure_and_a_missed_figure_is_none() -> None:
+    def run(quick: bool, told: Told, failed: int = 0) -> list[Result]:
+        return [report.measured("some/lost", "count", [3], 0), report.measured("some/failed", "count", [failed], 0)]
+
+    count = click.Option(["--failed"], type=int)
+    made = report.command("some", "memory", run, "Something.", (count,), "failed")
+    asked = [["--failed", "0"], ["--failed", "1"], ["--failed", "0", "--strict"]]
+    assert [CliRunner().invoke(made, words).exit_code for words in asked] == [0, 1, 1]
+
+
+def test_while_the_store_is_away_a_move_must_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has nothing to do is refused by nobody: a rebalance would have shown nothing."""
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(chaos, "fail", lambda *_: 5)
+    monkeypatch.setattr(happenings, "until", lambda *_: 0.0)
+    monkeypatch.setattr(happenings, "operate", lambda here, *words: asked.append(words))
+    with pytest.raises(Trouble, match="was moved while the store"):
+        happenings._lose_store(cast(Scene, SimpleNamespace(lab=None)), "s1/0")
+    assert asked == [("shard", "swap", "0", "--yes")]
+    for why, is_fine in (("krononat: the map cannot be changed now", True), ("krononat: there is no shard 0", False)):
+        monkeypatch.setattr(happenings, "operate", _refusing(why))
+        with contextlib.nullcontext() if is_fine else pytest.raises(Trouble, match="refused"):
+            assert happenings._lose_store(cast(Scene, SimpleNamespace(lab=None)), "s1/0") == 5
+
+
+def _refusing(why: str) -> Callable[..., None]:
+    def operate(*_: object) -> None:
+        raise Trouble("refused", why)
+
+    return operate
 
 
 def test_a_flood_is_sound_datagrams_of_one_shards_subscribers() -> None:

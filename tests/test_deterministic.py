@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from krononat import appliance, config, deterministic, reload
+from krononat import appliance, checks_deterministic, config, deterministic, history, reload
+from krononat.client import BAD_CONFIG, Trouble
 from krononat.models import Config
 from shards import events, nat, ports, sides
 from shards.state import State
@@ -188,6 +192,51 @@ def test_what_would_move_everybody_needs_a_restart() -> None:
     assert reload.plan(*dynamic) == (["pool.exclude"], [])
 
 
+def test_the_addresses_are_those_that_are_neither_excluded_nor_kept_for_icmp() -> None:
+    dice = random.Random(5)
+    for _ in range(200):
+        prefixes = [IPv4Network((0xCB007100 + 32 * n, dice.randint(27, 32))) for n in dice.sample(range(8), 3)]
+        exclude = [
+            IPv4Network((0xCB007100 + dice.randrange(256), 32)).supernet(dice.randrange(5)) for _ in range(dice.randrange(6))
+        ]
+        kept = dice.choice([None, prefixes[0][-1]])
+        pool = config.read(single()).pool[0].model_copy(update={"prefixes": prefixes, "exclude": exclude, "icmp_address": kept})
+        hosts = [host for prefix in sorted(prefixes) for host in prefix if not any(host in each for each in exclude)]
+        assert deterministic.addresses_of(pool) == [host for host in hosts if host != kept]
+
+
+def test_a_thousand_static_mappings_are_judged_by_one_look_at_the_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a minute of a /20 pool, in the supervisor whose only thread it was."""
+    few, many = (config.read(single() + _mappings_of(count)) for count in (1, 200))
+    looked = Counter[str]()
+    for name in ("plan", "addresses_of", "subscribers_of"):
+        asked = getattr(deterministic, name)
+        monkeypatch.setattr(deterministic, name, _counted(looked, name, asked))
+    assert not list(checks_deterministic.mappings(few))
+    once = looked.copy()
+    looked.clear()
+    assert not list(checks_deterministic.mappings(many)) and looked == once
+
+
+def _mappings_of(count: int) -> str:
+    line = '[[mapping]]\nprotocol = "tcp"\ninternal = "100.64.0.15:{}"\nexternal = "203.0.113.0:{}"\n'
+    return "".join(line.format(port, 1024 + 512 * 7 * 15 - 1 + port) for port in range(1, count + 1))
+
+
+def _counted(looked: Counter[str], name: str, asked: Callable[..., Any]) -> Callable[..., Any]:
+    def count(*of: Any) -> Any:
+        looked[name] += 1
+        return asked(*of)
+
+    return count
+
+
+def test_blocks_that_are_no_blocks_are_refused_and_nothing_breaks() -> None:
+    lines = MAPPING + '"100.64.0.255:80"\nexternal = "203.0.113.1:8080"\n'
+    told = complaints(RIGHT + 'allocation = "deterministic"\nblock-size = 1000\nsubscribers-per-address = 1\n' + lines)
+    assert any("block-size" in line or "block_size" in line for line in told), told
+
+
 # --- the log, and the other side ------------------------------------------------------------------------------------------
 
 
@@ -248,6 +297,58 @@ def test_rfc7422_an_older_file_answers_for_its_time(run: Run, tmp_path: Path) ->
     assert "say by --at of which moment" in run("pool", "forward", "100.64.8.1", "-c", str(tmp_path)).err
     assert "is none" in run("pool", "forward", "100.64.8.1", "-c", str(tmp_path / "x.txt"), "--at", "2026-03-02").err
     assert run("pool", "forward", "100.64.8.1", "-c", str(tmp_path), "--at", "yesterday").status == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2026-11-22T09.toml",
+        "2026-11-22-0930.toml",
+        "2026-11-22_0930.toml",
+        "2026-11-22-T0930.toml",
+        "2026-11-22T0930+0100.toml",
+        "2026-11-22T0930-0100.toml",
+        "2026-11-22T09:3000.toml",
+        "2026-11-22 09:30.toml",
+        "2026-11-2209.toml",
+        "20261122.toml",
+        "2026-11-22.TOML",
+        "2026-13-01.toml",
+        "2026-11-22T2530.toml",
+        "2026-11-21T0000Z.toml",
+    ],
+)
+def test_a_name_that_is_not_wholly_understood_is_refused(run: Run, tmp_path: Path, name: str) -> None:
+    """Passed over, or taken for midnight or UTC, it would have another subscriber named, and nobody would notice."""
+    for each in ("2026-11-21.toml", name):
+        (tmp_path / each).write_text(TOLD)
+    done = run("pool", "reverse", "203.0.113.3:1025", "-c", str(tmp_path), "--at", "2026-11-25")
+    assert done.status == BAD_CONFIG and name in done.err and "--at" not in done.err and done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "since"),
+    [
+        ("2026-11-22.toml", "2026-11-22T00:00:00"),
+        ("2026-11-22T0930.toml", "2026-11-22T09:30:00"),
+        ("2026-11-22T09:30:15Z.toml", "2026-11-22T09:30:15"),
+        ("2026-11-22T093015Z-more-addresses.toml", "2026-11-22T09:30:15"),
+        ("2026-11-22_v2.toml", "2026-11-22T00:00:00"),
+    ],
+)
+def test_a_file_is_in_force_from_the_moment_of_its_name(tmp_path: Path, name: str, since: str) -> None:
+    (tmp_path / name).write_text("")
+    moment = history.read_moment(since)
+    assert history.in_force(tmp_path, moment).name == name
+    with pytest.raises(Trouble, match="has no configuration of"):
+        history.in_force(tmp_path, moment - timedelta(seconds=1))
+
+
+def test_a_port_0_is_a_port(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "nat.toml"
+    path.write_text(TOLD)
+    told = run("pool", "reverse", "203.0.113.10:0", "-c", str(path)).out.splitlines()
+    assert [line.split() for line in told[-3:]] == [["subscriber", "nobody"], ["first", "0"], ["last", "0"]]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import time
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -58,13 +60,59 @@ def test_nobody_inside_is_believed_about_a_default_route(wanted: Wanted) -> None
 
 
 def test_who_knows_no_core_tells_routers_inside_no_default_route() -> None:
+    """It is any shard's, by a pipe that takes none that leads nowhere."""
     for wanted in (*ALL, ONE._replace(six=True)):
         told, one = _inside(wanted)
         text = bird.render(told, one)
-        assert "route 0.0.0.0/0 recursive 10.255.0.0;  # announced inside" in text and "route 0.0.0.0/0 unreachable" not in text
-        assert ("route ::/0 recursive 2001:db8:ffff::;" in text) is wanted.six
+        for shard, version in [(shard, version) for shard in told.shards for version in (4, 6) if version == 4 or wanted.six]:
+            table = f"table master{version}; peer table shard{shard.number}v{version}; import filter leads{version};"
+            assert text.count(table) == 1
+        assert "route 0.0.0.0/0 recursive" not in text[: text.index("protocol static policy0")]
+        assert ("import filter leads6" in text) is wanted.six
         to_access = text[text.index("filter to_access_inside4") :]
         assert "dest != RTD_UNICAST then reject" in to_access[: to_access.index("}\n")]
+
+
+_REACHING_OUT = re.compile(r"^protocol (?:bgp|kernel|bfd|direct) (?:[^\n]*}\n|[^\n]*{\n.*?^}\n)", re.MULTILINE | re.DOTALL)
+_SHARDS_AS_TOLD = """
+ipv4 table told;
+protocol pipe access { table told; peer table master4; import filter to_access_inside4; export none; }
+"""
+
+
+@pytest.mark.lab
+def test_the_default_route_inside_stays_while_any_shard_has_a_core(tmp_path: Path) -> None:
+    """A switch of which nothing is left but its tables; a static route is a shard's address that some core announces."""
+    if not shutil.which("bird"):
+        pytest.skip("BIRD is not installed")
+    told, one = _inside(ONE)
+    text = _REACHING_OUT.sub("", bird.render(told, one)) + _SHARDS_AS_TOLD
+    lines = [f'protocol static a{n} {{ ipv4; route {shard.address}/32 via "lo"; }}\n' for n, shard in enumerate(told.shards)]
+    path, control = tmp_path / "switch.conf", str(tmp_path / "control")
+    path.write_text(text + "".join(lines))
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["birdc", "-s", control, *words], capture_output=True, text=True, timeout=10).stdout
+
+    def comes(wanted: bool) -> bool:
+        deadline = time.monotonic() + 5
+        while ("0.0.0.0/0" in ask("show", "route", "table", "told")) != wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return ("0.0.0.0/0" in ask("show", "route", "table", "told")) == wanted
+
+    with subprocess.Popen(["bird", "-f", "-c", str(path), "-s", control, "-P", str(tmp_path / "pid")]) as process:
+        try:
+            assert comes(True)
+            for number in range(len(told.shards) - 1):
+                ask("disable", f"a{number}")
+                time.sleep(0.2)
+                assert comes(True), f"shard {number} has taken it from the others"
+            ask("disable", f"a{len(told.shards) - 1}")
+            assert comes(False), "nobody is there"
+            ask("enable", "a1")
+            assert comes(True)
+        finally:
+            process.terminate()
 
 
 def test_the_map_of_a_laboratory_may_be_in_a_store() -> None:

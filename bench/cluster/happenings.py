@@ -211,15 +211,16 @@ def stored() -> tuple[Happening, ...]:
 
 
 def _lose_store(here: Scene, core: str) -> int:
-    """Every core says so, and goes on by the map that it has; what would change that is refused."""
+    """Every core says so, and goes on by the map that it has; a move needs a right that the store gives: refused."""
     began = chaos.fail(here.lab, "etcd", stores.LABEL)
     until(lambda: not any(_reachable(here)), "nobody says that the store of the map is gone", _STORE_S, 0.1)
     try:
-        operate(here, "shard", "rebalance", "--yes")
+        operate(here, "shard", "swap", "0", "--yes")
     except Trouble as refused:
         if "the map cannot be changed now" not in refused.why:
             raise
-    return began
+        return began
+    raise Trouble("a shard was moved while the store of the map was away", "another one might have had the right to move it")
 
 
 def _find_store(here: Scene, core: str) -> None:

@@ -183,9 +183,10 @@ def _file(path: Path, at: str | None) -> Path:
     if not path.is_dir():
         raise click.UsageError(f"--at chooses from a folder of files, and {path} is none")
     try:
-        return history.in_force(path, history.read_moment(at))
-    except ValueError as wrong:
+        moment = history.read_moment(at)
+    except (ValueError, OverflowError) as wrong:
         raise click.BadParameter(str(wrong), param_hint="--at") from None
+    return history.in_force(path, moment)
 
 
 def _said(told: Portion | Owner) -> dict[str, Any]:
@@ -197,7 +198,9 @@ def _tell(told: dict[str, Any], form: str) -> None:
     if form == "json":
         print_json(told)
     else:
-        print_facts({key: value if isinstance(value, str) else str(value or "nobody") for key, value in told.items()})
+        print_facts(
+            {key: value if isinstance(value, str) else "nobody" if value is None else str(value) for key, value in told.items()}
+        )
 
 
 def _close(addresses: tuple[str, ...], undo: bool, form: str, socket: str | None) -> None:
