@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -260,7 +261,8 @@ def _until(condition: Callable[[], bool]) -> None:
 def test_an_interrupted_laboratory_leaves_nothing(tmp_path: Path, verb: str, number: signal.Signals) -> None:
     _need_a_laboratory()
     words = [*KRONONAT, "lab", verb, "--name", "kni", *(("--report", str(tmp_path)) if verb == "demo" else ())]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # who runs these tests in the background ignores it
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heeding)
     deadline = time.monotonic() + 60
     while "kni-h2" not in namespaces.existing() and time.monotonic() < deadline:
         time.sleep(0.02)
