@@ -120,6 +120,14 @@ if PURE:  # nothing here is compiled: once is enough
         with pytest.raises(ValueError, match="it has 4 cores, this core has room for 3"):
             cluster.rows_for(without, "s1/0", now.rows, 3)
 
+    def test_who_goes_on_with_memory_that_another_has_made_has_its_room_whatever_today_would_give(tmp_path: Path) -> None:
+        config, now = own(tmp_path)
+        for room, followed in ((5, True), (4, False)):
+            follower = Follower(config, now, lambda line: None, FileStore(tmp_path / "map"))
+            follower.resume(now._replace(rows={"s1/0": 0, "s2/0": 3, "s2/1": 2}), room)
+            assert follower.look(Seen(text_of(now, 2, 2), 1)) == followed
+            assert follower.status()["room"] == room and follower.cluster.rows["s2/0"] == 3
+
     @given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.randoms(use_true_random=False))
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
     def test_any_order_of_versions_ends_in_the_newest_everywhere(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from krononat import appliance, heir, memory, orphan
+from krononat import appliance, cluster, heir, memory, orphan
 from krononat.channel import pair
 from krononat.client import Trouble
 from krononat.config import read
@@ -24,6 +24,7 @@ from krononat.member import UNSEEN, Inherited, cause, is_fault
 from krononat.models import Config
 from krononat.orphan import Orphan
 from shards.state import Sizes, state_bytes, write_header
+from tests.test_cluster import _files
 from tests.test_config import RIGHT
 
 SAID = {"draining": True, "attached": False}
@@ -237,6 +238,19 @@ def test_memory_may_have_more_room_than_today_would_be_made(
         found = claimed(left, OURS, said.append)
         assert bool(found) == (why == "") and why in said[0]
         assert not found or found.sizes == appliance.compose(OURS)._replace(**change)
+
+
+def test_memory_has_room_for_every_core_of_the_map_or_is_not_gone_on_with(tmp_path: Path, ended: list[int]) -> None:
+    config = _files(tmp_path)
+    told = cluster.of(config)
+    assert told and len(told.map.core) == 3
+    for peers, why in ((3, ""), (2, "it has room for 2 cores, and the map has 3")):
+        for left in made(tmp_path, appliance.compose(config, told)._replace(peers=peers), config=config):
+            left[0].begin(left[1], 1)
+            channel = heir._call(left[2])
+            assert channel and left[0].turn(left[1], SAID)
+            found = heir._hear(channel)
+            assert found and heir._misfit(found, config, told) == why
 
 
 def test_one_that_another_version_has_left_something_else_is_ended(tmp_path: Path, ended: list[int]) -> None:
