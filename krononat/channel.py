@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import select
 import socket
 
 MESSAGE_AT_MOST = 1 << 21  # bytes; 4096 cores with a shard each, and what is announced of those, take about half
@@ -25,6 +26,16 @@ def pair() -> tuple[socket.socket, socket.socket]:
         with contextlib.suppress(PermissionError):
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
     return ours, theirs
+
+
+def is_ready(descriptor: int, seconds: float) -> bool:
+    """Whether there is something to read, or the process of a pidfd has ended, within so long.
+
+    Of any number: select(2) knows none beyond 1,023.
+    """
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    return bool(waiting.poll(1000 * seconds))
 
 
 def receive(channel: socket.socket, room: bytearray, descriptors: int) -> tuple[bytes, list[int]]:

@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import json
 import os
-import select
 import signal
 import socket
 import struct
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from krononat import appliance, memory, reload
-from krononat.channel import MESSAGE_AT_MOST, pair
+from krononat.channel import MESSAGE_AT_MOST, is_ready, pair
 from krononat.client import Trouble
 from krononat.cluster import Cluster
 from krononat.config import ConfigError, canonical, read
@@ -276,7 +275,7 @@ def _end_silent(path: str, say: Callable[[str], None]) -> None:
             raise _in_the_way(silent)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGKILL)
-        select.select([process], [], [], _ANSWER_S)
+        is_ready(process, _ANSWER_S)
     say(f"worker {pid}, which a killed run left, was killed: {silent}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from krononat.channel import MESSAGE_AT_MOST, pair
+from krononat.channel import MESSAGE_AT_MOST, is_ready, pair
 from krononat.client import Trouble
 from krononat.view import ticks
 
@@ -150,7 +149,7 @@ class Inherited(Member):
         """SIGTERM, and SIGKILL for one that does not heed it."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number)
-            if select.select([self.pidfd], [], [], _GRACE_S)[0]:
+            if is_ready(self.pidfd, _GRACE_S):
                 break
         self.close()
 

@@ -326,7 +326,11 @@ class Relay:
 
     def turn(self) -> None:
         """Let in who knocks, hand on what has come."""
-        for ready in select.select([self._listener, *self._joined], [], [], 0)[0]:
+        ends = {each.fileno(): each for each in (self._listener, *self._joined)}
+        waiting = select.poll()
+        for number in ends:
+            waiting.register(number, select.POLLIN)
+        for ready in [ends[number] for number, _ in waiting.poll(0)]:
             if ready is self._listener:
                 self._join(ready.accept()[0])
             elif ready in self._joined:
