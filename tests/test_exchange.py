@@ -403,7 +403,7 @@ def test_who_is_cut_off_while_it_is_asked_after_is_silent_and_not_dead() -> None
     """Nothing answers at an address that is nobody's: the question is given up."""
     with Room("s1/0", "s2/0") as room:
         one = room["s1/0"].exchange
-        room.until(lambda: one.evidence("s2/0", ticks()) == ALIVE)
+        room.until(lambda: one.evidence("s2/0", ticks()) == ALIVE and one.status()["links"]["s2/0"]["lives"])
         inquest = one._link._inquest
         full = socket.create_server(("127.0.0.1", 0), backlog=0)
         with full, socket.create_connection(full.getsockname()):  # its queue is full: the kernel answers no more
