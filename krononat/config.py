@@ -23,6 +23,9 @@ from krononat.values import PLANNED_KEYS
 __all__ = ["Config", "ConfigError", "canonical", "describe", "keys_at", "load", "read"]
 
 
+BYTES_AT_MOST = 64 << 20  # of a file; some devices have no end
+
+
 class ConfigError(Trouble):
     """A configuration that is refused; `complaints` in the order of the file, `told()` renders them with their lines."""
 
@@ -41,9 +44,12 @@ class ConfigError(Trouble):
 def load(path: str | Path) -> Config:
     """Configuration of a file; ConfigError where it is not a right one, or cannot be read."""
     try:
-        raw = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            raw = file.read(BYTES_AT_MOST + 1)
     except OSError as error:
         raise ConfigError(str(path), "", [Complaint((), f"cannot be read: {error.strerror}")]) from None
+    if len(raw) > BYTES_AT_MOST:
+        raise ConfigError(str(path), "", [Complaint((), f"is longer than {BYTES_AT_MOST >> 20} MiB: is it a configuration?")])
     return read(raw.decode(errors="replace"), str(path))
 
 

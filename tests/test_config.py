@@ -289,6 +289,11 @@ def test_syntax_errors_have_their_place() -> None:
     assert complaints("a = ") == ["nat.toml:1:5: not TOML: invalid value"]
 
 
+def test_a_file_without_an_end_is_told() -> None:
+    with pytest.raises(config.ConfigError, match=r"/dev/zero.*longer than 64 MiB"):
+        config.load("/dev/zero")
+
+
 def test_an_unreadable_file_is_told() -> None:
     with pytest.raises(config.ConfigError, match="cannot be read: No such file or directory"):
         config.load("/nonexistent/nat.toml")
