@@ -254,6 +254,8 @@ def behaviour(config: Config) -> dict[str, int | list[int]]:
         "log": LOG_LEVELS.index(config.log.events),
         "log_fixed": int(config.log.deterministic),
         "echo6": int(config.firewall6.echo),
+        "unasked": int(nat.unsolicited_syn != "silent"),
+        "unasked6": int(config.firewall6.unsolicited_syn != "silent"),
     }
 
 

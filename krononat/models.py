@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializerFunctionW
 
 from krononat.model import Model
 from krononat.models_bgp import Bfd, Bgp
-from krononat.models_filtering import Filtering6, OneFiltering, PoolFiltering
+from krononat.models_filtering import Filtering6, Firewall6, OneFiltering, PoolFiltering, UnsolicitedSyn
 from krononat.models_limits import NO_LIMITS, Limits, Timeouts
 from krononat.values import (
     EVERY_PORT,
@@ -379,6 +379,11 @@ class Nat(Model):
     inbound_refresh: bool = Field(
         default=False, description="Inbound packets, too, keep UDP and ICMP sessions alive (RFC 4787 REQ-6)."
     )
+    unsolicited_syn: UnsolicitedSyn = Field(
+        default="silent",
+        description="What the sender of a TCP SYN that no mapping lets in gets after six seconds without one from inside: "
+        "nothing, or ICMP port unreachable (RFC 5382 REQ-4).",
+    )
     other_protocols: list[GenericProtocol] = Field(
         default=[Protocol(name) for name in DEFAULT],
         description="IPv4 protocols beside TCP, UDP and ICMP that are translated, by address alone: one host at a time has a "
@@ -401,12 +406,6 @@ class Alg(Model):
     ftp: Annotated[bool, AfterValidator(_no_ftp)] = Field(
         default=False, description="Always false: payloads of FTP pass unchanged. Clients use passive mode."
     )
-
-
-class Firewall6(Model):
-    """The IPv6 firewall, where `prefix6` gives subscribers IPv6."""
-
-    echo: bool = Field(default=True, description="Everyone may ping subscribers (RFC 4890 4.3.1).")
 
 
 class Icmp(Model):

@@ -26,6 +26,7 @@ from shards.event_rows import ALARM, ALARM_POOLS, EVENT
 from shards.fragment_rows import FRAGMENTED, FRAGMENTS, IDENTITIES, PIECES_EACH, SHARES
 from shards.lifetimes import PORT_TIMER, TIMERS
 from shards.rows6 import FLOW6, PREFIX6, RULE6
+from shards.unasked_rows import QUOTE_BYTES, UNASKED, UNASKED_ROWS
 
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
@@ -417,6 +418,8 @@ class State(NamedTuple):
     covered: Array  # uint32 (FRAGMENTS, PIECES_EACH): first << 16 | last + 1 unit of 8 bytes of each fragment that has come
     shares: Array  # uint16 (SHARES, 2): datagrams and waiting fragments of the addresses of ours whose hash is the row
     identities: Array  # uint16 (IDENTITIES,): counts fragmented datagrams sent to the remotes whose hash is the row
+    unasked: Array  # UNASKED, a ring
+    quotes: Array  # uint8 (UNASKED_ROWS * QUOTE_BYTES,): the packet of each, from its IP header on
     logged: Array  # uint32 (16,): [0] counts the events written; a cache line of its own, since others watch it
 
 
@@ -464,6 +467,8 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("covered", np.uint32, (FRAGMENTS, PIECES_EACH)),
         ("shares", np.uint16, (SHARES, 2)),
         ("identities", np.uint16, (IDENTITIES,)),
+        ("unasked", UNASKED, (UNASKED_ROWS,)),
+        ("quotes", np.uint8, (UNASKED_ROWS * QUOTE_BYTES,)),
         ("logged", np.uint32, (16,)),
     ]
 

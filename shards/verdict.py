@@ -221,9 +221,12 @@ METER_NAMES = (
     "bfd_sent",  # packets of BFD; not among `sent`, which counts what bursts send
     "fragmented",  # packets that were cut for the MTU of the next link
     "pieces",  # into so many
+    "unasked_told",  # who asked for a connection that nothing permits, and has been told so
+    "unasked_withdrawn",  # who has been told nothing: meanwhile it was permitted, or is not ours to say
+    "unasked_overflow",  # who will be told nothing: too many were waiting
 )
 (
     RECEIVED, ORIGINATED, SUPPRESSED, SESSIONS_CREATED, SESSIONS_EXPIRED, SESSIONS_DELETED, MAPPINGS_CREATED, MAPPINGS_ENDED,
     BLOCKS_TAKEN, BLOCKS_RETURNED, PORTS_DERIVED, PORTS_MOVED, SENT, MSS_CLAMPED, CHECKSUMS_COMPLETED,
-    BFD_SENT, FRAGMENTED, PIECES,
-) = range(METERS, METERS + 18)  # fmt: skip
+    BFD_SENT, FRAGMENTED, PIECES, UNASKED_TOLD, UNASKED_WITHDRAWN, UNASKED_OVERFLOW,
+) = range(METERS, METERS + 21)  # fmt: skip

@@ -157,6 +157,7 @@ class Bed(BedRules):
     errors: int = 100  # ICMP errors of our own a second
     quiet: set[str] = field(default_factory=set)  # sides that get none
     reject_code: int = 13
+    unsolicited: bool = False  # as `unsolicited6`
     shards: dict[int, Shard] = field(default_factory=dict)
     peers: dict[int, Peer] = field(default_factory=dict)  # by address
     two_sides: bool = False  # shards have a backup
@@ -288,6 +289,10 @@ class Bed(BedRules):
 
     def _say_reject_code(self, words: list[str]) -> None:
         self.reject_code = int(words[0])
+
+    def _say_unsolicited(self, words: list[str]) -> None:
+        """`silent` or `unreachable`."""
+        self.unsolicited = words[0] == "unreachable"
 
     def _say_log(self, words: list[str]) -> None:
         self.log = words[0]
@@ -422,7 +427,7 @@ def _fill_settings(state: State, bed: Bed) -> None:
     row["hold_down_s"] = bed.hold_down_s
     row["neighbour_wait"] = NEIGHBOUR_WAIT
     row["icmp_rate"] = row["icmp_burst"] = bed.errors
-    row["mss"], row["reject_code"] = bed.mss, bed.reject_code
+    row["mss"], row["reject_code"], row["unasked"] = bed.mss, bed.reject_code, bed.unsolicited
     row["quiet"] = sum(1 << ("inside", "outside").index(side) for side in bed.quiet)
     row["hairpin"], row["inbound_refresh"] = bed.hairpin, bed.refresh
     row["log"] = LOGS.index(bed.log)

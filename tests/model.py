@@ -24,6 +24,7 @@ from tests.model_bypass import Untranslated
 from tests.model_errors import Errors
 from tests.model_generic import Generic
 from tests.model_ports import Choose, Ports, Subscriber
+from tests.model_unasked import Unasked
 from tests.outcome import Outcome, Shunted, Waits, Way
 from tests.translation import (
     TCP_TABLE,
@@ -89,7 +90,7 @@ class Model:
         self.now = now
         self.begun = now
         self.ports, self.generic, self.six, self.bare = Ports(self), Generic(self), Model6(self), Bare(self)
-        self.untranslated, self.errors = Untranslated(self), Errors(self)
+        self.untranslated, self.errors, self.unasked = Untranslated(self), Errors(self), Unasked(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
         self.datagrams = Datagrams()
 
@@ -122,6 +123,7 @@ class Model:
         try:
             return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=self._came_turned)
         except Refused as refused:
+            self.unasked.note(refused.verdict, packet, side)
             if refused.verdict in TOLD_REFUSALS:
                 return Outcome(refused.verdict, reply=self.tell_refusal(packet.source, six=False))
             owed = refused.reply if not packet.is_error and self.may_tell(refused.reply, side) else None

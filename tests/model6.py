@@ -92,7 +92,7 @@ class Model6:
         if self.bed.stick:
             side = "inside" if self.bed.prefix6_of(packet.source) else "outside"
         data = frames.split_frame(frame)[4]
-        self.size = 40 + int.from_bytes(data[4:6], "big")
+        self.data, self.size = data, 40 + int.from_bytes(data[4:6], "big")
         if packet.protocol == FRAGMENT:
             return self._receive_fragment(packet, data, side, until)
         return self._told(packet, side, lambda: self._decide(packet, side))
@@ -102,6 +102,7 @@ class Model6:
         try:
             return decide()
         except Refused as refused:
+            self.model.unasked.note(refused.verdict, packet, side, self.data)
             if refused.verdict in TOLD_REFUSALS:
                 return Outcome(refused.verdict, reply=self.model.tell_refusal(self.bed.mate(packet.source), six=True))
             owed = refused.reply if not packet.is_error and self.model.may_tell(refused.reply, side, six=True) else None
@@ -303,6 +304,8 @@ class Model6:
             return True
         if protocol == ICMP6:
             return False
+        if protocol in (4, 41) and (135, internal, remote) in self.sessions:  # REC-29: the tunnel of Mobile IPv6
+            return True
         known = [other for told, ours, other in self.sessions if (told, ours) == (protocol, internal)]
         if prefix.filtering(protocol) == "endpoint-independent":
             return bool(known)

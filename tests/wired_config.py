@@ -88,7 +88,7 @@ def of(bed: Bed, name: str, socket: Path) -> str:
 _PLACED = {
     Bed: "inside outside stick legs lost pools subscribers exceptions devices rules statics silent failed timeouts_s "
     "hold_down_s hairpin refresh mss errors reject_code shards peers two_sides shunts loopback log extents buckets neighbours "
-    "subscribers6 rules6 pinholes transparent echo6 port_timers refusal_codes alarms "
+    "subscribers6 rules6 pinholes transparent echo6 unsolicited unsolicited6 port_timers refusal_codes alarms "
     "quiet protocols bypasses version drained",
     Pool: "network name block blocks ports filtering shard own ratio fixed",
     Port: "address on_link gateway inside_gateway vlan mtu partial address6 on_link6 gateway6 inside_gateway6",
@@ -244,6 +244,7 @@ def _settings(bed: Bed) -> Table:
         "nat": {
             "hairpin": bed.hairpin, "hold-down-s": bed.hold_down_s, "mss-clamp": bed.mss, "inbound-refresh": bed.refresh,
             "other-protocols": [_protocol(number) for number in sorted(bed.protocols)],
+            "unsolicited-syn": "unreachable" if bed.unsolicited else "silent",
         },
         "timeouts": {
             "allow-short-timers": True, "tcp-established": seconds["established"], "tcp-transitory-open": seconds["opening"],
@@ -260,7 +261,7 @@ def _settings(bed: Bed) -> Table:
             "refusal-code": refusal, "refusal-code6": refusal6,
         },
         "alarms": dict(zip(("warning", "critical", "clear"), bed.alarms, strict=True)),
-        "firewall6": {"echo": bed.echo6},
+        "firewall6": {"echo": bed.echo6, "unsolicited-syn": "prohibited" if bed.unsolicited6 else "silent"},
         "log": {"events": bed.log},
     }  # fmt: skip
 
