@@ -65,6 +65,7 @@ bypass any internal 100.64.0.128/26 inbound
 inside address 172.16.0.1/24 gateway 172.16.0.2 partial
 outside address 192.0.2.2/24 gateway 192.0.2.1 vlan 77 mtu 1400
 failed 192.0.2.66
+unsolicited unreachable
 refusal-code 1
 timeout-port udp 53 7.5
 timeout-port tcp 80 90.5
@@ -99,6 +100,7 @@ refusal-code 13
 
 
 CLUSTER = """
+unsolicited unreachable
 peer 192.0.2.9 mtu 1300
 peer 192.0.2.10 dead
 pool 203.0.113.0/30 block 64 blocks 4
