@@ -103,8 +103,8 @@ class Core:
                 sent = self.frames[at : at + length].tobytes()
                 self._said.append(Result(VERDICTS[int(self.burst.verdict[0])].name, sent, int(self.burst.out_port[0])))
 
-    def said(self, _: int) -> list[Result]:
-        """What it has sent by itself since this was asked last; the model says how many that are."""
+    def said(self, _: list[str]) -> list[Result]:
+        """What it has sent by itself since this was asked last; by which ports that was the model says."""
         said, self._said = self._said, []
         return said
 

@@ -51,11 +51,11 @@ def test_rfc5382_req4_a_flood_fills_a_ring_and_nothing_else() -> None:
         core.receive([("outside", frame(SYN.format(1024 + first + n))) for n in range(64)], START)
     assert count(core, "unasked_overflow") == 64
     core.pass_time(START + WAIT_TICKS)
-    assert count(core, "unasked_told") == len(core.said(0)) == count(core, "originated") == 50
+    assert count(core, "unasked_told") == len(core.said([])) == count(core, "originated") == 50
     assert count(core, "suppressed") == UNASKED_ROWS - 50 and count(core, "unasked_withdrawn") == 0
     core.receive([("outside", frame(SYN.format(9)))], START + WAIT_TICKS)
     core.pass_time(START + 2 * WAIT_TICKS)
-    assert [dissect(split_frame(told.sent or b"")[4]).kind for told in core.said(0)] == [0x0303]
+    assert [dissect(split_frame(told.sent or b"")[4]).kind for told in core.said([])] == [0x0303]
 
 
 def test_rfc5382_req4_scans_take_nothing_of_the_other_errors() -> None:
@@ -73,7 +73,7 @@ def test_rfc5382_req4a_whoever_wants_silence_meanwhile_has_it(name: str, value: 
     core.receive([("outside", frame(SYN.format(9)))], START)
     core.state.settings[0][name] = value
     core.pass_time(START + WAIT_TICKS)
-    assert core.said(0) == [] and core.state.core[0]["unasked"] == core.state.core[0]["unasked_done"] == 1
+    assert core.said([]) == [] and core.state.core[0]["unasked"] == core.state.core[0]["unasked_done"] == 1
     core.receive([("outside", frame(SYN.format(10)))], START + WAIT_TICKS)
     assert core.state.core[0]["unasked"] == 1
 

@@ -218,10 +218,14 @@ class WiredCore(Core):
         assert self.now == now
         self.settle()
 
-    def said(self, count: int) -> list[Result]:
-        """The frames that came; who has answered whom cannot be seen in them."""
-        said, self._frames = self._frames[:count], self._frames[count:]
-        return [Result("", came.frame, list(self.bed.places()).index(came.place)) for came in said]
+    def said(self, places: list[str]) -> list[Result]:
+        """The frames that came, in their order at each place; between two places nobody knows it."""
+        said = []
+        for place in places:
+            at = next((at for at, came in enumerate(self._frames) if came.place == place), None)
+            if at is not None:
+                said.append(Result("", self._frames.pop(at).frame, list(self.bed.places()).index(place)))
+        return said
 
     def resolve(self, *hosts: int) -> None:
         """Neighbours are asked for when they are needed; called for none, who is silent no longer says so."""
