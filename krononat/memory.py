@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.state import Array, State
+from shards.state import EXTENT_LINES, Array, State
 
 HUGE_BYTES = 2 << 20
 
@@ -21,7 +21,9 @@ HUGE_BYTES = 2 << 20
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 2, 4
 
 _POPULATE_WRITE = 23  # madvise(2), kernel 5.14
-_AHEAD = 2  # extents that are ready before they are needed
+_AHEAD = 2  # extents that are ready before they are needed, beside one for each class that will need one soon
+_SOON = EXTENT_LINES // 4  # fresh lines or half-lines of a class that are left
+_SOON_AT_MOST = 16  # 64 MiB of rows
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -115,14 +117,24 @@ def populate(state: State) -> None:
             _populate(rows.reshape(-1).view("u1"), 0, rows.nbytes)
 
 
-def keep_ahead(state: State, done: int) -> int:
-    """Have the pages of the extents that come next; `done` are populated already. How many are now."""
+def keep_ahead(state: State, done: int, ahead: int = 0) -> int:
+    """Have the pages of the extents that come next; `done` are populated already. How many are now.
+
+    `ahead`: how many, if more than are needed soon. Shards that grow alike all need one for their sessions, and one for their
+    mappings, at the same moment: where the host has to find the memory, each huge page that is not there takes 5 ms.
+    """
     done = max(done, 1)  # the first one is never used
-    wanted = min(max(int(state.core[0]["next_extent"]), 1) + _AHEAD, len(state.extents))
+    wanted = min(max(int(state.core[0]["next_extent"]), 1) + max(_AHEAD + _soon(state), ahead), len(state.extents))
     for rows in (state.sessions, state.links, state.dirty, state.shipped):
         each = rows.nbytes // len(state.extents)
         _populate(rows.view("u1"), done * each, max(wanted - done, 0) * each)
     return max(wanted, done)
+
+
+def _soon(state: State) -> int:
+    """Classes that have extents and not much left of the last one."""
+    slabs = state.slabs
+    return min(int(((slabs["extents"] > 0) & (slabs["fresh_end"] - slabs["fresh"] < _SOON)).sum()), _SOON_AT_MOST)
 
 
 def _populate(memory: Array, at: int, size: int) -> None:

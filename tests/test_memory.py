@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from krononat import memory
-from shards.state import EXTENT_LINES, Sizes, State, open_state, read_header, state_bytes, write_header
+from shards.state import EXTENT_LINES, Sizes, State, new_state, open_state, read_header, state_bytes, write_header
 
 SIZES = Sizes(
     extents=5, buckets=64, externals=2, accounts=4, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
@@ -72,6 +72,22 @@ def test_it_is_sparse_and_populated_ahead_of_the_rows_in_use(made: memory.Memory
     memory.populate(state)
     assert resident(made) > ahead
     assert not state.words.any() and read_header(made.map) == SIZES
+
+
+def test_each_class_that_is_nearly_full_has_an_extent_ready() -> None:
+    sizes = SIZES._replace(extents=40, shards=4)
+    state = new_state(sizes)
+    state.core[0]["next_extent"] = 9
+    state.slabs["extents"][:, :4] = 1
+    state.slabs["fresh"], state.slabs["fresh_end"] = EXTENT_LINES, 2 * EXTENT_LINES
+    assert memory.keep_ahead(state, 0) == 11
+    state.slabs["fresh"][:3, :4] = 2 * EXTENT_LINES - EXTENT_LINES // 8
+    assert memory.keep_ahead(state, 11) == 23
+    state.slabs["fresh"][:, :4] = 2 * EXTENT_LINES
+    state.slabs["extents"][:] = 1
+    assert memory.keep_ahead(state, 23) == 9 + 2 + 16  # no more than that, however many there are
+    assert memory.keep_ahead(state, 27, 31) == 40
+    assert memory.keep_ahead(state, 40, 31) == 40
 
 
 def test_the_setting_for_huge_pages_is_given_back() -> None:
