@@ -43,7 +43,7 @@ from shards.state import WANTED, State, open_state, state_bytes, write_header
 from shards.steering import Steering
 
 CHORES = 250  # ticks between two rounds of chores
-SHORT = 50  # while neighbours are asked for
+SHORT = 50  # while neighbours are asked for, or rows are taken so fast that pages of more were needed
 
 # capabilities(7) that only the supervisor has
 _NEEDED = {"NET_ADMIN": (12,), "NET_RAW": (13,), "BPF": (39, 21)}  # or SYS_ADMIN
@@ -384,7 +384,7 @@ class Supervisor:
             self._crew.start()
         self._keep_off(self._cpu)
         memory.populate(self._state)
-        self._extents = memory.keep_ahead(self._state, 0)
+        self._extents, self._grows = memory.keep_ahead(self._state, 0), False
         if self._heritage:
             self._open()
             return
@@ -477,14 +477,15 @@ class Supervisor:
 
     def _turn(self) -> None:
         waiting = bool((self._state.neighbours["own_state"] == WANTED).any())
-        rest = SHORT if waiting else CHORES
+        rest = SHORT if waiting or self._grows else CHORES
         for key, _ in self._selector.select((self._herald.due(rest) if self._herald else rest) / 1000):
             if self._selector.get_map().get(key.fd) == key:  # an earlier one of this turn may have closed it, and opened more
                 key.data()
         now = ticks()
         if self._neighbours.serve(now):
             self._crew.send({"do": "wake"})
-        self._extents = memory.keep_ahead(self._state, self._extents)
+        had, self._extents = self._extents, memory.keep_ahead(self._state, self._extents)
+        self._grows = self._extents > had
         self._crew.watch(int(self._state.core[0]["breaths"]), now)
         if self._crew.ready_at:
             for line in self._lines:

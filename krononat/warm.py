@@ -97,7 +97,7 @@ def _replication() -> None:
     state = _stage()[0]
     source, sink, nothing = rows.StateSource(state, 0), rows.StateSink(state), np.zeros(0, np.uint8)
     source.mark(0)
-    source.clean(0)
+    source.clean(0, 0)
     source.unsent(0)
     source.harvest([(0, False)], 0)
     source.quiet(0)

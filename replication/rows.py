@@ -23,6 +23,7 @@ assert max(_FRAME, HOLDS_AT_ONCE * HOLD.itemsize) <= BODY_AT_MOST
 
 RIPENED_AT_ONCE = 8192  # sessions looked at
 ENDED_AT_ONCE = 2048  # rows looked at
+CLEANED_AT_ONCE = 16  # extents, 2048 words of bits each
 
 _DIRTY_EACH = 2 * EXTENT_LINES // 64  # words for an extent
 _ENDED, _NO_CLASS = sorted(ORDER), 99  # classes that end what a snapshot did not tell of, in this order; after the last
@@ -55,9 +56,9 @@ class StateSource:
         """See `Source`."""
         self.read[shard] = int(self._state.core[0]["tombstones"])
 
-    def clean(self, shard: int) -> None:
+    def clean(self, shard: int, cursor: int) -> int:
         """See `Source`."""
-        gather.clean(self._state, shard)
+        return int(gather.clean(self._state, shard, cursor, CLEANED_AT_ONCE))
 
     def harvest(self, wanted: Sequence[tuple[int, bool]], now: int) -> list[Part]:
         """See `Source`."""

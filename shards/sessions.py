@@ -470,7 +470,7 @@ def _ask_for_due(state: State, first: int, at_most: int) -> int:
         line = whole(state.links[line]["next"])
     line = first
     for _ in range(count):
-        _ask_for_mapping(state, mapping_of(state, line))
+        ask_for_mapping(state, mapping_of(state, line))
         line = whole(state.links[line]["next"])
     return count
 
@@ -483,11 +483,11 @@ def mapping_of(state: State, line: int) -> int:
 
 
 @hot
-def _ask_for_mapping(state: State, half: int) -> None:
-    """Ask for what the end of a mapping touches, and for the account."""
+def ask_for_mapping(state: State, half: int) -> None:
+    """Ask for what the end of a mapping touches, if it may be near, and for the account."""
     mapping = state.mappings[half]
     prefetch(state.accounts, whole(mapping["account"]))
-    if mapping["sessions"] == 1:
+    if mapping["sessions"] <= 1:
         cuckoo.ask_for(state, state.words[half * 4], state.words[half * 4 + 1])
         external, port = external_ordinal(state, whole(mapping["external_address"])), whole(mapping["external_port"])
         prefetch(state.owners[ports.port_space(whole(mapping["internal_realm"]) >> 24), external], port)
