@@ -42,17 +42,15 @@ def why_not(scenario: Scenario) -> str:
     told = [f"{step.verb} {step.told}" for step in scenario.steps]
     if any(words.startswith(("now shard", "now peer", "from ")) for words in told):
         return CLUSTER
-    if any(
-        words.split()[:2] in [["now", word] for word in ("rule", "rule6", "bypass", "no", "drain", "undrain")] for words in told
-    ):
+    if any(words.split()[:2] in [["now", word] for word in _APPLIED] for words in told):
         return APPLY
     return BFD if any(words.startswith("now leg") and "peer lost" in words for words in told) else ""
 
 
 CLUSTER = "needs other cores: the laboratories of clusters have those (tests/test_cluster_lab.py, test_shunt.py)"
 BFD = "needs a neighbour that speaks BFD: tests/test_bfd_live.py and test_legs_lab.py have one"
-_APPLIED = ("rule", "rule6", "bypass", "no", "drain", "undrain")
-APPLY = "needs `krononat config apply` while it runs: tests/test_reload.py has that"
+_APPLIED = ("rule", "rule6", "bypass", "no", "drain", "undrain", "add", "remove")
+APPLY = "needs `krononat config apply` while it runs: tests/test_reload.py and test_growth.py have that"
 PORTS = "rules of a configuration name ports of TCP or of UDP only"
 SECONDS = "timers of a configuration are whole seconds"
 
