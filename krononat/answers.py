@@ -39,6 +39,7 @@ DELETE_AT_ONCE = 256  # sessions that a worker ends between two breaths
 PATIENCE = 20_000  # ticks that a deletion may take
 NEIGHBOURS_SHOWN = 64
 TELL_EACH = 1000  # ticks between two times that a worker is told of what it has not done
+LATE = 10_000  # ticks after which people are told as well
 _ANEW = "stop the appliance, start it with FILE"
 
 
@@ -79,7 +80,7 @@ class Answers:
         self._deletions: deque[_Deletion] = deque()
         self._deleted = 0  # by the first of them, so far
         self._unsettled: dict[str, Any] = {}  # what the worker was told to put in force and, as far as is known, has not
-        self._told_at = 0
+        self._told_at = self._changed_at = ticks()
         self._usage = (parts.began, 0.0, 0.0)  # tick, CPU seconds of the worker until then, percent
 
     @property
@@ -175,7 +176,7 @@ class Answers:
         if not parts.crew.send(message):
             self._readdress(after, parts.config)
             raise Trouble("the worker cannot be told now", "nothing was changed", "try again")
-        self._unsettled, self._told_at = message, ticks()
+        self._unsettled, self._told_at, self._changed_at = message, ticks(), ticks()
         reload.close(parts.state, after)
         if parts.follower:
             parts.follower.configure(after)
@@ -195,6 +196,11 @@ class Answers:
             self._unsettled = {}
         elif now - self._told_at >= TELL_EACH and self._parts.crew.send(self._unsettled):
             self._told_at = now
+
+    def _waiting(self) -> list[str]:
+        """What an operator should know of a change that a worker does not make: it does not remove an address that is in use."""
+        late = self._unsettled and ticks() - self._changed_at > LATE
+        return ["warning: what was changed last is not in force: an address that is to go is in use again"] if late else []
 
     def go_on(self) -> None:
         """Of a worker that was taken over: have it do what it may not have heard."""
@@ -302,7 +308,7 @@ class Answers:
             "sessions": totals["sessions"],
             "mappings": totals["mappings"],
             "packets": _with_punted(view.fates(parts.state), punted),
-            "alarms": usage.sentences(usage.alarms(parts.state, [pool.name for pool in parts.config.pool])),
+            "alarms": usage.sentences(usage.alarms(parts.state, [pool.name for pool in parts.config.pool])) + self._waiting(),
             "frames": self._frames(),
             "ports": ports,
             "bfd": bfd.summary(parts.state, self._names()),

@@ -66,12 +66,12 @@ def has(state: State, number: int = 0) -> list[int]:
 # --- rows -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_rfc6888_req3_whatever_comes_and_goes_each_address_is_found_and_keeps_its_row(seed: int) -> None:
     dice, hosts = random.Random(seed), set(range(0xCB007100, 0xCB007110))
     state = appliance.offline(config.read(RIGHT))
     where = dict(zip(has(state), external_rows(state, 0).tolist(), strict=True))
-    for _ in range(12):
+    for _ in range(8):
         free = 32 - len(hosts)
         hosts -= set(dice.sample(sorted(hosts), dice.randint(0, len(hosts) - 1)))
         nets = (0xC0586300, 0xCB007100, 0xCB007180)
