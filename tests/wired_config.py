@@ -88,7 +88,7 @@ _PLACED = {
     "hold_down_s hairpin refresh mss errors reject_code shards peers two_sides shunts loopback log extents buckets neighbours "
     "subscribers6 rules6 pinholes transparent echo6 port_timers refusal_codes alarms "
     "quiet protocols bypasses version drained",
-    Pool: "network name block blocks ports filtering shard own ratio fixed",
+    Pool: "network name block blocks ports filtering shard own ratio fixed spare",
     Port: "address on_link gateway inside_gateway vlan mtu partial address6 on_link6 gateway6 inside_gateway6",
     Prefix: "network each pool of limits",
     Rule: "direction protocol action internal remote internal_ports remote_ports",
@@ -164,6 +164,8 @@ def _pools(bed: Bed) -> list[Table]:
             "block-size": pool.block, "max-blocks-per-subscriber": pool.blocks, "filtering": _filtering(pool),
             "shard": pool.shard, "drain": [dotted(host) for host in sorted(bed.drained) if IPv4Address(host) in pool.network],
         }  # fmt: skip
+        if pool.spare:
+            table["spare-addresses"] = pool.spare
         if pool.ratio:
             table |= {"allocation": "deterministic", "subscribers-per-address": pool.ratio}
             table |= {"ports-per-subscriber": pool.fixed * pool.block, "overflow": pool.blocks > pool.fixed}
