@@ -198,7 +198,7 @@ class Answers:
             self._told_at = now
 
     def _waiting(self) -> list[str]:
-        """What an operator should know of a change that a worker does not make: it does not remove an address that is in use."""
+        """What an operator should know of a change that a worker does not make: no address goes that is in use."""
         late = self._unsettled and ticks() - self._changed_at > LATE
         return ["warning: what was changed last is not in force: an address that is to go is in use again"] if late else []
 
