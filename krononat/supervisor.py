@@ -185,7 +185,7 @@ class Supervisor:
 
     def _act(self, steps: list[interfaces.Step]) -> None:
         for step in steps:
-            if step not in self._inherited:  # that will be undone already
+            if step not in self._inherited and step not in self._undone:  # those will be undone already
                 self._remember(step)
             interfaces.act(step)
             _say(str(step))
@@ -204,8 +204,8 @@ class Supervisor:
     def _readdress(self, before: Config, after: Config) -> None:
         """Have the kernel answer for the pools of another configuration, as far as they are on-link."""
         steps, gone = interfaces.readdressed(before, after)
-        self._undone.difference_update(steps)
         self._act(steps)
+        self._undone.difference_update(steps)
         for step in gone:
             self._undo(step)
             self._undone.add(step)
