@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from shards.state import EXTENT_LINES, Array, State
 
 HUGE_BYTES = 2 << 20
@@ -115,9 +117,18 @@ def populate(state: State) -> None:
     of the owners those of TCP and UDP, 512 KiB an external address, for ICMP and generic protocols have few.
     """
     for name, array in state._asdict().items():
-        if name not in ("words", "sessions", "mappings", "links", "dirty", "shipped"):
-            rows = array[1:3] if name == "owners" else array
-            _populate(rows.reshape(-1).view("u1"), 0, rows.nbytes)
+        if name not in ("words", "sessions", "mappings", "links", "dirty", "shipped", "owners", "chunks"):
+            _populate(array.reshape(-1).view("u1"), 0, array.nbytes)
+    populate_addresses(state, np.flatnonzero(state.externals["address"]))
+
+
+def populate_addresses(state: State, rows: Array) -> None:
+    """The same of what external addresses take, by their rows: spare ones take nothing until they are used."""
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    for array in (state.owners[1], state.owners[2], state.chunks):
+        each = array.nbytes // len(array)
+        for run in (run for run in runs if len(run)):
+            _populate(array.reshape(-1).view("u1"), int(run[0]) * each, len(run) * each)
 
 
 def keep_ahead(state: State, done: int, ahead: int = 0) -> int:

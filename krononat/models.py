@@ -330,6 +330,13 @@ class Pool(Model):
         default=[],
         description="Addresses of theirs that are not to be handed out, such as .0 and .255, or one that was abused.",
     )
+    spare_addresses: int | None = Field(
+        default=None,
+        ge=0,
+        le=1 << 16,
+        description="Addresses that may be added while the appliance runs (`krononat pool add`): room is kept for so many. "
+        "Default: for as many as it has, 16 at least; none for a deterministic pool, where others would move everybody.",
+    )
     icmp_address: Address | None = Field(
         default=None,
         description="One of their addresses, kept out of the pool: ICMP errors of routers inside, and our own towards the "

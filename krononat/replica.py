@@ -85,6 +85,16 @@ class Replica:
         shunt.prepare(self._state, now)
         return True
 
+    def enlarge(self, now: int) -> None:
+        """Pools have other addresses: what copies lack because these were unknown here is asked for again."""
+        self._guarded(self._catch_up, now)
+
+    def _catch_up(self, now: int) -> bool:
+        for shard, post in self.conductor.posts.items():
+            if post.role in (SYNCING, PASSIVE) and post.authority and self.exchange.refused_of(shard):
+                self.exchange.resync(shard, post.authority)
+        return True
+
     def descriptors(self) -> list[int]:
         """To wait for while idle."""
         return self.exchange.descriptors()

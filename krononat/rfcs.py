@@ -194,7 +194,7 @@ req1    must    the behaviour required of each protocol that is forwarded
 req2    must    address pooling is paired by default
         > Always.
 req3    should  no limit of the pool's size or contiguity
-        > `pool.prefixes` is a list; single addresses, gaps and any order will do.
+        > `pool.prefixes` is a list; single addresses, gaps and any order will do. `krononat pool add` adds while it runs.
 req4    must    a subscriber's external ports and identifiers can be limited
         > `limits.ports`, `pool.max-blocks-per-subscriber`.
 req4a   must    these limits are configurable

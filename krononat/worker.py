@@ -13,7 +13,8 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
     {"do": "follow", "cluster": ..., "bgp": ...}     go by a newer map, see `cluster.orders`, `speaking.orders`
     {"do": "clock", "ahead_ms": n, "stands": bool}   {"clock": ..., "why": ...}: moved (or why not), and what was due has ended
-    {"do": "settle", "settings": {...}}              write these SETTINGS: other rules come into force, see `reload`
+    {"do": "settle", "settings": {...}, ...}         write these SETTINGS: other rules come into force, see `reload`; "pools":
+                                                     other addresses do (`membership.Order`), announced by "bgp", if there
     {"do": "keep", ...}                              what the next supervisor needs if this one is killed, see `orphan`
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
@@ -41,7 +42,7 @@ from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.clock import Clock, ticks
 from krononat.drained import Drained
 from krononat.orphan import DESCRIPTORS_AT_MOST, Orphan
-from shards import alarms, bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
+from shards import alarms, bfd, membership, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -270,8 +271,7 @@ class Worker:
         if told["do"] == "clock":
             self._move_clock(told, now)
         if told["do"] == "settle":
-            for name, value in told["settings"].items():
-                self._state.settings[0][name] = value
+            self._settle(told, now)
         if told["do"] == "keep":
             self._orphan.keep(told, descriptors)
         if told["do"] == "retire":
@@ -279,6 +279,17 @@ class Worker:
         if told["do"] == "delete":
             lives = np.array(told["lines"], np.int64).reshape(-1, 2)
             self.say({"deleted": int(sessions.delete_lives(self._state, lives, self._clock.at(now)))})
+
+    def _settle(self, told: dict[str, Any], now: int) -> None:
+        """The network is told of new addresses before anybody gets one (see `drained`)."""
+        if told.get("bgp") and self._announcer:
+            self._announcer.replace(told["bgp"]["shards"])
+        for name, value in told["settings"].items():
+            self._state.settings[0][name] = value
+        if pools := [membership.Order(*each) for each in told.get("pools", ())]:
+            membership.settle(self._state, pools)
+            if self._replica:
+                self._replica.enlarge(now)
 
     def _move_clock(self, told: dict[str, Any], now: int) -> None:
         """Whoever moved it finds everything done that was due until then."""

@@ -419,7 +419,8 @@ def holds(state: State, shard: int, cursor: int, now: int, out: Array) -> tuple[
     last, count = min(cursor + CHUNKS_AT_ONCE, end), 0
     while cursor < last and count + CHUNK_PORTS <= len(out):
         external, chunk = cursor // (HELD_SPACES * _CHUNKS_EACH), cursor % _CHUNKS_EACH
-        if state.pools[whole(state.externals[external]["pool"])]["shard"] != shard:
+        row = state.externals[external]
+        if row["address"] == 0 or state.pools[whole(row["pool"])]["shard"] != shard:
             cursor = (external + 1) * HELD_SPACES * _CHUNKS_EACH
             continue
         if state.chunks[external, chunk]["epoch"] != 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, doubt, events, journal, permissions, ports, sessions6, slabs, tcp, timers, wire
+from shards import cuckoo, doubt, events, externals, journal, permissions, ports, sessions6, slabs, tcp, timers, wire
 from shards.accounts import charge, charge_session, is_bypassed
 from shards.generic import is_generic
 from shards.jit import hot, inlined, whole
@@ -75,33 +75,13 @@ def find_permission(state: State, address: int, realm: int, protocol: int, port:
 
 @hot
 def external_ordinal(state: State, address: int) -> int:
-    """Ordinal of an address in `externals`, -1 if it is in no pool. Within a pool they stand in ascending order."""
+    """Ordinal of an address in `externals`, -1 if it is in no pool."""
     for p in range(whole(state.settings[0]["pools"])):
-        low = whole(state.pools[p]["first_external"])
-        last = low + whole(state.pools[p]["externals"]) - 1
-        offset = address - whole(state.externals[low]["address"])
-        if offset < 0 or address > whole(state.externals[last]["address"]):
-            continue
-        # A pool of one prefix has no gaps. A bisection's unforeseen branches took a tenth of a new session's time.
-        if low + offset <= last and whole(state.externals[low + offset]["address"]) == address:
-            return low + offset
-        ordinal = _bisect(state, low, last, address)
-        if ordinal >= 0:
-            return ordinal
+        pool = state.pools[p]
+        place = externals.place_of(state, pool, address)
+        if place >= 0:
+            return externals.nth(state, pool, place)
     return -1
-
-
-@hot
-def _bisect(state: State, low: int, last: int, address: int) -> int:
-    """Ordinal of an address among those from `low` to `last`, -1 if it is not there."""
-    high = last
-    while low < high:
-        middle = (low + high) >> 1
-        if whole(state.externals[middle]["address"]) < address:
-            low = middle + 1
-        else:
-            high = middle
-    return low if whole(state.externals[low]["address"]) == address else -1
 
 
 @hot

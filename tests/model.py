@@ -83,7 +83,8 @@ class Model:
         self.tokens: dict[Prefix | IPv4Network | str, tuple[float, int]] = {}
         self.told: dict[IPv4Network, int] = {}  # when a device or subscriber was last told of a refusal
         self.soonest = now  # nothing ends before
-        self.pool_of = {int(host): pool for pool in bed.pools for host in pool.network}
+        self.pool_of: dict[int, Pool] = {}
+        self.learn_pools()
         for protocol, external, internal in bed.statics:
             self._add(Mapping(protocol, internal, external, static=True))
             self.subscriber(internal[0]).last = self.subscriber(internal[0]).last or external[0]
@@ -512,6 +513,10 @@ class Model:
         prefix = self._prefix_of(host)
         assert prefix is not None
         return self.subscribers.setdefault(prefix.unit(host), Subscriber())
+
+    def learn_pools(self) -> None:
+        """Go by the addresses that the pools have now."""
+        self.pool_of = {host: pool for pool in self.bed.pools for host in pool.hosts}
 
     def pool(self, host: int) -> Pool:
         """Pool of a subscriber."""

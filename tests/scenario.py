@@ -22,6 +22,8 @@ Several cores: `given peer 192.0.2.9` (another core), `given shard 0 role passiv
 this one: `from 192.0.2.9 inside udp ...`; before the side may stand what it says beside: `shard 1`, `epoch 7`, `turned`. What
 is given about shards and peers may change: `now shard 0 role active epoch 2`, `now peer 192.0.2.9 dead`.
 
+A pool may have other addresses, as there is room: `given pool 203.0.113.0/31 spare 2`, `now add 203.0.113.4/31`, `now remove`.
+
 Several ports of a side: `given outside2 address ... gateway ...`; a frame comes `inside2` or `outside2`. By which port one may
 leave the model knows; `by outside2` behind what came out says which. `now leg outside2 carrier lost`, `peer lost`, `lives`.
 
@@ -41,7 +43,7 @@ from shards import invariants, recovery, sessions
 from shards.state import NAT_SESSION
 from tests import bed6, frames, frames6, shunts
 from tests.bare_core import Core, Result
-from tests.bed import Bed, fill_legs, fill_shards
+from tests.bed import Bed, fill_legs, fill_members, fill_shards
 from tests.bed_rules import fill_policy
 from tests.datagrams import Datagrams
 from tests.frames import endpoint, mac_of, spell
@@ -166,6 +168,8 @@ class Runner(Pair):
     def _do_now(self, told: str, *_: object) -> str:
         self.bed.say(told)
         fill_shards(self.core.state, self.bed, self.now)
+        fill_members(self.core.state, self.bed)
+        self.model.learn_pools()
         fill_policy(self.core.state, self.bed)
         fill_legs(self.core.state, self.bed, self.now)
         return ""

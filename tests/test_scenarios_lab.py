@@ -44,6 +44,7 @@ UNWIRED = {
     "rfc5508-req5-error-from-a-router-to-the-authority": CLUSTER,
     "rfc4787-req2-drained-address": APPLY,
     "rfc6888-req6-errors": CLUSTER,
+    "rfc6888-req3-added-prefix": APPLY,
     "rfc6888-req6-fragments": APPLY,
     "rfc6888-req6-limits-and-shunts": CLUSTER,
     "rfc6888-req8-hold-down-to-the-millisecond": SECONDS,
