@@ -267,6 +267,7 @@ class WiredCore(Core):
         row, wanted = self.bed.at(place)[0], not carrier
         self.wires.far.ip(f"link set {place} {'up' if carrier else 'down'}")
         self._wait(lambda: bool(self.state.ports[row]["carrier_lost"]) == wanted, f"{place} keeps its carrier as it was")
+        self.appliance.status()  # answered behind the turn in which that was heard, and gateways there were doubted
         if carrier:
             self.wires.ask([place], _MANY)
         self.wait_for_neighbours()
