@@ -101,8 +101,7 @@ class WiredRunner(Runner):
 
     def _judge(self, frame: bytes, side: str, result: Result, outcome: Outcome) -> None:
         """`_way` needs to know who has sent it."""
-        data = frames.split_frame(frame)[4]
-        self._sender = data[8:24] if frames6.is_six_frame(frame) else data[12:16]
+        self._judged = frame
         super()._judge(frame, side, result, outcome)
 
     def _way(self, result: Result, outcome: Outcome) -> tuple[Port, int]:
@@ -110,7 +109,9 @@ class WiredRunner(Runner):
         way = super()._way(result, outcome)
         packet = outcome.packet
         assert packet
-        pair = self._sender, packet.destination, tuple(told.place for told in outcome.ways)
+        data = frames.split_frame(self._judged)[4]
+        sender = data[8:24] if frames6.is_six_frame(self._judged) else data[12:16]
+        pair = sender, packet.destination, tuple(told.place for told in outcome.ways)
         before = self._gateways.setdefault(pair, result.port)
         assert before == result.port or len(outcome.ways) == 1, f"{packet} left by port {result.port}, before by {before}"
         return way
