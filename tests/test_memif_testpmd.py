@@ -123,9 +123,9 @@ class Place:
         told = self.inside.run("ping", "-c", str(count), "-i", "0.1", "-W", "2", address, check=False).stdout
         return told.count("bytes from")
 
-    def download(self, *more: str) -> subprocess.Popen[str]:
-        """The client fetches the payload."""
-        command = ("curl", "-sS", "-m", "60", *more, "http://192.0.2.1/payload", "-o", str(self.folder / "got"))
+    def download(self) -> subprocess.Popen[str]:
+        """The client fetches the payload; slowly enough that something can happen meanwhile."""
+        command = ("curl", "-sS", "-m", "60", "--limit-rate", "16M", "http://192.0.2.1/payload", "-o", str(self.folder / "got"))
         return self.inside.start(*command)
 
     def got(self, download: subprocess.Popen[str]) -> bool:
@@ -153,7 +153,7 @@ def test_it_is_used_killed_and_restarted(place: Place) -> None:
         assert place.got(place.download())
 
         worker = place.status()["worker"]
-        download = place.download("--limit-rate", "16M")  # slowly enough that something can happen meanwhile
+        download = place.download()
         until(lambda: (place.folder / "got").stat().st_size > 1 << 20, 20)
         os.kill(worker["pid"], signal.SIGKILL)
         assert place.got(download)
