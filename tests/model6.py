@@ -429,7 +429,7 @@ def first_state_of(packet: Packet6) -> str:
 
 def expected(data: bytes, mss: int, partial: bool, hops: int = 1) -> bytes:
     """The datagram as it must leave: a hop less to live; MSS clamped and a partial checksum finished where that is to be."""
-    packet = _read(data)
+    packet = read(data)
     data = data[: 40 + int.from_bytes(data[4:6], "big")]
     sent = data[:7] + bytes([data[7] - hops]) + data[8:]
     if packet.residue == -1 and partial:
@@ -439,14 +439,14 @@ def expected(data: bytes, mss: int, partial: bool, hops: int = 1) -> bytes:
     return sent
 
 
-def _read(data: bytes) -> Packet6:
+def read(data: bytes) -> Packet6:
     """A packet; a fragment with its transport header, where it has that."""
     packet = dissect(data)
     return beginning(data) if packet.protocol == FRAGMENT and part_of(packet).offset == 0 else packet
 
 
 def _clamped(data: bytes, mss: int) -> bytes:
-    packet, at = _read(data), transport_at(data)
+    packet, at = read(data), transport_at(data)
     options = frames.Packet(TCP, 0, 0, tcp_options=packet.tcp_options).clamped(mss).tcp_options
     changed = data[: at + 20] + options + data[at + 20 + len(options) :]
     return data if changed == data else _with_residue(changed, TCP, _residue(data, TCP))
