@@ -36,7 +36,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from krononat import announcer, memory, replica, warm
+from krononat import announcer, memory, pcp_listener, replica, warm
 from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.clock import Clock, ticks
 from krononat.drained import Drained
@@ -73,6 +73,8 @@ class Worker:
         self._replica: replica.Replica | None = None
         self._announced: dict[str, Any] | None = told["bgp"]
         self._announcer: announcer.Announcer | None = None
+        self._pcp: pcp_listener.Listener | None = None
+        self._asked: dict[str, Any] | None = told["pcp"]
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
         self._looked_at = 0  # tick at which it was last seen how full things are
@@ -103,6 +105,9 @@ class Worker:
         if self._cluster:
             self._replica = replica.Replica(self._state, self._cluster, ticks())
             also += self._replica.descriptors()
+        if self._asked:
+            self._pcp = pcp_listener.Listener(self._state, self._asked, ticks())
+            also += self._pcp.descriptors()
         self._rings = rings.open_rings(self._description, self._frames, self._notes, self._lines, also)
         self._others = len(also)
         self._events = {
@@ -211,6 +216,8 @@ class Worker:
             self._more = self._replica.turn(now, called)
         if self._announcer:
             self._guarded(self._announcer, now)
+        if self._pcp:
+            self._pcp.turn(now, self._clock.at(now))
         if self._orphan.since is not None:
             self._wait_for_heir(now, self._orphan.since)
             return

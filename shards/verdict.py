@@ -221,9 +221,14 @@ METER_NAMES = (
     "bfd_sent",  # packets of BFD; not among `sent`, which counts what bursts send
     "fragmented",  # packets that were cut for the MTU of the next link
     "pieces",  # into so many
+    "pcp_requests",  # that hosts of subscribers sent to the PCP server, those of NAT-PMP included
+    "pcp_refused",  # of these answered by an error
+    "pcp_dropped",  # and not answered: no requests, not a subscriber's of ours, or too many
+    "pcp_granted",  # mappings made because they were asked for
+    "pcp_ended",  # of these those that were given up, or whose lifetime was over
 )
 (
     RECEIVED, ORIGINATED, SUPPRESSED, SESSIONS_CREATED, SESSIONS_EXPIRED, SESSIONS_DELETED, MAPPINGS_CREATED, MAPPINGS_ENDED,
     BLOCKS_TAKEN, BLOCKS_RETURNED, PORTS_DERIVED, PORTS_MOVED, SENT, MSS_CLAMPED, CHECKSUMS_COMPLETED,
-    BFD_SENT, FRAGMENTED, PIECES,
-) = range(METERS, METERS + 18)  # fmt: skip
+    BFD_SENT, FRAGMENTED, PIECES, PCP_REQUESTS, PCP_REFUSED, PCP_DROPPED, PCP_GRANTED, PCP_ENDED,
+) = range(METERS, METERS + 23)  # fmt: skip
