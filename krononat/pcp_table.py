@@ -114,9 +114,12 @@ class GrantTable:
 
     def renew(self, held: Held, nonce: bytes, origin: str, expires_s: int) -> None:
         """Have one that was asked for live until then, for whoever has this nonce."""
-        row = self._state.grants[self._row_of[held.half]]
+        number = self._row_of[held.half]
+        row = self._state.grants[number]
         row["nonce"] = np.frombuffer(nonce, np.uint8)
         row["expires_s"], row["origin"] = expires_s, ORIGINS.index(origin)
+        if expires_s < self._due_at[number]:  # one that lives longer is found alive when it was due
+            self._await(number)
 
     def end(self, held: Held) -> None:
         """Have one that was asked for live no longer than its sessions."""
@@ -171,8 +174,12 @@ class GrantTable:
         row = self._state.grants[number]
         self._row_of[int(row["half"])] = number
         self._rows_of.setdefault(int(row["account"]), set()).add(number)
-        self._due_at[number] = int(row["expires_s"])
-        heapq.heappush(self._due, (int(row["expires_s"]), number))
+        self._await(number)
+
+    def _await(self, number: int) -> None:
+        """Look at a row again when its lifetime will be over."""
+        self._due_at[number] = int(self._state.grants[number]["expires_s"])
+        heapq.heappush(self._due, (self._due_at[number], number))
 
     def _forget(self, number: int) -> None:
         """The row is free again."""
@@ -227,12 +234,10 @@ class GrantTable:
             due_s, number = heapq.heappop(self._due)
             if self._due_at.get(number) != due_s:
                 continue
-            expires_s = int(self._state.grants[number]["expires_s"])
-            if expires_s <= now_s or not self._is_alive(number):
+            if int(self._state.grants[number]["expires_s"]) <= now_s or not self._is_alive(number):
                 self._end(number)
             else:  # it was renewed
-                self._due_at[number] = expires_s
-                heapq.heappush(self._due, (expires_s, number))
+                self._await(number)
 
     def _go_on(self) -> None:
         """Adopt what was granted elsewhere, a slice of all mappings in each turn, round and round."""

@@ -101,7 +101,7 @@ rec46   may     no ICMPv6 message ends a DCCP state
 rec47   may     Shim6 is not blocked
         > no: as an unknown extension header it is dropped.
 rec48   should  a protocol by which hosts ask for pinholes
-        > By configuration: `[[pinhole]]`. PCP is on the list.
+        > By configuration: `[[pinhole]]`. PCP serves IPv4 only.
 rec49   must    a way to switch it all off
         > `transparent` of [[subscribers]] and of a single subscriber.
 rec50   must    no management service towards the outside

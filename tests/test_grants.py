@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from krononat import pcp, pcp_server, view_mappings
+from krononat.cli.mappings import mappings as command
 from krononat.pcp import TCP, UDP
 from krononat.pcp_server import Policy
 from krononat.pcp_table import GrantTable
@@ -187,6 +190,25 @@ def test_a_table_that_is_full_says_so_and_forgets_nobody() -> None:
     assert given.map(6000).result == pcp.SUCCESS
 
 
+def test_mappings_are_listed_with_who_keeps_them_and_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = server(f"{PLAIN}\nstatic tcp 203.0.113.0:8080 to 100.64.0.7:80")
+    given.map(5000, lifetime_s=600)
+    given.ask(pmp_request(2, 5001, 0, 300))
+    say(given.core, f"udp {HOST}:5002 > {STRANGER}:53", given.now)
+    monkeypatch.setattr("krononat.cli.mappings.open_memory", lambda _: given.state)
+    monkeypatch.setattr("krononat.clock.ticks", lambda: given.now)
+    shown = [line.split() for line in CliRunner().invoke(command, ["list"]).output.splitlines()]
+    assert shown[0] == ["PROTO", "INTERNAL", "EXTERNAL", "ORIGIN", "SESSIONS", "EXPIRES", "S"]
+    assert sorted((words[0], words[1], *words[3:]) for words in shown[1:]) == [
+        ("tcp", f"{HOST}:5001", "nat-pmp", "0", "300"), ("tcp", f"{HOST}:80", "static", "0", "-"),
+        ("udp", f"{HOST}:5000", "pcp", "0", "600"), ("udp", f"{HOST}:5002", "dynamic", "1", "-"),
+    ]  # fmt: skip
+    told = json.loads(CliRunner().invoke(command, ["list", "--origin", "pcp", "-o", "json"]).output)
+    assert [(row["internal_port"], row["expires_s"]) for row in told] == [(5000, 600)]
+    few = CliRunner().invoke(command, ["list", "--limit", "1", "-o", "jsonl", "--subscriber", HOST])
+    assert "more than 1 fit" in few.output
+
+
 # --- suggestions ----------------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +354,14 @@ def _living(state: State) -> Array:
 
 
 # --- the table is the dictionary ------------------------------------------------------------------------------------------
+
+
+def test_a_renewal_may_make_a_life_shorter() -> None:
+    given = server()
+    given.map(5000, lifetime_s=3600)
+    given.map(5000, lifetime_s=200)
+    given.pass_time(201)
+    assert given.listed() == []
 
 
 @pytest.mark.parametrize("seed", range(3 if PURE else 12))
