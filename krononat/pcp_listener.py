@@ -26,6 +26,7 @@ from shards.state import State
 from shards.verdict import PCP_DROPPED, PCP_REFUSED, PCP_REQUESTS
 
 TURN_EACH = 50  # ticks
+LOOK_EACH = 5  # ticks between two looks at the sockets while packets keep the worker awake: a look at nothing takes 2 us
 READ_AT_ONCE = 8  # datagrams
 BUFFER_BYTES = 1 << 16  # of a socket: what waits longer is asked again anyway
 KNOWN_AT_MOST = 4096  # subscribers whose budgets are remembered; beyond, all of them begin anew
@@ -62,18 +63,23 @@ class Listener:
         self._rate, self._each_rate = told["rate"], told["each_rate"]
         self._budget, self._budgets = Budget(self._rate, now), dict[int, Budget]()
         self._sockets = [made for address in told["addresses"] if (made := _open(address))]
-        self._turned_at = now - TURN_EACH
+        self._turned_at = self._looked_at = now - TURN_EACH
         self._faults = 0
 
     def descriptors(self) -> list[int]:
         """To wait for while idle."""
         return [each.fileno() for each in self._sockets]
 
-    def turn(self, now: int, at: int) -> None:
-        """Answer what has come, end what is due. `now`: tick; `at`: that of the packets' clock. Never raises."""
+    def turn(self, now: int, at: int, called: bool) -> None:
+        """Answer what has come, end what is due. `now`: tick; `at`: that of the packets' clock. Never raises.
+
+        `called`: something has come that may be for us.
+        """
         try:
-            for each in self._sockets:
-                self._serve(each, now, at)
+            if called or now - self._looked_at >= LOOK_EACH:
+                self._looked_at = now
+                for each in self._sockets:
+                    self._serve(each, now, at)
             if now - self._turned_at >= TURN_EACH:
                 self._turned_at = now
                 self._table.turn(at)

@@ -217,7 +217,7 @@ class Worker:
         if self._announcer:
             self._guarded(self._announcer, now)
         if self._pcp:
-            self._pcp.turn(now, self._clock.at(now))
+            self._pcp.turn(now, self._clock.at(now), called)
         if self._orphan.since is not None:
             self._wait_for_heir(now, self._orphan.since)
             return

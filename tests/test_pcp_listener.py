@@ -40,9 +40,9 @@ class Line:
         self.listener = Listener(self.state, {**ORDERS, **orders}, EPOCH)
         self.turn(EPOCH)
 
-    def turn(self, now: int) -> None:
+    def turn(self, now: int, called: bool = True) -> None:
         """One turn of the worker."""
-        self.listener.turn(now, now)
+        self.listener.turn(now, now, called)
 
     def ask(self, datagram: bytes, source: str = HOST, now: int = EPOCH + 60, times: int = 1) -> list[bytes]:
         """Answers to a datagram that a host sends so often."""
@@ -114,6 +114,19 @@ def test_all_together_are_answered_so_often() -> None:
     answered = [len(slow.ask(header(pcp.ANNOUNCE, host), host, times=9)) for host in ("127.200.0.8", "127.200.0.9")]
     assert answered == [3, 2]
     slow.close()
+
+
+def test_while_packets_keep_the_worker_awake_it_looks_now_and_then(line: Line) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind((HOST, 0))
+        line.turn(EPOCH + 100)
+        client.sendto(header(pcp.ANNOUNCE, HOST), (ME, pcp.PORT))
+        answered = []
+        for later in range(1, 7):
+            line.turn(EPOCH + 100 + later, called=False)
+            client.setblocking(False)
+            answered.append(len(list(_waiting(client))))
+    assert answered == [0, 0, 0, 0, 1, 0]
 
 
 def test_a_budget_saves_a_seconds_worth_and_no_more() -> None:
