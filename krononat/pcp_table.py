@@ -206,23 +206,23 @@ class GrantTable:
         """End what is due, begin epochs, and go on with the walk. `now`: tick of the packets' clock."""
         self.now = now
         now_s = now // grant_rows.SECONDS
-        for shard in self._changed():
+        rows = self._state.shards
+        for shard in np.flatnonzero((rows["granting_epoch"] != rows["epoch"]) & (rows["granting_since"] != 0)).tolist():
+            self._leave(shard)
+        for shard in np.flatnonzero((rows["creates"] != 0) & (rows["granting_since"] == 0)).tolist():
             self._begin(shard, now_s)
         self._expire(now_s)
         self._go_on()
 
-    def _changed(self) -> list[int]:
-        """Shards that this core has the authority over, of which another had it since (or nobody ever)."""
-        rows = self._state.shards
-        new = (rows["granting_since"] == 0) | (rows["granting_epoch"] != rows["epoch"])
-        found: list[int] = np.flatnonzero((rows["creates"] != 0) & new).tolist()
-        return found
-
-    def _begin(self, shard: int, now_s: int) -> None:
-        """What was known of the shard is out of date: its mappings are adopted anew."""
+    def _leave(self, shard: int) -> None:
+        """Another core has had the shard since: what was known of its mappings is out of date."""
+        self._state.shards[shard]["granting_since"] = 0
         for number in list(self._due_at):
             if int(self._state.accounts[int(self._state.grants[number]["account"])]["shard"]) == shard:
                 self._forget(number)
+
+    def _begin(self, shard: int, now_s: int) -> None:
+        """An epoch, in which the mappings that are there are adopted."""
         row = self._state.shards[shard]
         row["granting_since"], row["granting_epoch"] = max(now_s, 1), row["epoch"]
         self._walk = 0, 0

@@ -311,6 +311,8 @@ def test_rfc6887_sec14_who_takes_a_shard_over_has_the_mappings_and_begins_an_epo
     assert (again.result, again.external_port, again.epoch_s) == (pcp.SUCCESS, told.external_port, 5)
     assert other.map(5000).result == pcp.NOT_AUTHORIZED  # the nonce is the new one
     assert one.ask(map_request(HOST, UDP, 6000))[3] == pcp.NETWORK_FAILURE
+    one.turns()
+    assert len(one.table) == 0 and one.listed() == [(HOST, 5000, "adopted", None)]
 
 
 def test_an_end_is_known_to_the_copy_and_so_is_what_becomes_of_a_mapping() -> None:
@@ -325,6 +327,33 @@ def test_an_end_is_known_to_the_copy_and_so_is_what_becomes_of_a_mapping() -> No
     twins.settle(one.now)
     assert [int(row["static"]) for row in _living(twins.other.state)] == [0]
     twins.check()
+
+
+@pytest.mark.parametrize("seed", range(2 if PURE else 8))
+def test_a_copy_is_the_same_after_whatever_was_asked_sent_ended_and_lost(seed: int) -> None:
+    dice = random.Random(seed)
+    twins, one = twin_servers()
+    for _ in range(150):
+        host, port = dice.choice((HOST, OTHER)), dice.randrange(5000, 5006)
+        deed = dice.randrange(10)
+        if deed < 4:
+            one.map(port, host, dice.choice((UDP, TCP)), lifetime_s=dice.choice((0, 200, 600)))
+        elif deed < 8:
+            say(one.core, f"udp {host}:{port} > {STRANGER}:{dice.randrange(50, 60)}", one.now)
+        elif deed < 9:
+            one.now += dice.choice((1000, 90_000))
+            one.core.pass_time(one.now)
+            one.table.turn(one.now)
+        twins.sender.changes(one.now)
+        if dice.random() < 0.03:  # the link was cut
+            twins.sender.way.clear()
+            twins.sender.snapshot(one.now)
+        twins.deliver(one.now, dice.randrange(4))
+    twins.settle(one.now)
+    twins.check()
+    shown = [told[:2] for told in one.listed() if told[2] in ("pcp", "nat-pmp")]
+    other = [(told.internal, told.internal_port) for told in view_mappings.mappings(twins.other.state, origin="adopted")]
+    assert shown == sorted(other)
 
 
 def test_a_shard_that_comes_back_in_the_same_epoch_has_lost_nothing() -> None:
