@@ -130,12 +130,16 @@ class Listener:
         return self._budgets[subscriber].spend(now) and self._budget.spend(now)
 
     def _announce(self, at: int) -> None:
-        """Tell hosts whose mappings were adopted that a new epoch has begun, some in each turn (RFC 6887 14.1.3)."""
-        for _ in range(min(TOLD_AT_ONCE, len(self._table.told) if self._sockets else 0)):
+        """Tell hosts whose mappings were adopted that a new epoch has begun, some in each turn (RFC 6887 14.1.3).
+
+        From each of our addresses: a client believes the one that it asks.
+        """
+        for _ in range(min(TOLD_AT_ONCE, len(self._table.told))):
             host = self._table.told.popleft()
             told = pcp.announcement(self._table.epoch_s(host, at // grant_rows.SECONDS))
-            with contextlib.suppress(OSError):
-                self._sockets[0].sendto(told, (socket.inet_ntoa(host.to_bytes(4, "big")), pcp.CLIENT_PORT))
+            for each in self._sockets:
+                with contextlib.suppress(OSError):
+                    each.sendto(told, (socket.inet_ntoa(host.to_bytes(4, "big")), pcp.CLIENT_PORT))
 
     def _count(self, meter: int) -> None:
         self._state.counters[meter, 0] += 1
