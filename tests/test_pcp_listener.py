@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from krononat import config, pcp, pcp_orders
+from krononat import config, interfaces, pcp, pcp_orders
 from krononat.pcp import UDP
 from krononat.pcp_listener import Budget, Listener
 from shards.verdict import PCP_DROPPED, PCP_GRANTED, PCP_REFUSED, PCP_REQUESTS
@@ -175,6 +175,17 @@ def test_what_the_worker_is_told_is_what_the_file_says() -> None:
     said = pcp_orders.orders(config.read(f"{RIGHT}\n[pcp]\nenabled = true\nanycast = true\nmappings-each = 3\n"), [4, 5])
     assert said and said["interfaces"] == [4] and said["each"] == 3
     assert said["addresses"] == [str(next(iter(told.interfaces.named()))[1].address.ip), "192.0.0.9"]
+
+
+@pytest.mark.parametrize("anycast", [True, False])
+def test_rfc7723_the_anycast_address_is_the_cores_own_where_it_is_wanted(anycast: bool) -> None:
+    told = config.read(f"{RIGHT}\n[pcp]\nenabled = true\nanycast = {str(anycast).lower()}\n")
+    facts = interfaces.Facts(4, bytes(6), 1500, True, "veth", 1, frozenset(), {}, {})
+    host = interfaces.Host({"inside0": facts, "outside0": facts}, frozenset(), {})
+    steps = [step for step in interfaces.decide(told, host) if step.interface == "lo"]
+    assert steps == ([interfaces.Step("address", "lo", "", "192.0.0.9/32")] if anycast else [])
+    there = host._replace(loopback=frozenset({"192.0.0.9/32"}))
+    assert not [step for step in interfaces.decide(told, there) if step.interface == "lo"]
 
 
 def test_answers_fit_nat_pmp_too(line: Line) -> None:
