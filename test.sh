@@ -17,7 +17,7 @@ say "compiled with bounds checks: scenarios and fuzz"
 NUMBA_BOUNDSCHECK=1 $bin/krononat compile # two processes share it; tests would wait for each other instead
 NUMBA_BOUNDSCHECK=1 $bin/pytest -q -n 2 --dist worksteal -m "not lab and not alone" tests/test_scenarios.py tests/test_fuzz.py
 say "compiled, two at a time"
-$bin/pytest -q -n 2 --dist worksteal -m "not lab and not alone"
+$bin/pytest -q -n 2 --dist worksteal -m "not lab and not alone" --fuzz 3000 # with bounds checks 30,000 frames were fuzzed above
 say "compiled, alone: in the laboratory, or by the clock"
 $bin/pytest -q -m "(lab or alone) and not long"
 say "what is benched under pytest, once each"

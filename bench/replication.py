@@ -10,7 +10,9 @@ packets, CPU 1 the copy and the threads of ZeroMQ.
     replication/cost20k/turn_us    CPU time of a turn, the median. A core that is fully busy takes one each 4 ms. Here they are
                                    taken by the clock, too, which also runs while frames are laid down, but sessions are made,
                                    and rates are told, by busy time: the ratios have about twice as many turns as that core
-    replication/lag_p99_ms         age of the oldest change that was not acknowledged, looked at after each breath
+    replication/lag_p99_ms         age of the oldest change that was not acknowledged, looked at after each breath. 4 is the
+                                   least: what has changed since a turn is sent in the next one, acknowledged 1.6 ms later (the
+                                   median), and that is read in the turn after it. Each turn that it comes too late for adds 4
     replication/snapshot_1M_s      from the beginning of a copy until it is whole, while packets are forwarded
     replication/.../longest_turn_ms        by the clock; ..._cpu_ms in CPU time, which is all of it unless other processes had
                                    the CPU; ..._blocked_ms is neither, but waiting for the kernel, or the host's own doing

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping
-from ipaddress import IPv4Address
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from krononat import bfd, memory, reload, usage, view
+from krononat import bfd, growth, memory, reload, speaking, usage, view
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.clock_answers import ClockAnswers
 from krononat.cluster import written
@@ -29,7 +29,7 @@ from krononat.models import Config
 from krononat.neighbours import Neighbours
 from krononat.quarantine import Quarantine
 from krononat.view import ticks
-from shards import xsk
+from shards import membership, xsk
 from shards.notes import Notes
 from shards.outcomes import OUTCOMES, PASS
 from shards.state import State
@@ -38,6 +38,9 @@ from shards.steering import Steering
 DELETE_AT_ONCE = 256  # sessions that a worker ends between two breaths
 PATIENCE = 20_000  # ticks that a deletion may take
 NEIGHBOURS_SHOWN = 64
+TELL_EACH = 1000  # ticks between two times that a worker is told of what it has not done
+LATE = 10_000  # ticks after which people are told as well
+_ANEW = "stop the appliance, start it with FILE"
 
 
 class Parts(NamedTuple):
@@ -58,6 +61,7 @@ class Parts(NamedTuple):
     quarantine: Quarantine
     follower: Follower | None = None  # of a core that is alone there is none
     herald: Herald | None = None  # of one that announces nothing
+    readdress: Callable[[Config, Config], None] | None = None  # before, after: have the kernel answer for other pools
 
 
 class _Deletion(NamedTuple):
@@ -75,6 +79,8 @@ class Answers:
         self.clock = ClockAnswers(parts.crew.send, parts.state, parts.config.server.movable_clock)
         self._deletions: deque[_Deletion] = deque()
         self._deleted = 0  # by the first of them, so far
+        self._unsettled: dict[str, Any] = {}  # what the worker was told to put in force and, as far as is known, has not
+        self._told_at = self._changed_at = ticks()
         self._usage = (parts.began, 0.0, 0.0)  # tick, CPU seconds of the worker until then, percent
 
     @property
@@ -96,6 +102,7 @@ class Answers:
             "drain": self._drain,
             "apply": self._apply,
             "close": self._close,
+            "pool": self._pool,
         }
         return {**own, **self.cluster.handlers(), **self.clock.handlers()}
 
@@ -116,24 +123,89 @@ class Answers:
         except (ValueError, TypeError) as wrong:
             raise Trouble("not addresses", str(wrong), "see `krononat pool drain --help`") from None
         after = reload.drained(self._parts.config, addresses, request.get("undo") is True)
-        self._go_by(_read(canonical(after)), False, reply)
+        self._go_by(_read(canonical(after)), request.get("dry") is True, reply)
+
+    def _pool(self, request: dict[str, Any], reply: Answer) -> None:
+        """Give a pool other prefixes, or exclude others of its addresses; `dry`: only say what would change."""
+        verb, name = request.get("verb"), request.get("pool")
+        try:
+            prefixes = [IPv4Network(text) for text in request.get("prefixes", [])]
+        except (ValueError, TypeError) as wrong:
+            raise Trouble("not prefixes", str(wrong), "see `krononat pool add --help`") from None
+        if verb not in growth.VERBS or not isinstance(name, str) or not prefixes:
+            raise Trouble("not a change of a pool", f"`verb` is one of {', '.join(growth.VERBS)}", "see `krononat pool --help`")
+        after = growth.changed(self._parts.config, verb, name, prefixes)
+        self._go_by(_read(canonical(after)), request.get("dry") is True, reply)
 
     def _go_by(self, after: Config, dry: bool, reply: Answer) -> None:
         plan = reload.plan(self._parts.config, after)
-        told = {"ok": True, "live": plan.live, "restart": plan.restart, "applied": False}
+        refused = self._refusal(plan, after)
+        told = {"ok": True, "live": plan.live, "restart": plan.restart, "applied": False, "pools": []}
+        if not plan.restart:
+            told["pools"] = growth.told(self._parts.state, after)
         if dry or not (plan.live or plan.restart):
-            reply(told)
+            reply(told | {"refused": refused.why if refused and not plan.restart else ""})
             return
-        if why := ", ".join(plan.restart) or reload.room(self._parts.state, after):
-            raise Trouble(
-                "this cannot change while it runs; nothing was changed", why, "stop the appliance, start it with FILE"
-            )
-        orders = reload.prepare(self._parts.state, after)
-        if not self._parts.crew.send({"do": "settle", "settings": orders}):
-            raise Trouble("the worker cannot be told now", "nothing was changed", "try again")
-        reload.close(self._parts.state, after)
-        self._parts = self._parts._replace(config=after)
+        if refused:
+            raise Trouble("this cannot change while it runs; nothing was changed", refused.why, refused.remedy)
+        self._change(after)
         reply(told | {"applied": True})
+
+    def _refusal(self, plan: reload.Plan, after: Config) -> growth.Refusal | None:
+        """Why a configuration cannot be gone by without a restart, or not now."""
+        if plan.restart:
+            return growth.Refusal(reload.because(plan, after), _ANEW)
+        if why := reload.room(self._parts.state, after):
+            return growth.Refusal(why, _ANEW)
+        if (follower := self._parts.follower) and (why := follower.misfit(after)):
+            remedy = "let the map say nothing of `external` (krononat shard map apply), then this; or start anew with both"
+            return growth.Refusal(why, remedy)
+        return growth.refusal(self._parts.state, after)
+
+    def _change(self, after: Config) -> None:
+        """Write what is to be, then have the worker put it in force. It is told again until it has done so."""
+        parts = self._parts
+        if self._unsettled and not self._is_settled():
+            raise Trouble("the change before is not in force yet", "the worker was told, and has not done it", "try again")
+        self._readdress(parts.config, after)
+        pools = growth.orders(parts.state, after)
+        memory.populate_addresses(parts.state, growth.new_rows(parts.state, pools))
+        message: dict[str, Any] = {"do": "settle", "settings": reload.prepare(parts.state, after), "pools": pools}
+        if speaking.properties(after) != speaking.properties(parts.config):
+            message["bgp"] = speaking.orders(after, parts.follower.cluster.map if parts.follower else None)
+        if not parts.crew.send(message):
+            self._readdress(after, parts.config)
+            raise Trouble("the worker cannot be told now", "nothing was changed", "try again")
+        self._unsettled, self._told_at, self._changed_at = message, ticks(), ticks()
+        reload.close(parts.state, after)
+        if parts.follower:
+            parts.follower.configure(after)
+        self._parts = parts._replace(config=after)
+
+    def _readdress(self, before: Config, after: Config) -> None:
+        if self._parts.readdress:
+            self._parts.readdress(before, after)
+
+    def _is_settled(self) -> bool:
+        state, told = self._parts.state, self._unsettled
+        return reload.in_force(state, told["settings"]) and membership.is_in_force(state, told["pools"])
+
+    def _settle(self, now: int) -> None:
+        """A worker may have died before it did what it was told."""
+        if self._is_settled():
+            self._unsettled = {}
+        elif now - self._told_at >= TELL_EACH and self._parts.crew.send(self._unsettled):
+            self._told_at = now
+
+    def _waiting(self) -> list[str]:
+        """What an operator should know of a change that a worker does not make: no address goes that is in use."""
+        late = self._unsettled and ticks() - self._changed_at > LATE
+        return ["warning: what was changed last is not in force: an address that is to go is in use again"] if late else []
+
+    def go_on(self) -> None:
+        """Of a worker that was taken over: have it do what it may not have heard."""
+        pools = growth.orders(self._parts.state, self._parts.config)
+        self._unsettled = {"do": "settle", "settings": {}, "pools": pools} if pools else {}
 
     def _map(self, _: dict[str, Any], reply: Answer) -> None:
         follower = self._parts.follower
@@ -209,6 +281,8 @@ class Answers:
         """Give up on deletions that take too long, and measure the worker's use of its CPU; call it now and then."""
         if self._deletions and now - self._deletions[0].since > PATIENCE:
             self.refuse_deletions()
+        if self._unsettled:
+            self._settle(now)
         self.cluster.tire(now)
         self.clock.tire(now)
         before, used, _ = self._usage
@@ -234,7 +308,7 @@ class Answers:
             "sessions": totals["sessions"],
             "mappings": totals["mappings"],
             "packets": _with_punted(view.fates(parts.state), punted),
-            "alarms": usage.sentences(usage.alarms(parts.state, [pool.name for pool in parts.config.pool])),
+            "alarms": usage.sentences(usage.alarms(parts.state, [pool.name for pool in parts.config.pool])) + self._waiting(),
             "frames": self._frames(),
             "ports": ports,
             "bfd": bfd.summary(parts.state, self._names()),

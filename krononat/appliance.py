@@ -21,7 +21,7 @@ from krononat.client import BAD_CONFIG, Trouble
 from krononat.cluster import Cluster, room_for, shunt_side
 from krononat.models import LOG_LEVELS, Bypass, Config, Device, Leg, Pool, Rule, Stick, Subscriber, Subscribers
 from krononat.models_limits import NO_LIMITS, Limits, Timeouts
-from krononat.pools import blocks_in, externals_in, first_block, subscribers_in
+from krononat.pools import blocks_in, externals_in, externals_of, first_block, spare_in, subscribers_in
 from shards import lifetimes, protocols, sides
 from shards.core_rows import NO_REPLY
 from shards.state import (
@@ -107,7 +107,7 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
     return Sizes(
         extents=1 + -(-_lines(config) // EXTENT_LINES) + -(-halves // (2 * EXTENT_LINES)) + _begun(config, filtered, cluster),
         buckets=_power_of_two(int(entries / (_LOAD * _SLOTS)) + 1),
-        externals=sum(map(externals_in, config.pool)),
+        externals=sum(map(externals_in, config.pool)) + sum(spare_in(config.pool)),
         accounts=1 + sum(map(subscribers_in, config.subscribers)) + sum(map(_devices_in, _devices(config))),
         prefixes=len(config.subscribers),
         devices=max(len(list(_devices(config))), 1),
@@ -255,6 +255,8 @@ def behaviour(config: Config) -> dict[str, int | list[int]]:
         "log": LOG_LEVELS.index(config.log.events),
         "log_fixed": int(config.log.deterministic),
         "echo6": int(config.firewall6.echo),
+        "unasked": int(nat.unsolicited_syn != "silent"),
+        "unasked6": int(config.firewall6.unsolicited_syn != "silent"),
     }
 
 
@@ -306,11 +308,11 @@ def _fill_cluster(state: State, config: Config, cluster: Cluster) -> None:
 
 
 def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
-    """External addresses stand in ascending order within their pool: they are found by bisection."""
+    """External addresses stand in ascending order within their pool, and room for more behind them (see `membership`)."""
     first = 0
-    for number, pool in enumerate(pools):
+    for number, (pool, spare) in enumerate(zip(pools, spare_in(pools), strict=True)):
         row, count = state.pools[number], externals_in(pool)
-        row["first_external"], row["externals"] = first, count
+        row["first_external"], row["externals"], row["rooms"] = first, count, count + spare
         row["block_size"] = pool.block_size
         row["first_block"] = row["loose_block"] = first_block(pool)
         row["end_block"] = int(row["first_block"]) + blocks_in(pool)
@@ -318,11 +320,10 @@ def _fill_pools(state: State, pools: Sequence[Pool]) -> None:
         row["blocks_each"] = pool.max_blocks_per_subscriber
         row["filtering"] = pack_filtering(*(FILTERINGS[word] for word in pool.filtering.words))
         row["shard"] = pool.shard
-        addresses = [int(host) for prefix in sorted(pool.prefixes) for host in prefix if host != pool.icmp_address]
-        state.externals["address"][first : first + count] = addresses
-        state.externals["pool"][first : first + count] = number
+        state.externals["address"][first : first + count] = externals_of(pool)
+        state.externals["pool"][first : first + count + spare] = number
         state.externals["blocks_free"][first : first + count] = blocks_in(pool)
-        first += count
+        first += count + spare
     for address, closed in closures(pools).items():
         state.externals["closed"][state.externals["address"] == address] = closed
 

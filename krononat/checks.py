@@ -14,13 +14,12 @@ from krononat import checks6, checks_bfd, checks_bgp, checks_deterministic, chec
 from krononat.checks_limits import named_subscribers
 from krononat.locate import ANY, Complaint, Path, nearest
 from krononat.models import SIDES, Config, Leg, Mapping, Rule, Stick, Subscriber, Subscribers
-from krononat.pools import blocks_in, externals_in, subscribers_in
+from krononat.pools import EXTERNALS_AT_MOST, blocks_in, externals_in, subscribers_in
 from krononat.values import EVERY_PORT
 
 Complaints = Iterator[Complaint]
 
 ACCOUNTS_AT_MOST = 1 << 24
-EXTERNALS_AT_MOST = 1 << 16
 RULES_AT_MOST = 1 << 16
 PORTS_AT_MOST = 8  # as shards.state, which need not be loaded for a check
 SOCKET_PATH_AT_MOST = 107  # bytes; sun_path of unix(7)
@@ -225,8 +224,10 @@ def _pool_shapes(config: Config) -> Complaints:
         elif not blocks_in(pool):
             told = f"{pool.ports} holds no whole block of {pool.block_size} ports"
             yield Complaint((*path, "ports"), told, needs=((*path, "block-size"),))
-    if (externals := sum(map(externals_in, config.pool))) > EXTERNALS_AT_MOST:
-        yield Complaint(("pool",), f"{externals:,} external addresses; one core holds {EXTERNALS_AT_MOST:,}")
+    externals, spare = sum(map(externals_in, config.pool)), sum(pool.spare_addresses or 0 for pool in config.pool)
+    if externals + spare > EXTERNALS_AT_MOST:
+        more = f" and room for {spare:,} more" if spare else ""
+        yield Complaint(("pool",), f"{externals:,} external addresses{more}; one core holds {EXTERNALS_AT_MOST:,}")
 
 
 def _icmp_addresses(config: Config) -> Complaints:

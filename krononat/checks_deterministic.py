@@ -24,7 +24,11 @@ def pools(config: Config) -> Complaints:
                 if getattr(pool, key.replace("-", "_")):
                     told = 'needs `allocation = "deterministic"`; this pool is dynamic'
                     yield Complaint((*path, key), told, needs=((*path, "allocation"),))
-        elif _has_blocks(pool):
+            continue
+        if pool.spare_addresses:
+            told = "of a deterministic pool: an address more would give everybody other ports, so none is added while it runs"
+            yield Complaint((*path, "spare-addresses"), told, needs=((*path, "allocation"),))
+        if _has_blocks(pool):
             wrong = list(_shares(path, pool))
             yield from wrong or _room(config, path, pool)
             yield from _sides(config, path, pool)

@@ -80,5 +80,16 @@ def announced(config: Config) -> Iterator[tuple[int, IPv4Network]]:
                 yield shards[group.pool], narrower
 
 
+def untold(config: Config) -> Complaints:
+    """What others are to be told of their SYNs is an ICMP error like others."""
+    icmp = config.icmp
+    if icmp.errors_per_second and "external" in icmp.towards:
+        return
+    why = '`icmp.towards` has no "external"' if icmp.errors_per_second else "`icmp.errors-per-second` is 0"
+    for table, told in (("nat", config.nat), ("firewall6", config.firewall6)):
+        if told.unsolicited_syn != "silent" and "unsolicited_syn" in told.model_fields_set:
+            yield Complaint((table, "unsolicited-syn"), f"tells nobody outside: {why}")
+
+
 REFUSALS = (bypasses, closures)
-DOUBTS = (seen_inside,)
+DOUBTS = (seen_inside, untold)

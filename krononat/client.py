@@ -9,7 +9,10 @@
                                                   with GRACEFUL_SHUTDOWN (RFC 8326), so that others are preferred, or without
 {"do": "apply", "config": TOML, "dry": bool}      {"ok": true, "applied": bool, "live": [key], "restart": [key]}: what differs
                                                   `dry`: only say so. Refused as a whole where a key needs a restart
-{"do": "close", "addresses": [IPv4], "undo": bool}    the same: pair nobody with these external addresses anew, or do again
+                                                  "pools": [sentence] of addresses; "refused": why `dry` would be, else ""
+{"do": "close", "addresses": [IPv4], "undo": bool, "dry": bool}    the same: pair nobody with these anew, or do again
+{"do": "pool", "verb": word, "pool": name, "prefixes": [IPv4], "dry": bool}    the same: add them to a pool, remove them,
+                                                  exclude addresses of its prefixes, or include them
 {"do": "quarantine", "clear": bool}               {"ok": true, "quarantine": [...], "cleared": n, ...}
 {"do": "clock", "ahead_ms": n, "stands": bool}    {"ok": true, "clock": {"now": tick, "ahead_ms": n, "stands": bool}, ...}
     The packets' clock (see `clock`), moved by so much and then standing or going; with neither of the two it is only told.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from krononat.client import Trouble
 from krononat.models import Config
-from krononat.pools import blocks_in, externals_in
+from krononat.pools import blocks_in, externals_in, spare_in
 
 if TYPE_CHECKING:
     from krononat.cluster import Core, Map
@@ -281,13 +281,15 @@ def memory(machine: Machine) -> Findings:
     from krononat import appliance
     from shards.state import state_bytes
 
-    sizes = appliance.compose(machine.config)
-    needed = state_bytes(sizes) + machine.config.io.frames * 4096
+    sizes, spare = appliance.compose(machine.config), sum(spare_in(machine.config.pool))
+    own = sizes._replace(externals=sizes.externals - spare)  # what may be added takes nothing until it is there
+    needed, more = state_bytes(own) + machine.config.io.frames * 4096, state_bytes(sizes) - state_bytes(own)
     told = (machine.read("/proc/meminfo") or "").splitlines()
     available = next((int(line.split()[1]) << 10 for line in told if line.startswith("MemAvailable:")), 0)
     enough = available > needed
     fix = "" if enough else "lower memory.sessions, or add memory; only what is used is taken"
-    wanted = f"{needed >> 20} MiB for {machine.config.memory.sessions:,} sessions and {sizes.externals:,} external addresses"
+    wanted = f"{needed >> 20} MiB for {machine.config.memory.sessions:,} sessions and {own.externals:,} external addresses"
+    wanted += f"; {more >> 20} MiB more for {spare:,} that may be added" * bool(spare)
     yield Finding("memory", OK if enough else WARN, f"{available >> 20} MiB available", wanted, fix)
 
 

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shards.membership import RETURNING
 from shards.state import DRAINED, OPEN, State
-
-RETURNING = 3  # in EXTERNAL_ADDRESS.closed, beside OPEN, DRAINED, EXCLUDED: to the path of packets all but OPEN are alike
 
 Rows = frozenset[int]
 

@@ -39,6 +39,15 @@ class Follower:
         """Go on where another one has been: by the rows that it has given, in the memory that it has made."""
         self.cluster, self._room = now, room
 
+    def configure(self, config: Config) -> None:
+        """Judge maps by another configuration from now on."""
+        self._config = config
+
+    def misfit(self, config: Config) -> str:
+        """What the map, as it is, and another configuration of this core do not agree about; empty: they do."""
+        found = next(cluster.strangers(config, self.cluster.map), None)
+        return f"the map does not go with it: {found.key}: {found.what}" if found else ""
+
     def start(self) -> None:
         """Begin to look at the store."""
         self._watcher = Watcher(self._store)

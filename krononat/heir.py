@@ -296,7 +296,7 @@ def _is_worker(cmdline: Path) -> bool:
 
 # Of SIZES, what may be another one than the configuration's of today: room for cores, by the map of the day on which it was
 # made, and what there is room for to change while it runs, which is looked at when it is changed (`reload.room`).
-_MAY_DIFFER = ("peers", "rules", "rules6", "pinholes", "bypasses", "extents", "buckets")
+_MAY_DIFFER = ("peers", "externals", "rules", "rules6", "pinholes", "bypasses", "extents", "buckets")
 
 
 def _misfit(found: Heritage, ours: Config, cluster: Cluster | None) -> str:

@@ -29,13 +29,14 @@ from shards.state import INTERNAL
 _OFFLOADS = ("rx-gro", "rx-gro-hw", "rx-gro-list", "rx-lro", "rx-udp-gro-forwarding", "rx-vlan-hw-parse")
 
 # Linux Documentation/networking/ip-sysctl. Sources are checked by the pipeline; a strict kernel would not answer distant pings.
+_ARP_IGNORE = "net/ipv4/conf/{}/arp_ignore"
 _SYSCTLS = {
     "net/ipv4/conf/{}/forwarding": "0",
     "net/ipv4/conf/{}/rp_filter": "0",
     "net/ipv4/conf/{}/send_redirects": "0",
     "net/ipv4/conf/{}/accept_redirects": "0",
     "net/ipv4/conf/{}/arp_announce": "2",
-    "net/ipv4/conf/{}/arp_ignore": "1",
+    _ARP_IGNORE: "1",
     "net/ipv4/conf/{}/ignore_routes_with_linkdown": "1",  # of several legs, the kernel's own way is one that lives, too
     "net/ipv6/conf/{}/forwarding": "0",
 }
@@ -204,6 +205,16 @@ def decide_late(config: Config) -> list[Step]:
     return steps
 
 
+def readdressed(before: Config, after: Config) -> tuple[list[Step], list[Step]]:
+    """(steps to do, steps to take back) where pools have other prefixes from now on."""
+    old, new = decide_late(before), decide_late(after)
+    steps = [step for step in new if step not in old]
+    for name in {step.interface for step in steps} - {step.interface for step in old}:
+        path = _ARP_IGNORE.format(name)
+        steps.insert(0, Step("sysctl", name, path, "0", _sysctl(path)))  # see `_address`
+    return steps, [step for step in old if step not in new]
+
+
 def again(config: Config, host: Host, number: int) -> list[Step]:
     """What a port must be given again after it was set down and up: the kernel has forgotten its routes."""
     side, port = list(config.interfaces.named())[number]
@@ -232,7 +243,7 @@ def _address(config: Config, host: Host, side: str, port: Leg | Stick) -> Iterat
         yield Step("vlan", name, port.name, str(port.vlan))
     for template, value in _SYSCTLS.items():
         path = template.format(name)
-        if template.endswith("arp_ignore") and side != "internal" and _on_link_pools(config, port):
+        if template == _ARP_IGNORE and side != "internal" and _on_link_pools(config, port):
             value = "0"  # 1 would not answer for pool addresses, which are no interface's
         before = facts.sysctls.get(path, "") if facts else ""
         if before != value and (facts is None or path in facts.sysctls):

@@ -13,7 +13,9 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.state import Array, State
+import numpy as np
+
+from shards.state import EXTENT_LINES, Array, State
 
 HUGE_BYTES = 2 << 20
 
@@ -21,7 +23,12 @@ HUGE_BYTES = 2 << 20
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 2, 4
 
 _POPULATE_WRITE = 23  # madvise(2), kernel 5.14
-_AHEAD = 2  # extents that are ready before they are needed
+_AHEAD = 2  # extents that are ready before they are needed, beside one for each class that will need one soon
+_SOON = EXTENT_LINES // 4  # fresh lines or half-lines of a class that are left
+_SOON_AT_MOST = 16  # 64 MiB of rows
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)
+_HEAP_BYTES, _TAKEN_AT_ONCE = 64 << 20, 8 << 20  # more than all messages on their way
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -110,19 +117,48 @@ def populate(state: State) -> None:
     of the owners those of TCP and UDP, 512 KiB an external address, for ICMP and generic protocols have few.
     """
     for name, array in state._asdict().items():
-        if name not in ("words", "sessions", "mappings", "links", "dirty", "shipped"):
-            rows = array[1:3] if name == "owners" else array
-            _populate(rows.reshape(-1).view("u1"), 0, rows.nbytes)
+        if name not in ("words", "sessions", "mappings", "links", "dirty", "shipped", "owners", "chunks"):
+            _populate(array.reshape(-1).view("u1"), 0, array.nbytes)
+    populate_addresses(state, np.flatnonzero(state.externals["address"]))
 
 
-def keep_ahead(state: State, done: int) -> int:
-    """Have the pages of the extents that come next; `done` are populated already. How many are now."""
+def populate_addresses(state: State, rows: Array) -> None:
+    """The same of what external addresses take, by their rows: spare ones take nothing until they are used."""
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    for array in (state.owners[1], state.owners[2], state.chunks):
+        each = array.nbytes // len(array)
+        for run in (run for run in runs if len(run)):
+            _populate(array.reshape(-1).view("u1"), int(run[0]) * each, len(run) * each)
+
+
+def keep_ahead(state: State, done: int, ahead: int = 0) -> int:
+    """Have the pages of the extents that come next; `done` are populated already. How many are now.
+
+    `ahead`: how many, if more than are needed soon. Shards that grow alike all need one for their sessions, and one for their
+    mappings, at the same moment: where the host has to find the memory, each huge page that is not there takes 5 ms.
+    """
     done = max(done, 1)  # the first one is never used
-    wanted = min(max(int(state.core[0]["next_extent"]), 1) + _AHEAD, len(state.extents))
+    wanted = min(max(int(state.core[0]["next_extent"]), 1) + max(_AHEAD + _soon(state), ahead), len(state.extents))
     for rows in (state.sessions, state.links, state.dirty, state.shipped):
         each = rows.nbytes // len(state.extents)
         _populate(rows.view("u1"), done * each, max(wanted - done, 0) * each)
     return max(wanted, done)
+
+
+def keep_heap() -> bool:
+    """Let this process keep what it has freed. False: a C library without such a thing.
+
+    ZeroMQ frees in its own thread what the worker has allocated; the heap's end is then given back and fetched again all the
+    time, under a lock that a page fault of the worker waits for, though the one who holds it does not run.
+    """
+    told = ((_M_TRIM_THRESHOLD, _HEAP_BYTES), (_M_TOP_PAD, _TAKEN_AT_ONCE), (_M_MMAP_THRESHOLD, _TAKEN_AT_ONCE))
+    return hasattr(_libc, "mallopt") and all(_libc.mallopt(option, value) for option, value in told)
+
+
+def _soon(state: State) -> int:
+    """Classes that have extents and not much left of the last one."""
+    slabs = state.slabs
+    return min(int(((slabs["extents"] > 0) & (slabs["fresh_end"] - slabs["fresh"] < _SOON)).sum()), _SOON_AT_MOST)
 
 
 def _populate(memory: Array, at: int, size: int) -> None:

@@ -40,6 +40,7 @@ gauge    longest_breath_seconds   core             longest time that a packet wa
 counter  received_packets         core             packets that came, those for the kernel included
 counter  packets                  core,direction   packets forwarded
 counter  drops                    core,reason      packets dropped; `krononat drops` has a sentence for each reason
+counter  unasked                  core,outcome     connections asked for by SYNs that nothing permits: told, withdrawn, overflow
 gauge    sessions                 core,shard       living sessions, those of copies too
 gauge    mappings                 core,shard       living mappings, those of copies too
 counter  sessions_created         core             sessions begun here
@@ -155,6 +156,8 @@ def _packets(core: Core) -> Iterator[Sample]:
         yield "packets", (direction,), counters[counter]
     for drop in view.drops(core.state):
         yield "drops", (drop.reason,), drop.packets
+    for outcome in ("told", "withdrawn", "overflow"):
+        yield "unasked", (outcome,), counters[f"unasked_{outcome}"]
     yield "sessions_created", (), counters["sessions_created"]
     for reason in ("expired", "deleted"):
         yield "sessions_ended", (reason,), counters[f"sessions_{reason}"]

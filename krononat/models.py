@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializerFunctionW
 
 from krononat.model import Model
 from krononat.models_bgp import Bfd, Bgp
-from krononat.models_filtering import Filtering6, OneFiltering, PoolFiltering
+from krononat.models_filtering import Filtering6, Firewall6, OneFiltering, PoolFiltering, UnsolicitedSyn
 from krononat.models_limits import NO_LIMITS, Limits, Timeouts
 from krononat.models_pcp import Pcp
 from krononat.values import (
@@ -331,6 +331,13 @@ class Pool(Model):
         default=[],
         description="Addresses of theirs that are not to be handed out, such as .0 and .255, or one that was abused.",
     )
+    spare_addresses: int | None = Field(
+        default=None,
+        ge=0,
+        le=1 << 16,
+        description="Addresses that may be added while the appliance runs (`krononat pool add`): room is kept for so many. "
+        "Default: for as many as it has, 16 at least; none for a deterministic pool, where others would move everybody.",
+    )
     icmp_address: Address | None = Field(
         default=None,
         description="One of their addresses, kept out of the pool: ICMP errors of routers inside, and our own towards the "
@@ -380,6 +387,11 @@ class Nat(Model):
     inbound_refresh: bool = Field(
         default=False, description="Inbound packets, too, keep UDP and ICMP sessions alive (RFC 4787 REQ-6)."
     )
+    unsolicited_syn: UnsolicitedSyn = Field(
+        default="silent",
+        description="What the sender of a TCP SYN that no mapping lets in gets after six seconds without one from inside: "
+        "nothing, or ICMP port unreachable (RFC 5382 REQ-4).",
+    )
     other_protocols: list[GenericProtocol] = Field(
         default=[Protocol(name) for name in DEFAULT],
         description="IPv4 protocols beside TCP, UDP and ICMP that are translated, by address alone: one host at a time has a "
@@ -402,12 +414,6 @@ class Alg(Model):
     ftp: Annotated[bool, AfterValidator(_no_ftp)] = Field(
         default=False, description="Always false: payloads of FTP pass unchanged. Clients use passive mode."
     )
-
-
-class Firewall6(Model):
-    """The IPv6 firewall, where `prefix6` gives subscribers IPv6."""
-
-    echo: bool = Field(default=True, description="Everyone may ping subscribers (RFC 4890 4.3.1).")
 
 
 class Icmp(Model):

@@ -1,4 +1,4 @@
-"""Configuration of who may answer: [pool] filtering, and [subscribers] filtering6."""
+"""Configuration of who may answer: [pool] filtering, [subscribers] filtering6 and [firewall6]; and what others are told."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from krononat.values import one_of
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 Filtering = Annotated[Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"], one_of(FILTERINGS)]
 
+UnsolicitedSyn = Annotated[Literal["silent", "unreachable"], one_of(("silent", "unreachable"))]
+UnsolicitedSyn6 = Annotated[Literal["prohibited", "silent"], one_of(("prohibited", "silent"))]
+
 
 class Filtering6(Model):
     """Who may write to an internal IPv6 endpoint that has a session, beside the remote of that (RFC 6092 REC-11, 17, 33)."""
@@ -19,6 +22,17 @@ class Filtering6(Model):
     tcp: Filtering = Field(default="address-dependent", description="For TCP.")
     udp: Filtering = Field(default="address-dependent", description="For UDP and UDP-Lite.")
     other: Filtering = Field(default="address-dependent", description="For everything else.")
+
+
+class Firewall6(Model):
+    """The IPv6 firewall, where `prefix6` gives subscribers IPv6."""
+
+    echo: bool = Field(default=True, description="Everyone may ping subscribers (RFC 4890 4.3.1).")
+    unsolicited_syn: UnsolicitedSyn6 = Field(
+        default="prohibited",
+        description="What the sender of a TCP SYN (or SCTP INIT) that nothing permits gets after six seconds without one from "
+        "inside: ICMPv6 `prohibited`, or nothing (RFC 6092 REC-34, REC-39).",
+    )
 
 
 class PoolFiltering(Model):

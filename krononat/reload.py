@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 from krononat import appliance, checks_nat, deterministic
 from krononat.client import NOT_FOUND, Trouble
-from krononat.drained import RETURNING
 from krononat.models import Config, Pool
 from krononat.models_limits import NO_LIMITS
+from shards.membership import RETURNING
 from shards.state import DRAINED, OPEN, State
 
 _TABLES = ("rule", "bypass", "pinhole", "nat", "firewall6", "icmp", "alarms", "log", "timeouts")
-_POOL = ("drain", "exclude")
+_POOL = ("drain", "exclude", "prefixes")
 # Of these tables: what sessions and packets of now may rely on.
 _FIXED = ("nat.other-protocols", "timeouts.port", "timeouts.port.protocol", "timeouts.port.ports")
 
@@ -39,14 +39,15 @@ def plan(before: Config, after: Config) -> Plan:
     restart = [key for key in changed if not _is_live(key)]
     if list(checks_nat.announced(before)) != list(checks_nat.announced(after)):
         restart.append("bypass.announce")
-    if any(_places(one) != _places(other) for one, other in zip(before.pool, after.pool, strict=False)):
-        restart.append("pool.exclude")  # everybody behind it would have other ports
+    for key in ("exclude", "prefixes"):
+        if any(_places(one, key) != _places(other, key) for one, other in zip(before.pool, after.pool, strict=False)):
+            restart.append(f"pool.{key}")  # everybody behind it would have other ports
     return Plan([key for key in changed if key not in restart], restart)
 
 
-def _places(pool: Pool) -> list[IPv4Network]:
-    """What addresses of a deterministic pool are passed over."""
-    return pool.exclude if deterministic.is_deterministic(pool) else []
+def _places(pool: Pool, key: str) -> list[IPv4Network]:
+    """What says which address of a deterministic pool is the n-th."""
+    return sorted(getattr(pool, key)) if deterministic.is_deterministic(pool) else []
 
 
 def _dump(config: Config) -> dict[str, Any]:
@@ -77,6 +78,13 @@ def _is_live(key: str) -> bool:
         return False
     rules = first == "subscribers" and last == "rules"
     return first in _TABLES or rules or (first == "pool" and last in _POOL)
+
+
+def because(plan: Plan, after: Config) -> str:
+    """Why a restart is needed: the keys, and of pools the reason."""
+    fixed = [pool.name for pool in after.pool if deterministic.is_deterministic(pool)]
+    told = f" (its ports are deterministic: other addresses of {', '.join(fixed)} would give everybody others)"
+    return ", ".join(key + told * (key == "pool.prefixes" and bool(fixed)) for key in plan.restart)
 
 
 def room(state: State, after: Config) -> str:

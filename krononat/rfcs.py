@@ -78,9 +78,10 @@ req3a   may     the filtering of TCP is configurable
 req3b   may     the filtering of TCP is independent of that of UDP
         > `pool.filtering = { tcp = ..., udp = ..., icmp = ... }`.
 req4    must    an unsolicited inbound SYN is not answered for six seconds, and never if a SYN goes out meanwhile
-        > It is never answered: the policy is silence, as REQ-4a allows. A SYN that goes out meanwhile opens the connection.
+        > By default it is never answered: the policy is silence, as REQ-4a allows. `nat.unsolicited-syn = "unreachable"` has
+        > port unreachable sent after six seconds. A SYN that goes out meanwhile opens the connection, and nobody is told.
 req4a   must    silence where an answer would violate the security policy
-        > Always: to answer scans of pool addresses would tell what is in use, and cost the subscribers' share of errors.
+        > By default, `nat.unsolicited-syn = "silent"`. Other answers tell scans nothing of what is in use either.
 req5    must    established connections outlive 2 h 4 min of silence, those that open or close four minutes
         > `timeouts.tcp-established` 7440 s, `timeouts.tcp-transitory` 240 s; less only by `timeouts.allow-short-timers`.
 req5a   may     these timers are configurable
@@ -193,7 +194,7 @@ req1    must    the behaviour required of each protocol that is forwarded
 req2    must    address pooling is paired by default
         > Always.
 req3    should  no limit of the pool's size or contiguity
-        > `pool.prefixes` is a list; single addresses, gaps and any order will do.
+        > `pool.prefixes` is a list; single addresses, gaps and any order will do. `krononat pool add` adds while it runs.
 req4    must    a subscriber's external ports and identifiers can be limited
         > `limits.ports`, `pool.max-blocks-per-subscriber`.
 req4a   must    these limits are configurable

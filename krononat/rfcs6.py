@@ -56,16 +56,17 @@ rec24   should  IKE (udp/500) is not blocked
         > Out always; in by its state, or a pinhole.
 rec25   should  ESP state is by addresses and protocol, as other protocols'
         > Always: SPIs are not looked at.
-rec26   may     HIP is not blocked
-        > n/a: as any other protocol, out always, in by its state.
-rec27   should  Mobility headers are not blocked
-        > no: Mobile IPv6 is not served; its headers are dropped as unknown.
-rec28   may     home address options and type 2 routing headers
-        > Routing headers of type 2 pass; home address options are not looked at.
-rec29   may     Mobile IPv6 signalling passes
-        > no: see REC-27.
-rec30   may     route optimisation passes
-        > no: see REC-27.
+rec26   may     HIP to and from hosts inside is not blocked
+        > Out always; in by its state, or a pinhole: by addresses and protocol, like ESP.
+rec27   may     home address options and type 2 routing headers pass with the flow that they belong to
+        > Both pass with the session of the care-of address, whatever the home address is: the mobile node itself refuses a
+        > routing header to another than its own (RFC 6275 6.4). One with more than a single stop is `source_routed`.
+rec28   may     Mobility headers of outbound and permitted flows pass
+        > Out always; in by their state: by addresses and protocol.
+rec29   may     with a flow of Mobility headers the tunnel between its ends passes in both directions
+        > IPv4 and IPv6 in IPv6 come in unasked from whom a session of Mobility headers is with.
+rec30   may     ICMPv6 errors about a flow of Mobility headers pass
+        > Always.
 rec31   must    every valid sequence of TCP, and simultaneous open
         > The same states as for IPv4.
 rec32   must    no window is enforced where the window scale was not seen
@@ -73,7 +74,8 @@ rec32   must    no window is enforced where the window scale was not seen
 rec33   should  filtering of TCP, as REC-11
         > `subscribers.filtering6.tcp`.
 rec34   should  an unsolicited SYN is answered by "prohibited" after six seconds
-        > no: the policy is silence, as RFC 5382 REQ-4a has it: answers would tell scanners which addresses are in use.
+        > By default: the same for every address of a subscriber, so it tells scanners nothing of hosts; from a bucket of its
+        > own of `icmp.errors-per-second`. `firewall6.unsolicited-syn = "silent"` for those who want silence.
 rec35   must    TCP: 2 h 4 min established, four minutes else
         > `timeouts.tcp-established`, `timeouts.tcp-transitory`.
 rec36   must    ICMPv6 errors about a TCP state pass
@@ -83,7 +85,7 @@ rec37   must    no ICMPv6 message ends a TCP state
 rec38   may     every valid sequence of SCTP
         > By addresses and ports, without states of its own.
 rec39   may     an unsolicited SCTP INIT is answered after six seconds
-        > no: silence, as REC-34.
+        > As a SYN.
 rec40   may     SCTP timers
         > n/a: as UDP's; longer ones are not asked of simple security.
 rec41   may     ICMPv6 errors about SCTP pass
@@ -98,8 +100,8 @@ rec45   may     ICMPv6 errors about DCCP pass
         > Always.
 rec46   may     no ICMPv6 message ends a DCCP state
         > Always.
-rec47   may     Shim6 is not blocked
-        > no: as an unknown extension header it is dropped.
+rec47   may     packets with Shim6 headers pass for outbound and permitted flows
+        > Out always; in by their state: by addresses and protocol, whatever a payload header carries.
 rec48   should  a protocol by which hosts ask for pinholes
         > By configuration: `[[pinhole]]`. PCP serves IPv4 only.
 rec49   must    a way to switch it all off

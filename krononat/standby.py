@@ -109,7 +109,7 @@ def _stand_by(channel: socket.socket, told: dict[str, Any]) -> Worker:
     from krononat.worker import Worker
 
     worker = Worker(channel, told)
-    in_a_thread(lambda: worker.stand_by(bool(told["nice"])), told["nice"])
+    in_a_thread(lambda: worker.stand_by(told["spare"]), told["nice"])
     return worker
 
 

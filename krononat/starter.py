@@ -75,6 +75,7 @@ prefixes = ["203.0.113.0/26"]
 # hold-down-s = 120
 # mss-clamp = 0
 # inbound-refresh = false
+# unsolicited-syn = "silent"    # or "unreachable", after six seconds (docs/limits.md)
 # other-protocols = ["gre", "esp", "sctp", "ipip", "6in4"]   # IPv4 beside TCP, UDP, ICMP (docs/protocols.md)
 
 [pcp]                           # subscribers ask for mappings by PCP or NAT-PMP: docs/pcp.md

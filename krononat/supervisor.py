@@ -43,7 +43,7 @@ from shards.state import WANTED, State, open_state, state_bytes, write_header
 from shards.steering import Steering
 
 CHORES = 250  # ticks between two rounds of chores
-SHORT = 50  # while neighbours are asked for
+SHORT = 50  # while neighbours are asked for, or rows are taken so fast that pages of more were needed
 
 # capabilities(7) that only the supervisor has
 _NEEDED = {"NET_ADMIN": (12,), "NET_RAW": (13,), "BPF": (39, 21)}  # or SYS_ADMIN
@@ -105,6 +105,7 @@ class Supervisor:
         self._heritage: heir.Heritage | None = None
         self._listener: socket.socket | None = None  # for who comes after us if we are killed
         self._inherited: list[interfaces.Step] = []
+        self._undone: set[interfaces.Step] = set()  # before the end
         self._entrusted: tuple[object, ...] = ()
 
     # --- the way up ---------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ class Supervisor:
 
     def _act(self, steps: list[interfaces.Step]) -> None:
         for step in steps:
-            if step not in self._inherited:  # that will be undone already
+            if step not in self._inherited and step not in self._undone:  # those will be undone already
                 self._remember(step)
             interfaces.act(step)
             _say(str(step))
@@ -197,8 +198,17 @@ class Supervisor:
         self._undoing.callback(self._undo, step)
 
     def _undo(self, step: interfaces.Step) -> None:
-        if trouble := interfaces.undo(step):
+        if step not in self._undone and (trouble := interfaces.undo(step)):
             _say(trouble)
+
+    def _readdress(self, before: Config, after: Config) -> None:
+        """Have the kernel answer for the pools of another configuration, as far as they are on-link."""
+        steps, gone = interfaces.readdressed(before, after)
+        self._act(steps)
+        self._undone.difference_update(steps)
+        for step in gone:
+            self._undo(step)
+            self._undone.add(step)
 
     def _set_up_interfaces(self) -> None:
         """Taps first: they are what the settings of a memif port are made on, and go with them."""
@@ -382,10 +392,10 @@ class Supervisor:
             self._crew.adopt(self._heritage.member, self._heritage.about["code"])
             self._unadopted.pop_all()
         else:
-            self._crew.start()
+            self._crew.start(hurried=self._cluster is None)  # in a cluster others have its shards until it is ready
         self._keep_off(self._cpu)
         memory.populate(self._state)
-        self._extents = memory.keep_ahead(self._state, 0)
+        self._extents, self._grows = memory.keep_ahead(self._state, 0), False
         if self._heritage:
             self._open()
             return
@@ -396,6 +406,11 @@ class Supervisor:
         others = os.sched_getaffinity(0) - {cpu}
         if others:
             os.sched_setaffinity(0, others)
+
+    @property
+    def _now(self) -> Config:
+        """What is gone by: live changes are in it."""
+        return self._answers.config if self._answers else self._config
 
     def _standing(self) -> Given:
         """What who stands by is told, and inherits."""
@@ -408,7 +423,7 @@ class Supervisor:
             "core": self._config.core_name,
             "busy_poll": self._config.io.busy_poll,
             "cluster": None,
-            "bgp": speaking.orders(self._config, None),
+            "bgp": speaking.orders(self._now, None),
             "pcp": pcp_orders.orders(self._config, interfaces.indices(self._config)),
         }
         if self._follower:
@@ -418,7 +433,7 @@ class Supervisor:
     def _orders(self) -> Given:
         """What who takes over is told, and given: memif servers come and go meanwhile."""
         descriptors = [descriptor for line in self._lines for descriptor in line.descriptors()]
-        told: Message = {"lines": [line.told() for line in self._lines]}
+        told: Message = {"lines": [line.told() for line in self._lines], "bgp": speaking.orders(self._now, None)}
         if self._follower:  # it may have been told an older one when it began to stand by
             told |= self._by_map(self._follower.cluster)
             self._followed = self._follower.cluster
@@ -427,7 +442,7 @@ class Supervisor:
     def _by_map(self, now: cluster.Cluster) -> Message:
         """What of the orders another map makes others."""
         cpus = sorted(os.sched_getaffinity(0) - {self._cpu})
-        return {"cluster": cluster.orders(self._config, now, cpus), "bgp": speaking.orders(self._config, now.map)}
+        return {"cluster": cluster.orders(self._config, now, cpus), "bgp": speaking.orders(self._now, now.map)}
 
     def _follow(self, follower: Follower) -> None:
         """Have the worker go by the newest map; one that is too busy to be told is told later."""
@@ -447,6 +462,7 @@ class Supervisor:
         parts = Parts(
             self._config, self._state, self._memory, self._sockets, self._notes, self._devices, self._steerings, modes,
             self._neighbours, self._crew, self._cpu, self._began, self._quarantine, self._follower, self._herald,
+            self._readdress,
         )  # fmt: skip
         if self._follower and self._cluster:
             self._follower.start()
@@ -456,6 +472,8 @@ class Supervisor:
             self._reach = Reach(self._state, self._cluster.core.shunt, self._selector, legs if len(legs) > 1 else ())
             self._undoing.callback(self._reach.close)
         self._answers = Answers(parts)
+        if self._heritage:
+            self._answers.go_on()
         self._control = Control(self._config.socket, self._selector, self._answers.handlers())
         self._undoing.callback(self._control.close)
         notify("READY=1")
@@ -479,14 +497,15 @@ class Supervisor:
 
     def _turn(self) -> None:
         waiting = bool((self._state.neighbours["own_state"] == WANTED).any())
-        rest = SHORT if waiting else CHORES
+        rest = SHORT if waiting or self._grows else CHORES
         for key, _ in self._selector.select((self._herald.due(rest) if self._herald else rest) / 1000):
             if self._selector.get_map().get(key.fd) == key:  # an earlier one of this turn may have closed it, and opened more
                 key.data()
         now = ticks()
         if self._neighbours.serve(now):
             self._crew.send({"do": "wake"})
-        self._extents = memory.keep_ahead(self._state, self._extents)
+        had, self._extents = self._extents, memory.keep_ahead(self._state, self._extents)
+        self._grows = self._extents > had
         self._crew.watch(int(self._state.core[0]["breaths"]), now)
         if self._crew.ready_at:
             for line in self._lines:
@@ -546,7 +565,7 @@ class Supervisor:
         _, port = list(self._config.interfaces.named())[number]
         lost = bool(self._state.ports[number]["carrier_lost"])
         _say(f"{port.name}: the carrier is {'lost' if lost else 'there'}")
-        for step in [] if lost else interfaces.again(self._config, self._host, number):
+        for step in [] if lost else interfaces.again(self._now, self._host, number):
             try:
                 interfaces.act(step)
             except Trouble as trouble:

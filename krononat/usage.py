@@ -77,7 +77,7 @@ def _usage(state: State, number: int, row: Any, length: int, kind: str) -> Usage
         number,
         f"{IPv4Address(int(row['base']))}/{length}",
         kind,
-        str(IPv4Address(int(state.externals[external - 1]["address"]))) if external else "",
+        _address(state, external - 1) if external else "",
         int(np.count_nonzero(row["blocks"])),
         int(row["sessions"]),
         int(row["mappings"]),
@@ -86,6 +86,12 @@ def _usage(state: State, number: int, row: Any, length: int, kind: str) -> Usage
         int(row["refused"].sum()),
         _named(REASONS, row["refused"]),
     )
+
+
+def _address(state: State, row: int) -> str:
+    """Of an external address; empty where its row has none any more."""
+    address = int(state.externals[row]["address"])
+    return str(IPv4Address(address)) if address else ""
 
 
 def _named(names: Sequence[str], figures: Array) -> dict[str, int]:
@@ -132,7 +138,7 @@ _SENTENCES = {
     "index": "{percent} % of the index is in use: raise memory.sessions, or limit what fills it",
     "rows": "{percent} % of memory.sessions are in use: raise it, or limit what fills it",
     "subscribers": "{strained} subscribers have nearly all the blocks that they may have: krononat subscribers top --by ports",
-    "pool": "{percent} % of the blocks of pool {pool} are in use: add addresses to it",
+    "pool": "{percent} % of the blocks of pool {pool} are in use: krononat pool add {pool} PREFIX",
 }
 
 

@@ -26,6 +26,7 @@ from shards.state import (
     NAT_SESSION,
     Array,
     State,
+    external_rows,
     open_state,
     read_header,
     state_bytes,
@@ -213,6 +214,7 @@ class Pool(NamedTuple):
     ports_used: int
     filtering: str
     closed: int  # addresses that nobody is paired with anew
+    room: int  # addresses that may be added while it runs
 
 
 class Address(NamedTuple):
@@ -225,7 +227,7 @@ class Address(NamedTuple):
     use: str  # one of USES
 
 
-USES = ("open", "drained", "excluded", "returning")  # as shards.state numbers them, and `drained`
+USES = ("open", "drained", "excluded", "returning", "returning")  # as shards.state numbers them, and `membership`
 FILTERINGS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 
 
@@ -235,22 +237,26 @@ def pools(state: State) -> list[Pool]:
 
 
 def _pool(state: State, number: int) -> Pool:
-    row = state.pools[number]
-    first, count = int(row["first_external"]), int(row["externals"])
-    used = list(addresses(state, number))
+    row, rows = state.pools[number], external_rows(state, number)
+    count, used = len(rows), list(addresses(state, number))
     return Pool(
         number,
         count,
-        str(IPv4Address(int(state.externals[first]["address"]))),
-        str(IPv4Address(int(state.externals[first + count - 1]["address"]))),
+        _address(state, rows[0]),
+        _address(state, rows[-1]),
         int(row["block_size"]),
         count * (int(row["end_block"]) - int(row["first_block"])),
         int(row["blocks_free"]),
         sum(address.subscribers for address in used),  # a subscriber is paired with one address
         sum(address.ports_used for address in used),
         _filtering(int(row["filtering"])),
-        int(np.count_nonzero(state.externals["closed"][first : first + count])),
+        int(np.count_nonzero(state.externals["closed"][rows])),
+        max(int(row["rooms"]) - count, 0),
     )
+
+
+def _address(state: State, row: int) -> str:
+    return str(IPv4Address(int(state.externals["address"][row])))
 
 
 def _filtering(told: int) -> str:
@@ -261,30 +267,30 @@ def _filtering(told: int) -> str:
 
 def addresses(state: State, pool: int) -> Iterator[Address]:
     """Use of every external address of a pool that is in use; the chunks of the others are not touched."""
-    first, count = int(state.pools[pool]["first_external"]), int(state.pools[pool]["externals"])
-    chunks_each = int(state.pools[pool]["block_size"]) // CHUNK_PORTS
-    for index in np.flatnonzero(_ports_used(state, first, count)):
-        chunks = state.chunks[first + int(index)]
+    rows, chunks_each = external_rows(state, pool), int(state.pools[pool]["block_size"]) // CHUNK_PORTS
+    for row in rows[np.flatnonzero(_ports_used(state, rows))].tolist():
+        chunks = state.chunks[row]
         owners = chunks["account"][chunks["account"] != 0]
-        address = str(IPv4Address(int(state.externals[first + int(index)]["address"])))
-        use = USES[int(state.externals["closed"][first + int(index)])]
-        yield Address(address, len(owners) // chunks_each, len(np.unique(owners)), int(chunks["used"].sum()), use)
+        use = USES[int(state.externals["closed"][row])]
+        yield Address(_address(state, row), len(owners) // chunks_each, len(np.unique(owners)), int(chunks["used"].sum()), use)
 
 
 def left(state: State, wanted: Iterable[str]) -> list[dict[str, Any]]:
     """Mappings and sessions that live on external addresses, and what these are for: how far draining them has come."""
     found = []
+    rows = np.concatenate([external_rows(state, number) for number in range(int(state.settings[0]["pools"]))])
+    where = dict(zip(state.externals["address"][rows].tolist(), rows.tolist(), strict=True))
     for text in wanted:
-        row = int(np.flatnonzero(state.externals["address"] == int(IPv4Address(text)))[0])
+        row = where[int(IPv4Address(text))]
         mappings, sessions = int(state.chunks["used"][row].sum()), count_sessions(state, Filter(external=IPv4Network(text)))
         use = USES[int(state.externals["closed"][row])]
         found.append({"address": text, "use": use, "mappings": mappings, "sessions": sessions})
     return found
 
 
-def _ports_used(state: State, first: int, count: int) -> Array:
-    """Mappings of each external address of a pool, whose addresses stand in ascending order (see shards.sessions)."""
-    known = state.externals["address"][first : first + count]
+def _ports_used(state: State, rows: Array) -> Array:
+    """Mappings of each external address of a pool, whose rows come in the ascending order of addresses."""
+    known, count = state.externals["address"][rows], len(rows)
     used = np.zeros(count, np.int64)
     for _, rows in slices(state, NAT_MAPPING):
         told = rows["external_address"][rows["kind"] == NAT_MAPPING]

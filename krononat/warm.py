@@ -115,14 +115,15 @@ def _loop() -> None:
 
 
 def _replication() -> None:
-    from replication import rows, steady
+    from replication import inlet, rows, steady
+    from replication.intake import new_inlet
     from replication.lanes import Desk
     from replication.quiet import Quiet
 
     state = _stage()[0]
     source, sink, nothing = rows.StateSource(state, 0), rows.StateSink(state), np.zeros(0, np.uint8)
     source.mark(0)
-    source.clean(0)
+    source.clean(0, 0)
     source.unsent(0)
     source.harvest([(0, False)], 0)
     source.quiet(0)
@@ -146,6 +147,7 @@ def _replication() -> None:
     steady.pump(state, Desk().lane(book, np.zeros((0, steady.STREAM_COLUMNS), np.int64), by_shard), True, 1, 0)  # no socket
     steady.acknowledge(*book, 0, 0, 0)
     steady.has_room(book.columns)
+    inlet.take(state, new_inlet(np.zeros((1, inlet.WAY_COLUMNS), np.int64)), 0)  # no socket: there is nothing
 
 
 STEPS: list[tuple[str, Callable[[], None]]] = [

@@ -13,7 +13,8 @@ is that one's, too. When it has taken over, in either direction:
     {"do": "ask", "id": n, "request": {...}}         {"id": n, "answer": {...}}: about the cluster, see `replica`
     {"do": "follow", "cluster": ..., "bgp": ...}     go by a newer map, see `cluster.orders`, `speaking.orders`
     {"do": "clock", "ahead_ms": n, "stands": bool}   {"clock": ..., "why": ...}: moved (or why not), and what was due has ended
-    {"do": "settle", "settings": {...}}              write these SETTINGS: other rules come into force, see `reload`
+    {"do": "settle", "settings": {...}, ...}         write these SETTINGS: other rules come into force, see `reload`; "pools":
+                                                     other addresses do (`membership.Order`), announced by "bgp", if there
     {"do": "keep", ...}                              what the next supervisor needs if this one is killed, see `orphan`
     {"do": "retire"}                                 finish this breath and end: another one takes over
                                                      {"ready": ...}, {"wanted": n}: neighbours are asked for
@@ -41,7 +42,7 @@ from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.clock import Clock, ticks
 from krononat.drained import Drained
 from krononat.orphan import DESCRIPTORS_AT_MOST, Orphan
-from shards import alarms, bfd, memif, memif_rings, resume, rings, sessions, shard, xsk
+from shards import alarms, bfd, membership, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -49,6 +50,7 @@ from shards.state import open_state, read_header
 BURSTS = 16  # of a breath: some milliseconds over a veth, a third of one in memory
 LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which takes as long as 900: about 3 and 35 us
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
+SPEAK_EACH = 5  # ms between two looks at what speaker and supervisor say, while packets leave no time to sleep
 LOOK_EVERY = 1000  # ms between two looks at how full things are
 CLUSTER_NAP = 30  # as often as other cores are told that this one lives
 
@@ -77,6 +79,7 @@ class Worker:
         self._asked: dict[str, Any] | None = told["pcp"]
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
+        self._spoke_at = 0  # tick of the last look at speaker and supervisor
         self._looked_at = 0  # tick at which it was last seen how full things are
         self._inbox = bytearray(MESSAGE_AT_MOST)
         self._lost, self._faults = False, 0  # the connection to the speaker; of announcing
@@ -91,6 +94,7 @@ class Worker:
         if spare:
             memory.populate(self._state)
             memory.keep_ahead(self._state, 0)
+        memory.keep_heap()
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -214,10 +218,17 @@ class Worker:
             rings.listen(self._rings)
         if self._replica:
             self._more = self._replica.turn(now, called)
-        if self._announcer:
-            self._guarded(self._announcer, now)
         if self._pcp:
             self._pcp.turn(now, self._clock.at(now), called)
+        changed = self._replica is not None and self._replica.conducted_at == now
+        if called or changed or now - self._spoke_at >= SPEAK_EACH:
+            self._spoke_at = now
+            self._speak(now)
+
+    def _speak(self, now: int) -> None:
+        """With the speaker, and with the supervisor."""
+        if self._announcer:
+            self._guarded(self._announcer, now)
         if self._orphan.since is not None:
             self._wait_for_heir(now, self._orphan.since)
             return
@@ -276,8 +287,7 @@ class Worker:
         if told["do"] == "clock":
             self._move_clock(told, now)
         if told["do"] == "settle":
-            for name, value in told["settings"].items():
-                self._state.settings[0][name] = value
+            self._settle(told, now)
         if told["do"] == "keep":
             self._orphan.keep(told, descriptors)
         if told["do"] == "retire":
@@ -285,6 +295,17 @@ class Worker:
         if told["do"] == "delete":
             lives = np.array(told["lines"], np.int64).reshape(-1, 2)
             self.say({"deleted": int(sessions.delete_lives(self._state, lives, self._clock.at(now)))})
+
+    def _settle(self, told: dict[str, Any], now: int) -> None:
+        """The network is told of new addresses before anybody gets one (see `drained`)."""
+        if told.get("bgp") and self._announcer:
+            self._announcer.replace(told["bgp"]["shards"])
+        for name, value in told["settings"].items():
+            self._state.settings[0][name] = value
+        if pools := [membership.Order(*each) for each in told.get("pools", ())]:
+            membership.settle(self._state, pools)
+            if self._replica:
+                self._replica.enlarge(now)
 
     def _move_clock(self, told: dict[str, Any], now: int) -> None:
         """Whoever moved it finds everything done that was due until then."""

@@ -76,6 +76,7 @@ class Publisher:
         self._streams: dict[int, dict[str, Stream]] = {}
         self._all: list[Stream] = []
         self._sweeps: dict[int, Sweep] = {}
+        self._cleaning: dict[int, int] = {}  # shards whose copy is about to begin: where making them clean stands
         self.emptied: Array = np.full(SHARDS_AT_MOST, -1, np.int64)  # by shard: tick at which nothing was left; -1: never
         self.whole: Array = np.zeros(SHARDS_AT_MOST, np.int64)  # by shard: number of the last turn that left nothing
         self.turns = 0
@@ -93,6 +94,7 @@ class Publisher:
             return
         if known is not None:
             del self._streams[shard][sender.peer]
+        self._cleaning.pop(shard, None)
         if not on:
             sender.has_all(shard)
         if on:
@@ -201,16 +203,18 @@ class Publisher:
 
     def turn(self, now: int, spare: Callable[[], bool]) -> bool:
         """Begin, drain, copy, tell of liveness, as far as time and links allow. True: more could be done at once."""
-        copying = False
+        copying = more = False
         for stream in self.all():
             if stream.life != stream.sender.life and stream.begun:
                 stream.restart()
             if not stream.begun and stream.sender.ready:
-                self._begin(stream, now, snapshot=True)
+                if self._is_clean(stream.shard, spare):
+                    self._begin(stream, now, snapshot=True)
+                else:
+                    more = True
             copying |= stream.phase in (ROWS, HOLDS)
-        more = False
         if self._streams and age(now, self.drained) >= self._settings.batch:
-            more = self._drain(now, spare)
+            more |= self._drain(now, spare)
         if copying:
             more |= self._copy(now, spare)
         if age(now, self._swept) >= SWEEP_EVERY and spare():
@@ -218,14 +222,27 @@ class Publisher:
             self._sweep(now)
         return more
 
+    def _is_clean(self, shard: int, spare: Callable[[], bool]) -> bool:
+        """Whether a copy may begin, piece by piece made so: what changed before it is in it, and need not be told once more.
+
+        Where a peer has a copy already, what changed is still to be told.
+        """
+        cursor = self._cleaning.pop(shard, 0)
+        if any(stream.begun for stream in self._streams[shard].values()):
+            return spare()
+        while cursor >= 0:
+            if not spare():
+                self._cleaning[shard] = cursor
+                return False
+            cursor = self._source.clean(shard, cursor)
+        return True
+
     def _begin(self, stream: Stream, now: int, snapshot: bool) -> None:
         """Let the stream have all changes from now on, and a copy of what is there."""
         shard = stream.shard
         if not any(other.begun for other in self._streams[shard].values()):
             self._source.mark(shard)
             self.emptied[shard] = now
-            if snapshot:
-                self._source.clean(shard)
         self._series += 1
         stream.series, stream.life = self._series, stream.sender.life
         stream.klass = stream.cursor = 0

@@ -41,8 +41,11 @@ class Source(Protocol):
     def mark(self, shard: int) -> None:
         """Rows of the shard that ended until now are of no interest."""
 
-    def clean(self, shard: int) -> None:
-        """No row of the shard has changed: the snapshot that begins now tells all."""
+    def clean(self, shard: int, cursor: int) -> int:
+        """Let a piece of the shard's rows have changed nothing: a snapshot that begins when all is clean tells all.
+
+        `cursor`: 0 at first; where to go on, -1 when that was all.
+        """
 
     def quiet(self, shard: int) -> bool:
         """Whether a harvest would give nothing; never true where it would give something, and quick."""

@@ -20,16 +20,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import gather, slabs, tcp, timers
+from shards import cuckoo, gather, slabs, tcp, timers
 from shards.apply_mappings import ask_for_mapping, end_mapping, take_mapping
 from shards.apply_sessions import SLACK, ask_for_session, end_session, is_living, take_session
 from shards.apply_sessions6 import take_session6
 from shards.jit import hot, whole
+from shards.native import prefetch
+from shards.sessions import ask_for_mapping as ask_for_its_end
 from shards.sessions import end_mapping as end_and_tell
-from shards.sessions import external_ordinal
+from shards.sessions import external_ordinal, mapping_of
 from shards.state import CHUNK_PORTS, CLASSES, HELD, HELD_SPACES, NAT_MAPPING, PERMISSION, SESSION6_0, Array, Row, State
 
 AHEAD = 8  # records between asking for what one touches and touching it
+TOGETHER = 32  # tombstones whose rows are asked for together
 END = gather.END
 
 _U = np.uint64
@@ -66,18 +69,70 @@ def sessions(state: State, shard: int, records: Array, count: int, seen: Array, 
 def tombstones(state: State, shard: int, records: Array, count: int, seen: Array, now: int) -> int:
     """End what `count` TOMBSTONEs name, where it lives in that very life; how many were not refused."""
     taken = 0
-    for k in range(count):
-        klass, generation = whole(records[k]["klass"]), whole(records[k]["generation"])
-        if klass == PERMISSION or klass >= CLASSES:
-            continue
-        row = slabs.local_row(state, shard, klass, whole(records[k]["row"]))
-        if not slabs.in_lines(klass):
-            taken += _bury_mapping(state, row, generation, seen, now)
-        else:
-            if is_living(state, row) and whole(state.sessions[row]["generation"]) == generation:
-                end_session(state, row)
-            taken += 1
+    for first in range(0, count, TOGETHER):
+        end = min(first + TOGETHER, count)
+        _ask_for_ends(state, shard, records, first, end)
+        for k in range(first, end):
+            taken += _bury(state, shard, records[k], seen, now)
     return taken
+
+
+@hot
+def _bury(state: State, shard: int, record: Row, seen: Array, now: int) -> bool:
+    """Take one TOMBSTONE; False: refused."""
+    klass, generation = whole(record["klass"]), whole(record["generation"])
+    if not _is_told_of(klass):
+        return False
+    row = slabs.local_row(state, shard, klass, whole(record["row"]))
+    if not slabs.in_lines(klass):
+        return _bury_mapping(state, row, generation, seen, now)
+    if is_living(state, row) and whole(state.sessions[row]["generation"]) == generation:
+        end_session(state, row)
+    return True
+
+
+@hot
+def _is_told_of(klass: int) -> bool:
+    return klass != PERMISSION and klass < CLASSES
+
+
+@hot
+def _ask_for_ends(state: State, shard: int, records: Array, first: int, end: int) -> None:
+    """Ask for every line that these ends will touch, in steps as `sessions.expire` does: it must not be faster than we are."""
+    for step in range(3):
+        for k in range(first, end):
+            klass = whole(records[k]["klass"])
+            if _is_told_of(klass):
+                row = slabs.local_row(state, shard, klass, whole(records[k]["row"]))
+                if slabs.in_lines(klass):
+                    _ask_for_session_end(state, row, step)
+                else:
+                    _ask_for_mapping_end(state, row, step)
+
+
+@hot
+def _ask_for_session_end(state: State, line: int, step: int) -> None:
+    """A step of it: the row, then what the row names, then what its mapping names, which mostly ends as well."""
+    if step == 0:
+        prefetch(state.sessions, line)
+        prefetch(state.links, line)
+    elif step == 1:
+        prefetch(state.mappings, mapping_of(state, line))
+        cuckoo.ask_for(state, state.words[line * 8], state.words[line * 8 + 1])
+        cuckoo.ask_for(state, state.words[line * 8 + 2], state.words[line * 8 + 3])
+        prefetch(state.links, whole(state.links[line]["next"]))
+        prefetch(state.links, whole(state.links[line]["previous"]))
+    else:
+        ask_for_its_end(state, mapping_of(state, line))
+
+
+@hot
+def _ask_for_mapping_end(state: State, half: int, step: int) -> None:
+    """A step of it; where its last session ends among the same, that has asked already."""
+    if step == 0:
+        prefetch(state.mappings, half)
+    elif step == 1 and state.mappings[half]["sessions"] == 0:
+        ask_for_its_end(state, half)
 
 
 @hot

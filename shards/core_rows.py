@@ -50,7 +50,9 @@ SETTINGS = np.dtype(
         ("pinholes_at", "u2"),
         ("bypasses_at", "u2"),
         ("admitted", "u8"),  # what the last word of an IPv4 session says under ADMITTED that the rules of now have admitted
-        ("more_spare", "u1", (16,)),
+        ("unasked", "u1"),  # 1: who asks for a connection that nothing permits is told, by ICMP (RFC 5382 REQ-4)
+        ("unasked6", "u1"),  # by ICMPv6 (RFC 6092 REC-34, 39)
+        ("more_spare", "u1", (14,)),
         ("lifetimes", "u4", (256,)),  # ticks without a packet, by `state` of a session's row: see `lifetimes`
     ]
 )
@@ -65,8 +67,8 @@ CORE = np.dtype(
         ("clock_ahead", "i8"),  # ticks, of the packets' clock; and the tick at which it stands, 0: it goes (krononat.clock)
         ("clock_stands", "u8"),
         ("next_extent", "u4"),
-        ("icmp_tokens", "u4", (3,)),  # thousandths, by direction of what is answered; 2: of refusals
-        ("icmp_tokens_at", "u4", (3,)),
+        ("icmp_tokens", "u4", (4,)),  # thousandths, by direction of what is answered; 2: of refusals; 3: see `unasked`
+        ("icmp_tokens_at", "u4", (4,)),
         ("held", "u4"),  # frames waiting for a neighbour
         ("neighbours_wanted", "u4"),  # counts requests to the supervisor
         ("neighbours_version", "u4"),  # written by the supervisor: counts its answers
@@ -85,7 +87,9 @@ CORE = np.dtype(
         ("parts_at", "u4"),  # tick at which it was last looked whether one has waited long enough
         ("swept_at", "u4"),  # and when rows of FRAGMENTED that are due were last ended
         ("cuts", "u4"),  # rows of this burst that are longer than their next link's MTU
-        ("spare", "u1", (60,)),
+        ("unasked", "u4"),  # rows of UNASKED written ever, mod 2**32
+        ("unasked_done", "u4"),  # and of these those whose time was over
+        ("spare", "u1", (44,)),
     ]
 )
 assert CORE.itemsize == 192

@@ -2,9 +2,8 @@
 
 Out: subscriber -> rules -> session. In: session, else rules -> pinholes, filtering or transparency; what only those let in is
 forwarded without a session, which appears with the answer (but not with a RST), as for IPv4's mappings (see `nat`). All else
-from outside is dropped in silence. Between two subscribers of ours a packet goes out by one session and in by another.
-
-Left out on purpose: the ICMPv6 error six seconds after an unsolicited SYN (REC-34, a should: the frame would have to be kept).
+from outside is dropped; who asked for a connection is told so later (see `unasked`). Between two subscribers of ours a packet
+goes out by one session and in by another.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from shards import accounts, cuckoo, firewall, hops6, nat, refusals, serve, sess
 from shards.burst import TURNED_BARE, Burst
 from shards.jit import hot, whole
 from shards.native import Word
-from shards.parse6 import ECHO, UDP_LITE, has_ports
+from shards.parse6 import ECHO, MOBILITY, UDP_LITE, has_ports
 from shards.state import (
     ACCEPT,
     ADDRESS_AND_PORT_DEPENDENT,
@@ -60,6 +59,7 @@ from shards.verdict import (
 from shards.wire import read8
 
 _U = np.uint64
+_TUNNELS = (4, 41)  # IPv4 and IPv6 inside IPv6 (RFC 2473)
 
 # --- whose ----------------------------------------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -
     burst.session[i] = line
     inbound = burst.direction[i] == INBOUND
     if line == 0:
-        verdict = _inbound_miss(state, frames, burst, i, now) if inbound else _outbound_miss(state, frames, burst, i, now)
+        verdict = inbound_miss(state, frames, burst, i, now) if inbound else _outbound_miss(state, frames, burst, i, now)
         if verdict != UNDECIDED or burst.session[i] == 0:
             return verdict
     row = state.sessions[burst.session[i]]
@@ -401,10 +401,19 @@ def is_invited(
     remote_high, remote_low = wire.word_at(frames, far), wire.word_at(frames, far + 8)
     filtering = filtering_of(state, p, protocol)
     realm = whole(state.prefixes6[p]["realm"])
+    if protocol in _TUNNELS and _is_mobile(state, realm, high, low, remote_high, remote_low):
+        return True
     return (
         protocol != ICMP6
         and sessions6.find_permission(state, realm, protocol, filtering, high, low, remote_high, remote_low, near_port) != 0
     )
+
+
+@hot
+def _is_mobile(state: State, realm: int, high: Word, low: Word, remote_high: Word, remote_low: Word) -> bool:
+    """Whether two hosts have a session of Mobility headers, so that the tunnel between them is asked for, too (REC-29)."""
+    key0, key1 = sessions6.key(state, realm, MOBILITY, high, low, remote_high, remote_low, 0, 0)
+    return cuckoo.lookup(state, key0, key1) != 0
 
 
 @hot
@@ -464,7 +473,7 @@ def _fits(
 
 
 @hot
-def _inbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
+def inbound_miss(state: State, frames: Array, burst: Burst, i: int, now: int) -> int:
     """Whether an inbound packet without a session may pass; the next hop goes into the row. Verdict, or UNDECIDED."""
     near, far = sessions6.ends(burst, i)
     realm = whole(state.ports[burst.port[i]]["internal_realm"])

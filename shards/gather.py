@@ -43,7 +43,7 @@ from shards.state import (
 LAPPED = -1  # in the place of a count: what was to be read is overwritten
 END = -1  # in the place of where to go on: that was all
 ROWS_AT_ONCE = 16_384  # that a call looks at, at most, whether they live or not
-CHUNKS_AT_ONCE = 4096  # of ports
+CHUNKS_AT_ONCE = 1024  # of ports, that a call looks at, at most: 64 words each
 AHEAD = 16  # records between asking for an account and reading it
 
 _U = np.uint64
@@ -141,16 +141,28 @@ def _collect_word(state: State, word: int, records: Array, found: int) -> int:
 
 
 @hot
-def clean(state: State, shard: int) -> None:
-    """No row of the shard has changed: the snapshot that begins now tells all."""
-    for klass in range(CLASSES):
-        for ordinal in range(whole(state.slabs[shard, klass]["extents"])):
-            extent = whole(state.extent_of[shard, klass, ordinal])
-            for at in range(extent * _SUMMARY_EACH, (extent + 1) * _SUMMARY_EACH):
-                while state.summary[at] != _U(0):
-                    word = at * 64 + first_bit(state.summary[at])
-                    state.dirty[word] = 0
-                    state.summary[at] &= ~(_U(1) << _U(word & 63))
+def clean(state: State, shard: int, cursor: int, at_most: int) -> int:
+    """No row of the shard has changed: a snapshot that begins when all is clean tells all. The cursor to go on from, or END.
+
+    `cursor`: 0 at first; `at_most`: extents. What changes behind the cursor has changed.
+    """
+    each = len(state.extent_of[shard, 0])
+    for klass in range(cursor // each, CLASSES):
+        for ordinal in range(cursor % each if klass == cursor // each else 0, whole(state.slabs[shard, klass]["extents"])):
+            if at_most == 0:
+                return klass * each + ordinal
+            _clean_extent(state, whole(state.extent_of[shard, klass, ordinal]))
+            at_most -= 1
+    return END
+
+
+@hot
+def _clean_extent(state: State, extent: int) -> None:
+    for at in range(extent * _SUMMARY_EACH, (extent + 1) * _SUMMARY_EACH):
+        while state.summary[at] != _U(0):
+            word = at * 64 + first_bit(state.summary[at])
+            state.dirty[word] = 0
+            state.summary[at] &= ~(_U(1) << _U(word & 63))
 
 
 @hot
@@ -416,7 +428,8 @@ def holds(state: State, shard: int, cursor: int, now: int, out: Array) -> tuple[
     last, count = min(cursor + CHUNKS_AT_ONCE, end), 0
     while cursor < last and count + CHUNK_PORTS <= len(out):
         external, chunk = cursor // (HELD_SPACES * _CHUNKS_EACH), cursor % _CHUNKS_EACH
-        if state.pools[whole(state.externals[external]["pool"])]["shard"] != shard:
+        row = state.externals[external]
+        if row["address"] == 0 or state.pools[whole(row["pool"])]["shard"] != shard:
             cursor = (external + 1) * HELD_SPACES * _CHUNKS_EACH
             continue
         if state.chunks[external, chunk]["epoch"] != 0:

@@ -15,6 +15,7 @@ from shards.serve import way
 from shards.state import EXTERNAL, ICMP, INBOUND, INTERNAL, OUTBOUND, TCP, UDP, Array, State
 from shards.timers import age, remaining
 from shards.verdict import (
+    FILTERED,
     FORWARDED_IN,
     FORWARDED_OUT,
     HAIRPIN_REFUSED,
@@ -26,6 +27,7 @@ from shards.verdict import (
     MARTIAN_DESTINATION,
     NEIGHBOUR_UNRESOLVED,
     NEIGHBOURS_EXHAUSTED,
+    NO_MAPPING,
     NOT_OUR_DESTINATION,
     ORIGINATED,
     RULE_REJECTED,
@@ -35,8 +37,11 @@ from shards.verdict import (
     TOO_BIG,
     TTL_EXCEEDED,
     UNDECIDED,
+    UNSOLICITED,
 )
 from shards.wire import adjust, read8, write8
+
+UNASKED_BUCKET = 3  # of `icmp_tokens`
 
 _HEADER = 8  # of an ICMP error, before the embedded packet
 _MPLS = 1  # class of the object in an extension (RFC 4950)
@@ -361,8 +366,13 @@ def reply_type(settings: Array, verdict: int) -> int:
 def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     """Turn a refused packet into the error that tells its sender, if there is one to tell and the rate allows it."""
     kind = reply_type(state.settings, burst.verdict[i])
-    if kind == 0:
-        return
+    if kind:
+        tell(state, frames, burst, i, kind, now)
+
+
+@hot
+def tell(state: State, frames: Array, burst: Burst, i: int, kind: int, now: int) -> None:
+    """The same with an error of this `kind`: type << 8 | code."""
     if fragments.is_later(frames, burst.l3[i]):  # RFC 1122 3.2.2
         return
     out = burst.port[i]
@@ -442,7 +452,22 @@ def may_answer(state: State, burst: Burst, i: int, now: int) -> bool:
     """Whether a rate allows to answer row `i`; who is refused for want of something has one of his own (see `refusals`)."""
     if refusals.is_told(burst.verdict[i]):
         return burst.detail[i] == refusals.TELL and rate_allows(state, refusals.BUCKET, now)
-    return rate_allows(state, OUTBOUND if burst.turned[i] else burst.direction[i], now)
+    asked_from = OUTBOUND if burst.turned[i] else burst.direction[i]
+    if comes_unasked(burst.verdict[i]):
+        return not is_quiet(state, asked_from) and rate_allows(state, UNASKED_BUCKET, now)
+    return rate_allows(state, asked_from, now)
+
+
+@hot
+def comes_unasked(verdict: int) -> bool:
+    """Whether a packet was dropped because nothing permits it: nobody is told of that at once, some later (see `unasked`)."""
+    return verdict in (UNSOLICITED, NO_MAPPING, FILTERED)
+
+
+@hot
+def is_quiet(state: State, direction: int) -> bool:
+    """Whether no packet of a direction is answered by an error of ours (RFC 5508 REQ-9)."""
+    return whole(state.settings[0]["quiet"]) >> direction & 1 != 0
 
 
 @hot
@@ -450,10 +475,10 @@ def rate_allows(state: State, direction: int, now: int) -> bool:
     """Token bucket of the core (RFC 1812 4.3.2.8): `icmp_rate` a second, `icmp_burst` saved; counted in thousandths.
 
     One for each direction of what is answered, so that nobody outside can use up what subscribers need for path MTU discovery;
-    and one for refusals.
+    one for refusals; and one for what comes unasked, which scans may empty as they like.
     """
     settings, tokens, since = state.settings[0], state.core[0]["icmp_tokens"], state.core[0]["icmp_tokens_at"]
-    if whole(settings["quiet"]) >> direction & 1:  # RFC 5508 REQ-9
+    if is_quiet(state, direction):
         return False
     rate = whole(settings["icmp_rate"])
     full = 1000 * max(whole(settings["icmp_burst"]), 1)

@@ -18,6 +18,7 @@ from shards.parse6 import has_ports
 from shards.rewrite import link_header
 from shards.state import EXTERNAL, FIREWALL_SESSION6, ICMP6, INBOUND, INTERNAL, OUTBOUND, REACHABLE, Array, State
 from shards.timers import remaining
+from shards.unasked_rows import QUOTE_BYTES
 from shards.verdict import (
     FORWARDED_IN,
     FORWARDED_OUT,
@@ -42,7 +43,6 @@ from shards.wire import IPV6_BYTES, read8, write8
 
 _U = np.uint64
 _HEADER = 8  # of an ICMPv6 error, before the embedded packet
-_QUOTE_BYTES = 1280 - IPV6_BYTES - _HEADER  # as much as fits the smallest MTU (RFC 4443 2.4 c)
 
 # --- errors that pass -----------------------------------------------------------------------------------------------------
 
@@ -217,8 +217,13 @@ def _error_for(settings: Array, verdict: int) -> int:
 def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
     """Tell the sender of a dropped packet, where it wants to be told; the error is built around the packet where it lies."""
     kind = _error_for(state.settings, burst.verdict[i])
-    if kind == 0:
-        return
+    if kind:
+        tell(state, frames, burst, i, kind, now)
+
+
+@hot
+def tell(state: State, frames: Array, burst: Burst, i: int, kind: int, now: int) -> None:
+    """The same with an error of this `kind`: type << 8 | code."""
     if burst.icmp_error[i] or state.ports[burst.port[i]]["length6"] == 0 or not icmp.may_answer(state, burst, i, now):
         state.counters[SUPPRESSED, 0] += 1
         return
@@ -227,7 +232,7 @@ def answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
         state.counters[SUPPRESSED, 0] += 1
         return
     mtu = whole(state.ports[whole(state.neighbours[burst.next_hop[i]]["port"])]["mtu"]) if burst.verdict[i] == TOO_BIG else 0
-    quote = min(burst.ip_length[i], _QUOTE_BYTES)
+    quote = min(burst.ip_length[i], QUOTE_BYTES)
     l3, port = burst.l3[i] - IPV6_BYTES - _HEADER, state.ports[out]
     _write_header(frames, l3, port["address6_high"], port["address6_low"], burst.l3[i] + 8, _HEADER + quote)
     _write_error(frames, l3, kind, mtu, _HEADER + quote)

@@ -10,7 +10,18 @@ from shards import cuckoo, ports, sessions, sessions6
 from shards.account_rows import PROTOCOL_CLASSES
 from shards.accounts import CLASS_OF
 from shards.generic import is_generic
-from shards.state import BYPASSED, CHUNK_PORTS, EXTENT_LINES, FIREWALL_SESSION6, HELD, NAT_MAPPING, NAT_SESSION, Array, State
+from shards.state import (
+    BYPASSED,
+    CHUNK_PORTS,
+    EXTENT_LINES,
+    FIREWALL_SESSION6,
+    HELD,
+    NAT_MAPPING,
+    NAT_SESSION,
+    Array,
+    State,
+    external_rows,
+)
 from shards.verdict import RECEIVED, SHUNTED, VERDICTS
 
 
@@ -141,9 +152,11 @@ def _chunks(state: State, used: dict[tuple[int, int], int]) -> list[str]:
         counts, has = int(state.chunks[external, chunk]["used"]), used.get((external, chunk), 0)
         if counts != has:
             told.append(f"chunk {external}/{chunk} counts {counts} ports in use, has {has}")
-    for pool in state.pools:
-        first, each = int(pool["first_external"]), int(pool["block_size"]) // CHUNK_PORTS
-        chunks = state.chunks[first : first + int(pool["externals"])]
+    for number, pool in enumerate(state.pools):
+        each, rows = int(pool["block_size"]) // CHUNK_PORTS, external_rows(state, number)
+        if (np.diff(state.externals["address"][rows].astype(np.int64)) <= 0).any():
+            told.append(f"the addresses of pool {number} do not stand in ascending order")
+        chunks = state.chunks[rows]
         busy = ((chunks["account"] != 0) | (chunks["used"] != 0)).reshape(len(chunks), -1, each).any(axis=2)
         free = int(np.count_nonzero(~busy[:, int(pool["first_block"]) : int(pool["end_block"])]))
         if free != pool["blocks_free"]:

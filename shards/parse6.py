@@ -3,6 +3,10 @@
 The addresses stay in the frame, for nothing here translates them: `local` and `remote` ways of reading them are in `sessions6`.
 Which extension headers pass and which do not: RFC 5095, 6092 REC-4, 6946, 7045; which addresses never do: RFC 6890, 4193, 3879.
 
+A chain ends for us with the headers of Mobility, HIP and Shim6: their packets have sessions by protocol and addresses, like
+ESP's (RFC 6092 REC-26, 28, 47). What follows a Shim6 payload header is of a connection whose addresses are others (RFC 5533
+4.4), so it would fit no session, and its content need not be looked at.
+
 A fragment, other than an atomic one (RFC 6946), has neither ports nor, behind the first, any header: see `fragments`.
 """
 
@@ -39,9 +43,11 @@ from shards.wire import IPV6_BYTES, read8
 HEADERS_AT_MOST = 8  # of a chain; RFC 8200 4.1 knows seven places for one
 
 HOP_BY_HOP, ROUTING, FRAGMENTS, AUTHENTICATION, NOTHING, DESTINATION_OPTIONS = 0, 43, 44, 51, 59, 60
-# Extension headers by RFC 7045 that nobody needs through a firewall: Shim6 and those for experiments.
-_UNKNOWN = (140, 253, 254)
-_MOBILE = 2  # the routing header that leads home (RFC 6275): its one address is its bearer's own
+MOBILITY, HIP, SHIM6 = 135, 139, 140
+_LAST = (MOBILITY, HIP, SHIM6)  # of RFC 7045's: as long as others say that they are (RFC 6275 6.1.1, 7401 5.1, 5533 5.1)
+_UNKNOWN = (253, 254)  # those for experiments (RFC 4727), which nobody needs through a firewall
+# The routing header that leads home: its one address is its bearer's own, and the way ends there (RFC 6275 6.4.1).
+_MOBILE, _MOBILE_UNITS = 2, 2
 
 UDP_LITE, SCTP, DCCP = 136, 132, 33
 
@@ -130,7 +136,9 @@ def _may_pass(frames: Array, kind: int, at: int, first: bool) -> int:
     """Verdict, or UNDECIDED, on one extension header; with `first`, that of a first fragment may pass."""
     if kind == ROUTING:
         told, left = read8(frames, at + 2), read8(frames, at + 3)
-        return SOURCE_ROUTED if told < _MOBILE or (left > 0 and told != _MOBILE) else UNDECIDED
+        if told == _MOBILE:
+            return UNDECIDED if left <= 1 and read8(frames, at + 1) == _MOBILE_UNITS else SOURCE_ROUTED
+        return SOURCE_ROUTED if told < _MOBILE or left > 0 else UNDECIDED
     if kind == FRAGMENTS:
         return FRAGMENT if read16(frames, at + 2) & (0xFFF8 if first else 0xFFF9) else UNDECIDED
     return UNDECIDED
@@ -152,6 +160,9 @@ def _upper_layer(frames: Array, burst: Burst, i: int, l4: int, end: int, entire:
         return _icmp(frames, burst, i, l4, end, entire)
     if protocol == NOTHING:
         return PROTOCOL_NOT_SERVED
+    if protocol in _LAST:
+        whole_header = end - l4 >= 8 and _size(frames, protocol, l4) <= end - l4
+        return UNDECIDED if whole_header else (BAD_EXTENSION_HEADER if entire else TINY_FRAGMENT)
     if not has_ports(protocol):
         return UNDECIDED
     if end - l4 < (20 if protocol == TCP else 8):

@@ -30,6 +30,7 @@ from shards import (
     sessions,
     shunt,
     timers,
+    unasked,
 )
 from shards.burst import TURNED_BARE, Burst
 from shards.cuckoo import BLOCK
@@ -250,10 +251,18 @@ def _finish_rest(state: State, frames: Array, burst: Burst, count: int, now: int
             if burst.verdict[i] <= HAIRPINNED:
                 _send_off(state, frames, burst, i)
             elif burst.verdict[i] >= FIRST_DROP:
-                if burst.six[i]:
-                    icmp6.answer(state, frames, burst, i, now)
-                else:
-                    icmp.answer(state, frames, burst, i, now)
+                _answer(state, frames, burst, i, now)
+
+
+@hot
+def _answer(state: State, frames: Array, burst: Burst, i: int, now: int) -> None:
+    """Tell the sender of a dropped packet, now or later, where it wants to be told."""
+    if icmp.comes_unasked(burst.verdict[i]):
+        unasked.remember(state, frames, burst, i, now)
+    elif burst.six[i]:
+        icmp6.answer(state, frames, burst, i, now)
+    else:
+        icmp.answer(state, frames, burst, i, now)
 
 
 @hot

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import alarms, events
+from shards import alarms, events, externals
 from shards.account_rows import BLOCKS_AT_MOST
 from shards.jit import hot, whole
 from shards.native import Word
@@ -250,9 +250,7 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
     search = _search(space, whole(state.shards[whole(pool["shard"])]["side"]))
     if pool["blocks_free"] == 0 or (not holds_a_block(account) and _is_dry(pool, search, now)):
         return POOL_EXHAUSTED, k
-    first, count = whole(pool["first_external"]), whole(pool["externals"])
-    paired = whole(account["external"])
-    start = paired - 1 - first if paired else derive(state.settings, _FOR_ADDRESS, whole(account["base"]), realm, 0, 0, count)
+    start, count = _first_place(state, account, pool, realm), whole(pool["externals"])
     if _take_loose_block(state, holder, k, start, 1 if holds_a_block(account) else count, realm, space, now):
         return 0, k
     if not holds_a_block(account):
@@ -261,12 +259,22 @@ def _take_block(state: State, holder: int, k: int, realm: int, space: int, now: 
 
 
 @hot
+def _first_place(state: State, account: Row, pool: Row, realm: int) -> int:
+    """Place of the address that a block is looked for on first: where the account has some, or had one last; else any."""
+    paired = whole(account["external"])
+    place = externals.place_of(state, pool, whole(state.externals[paired - 1]["address"])) if paired else -1
+    if place >= 0:
+        return place
+    return derive(state.settings, _FOR_ADDRESS, whole(account["base"]), realm, 0, 0, whole(pool["externals"]))
+
+
+@hot
 def _take_loose_block(state: State, holder: int, k: int, start: int, tries: int, realm: int, space: int, now: int) -> bool:
-    """Give the account a block that is nobody's own as its `k`-th; `start`: of which address of the pool, `tries` of them."""
+    """Give the account a block that is nobody's own as its `k`-th; `start`: place of the first address, of `tries` of them."""
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
     for j in range(tries):
-        external = whole(pool["first_external"]) + (start + j) % whole(pool["externals"])
+        external = externals.nth(state, pool, (start + j) % whole(pool["externals"]))
         if state.externals[external]["blocks_free"] == 0 or not _may_pair(state, account, external):
             continue
         begin = derive(state.settings, _FOR_BLOCK, whole(account["base"]), realm, 0, k, 1 << 30)
@@ -365,14 +373,15 @@ def _take_beside(state: State, holder: int, k: int, own: int, realm: int, space:
     """`_take_loose_block` of the address that the account has blocks on, else of its own one; without (-1) of any (REQ-2)."""
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
-    first, count = whole(pool["first_external"]), whole(pool["externals"])
     if holds_a_block(account):
-        return _take_loose_block(state, holder, k, whole(account["external"]) - 1 - first, 1, realm, space, now)
+        return _take_loose_block(state, holder, k, _first_place(state, account, pool, realm), 1, realm, space, now)
     if own >= 0:
-        return _take_loose_block(state, holder, k, own - first, 1, realm, space, now)
+        place = externals.place_of(state, pool, whole(state.externals[own]["address"]))
+        return _take_loose_block(state, holder, k, place, 1, realm, space, now)
     search = _search(space, whole(state.shards[whole(pool["shard"])]["side"]))
     if _is_dry(pool, search, now):
         return False
+    count = whole(pool["externals"])
     start = derive(state.settings, _FOR_ADDRESS, whole(account["base"]), realm, 0, 0, count)
     found = _take_loose_block(state, holder, k, start, count, realm, space, now)
     if not found:

@@ -33,8 +33,11 @@ _PICTURE = """
 112       vrrp      8
 115       l2tp      4
 132       sctp      12
+135       mobility  8
 136       udp-lite  8
 137       mpls      4
+139       hip       8
+140       shim6     8
 """
 _ROWS = [line.split() for line in _PICTURE.strip().splitlines()]
 NAMES = {int(number): name for number, name, _ in _ROWS}
@@ -54,7 +57,10 @@ UNTRANSLATABLE = {
     58: f"{_CHECKSUM}, and it belongs into IPv6",
     59: _NEXT_HEADER,
     60: _NEXT_HEADER,
+    135: _NEXT_HEADER,
     136: f"{_CHECKSUM} (RFC 3828 3.1)",
+    139: f"{_CHECKSUM} (RFC 7401 5.1.1)",
+    140: _NEXT_HEADER,
     255: "it is reserved (IANA)",
 }
 # What is translated where the configuration does not say: what tunnels and VPNs of subscribers are made of, and SCTP.

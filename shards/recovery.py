@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import alarms, cuckoo, events, fragments, journal, nat, ports, sessions, sessions6, slabs, timers
+from shards import alarms, cuckoo, events, externals, fragments, journal, nat, ports, sessions, sessions6, slabs, timers
 from shards.account_rows import BLOCKS_AT_MOST, PROTOCOL_CLASSES
 from shards.accounts import account_of, charge, charge_session, is_bypassed
 from shards.generic import is_generic
@@ -89,7 +89,8 @@ def _forget(state: State, now: int) -> None:
                 account["sessions_of"][c] = 0
                 account["mappings_of"][c] = 0
     for external in range(len(state.externals)):
-        _disown(state, external)
+        if state.externals[external]["address"]:  # to look at a spare one would take memory for it
+            _disown(state, external)
 
 
 @hot
@@ -128,10 +129,9 @@ def _count_free_blocks(state: State) -> None:
     """Free blocks of each pool, as its chunks say."""
     for p in range(whole(state.settings[0]["pools"])):
         pool = state.pools[p]
-        each, first = whole(pool["block_size"]) // CHUNK_PORTS, whole(pool["first_external"])
-        free = 0
-        for external in range(first, first + whole(pool["externals"])):
-            here = 0
+        each, free = whole(pool["block_size"]) // CHUNK_PORTS, 0
+        for place in range(whole(pool["externals"])):
+            external, here = externals.nth(state, pool, place), 0
             for block in range(whole(pool["first_block"]), whole(pool["end_block"])):
                 here += ports.is_vacant(state, external, block, each)
             state.externals[external]["blocks_free"] = here

@@ -296,11 +296,23 @@ def _offer_rows(rings: Rings, burst: Burst, row: int, count: int) -> int:
 @hot
 def take(rings: Rings, at: int) -> int:
     """Where a packet may begin in a free frame, now in hand as that at `at` is; 0 where none is free."""
+    return _grasp(rings, rings.owners[at >> FRAME_SHIFT])
+
+
+@hot
+def spare(rings: Rings, port: int) -> int:
+    """The same for a packet that no frame has brought: in hand as if it had come by a port."""
+    return _grasp(rings, owner(HAND, rings.first[port], 0))
+
+
+@hot
+def _grasp(rings: Rings, word: int) -> int:
+    """Take a free frame into hand, with this word of whose it is."""
     height = int(rings.local[0]["free"])
     if height == 0:
         return 0
     frame = int(rings.free[height - 1])
-    rings.owners[frame] = rings.owners[at >> FRAME_SHIFT]
+    rings.owners[frame] = word
     rings.local[0]["free"] = height - 1
     return (frame << FRAME_SHIFT) + HEADROOM
 

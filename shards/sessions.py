@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, doubt, events, journal, permissions, ports, sessions6, slabs, tcp, timers, wire
+from shards import cuckoo, doubt, events, externals, journal, permissions, ports, sessions6, slabs, tcp, timers, wire
 from shards.accounts import charge, charge_session, is_bypassed
 from shards.generic import is_generic
 from shards.jit import hot, inlined, whole
@@ -75,33 +75,13 @@ def find_permission(state: State, address: int, realm: int, protocol: int, port:
 
 @hot
 def external_ordinal(state: State, address: int) -> int:
-    """Ordinal of an address in `externals`, -1 if it is in no pool. Within a pool they stand in ascending order."""
+    """Ordinal of an address in `externals`, -1 if it is in no pool."""
     for p in range(whole(state.settings[0]["pools"])):
-        low = whole(state.pools[p]["first_external"])
-        last = low + whole(state.pools[p]["externals"]) - 1
-        offset = address - whole(state.externals[low]["address"])
-        if offset < 0 or address > whole(state.externals[last]["address"]):
-            continue
-        # A pool of one prefix has no gaps. A bisection's unforeseen branches took a tenth of a new session's time.
-        if low + offset <= last and whole(state.externals[low + offset]["address"]) == address:
-            return low + offset
-        ordinal = _bisect(state, low, last, address)
-        if ordinal >= 0:
-            return ordinal
+        pool = state.pools[p]
+        place = externals.place_of(state, pool, address)
+        if place >= 0:
+            return externals.nth(state, pool, place)
     return -1
-
-
-@hot
-def _bisect(state: State, low: int, last: int, address: int) -> int:
-    """Ordinal of an address among those from `low` to `last`, -1 if it is not there."""
-    high = last
-    while low < high:
-        middle = (low + high) >> 1
-        if whole(state.externals[middle]["address"]) < address:
-            low = middle + 1
-        else:
-            high = middle
-    return low if whole(state.externals[low]["address"]) == address else -1
 
 
 @hot
@@ -470,7 +450,7 @@ def _ask_for_due(state: State, first: int, at_most: int) -> int:
         line = whole(state.links[line]["next"])
     line = first
     for _ in range(count):
-        _ask_for_mapping(state, mapping_of(state, line))
+        ask_for_mapping(state, mapping_of(state, line))
         line = whole(state.links[line]["next"])
     return count
 
@@ -483,11 +463,11 @@ def mapping_of(state: State, line: int) -> int:
 
 
 @hot
-def _ask_for_mapping(state: State, half: int) -> None:
-    """Ask for what the end of a mapping touches, and for the account."""
+def ask_for_mapping(state: State, half: int) -> None:
+    """Ask for what the end of a mapping touches, if it may be near, and for the account."""
     mapping = state.mappings[half]
     prefetch(state.accounts, whole(mapping["account"]))
-    if mapping["sessions"] == 1:
+    if mapping["sessions"] <= 1:
         cuckoo.ask_for(state, state.words[half * 4], state.words[half * 4 + 1])
         external, port = external_ordinal(state, whole(mapping["external_address"])), whole(mapping["external_port"])
         prefetch(state.owners[ports.port_space(whole(mapping["internal_realm"]) >> 24), external], port)

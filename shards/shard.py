@@ -3,7 +3,8 @@
 `breathe` is one crossing into compiled code: first BFD and what has changed of ports and neighbours (see `legs`), then the
 frames that waited for a neighbour and the fragments that waited for their first, then burst after burst until the rings are
 quiet or the breath is long enough, then the timers. Fragments that came before their first are the loop's other frames in hand:
-they are served once that has come, or their time is over. Before each burst of data all control traffic that waits is served
+they are served once that has come, or their time is over. Last come those who asked for a connection that nothing permits, and
+have waited long enough to be told so (see `unasked`). Before each burst of data all control traffic that waits is served
 (BFD, and what other cores shunt), at most a burst of it, so that neither starves the other. What is Python (commands,
 replication) runs between breaths, in the same thread.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import bfd, cut, fragments, legs, pipeline, rings, sessions
+from shards import bfd, cut, fragments, legs, pipeline, rings, sessions, unasked
 from shards.burst import BURST, Burst
 from shards.frames import Rings, recycle
 from shards.jit import hot, whole
@@ -59,9 +60,28 @@ def breathe(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Ar
         empty = 0
     state.core[0]["breaths"] += np.uint64(1)
     rings.flush(ports)
-    if sessions.expire(state, now, EXPIRE_AT_MOST + handled) == EXPIRE_AT_MOST + handled:
-        return max(handled, 1)  # there is more to do: no time to sleep
-    return handled
+    most = EXPIRE_AT_MOST + handled
+    more = sessions.expire(state, now, most) == most  # there is more to do: no time to sleep
+    if unasked.is_due(state, now):
+        handled += _tell_unasked(state, ports, frames, burst, now)
+    return max(handled, int(more))
+
+
+@hot
+def _tell_unasked(state: State, ports: Rings, frames: Array, burst: Burst, now: int) -> int:
+    """Tell those whose time is over, at most a burst of them; how many. Where no frame is free they wait for another breath."""
+    told = 0
+    while told < BURST and unasked.is_due(state, now):
+        at = rings.spare(ports, unasked.next_port(state))
+        if at == 0:
+            break
+        unasked.bring_back(state, frames, burst, at, now)
+        rings.send(ports, burst, 1)
+        state.counters[SENT, 0] += np.uint64(burst.out_length[0] != 0)
+        state.counters[SENT, 1] += np.uint64(burst.out_length[0])
+        told += 1
+    rings.flush(ports)
+    return told
 
 
 @hot

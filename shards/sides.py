@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards.state import CHUNK_PORTS, State
+from shards.state import CHUNK_PORTS, State, external_rows
 
 OTHER_EACH = 8  # of the blocks, and of the chunks of a block, one in so many is the other side's; of two chunks one is
 
@@ -23,7 +23,6 @@ def lay(state: State, number: int) -> None:
     each = int(pool["block_size"]) // CHUNK_PORTS
     block, chunk = np.divmod(np.arange(65536 // CHUNK_PORTS), each)
     at_end = (each > 1) & (chunk >= each - max(each // OTHER_EACH, 1))
-    first = int(pool["first_external"])
     loose = (block < int(pool["first_block"])) | (block >= int(pool["loose_block"]))
     other = (block % OTHER_EACH == OTHER_EACH - 1) & loose
-    state.chunks["side"][first : first + int(pool["externals"])] = other ^ at_end
+    state.chunks["side"][external_rows(state, number)] = other ^ at_end

@@ -12,7 +12,7 @@ from shards import cuckoo, ports, sessions
 from shards.burst import Burst
 from shards.generic import is_generic
 from shards.jit import hot, whole
-from shards.state import Row, State
+from shards.state import OPEN, Row, State
 from shards.timers import remaining
 from shards.verdict import HAIRPIN_REFUSED, PROTOCOL_IN_USE, UNDECIDED
 
@@ -38,7 +38,8 @@ def foresee(state: State, burst: Burst, i: int, subscriber: int, half: int, now:
 @hot
 def _may_move(state: State, account: Row, external: int) -> bool:
     """Whether who has no block may get one elsewhere than on the address that he had last."""
-    return bool(state.externals[external]["blocks_free"] == 0 or state.pools[whole(account["pool"])]["ratio"] != 0)
+    row = state.externals[external]
+    return bool(row["blocks_free"] == 0 or row["closed"] != OPEN or state.pools[whole(account["pool"])]["ratio"] != 0)
 
 
 @hot

@@ -27,6 +27,7 @@ from shards.fragment_rows import FRAGMENTED, FRAGMENTS, IDENTITIES, PIECES_EACH,
 from shards.grant_rows import GRANT
 from shards.lifetimes import PORT_TIMER, TIMERS
 from shards.rows6 import FLOW6, PREFIX6, RULE6
+from shards.unasked_rows import QUOTE_BYTES, UNASKED, UNASKED_ROWS
 
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
@@ -202,9 +203,10 @@ FILTERING_BITS = 2  # of `filtering` of a pool for each port space
 
 POOL = np.dtype(
     [
-        ("first_external", "u4"),  # ordinal of its first external address
-        ("externals", "u4"),
+        ("first_external", "u4"),  # ordinal of the first of its rows
         ("block_size", "u4"),  # ports; a multiple of 64
+        ("externals", "u4"),  # addresses that it has; this and the next one change in one store (see `membership`)
+        ("half", "u4"),  # which of `moved` is in force
         ("first_block", "u4"),  # first and last+1 block number inside an address that may be handed out
         ("end_block", "u4"),
         ("blocks_free", "u4"),
@@ -215,8 +217,9 @@ POOL = np.dtype(
         ("dry_at", "u2"),
         ("ratio", "u4"),  # subscribers of an address who have blocks of their own there (RFC 7422); 0: nobody has
         ("loose_block", "u4"),  # first block that is nobody's own; those from `first_block` on are, `fixed_each` a subscriber
+        ("rooms", "u4"),  # rows that it may use, from `first_external` on
         ("fixed_each", "u2"),
-        ("spare", "u1", (22,)),
+        ("spare", "u1", (14,)),
     ]
 )
 assert POOL.itemsize == 64
@@ -238,10 +241,15 @@ EXTERNAL_ADDRESS = np.dtype(
         ("pool", "u2"),
         ("blocks_free", "u2"),
         ("closed", "u1"),  # OPEN, or nobody is paired with it anew; written by the supervisor
-        ("spare", "u1", (3,)),
-        ("nth", "u4"),  # ordinal of the address that is as far from the pool's first, those not counted that are excluded
+        ("spare", "u1"),
+        # Of this row's place among the pool's: the address that has it in ascending order stands in a row so much further on,
+        # modulo 65,536. Of two, one is looked at, the other written meanwhile. 0 where every address stands in its place.
+        ("moved", "u2", (2,)),
+        ("nth", "u2"),  # ordinal of the address that is as far from the pool's first, those not counted that are excluded
     ]
 )
+assert EXTERNAL_ADDRESS.itemsize == 16
+EXTERNALS_AT_MOST = 1 << 16  # rows
 OPEN, DRAINED, EXCLUDED = 0, 1, 2  # the last two differ for people only
 
 CHUNK_PORTS = 64
@@ -421,6 +429,8 @@ class State(NamedTuple):
     covered: Array  # uint32 (FRAGMENTS, PIECES_EACH): first << 16 | last + 1 unit of 8 bytes of each fragment that has come
     shares: Array  # uint16 (SHARES, 2): datagrams and waiting fragments of the addresses of ours whose hash is the row
     identities: Array  # uint16 (IDENTITIES,): counts fragmented datagrams sent to the remotes whose hash is the row
+    unasked: Array  # UNASKED, a ring
+    quotes: Array  # uint8 (UNASKED_ROWS * QUOTE_BYTES,): the packet of each, from its IP header on
     logged: Array  # uint32 (16,): [0] counts the events written; a cache line of its own, since others watch it
 
 
@@ -469,8 +479,23 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("covered", np.uint32, (FRAGMENTS, PIECES_EACH)),
         ("shares", np.uint16, (SHARES, 2)),
         ("identities", np.uint16, (IDENTITIES,)),
+        ("unasked", UNASKED, (UNASKED_ROWS,)),
+        ("quotes", np.uint8, (UNASKED_ROWS * QUOTE_BYTES,)),
         ("logged", np.uint32, (16,)),
     ]
+
+
+def external_rows(state: State, number: int) -> Array:
+    """Rows of a pool's external addresses, in ascending order of these: a copy, as it is now."""
+    pool = state.pools[number].copy()
+    return rows_by(state, number, int(pool["externals"]), int(pool["half"]))
+
+
+def rows_by(state: State, number: int, count: int, half: int) -> Array:
+    """The same, as it is with `count` addresses and one half of `moved`; what `externals.nth` says of each."""
+    first, places = int(state.pools[number]["first_external"]), np.arange(count)
+    rows: Array = first + ((places + state.externals["moved"][first : first + count, half]) & (EXTERNALS_AT_MOST - 1))
+    return rows
 
 
 HEADER_BYTES = 4096

@@ -221,6 +221,9 @@ METER_NAMES = (
     "bfd_sent",  # packets of BFD; not among `sent`, which counts what bursts send
     "fragmented",  # packets that were cut for the MTU of the next link
     "pieces",  # into so many
+    "unasked_told",  # who asked for a connection that nothing permits, and has been told so
+    "unasked_withdrawn",  # who has been told nothing: meanwhile it was permitted, or is not ours to say
+    "unasked_overflow",  # who will be told nothing: too many were waiting
     "pcp_requests",  # that hosts of subscribers sent to the PCP server, those of NAT-PMP included
     "pcp_refused",  # of these answered by an error
     "pcp_dropped",  # and not answered: no requests, not a subscriber's of ours, or too many
@@ -230,5 +233,6 @@ METER_NAMES = (
 (
     RECEIVED, ORIGINATED, SUPPRESSED, SESSIONS_CREATED, SESSIONS_EXPIRED, SESSIONS_DELETED, MAPPINGS_CREATED, MAPPINGS_ENDED,
     BLOCKS_TAKEN, BLOCKS_RETURNED, PORTS_DERIVED, PORTS_MOVED, SENT, MSS_CLAMPED, CHECKSUMS_COMPLETED,
-    BFD_SENT, FRAGMENTED, PIECES, PCP_REQUESTS, PCP_REFUSED, PCP_DROPPED, PCP_GRANTED, PCP_ENDED,
-) = range(METERS, METERS + 23)  # fmt: skip
+    BFD_SENT, FRAGMENTED, PIECES, UNASKED_TOLD, UNASKED_WITHDRAWN, UNASKED_OVERFLOW, PCP_REQUESTS, PCP_REFUSED, PCP_DROPPED,
+    PCP_GRANTED, PCP_ENDED,
+) = range(METERS, METERS + 26)  # fmt: skip

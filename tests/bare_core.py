@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shards import cut, fragments, pipeline, recovery, sessions
+from shards import cut, fragments, pipeline, recovery, sessions, unasked
 from shards.burst import BURST, new_burst
 from shards.verdict import HELD_BACK, VERDICTS
 from tests import bed6
@@ -36,6 +36,7 @@ class Core:
         self.burst = new_burst()
         self.held: list[list[int]] = []  # port, at, length, deadline, slot
         self.slots = list(range(BURST))
+        self._said: list[Result] = []  # by itself, since time passed
         recovery.attach(self.state, now)
         answer(self.state, bed)
 
@@ -91,10 +92,21 @@ class Core:
         return tuple(made)
 
     def pass_time(self, now: int) -> None:
-        """What the loop does beside packets: end what is due."""
+        """What the loop does beside packets: end what is due, tell who is to be told."""
         fragments.sweep(self.state, now)
         while sessions.expire(self.state, now, 1 << 20) == 1 << 20:
             pass
+        while unasked.is_due(self.state, now):
+            unasked.bring_back(self.state, self.frames, self.burst, BURST * FRAME_BYTES + HEADROOM, now)
+            if self.burst.out_length[0]:
+                at, length = int(self.burst.out_at[0]), int(self.burst.out_length[0])
+                sent = self.frames[at : at + length].tobytes()
+                self._said.append(Result(VERDICTS[int(self.burst.verdict[0])].name, sent, int(self.burst.out_port[0])))
+
+    def said(self, _: list[str]) -> list[Result]:
+        """What it has sent by itself since this was asked last; by which ports that was the model says."""
+        said, self._said = self._said, []
+        return said
 
     def resolve(self, *hosts: int) -> None:
         """Let neighbours be known before the packet that needs them comes."""

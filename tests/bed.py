@@ -11,12 +11,12 @@ Every station's MAC address is made of its IPv4 address (`frames.mac_of`), so no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 
 import numpy as np
 
-from shards import legs, lifetimes, neighbours, sides
+from shards import legs, lifetimes, membership, neighbours, sides
 from shards.core_rows import NO_REPLY
 from shards.state import (
     BOTH,
@@ -81,6 +81,14 @@ class Pool:
     own: tuple[str, str] = ("", "")  # filtering of TCP and of UDP, where it is another
     ratio: int = 0  # subscribers of an address who have blocks of their own there (RFC 7422)
     fixed: int = 0  # blocks that each of them has
+    spare: int = 0  # addresses that there is room for beside those
+    more: frozenset[int] = frozenset()  # addresses that came later,
+    less: frozenset[int] = frozenset()  # and that went
+
+    @property
+    def hosts(self) -> list[int]:
+        """Its addresses now, in ascending order."""
+        return sorted({*map(int, self.network), *self.more} - self.less)
 
     def filtering_of(self, protocol: int) -> str:
         """Who may write to a mapping of this protocol."""
@@ -157,6 +165,7 @@ class Bed(BedRules):
     errors: int = 100  # ICMP errors of our own a second
     quiet: set[str] = field(default_factory=set)  # sides that get none
     reject_code: int = 13
+    unsolicited: bool = False  # as `unsolicited6`
     shards: dict[int, Shard] = field(default_factory=dict)
     peers: dict[int, Peer] = field(default_factory=dict)  # by address
     two_sides: bool = False  # shards have a backup
@@ -185,9 +194,18 @@ class Bed(BedRules):
                 IPv4Network(words[0]), told.get("name", "main"), int(told.get("block", 512)),
                 int(told.get("blocks", fixed or 8)),
                 (int(low), int(high)), told.get("filtering", FILTERINGS[0]), int(told.get("shard", 0)),
-                (told.get("tcp", ""), told.get("udp", "")), int(told.get("ratio", 0)), fixed,
+                (told.get("tcp", ""), told.get("udp", "")), int(told.get("ratio", 0)), fixed, int(told.get("spare", 0)),
             )
         )  # fmt: skip
+
+    def _say_add(self, words: list[str]) -> None:
+        """`203.0.113.8/30`: the first pool has these addresses, too."""
+        hosts, pool = frozenset(map(int, IPv4Network(words[0]))), self.pools[0]
+        self.pools[0] = replace(pool, more=pool.more | hosts, less=pool.less - hosts)
+
+    def _say_remove(self, words: list[str]) -> None:
+        hosts, pool = frozenset(map(int, IPv4Network(words[0]))), self.pools[0]
+        self.pools[0] = replace(pool, more=pool.more - hosts, less=pool.less | hosts)
 
     def _say_subscribers(self, words: list[str]) -> None:
         self.subscribers.append(_prefix(words))
@@ -290,6 +308,10 @@ class Bed(BedRules):
     def _say_reject_code(self, words: list[str]) -> None:
         self.reject_code = int(words[0])
 
+    def _say_unsolicited(self, words: list[str]) -> None:
+        """`silent` or `unreachable`."""
+        self.unsolicited = words[0] == "unreachable"
+
     def _say_log(self, words: list[str]) -> None:
         self.log = words[0]
 
@@ -386,7 +408,7 @@ def new_bed_state(bed: Bed, now: int) -> State:
     """A state with everything that configuration decides filled in; `shard.attach` is still to be called."""
     units = [2 ** (prefix.each - prefix.network.prefixlen) for prefix in bed.subscribers + bed.devices]
     sizes = Sizes(
-        extents=1 + bed.extents, buckets=bed.buckets, externals=sum(p.network.num_addresses for p in bed.pools),
+        extents=1 + bed.extents, buckets=bed.buckets, externals=sum(p.network.num_addresses + p.spare for p in bed.pools),
         accounts=1 + sum(units), prefixes=len(bed.subscribers), devices=max(len(bed.devices), 1),
         limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=RULES, bypasses=RULES,
         statics=max(len(bed.statics), 1), shards=1 + max(*(pool.shard for pool in bed.pools), *bed.shards, 0),
@@ -423,7 +445,7 @@ def _fill_settings(state: State, bed: Bed) -> None:
     row["hold_down_s"] = bed.hold_down_s
     row["neighbour_wait"] = NEIGHBOUR_WAIT
     row["icmp_rate"] = row["icmp_burst"] = bed.errors
-    row["mss"], row["reject_code"] = bed.mss, bed.reject_code
+    row["mss"], row["reject_code"], row["unasked"] = bed.mss, bed.reject_code, bed.unsolicited
     row["quiet"] = sum(1 << ("inside", "outside").index(side) for side in bed.quiet)
     row["hairpin"], row["inbound_refresh"] = bed.hairpin, bed.refresh
     row["log"] = LOGS.index(bed.log)
@@ -480,6 +502,7 @@ def _fill_pools(state: State, bed: Bed) -> None:
         hosts = pool.network.num_addresses
         row = state.pools[number]
         row["first_external"], row["externals"], row["block_size"] = first, hosts, pool.block
+        row["rooms"] = hosts + pool.spare
         row["first_block"], row["end_block"] = block_range(pool)
         row["blocks_free"] = hosts * (int(row["end_block"]) - int(row["first_block"]))
         row["ratio"], row["fixed_each"] = pool.ratio, pool.fixed
@@ -488,10 +511,17 @@ def _fill_pools(state: State, bed: Bed) -> None:
         row["shard"] = pool.shard
         row["blocks_each"], row["filtering"] = pool.blocks, _filtering(pool)
         state.externals["address"][first : first + hosts] = int(pool.network.network_address) + np.arange(hosts)
-        state.externals["pool"][first : first + hosts] = number
+        state.externals["pool"][first : first + hosts + pool.spare] = number
         if bed.two_sides:
             sides.lay(state, number)
-        first += hosts
+        first += hosts + pool.spare
+
+
+def fill_members(state: State, bed: Bed) -> None:
+    """Let the pools have the addresses that they have now: what supervisor and worker do."""
+    for number, pool in enumerate(bed.pools):
+        order = membership.prepare(state, number, np.array(pool.hosts, np.uint32), {})
+        assert order is None or membership.settle(state, [order]), "an address that is to go is in use"
 
 
 def _filtering(pool: Pool) -> int:

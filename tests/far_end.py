@@ -41,6 +41,7 @@ class FarEnd:
         self._device, self._place = dict(devices), {device: place for place, device in devices.items()}
         self.silent: set[int] = set()
         self.came: list[Came] = []
+        self.said = 0  # frames that stations have sent to the core's ports of themselves, no scenario's
         with where.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
@@ -111,6 +112,7 @@ class FarEnd:
     def _answer(self, device: str, told: tuple[int, bytes], to: bytes, vlan: int, host: int) -> None:
         sender = mac_of6(host) if host >> 32 else mac_of(host)
         self._socket.sendto(build_frame(to, sender, told[1], vlan, told[0]), (device, 0))
+        self.said += device in self._device.values()  # not by the wire that stands for a tag
 
 
 def _arp_reply(host: int, to: bytes, asks: int) -> tuple[int, bytes]:

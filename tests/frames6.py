@@ -4,7 +4,9 @@
     tcp [2400:c0de::2]:4000 > [2600::9]:80 syn mss 1460
     echo [2400:c0de::2]:77 > [2600::9]          (77 is the identifier; the reply is `echo-reply [2600::9] > [2400:c0de::2]:77`)
     too-big [2600::1] > [2400:c0de::2] mtu 1280 about [udp [2400:c0de::2]:4000 > [2600::9]:53 quote 48]
-    udp [2400:c0de::2]:4000 > [2600::9]:53 with hop-by-hop destination routing/0/1 fragment/0/1/7 ah header/140
+    udp [2400:c0de::2]:4000 > [2600::9]:53 with hop-by-hop destination routing/0/1 fragment/0/1/7 ah header/253
+    sctp [2400:c0de::2]:4000 > [2600::9]:5000 init
+    mobility [2400:c0de::2] > [2600::9]         (a header of eight bytes that says that it is the last; so `hip`, `shim6`)
 
 `with` begins the extension headers, in their order; `fragment` has offset, more and, where it matters, an identification. A
 fragment that is not atomic has the protocol of its Fragment header, which its payload begins with (`beginning`). Nothing of
@@ -33,6 +35,8 @@ NAMES = {
 }  # fmt: skip
 HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION = 0, 43, 44, 51, 60
 EXTENSIONS = (HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION)
+LAST = {"mobility": 135, "hip": 139, "shim6": 140}  # extension headers behind which nothing is looked at
+SCTP, INIT = 132, 1
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def _endpoint(text: str) -> tuple[int, int]:
     return address6(host), int(port.removeprefix(":") or 0)
 
 
-def _spell(host: int, port: int) -> str:
+def spell6(host: int, port: int) -> str:
+    """An endpoint as lines have it."""
     return f"[{spelt(host)}]:{port}" if port else f"[{spelt(host)}]"
 
 
@@ -137,6 +142,8 @@ def _with_head(name: str, source: tuple[int, int], destination: tuple[int, int])
         kind = int(found[2]) << 8 | int(found[3])
     if found and found[1] == "ip":
         return Packet6(int(found[2]), source[0], destination[0])
+    if name in LAST:
+        return Packet6(LAST[name], source[0], destination[0], payload=bytes([NOTHING]) + bytes(7))
     if name in ports or name == "esp":
         return Packet6(ports.get(name, ESP), source[0], destination[0], source[1], destination[1])
     if not kind:
@@ -147,6 +154,8 @@ def _with_head(name: str, source: tuple[int, int], destination: tuple[int, int])
 def _with_word(packet: Packet6, word: str, rest: list[str]) -> Packet6:
     if word in FLAG_NAMES and packet.protocol == TCP:
         return replace(packet, flags=packet.flags | FLAG_NAMES[word])
+    if word == "init":
+        return replace(packet, payload=bytes(4) + struct.pack(">BBHIIHHI", INIT, 0, 20, 7, 65536, 1, 1, 9))
     value = rest.pop(0)
     match word:
         case "ttl":
@@ -165,16 +174,20 @@ def _with_word(packet: Packet6, word: str, rest: list[str]) -> Packet6:
 
 
 def _header(word: str) -> tuple[int, bytes]:
-    """`routing/TYPE/SEGMENTS-LEFT`, `fragment/OFFSET/MORE`, `header/KIND`, or the name of one with nothing in it."""
+    """`routing/TYPE/SEGMENTS-LEFT`, `fragment/OFFSET/MORE`, `header/KIND`, `home/ADDRESS` (RFC 6275 6.3), or the name of one
+    with nothing in it. A routing header says that it is of three units, or of as many as a third number says, more than one.
+    """
     name, *told = word.split("/")
-    numbers = [int(text) for text in told]
+    numbers = [int(text) for text in told if text.isdecimal()]
     match name:
         case "hop-by-hop":
             return HOP_BY_HOP, b"\0\1\4\0\0\0\0"
         case "destination":
             return DESTINATION, b"\0\1\4\0\0\0\0"
         case "routing":
-            return ROUTING, bytes([2, *numbers]) + bytes(20)
+            return ROUTING, bytes([(*numbers, 2)[2], *numbers[:2]]) + bytes(20)
+        case "home":
+            return DESTINATION, bytes([2, 1, 2, 0, 0, 201, 16]) + address6(word.partition("/")[2]).to_bytes(16, "big")
         case "fragment":
             offset, more, identification = (*numbers, 7)[:3]
             return FRAGMENT, struct.pack(">BHI", 0, offset << 3 | more, identification)
@@ -190,7 +203,7 @@ def _head(packet: Packet6) -> str:
     if packet.protocol == ICMP6:
         spoken = {number: word for word, number in NAMES.items()}
         name = spoken.get(packet.kind, f"icmp/{packet.kind >> 8}/{packet.kind & 0xFF}")
-    return f"{name} {_spell(packet.source, packet.source_port)} > {_spell(packet.destination, packet.destination_port)}"
+    return f"{name} {spell6(packet.source, packet.source_port)} > {spell6(packet.destination, packet.destination_port)}"
 
 
 def _attributes(packet: Packet6) -> list[str]:
@@ -335,7 +348,7 @@ def _dissect(data: bytes, quoted: bool, first: bool) -> Packet6:
         kind, rest = rest[0], rest[size:]
         if len(headers) == 8:
             raise Malformed("bad_extension_header")
-    if kind in (140, 253, 254):
+    if kind in (253, 254):
         raise Malformed("bad_extension_header")
     return replace(packet, protocol=kind, headers=tuple(headers), payload=rest)
 
@@ -353,7 +366,9 @@ def _header_size(kind: int, rest: bytes, before: list[tuple[int, bytes]], first:
     short = "tiny_fragment" if first else "bad_extension_header"
     if len(rest) < 8:
         raise Malformed(short)
-    if kind == ROUTING and (rest[2] in (0, 1) or (rest[2] != 2 and rest[3])):  # RFC 5095; type 2 is Mobile IPv6's
+    if kind == ROUTING and (rest[2] in (0, 1) or (rest[2] != 2 and rest[3])):  # RFC 5095
+        raise Malformed("source_routed")
+    if kind == ROUTING and rest[2] == 2 and (rest[1] != 2 or rest[3] > 1):  # Mobile IPv6's, to one's own home address
         raise Malformed("source_routed")
     size = _size(kind, rest)
     if size > len(rest):
@@ -387,6 +402,8 @@ def _upper(packet: Packet6, entire: bool) -> Packet6:
         raise Malformed("protocol_not_served")
     if len(rest) < {TCP: 20, ICMP6: 8}.get(packet.protocol, 8 if packet.protocol in WITH_PORTS else 0):
         raise Malformed("bad_l4_header")
+    if packet.protocol in LAST.values() and (len(rest) < 8 or 8 * rest[1] + 8 > len(rest)):
+        raise Malformed("bad_extension_header" if entire else "tiny_fragment")
     if packet.protocol == TCP:
         return _dissect_tcp(packet, rest, entire)
     if packet.protocol == UDP:
@@ -439,6 +456,14 @@ def embedded(packet: Packet6) -> Packet6 | None:
     except Malformed:
         return None
     return None if about.protocol == FRAGMENT else about
+
+
+def begins_association(data: bytes) -> bool:
+    """Whether a sound datagram, or first fragment, is an SCTP INIT: that chunk, and no tag (RFC 9260 8.5.1)."""
+    packet = _dissect(data, quoted=False, first=True) if data else None
+    if packet is None or packet.protocol != SCTP:
+        return False
+    return packet.payload[4:8] == bytes(4) and packet.payload[12:13] == bytes([INIT])
 
 
 def transport_at(data: bytes) -> int:

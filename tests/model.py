@@ -24,6 +24,7 @@ from tests.model_bypass import Untranslated
 from tests.model_errors import Errors
 from tests.model_generic import Generic
 from tests.model_ports import Choose, Ports, Subscriber
+from tests.model_unasked import Unasked
 from tests.outcome import Outcome, Shunted, Waits, Way
 from tests.translation import (
     TCP_TABLE,
@@ -82,14 +83,15 @@ class Model:
         self.tokens: dict[Prefix | IPv4Network | str, tuple[float, int]] = {}
         self.told: dict[IPv4Network, int] = {}  # when a device or subscriber was last told of a refusal
         self.soonest = now  # nothing ends before
-        self.pool_of = {int(host): pool for pool in bed.pools for host in pool.network}
+        self.pool_of: dict[int, Pool] = {}
+        self.learn_pools()
         for protocol, external, internal in bed.statics:
             self._add(Mapping(protocol, internal, external, static=True))
             self.subscriber(internal[0]).last = self.subscriber(internal[0]).last or external[0]
         self.now = now
         self.begun = now
         self.ports, self.generic, self.six, self.bare = Ports(self), Generic(self), Model6(self), Bare(self)
-        self.untranslated, self.errors = Untranslated(self), Errors(self)
+        self.untranslated, self.errors, self.unasked = Untranslated(self), Errors(self), Unasked(self)
         self.came: shunts.Wrapping | None = None  # of the packet in hand: who has passed it to us
         self.datagrams = Datagrams()
 
@@ -122,6 +124,7 @@ class Model:
         try:
             return self._outbound(packet, choose) if side == "inside" else self._inbound(packet, turned=self._came_turned)
         except Refused as refused:
+            self.unasked.note(refused.verdict, packet, side)
             if refused.verdict in TOLD_REFUSALS:
                 return Outcome(refused.verdict, reply=self.tell_refusal(packet.source, six=False))
             owed = refused.reply if not packet.is_error and self.may_tell(refused.reply, side) else None
@@ -510,6 +513,10 @@ class Model:
         prefix = self._prefix_of(host)
         assert prefix is not None
         return self.subscribers.setdefault(prefix.unit(host), Subscriber())
+
+    def learn_pools(self) -> None:
+        """Go by the addresses that the pools have now."""
+        self.pool_of = {host: pool for pool in self.bed.pools for host in pool.hosts}
 
     def pool(self, host: int) -> Pool:
         """Pool of a subscriber."""

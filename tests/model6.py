@@ -92,7 +92,7 @@ class Model6:
         if self.bed.stick:
             side = "inside" if self.bed.prefix6_of(packet.source) else "outside"
         data = frames.split_frame(frame)[4]
-        self.size = 40 + int.from_bytes(data[4:6], "big")
+        self.data, self.size = data, 40 + int.from_bytes(data[4:6], "big")
         if packet.protocol == FRAGMENT:
             return self._receive_fragment(packet, data, side, until)
         return self._told(packet, side, lambda: self._decide(packet, side))
@@ -102,6 +102,7 @@ class Model6:
         try:
             return decide()
         except Refused as refused:
+            self.model.unasked.note(refused.verdict, packet, side, self.data)
             if refused.verdict in TOLD_REFUSALS:
                 return Outcome(refused.verdict, reply=self.model.tell_refusal(self.bed.mate(packet.source), six=True))
             owed = refused.reply if not packet.is_error and self.model.may_tell(refused.reply, side, six=True) else None
@@ -303,6 +304,8 @@ class Model6:
             return True
         if protocol == ICMP6:
             return False
+        if protocol in (4, 41) and (135, internal, remote) in self.sessions:  # REC-29: the tunnel of Mobile IPv6
+            return True
         known = [other for told, ours, other in self.sessions if (told, ours) == (protocol, internal)]
         if prefix.filtering(protocol) == "endpoint-independent":
             return bool(known)
@@ -426,7 +429,7 @@ def first_state_of(packet: Packet6) -> str:
 
 def expected(data: bytes, mss: int, partial: bool, hops: int = 1) -> bytes:
     """The datagram as it must leave: a hop less to live; MSS clamped and a partial checksum finished where that is to be."""
-    packet = _read(data)
+    packet = read(data)
     data = data[: 40 + int.from_bytes(data[4:6], "big")]
     sent = data[:7] + bytes([data[7] - hops]) + data[8:]
     if packet.residue == -1 and partial:
@@ -436,14 +439,14 @@ def expected(data: bytes, mss: int, partial: bool, hops: int = 1) -> bytes:
     return sent
 
 
-def _read(data: bytes) -> Packet6:
+def read(data: bytes) -> Packet6:
     """A packet; a fragment with its transport header, where it has that."""
     packet = dissect(data)
     return beginning(data) if packet.protocol == FRAGMENT and part_of(packet).offset == 0 else packet
 
 
 def _clamped(data: bytes, mss: int) -> bytes:
-    packet, at = _read(data), transport_at(data)
+    packet, at = read(data), transport_at(data)
     options = frames.Packet(TCP, 0, 0, tcp_options=packet.tcp_options).clamped(mss).tcp_options
     changed = data[: at + 20] + options + data[at + 20 + len(options) :]
     return data if changed == data else _with_residue(changed, TCP, _residue(data, TCP))

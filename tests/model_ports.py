@@ -99,7 +99,7 @@ class Ports:
         begin, end = first_loose(pool), block_range(pool)[1]
         if begin == end or len([block for block in subscriber.blocks if block >= begin]) >= pool.blocks - pool.fixed:
             raise Refused("ports_exhausted")
-        hosts = [int(host) for host in pool.network if int(host) not in self.bed.drained]
+        hosts = [host for host in pool.hosts if host not in self.bed.drained]
         hosts = [subscriber.external] if subscriber.blocks else [home] if home in hosts else hosts
         places = set(itertools.product(hosts, range(begin, end))) - self._taken(pool)
         ours = [(host, block) for host, block in places if self._is_of_our_side(host, block * pool.block)]
@@ -140,7 +140,7 @@ class Ports:
     def _free_blocks(self, subscriber: Subscriber, pool: Pool, protocol: int) -> Iterator[tuple[int, int]]:
         """Blocks that the subscriber may take: nobody's, and not held down wholly."""
         taken = self._taken(pool)
-        hosts = [int(host) for host in pool.network if int(host) not in self.bed.drained]
+        hosts = [host for host in pool.hosts if host not in self.bed.drained]
         hosts = [subscriber.external] if subscriber.blocks else hosts
         for host, block in itertools.product(hosts, range(*block_range(pool))):
             ours = self._is_of_our_side(host, block * pool.block)
@@ -149,8 +149,8 @@ class Ports:
 
     def stays(self, host: int) -> bool:
         """Whether who has no block will have his next on the address that he had last, as it has one that is nobody's."""
-        pool = self.model.pool_of[host]
-        if pool.ratio:
+        pool = self.model.pool_of.get(host)
+        if pool is None or pool.ratio or host in self.bed.drained:
             return False
         taken = self._taken(pool)
         return any((host, block) not in taken for block in range(*block_range(pool)))

@@ -20,6 +20,7 @@ from tests.bed import INTERNAL_REALM, Bed, Port
 from tests.frames import mac_of
 from tests.frames6 import Packet6, is_six_frame, mac_of6
 from tests.model import Model, Session
+from tests.model_unasked import Asked
 from tests.outcome import Outcome, Unchosen
 
 EPOCH = 10_000_000  # tick at which tests begin
@@ -36,6 +37,7 @@ class Pair:
         self.model = Model(bed, self.now)
         self.waiting: list[tuple[str, bytes, int]] = []  # side, frame, until when it may wait (0: not said yet)
         self.received = 0
+        self.told: list[Asked] = []  # when time passed last
         self.core.resolve(*(internal for _, _, (internal, _) in bed.statics), *bed.peers)
 
     def receive(self, arrivals: list[tuple[str, bytes]]) -> list[Result]:
@@ -59,6 +61,7 @@ class Pair:
         judged = []
         for (side, frame, until), result in zip(arrivals, results, strict=True):
             outcome = self.model.receive(side, frame, self.now, self._chosen, until)
+            self.model.unasked.came_as(*self._as_it_was(side, frame))
             until = until or self.now + outcome.patience
             if outcome.verdict == "held" and self.now >= until and not outcome.follows:
                 outcome = self.model.give_up(outcome)
@@ -73,6 +76,13 @@ class Pair:
         self.now = now
         self.core.pass_time(now)
         self.model.pass_time(now)
+        told = self.model.unasked.due()
+        said = self.core.said([asked.place for asked, _ in told])
+        assert len(said) == len(told), f"{len(said)} were told what they asked for in vain, the model says {len(told)}"
+        for (asked, reply), result in zip(told, said, strict=True):
+            assert result.sent and result.verdict in ("", asked.verdict)
+            self._judge_reply(asked.frame, asked.place, result.sent, reply)
+        self.told = [asked for asked, _ in told]
 
     def check(self) -> None:
         """Assert that the sessions are the same and the invariants hold."""

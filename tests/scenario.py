@@ -15,11 +15,14 @@ Fragment header that the line has), `pad BYTES` (behind the datagram), `cut BYTE
 
 Other steps: `64 x inside udp 100.64.0.2:4000+ > ...` (what is marked by + counts up), `resolved ADDRESS` (a neighbour answers;
 what was held leaves), `waits` (what is held is served again), `delete udp ...` (a session, named by an outbound packet), `state
-tcp ...` (of a session), `restart` (of the worker, on the same memory; what waited is lost).
+tcp ...` (of a session), `restart` (of the worker, on the same memory; what waited is lost), `at +7s tells` (whom it has told by
+itself, when that time passed, that what he had asked for is not permitted).
 
 Several cores: `given peer 192.0.2.9` (another core), `given shard 0 role passive authority 192.0.2.9`. What that core shunts to
 this one: `from 192.0.2.9 inside udp ...`; before the side may stand what it says beside: `shard 1`, `epoch 7`, `turned`. What
 is given about shards and peers may change: `now shard 0 role active epoch 2`, `now peer 192.0.2.9 dead`.
+
+A pool may have other addresses, as there is room: `given pool 203.0.113.0/31 spare 2`, `now add 203.0.113.4/31`, `now remove`.
 
 Several ports of a side: `given outside2 address ... gateway ...`; a frame comes `inside2` or `outside2`. By which port one may
 leave the model knows; `by outside2` behind what came out says which. `now leg outside2 carrier lost`, `peer lost`, `lives`.
@@ -40,16 +43,20 @@ from shards import invariants, recovery, sessions
 from shards.state import NAT_SESSION
 from tests import bed6, frames, frames6, shunts
 from tests.bare_core import Core, Result
-from tests.bed import Bed, fill_legs, fill_shards
+from tests.bed import Bed, fill_legs, fill_members, fill_shards
 from tests.bed_rules import fill_policy
 from tests.datagrams import Datagrams
 from tests.frames import endpoint, mac_of, spell
 from tests.model import Session
 from tests.model6 import Session6
+from tests.model_unasked import Asked
 from tests.pair import Pair, sender_of, sender_of6
 
 SCENARIOS = Path(__file__).parent / "scenarios"
-VERBS = ("inside", "outside", "inside2", "outside2", "from", "now", "holds", "state", "resolved", "waits", "delete", "restart")
+VERBS = (
+    "inside", "outside", "inside2", "outside2", "from", "now", "holds", "state", "resolved", "waits", "tells", "delete",
+    "restart",
+)  # fmt: skip
 
 
 @dataclass
@@ -161,6 +168,8 @@ class Runner(Pair):
     def _do_now(self, told: str, *_: object) -> str:
         self.bed.say(told)
         fill_shards(self.core.state, self.bed, self.now)
+        fill_members(self.core.state, self.bed)
+        self.model.learn_pools()
         fill_policy(self.core.state, self.bed)
         fill_legs(self.core.state, self.bed, self.now)
         return ""
@@ -192,6 +201,9 @@ class Runner(Pair):
 
     def _do_waits(self, *_: object) -> str:
         return ", ".join(self._spoken(result) for result in self.wait())
+
+    def _do_tells(self, *_: object) -> str:
+        return ", ".join(_asker(asked) for asked in self.told) or "nobody"
 
     def _do_restart(self, *_: object) -> str:
         self.received -= len(self.waiting)  # frames in the hands of a worker die with it
@@ -245,6 +257,7 @@ class Runner(Pair):
     # --- sessions ---------------------------------------------------------------------------------------------------------
 
     def _go_on(self, when: str) -> None:
+        self.told = []
         if when:
             self.pass_time(round(float(when.strip("+s")) * 1000) + (self.now if when.startswith("+") else self.began))
 
@@ -340,6 +353,14 @@ class Runner(Pair):
             happened = re.sub(rf"(?<![\d.]){re.escape(text)}(?![\d:])", lambda _, name=name: name, happened)  # type: ignore[misc]
         before = self.scenario.lines[step.line].partition("→")[0].rstrip()
         self.scenario.lines[step.line] = f"{before} → {happened}" if happened else before
+
+
+def _asker(asked: Asked) -> str:
+    """Who has asked, and how he is told."""
+    if isinstance(asked.packet, frames6.Packet6):
+        return f"prohibited to {frames6.spell6(asked.packet.source, asked.packet.source_port)}"
+    packet = frames.dissect(frames.split_frame(asked.frame)[4])
+    return f"port-unreachable to {spell(packet.source, packet.source_port)}"
 
 
 def _aligned(lines: list[str]) -> list[str]:

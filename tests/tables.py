@@ -74,8 +74,10 @@ class Tables:
     def mark(self, shard: int) -> None:  # noqa: D102
         self.ends = [end for end in self.ends if end[0][0] != shard]
 
-    def clean(self, shard: int) -> None:  # noqa: D102
-        self.changes = {name for name in self.changes if name[0] != shard}
+    def clean(self, shard: int, cursor: int) -> int:  # noqa: D102
+        mine = sorted(name for name in self.changes if name[0] == shard)
+        self.changes -= set(mine[:AT_ONCE])
+        return cursor + 1 if len(mine) > AT_ONCE else -1
 
     def quiet(self, shard: int) -> bool:  # noqa: D102
         return not self.lap and self.unsent(shard) == 0

@@ -15,6 +15,8 @@ import pytest
 
 from bench.switch import LOCAL_AS, PEER, PEER_AS, Monitor, Switch, core_address, core_address6, eventually, pair, started
 from krononat import client
+from krononat.config import read
+from krononat.models import Pool
 from routing.speaker.ask import ask
 from tests.test_speaker_lab import CORE
 
@@ -51,13 +53,17 @@ class Appliance:
         """The last number that the appliance has said in such a sentence."""
         return int(re.findall(pattern, self.said())[-1])
 
-    def hears(self) -> bool:
+    def pool(self) -> Pool:
+        """What it is given."""
+        return read((self.folder / "core.toml").read_text()).pool[0]
+
+    def hears(self, routes: int = 2) -> bool:
         """Whether the speaker hears the core, and has said everything."""
         try:
             (row,) = ask(self.socket, "cores")[0]
         except OSError:
             return False
-        return bool(row["state"] == "alive" and row["wanted"] == 2 and row["acknowledged"])
+        return bool(row["state"] == "alive" and row["wanted"] == routes and row["acknowledged"])
 
     def there(self) -> bool:
         """Whether the switch has all routes."""
@@ -98,8 +104,25 @@ def test_a_worker_that_dies_while_a_spare_stands_by_changes_no_route(appliance: 
     print(f"\n{appliance.said().splitlines()[-3:]}")
 
 
-def test_a_worker_that_is_replaced_changes_no_route(appliance: Appliance) -> None:
+def test_a_prefix_that_is_added_is_announced_and_the_next_worker_knows_it(appliance: Appliance) -> None:
     eventually(lambda: appliance.said().count("stands by") >= 2 and appliance.hears(), PATIENCE_S)
+    socket, new, before = f"{appliance.folder}/krnan.sock", "198.18.0.0/31", appliance.worker()
+    told = {"do": "pool", "pool": appliance.pool().name, "prefixes": [new]}
+    assert client.ask(socket, {**told, "verb": "add"})["applied"]
+    eventually(lambda: set(appliance.switch.kernel()) == PREFIXES | {new})
+    monitor, moment = Monitor(appliance.switch.place), time.monotonic()
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: appliance.worker() != before and appliance.hears(3))
+    time.sleep(0.5)
+    assert monitor.since(moment) == []
+    monitor.stop()
+    client.ask(socket, {"do": "close", "addresses": ["198.18.0.0", "198.18.0.1"]})
+    assert client.ask(socket, {**told, "verb": "remove"})["applied"]
+    eventually(lambda: appliance.there() and appliance.hears())
+
+
+def test_a_worker_that_is_replaced_changes_no_route(appliance: Appliance) -> None:
+    eventually(lambda: appliance.said().count("stands by") >= 3 and appliance.hears(), PATIENCE_S)
     before, monitor, moment = appliance.worker(), Monitor(appliance.switch.place), time.monotonic()
     client.ask(f"{appliance.folder}/krnan.sock", {"do": "replace"})
     eventually(lambda: appliance.worker() != before and appliance.hears(), PATIENCE_S)

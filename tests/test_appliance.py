@@ -125,10 +125,10 @@ def test_limits_come_from_the_nearest_scope(state: State) -> None:
 def test_pools_are_whole_blocks_of_ascending_addresses(state: State) -> None:
     main, second = state.pools
     assert (main["first_external"], main["externals"], main["first_block"], main["end_block"]) == (0, 6, 2, 5)
-    assert (second["first_external"], second["externals"], second["first_block"], second["end_block"]) == (6, 1, 2, 128)
+    assert (second["first_external"], second["externals"], second["first_block"], second["end_block"]) == (22, 1, 2, 128)
     assert main["blocks_free"] == 18
     assert (np.diff(state.externals["address"][:6].astype(int)) > 0).all()
-    assert state.externals["pool"].tolist() == [0] * 6 + [1]
+    assert state.externals["pool"].tolist() == [0] * 22 + [1] * 17, "room for sixteen more each"
 
 
 def test_rules_stand_in_the_order_device_subscriber_everyone(state: State) -> None:

@@ -181,7 +181,8 @@ def test_another_core_has_none_of_it(tmp_path: Path) -> None:
 
 def test_each_replica_has_ports_of_every_block(state: State) -> None:
     """Blocks of 512: seven in eight are side 0's but for their last chunk. Blocks of 128: of two chunks one each."""
-    large, small = state.chunks["side"][0].reshape(-1, 8), state.chunks["side"][2].reshape(-1, 2)
+    rows = state.chunks["side"][state.pools["first_external"][:2]]
+    large, small = rows[0].reshape(-1, 8), rows[1].reshape(-1, 2)
     assert large[0].tolist() == [0] * 7 + [1] and large[7].tolist() == [1] * 7 + [0]
     assert np.array_equal(large[:7], large[8:15])
     assert small[0].tolist() == [0, 1] and small[7].tolist() == [1, 0]

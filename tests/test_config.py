@@ -86,8 +86,8 @@ def test_the_starter_file_is_right_and_its_comments_are_defaults() -> None:
     uncommented = STARTER
     for key in (
         "xdp-mode", "busy-poll", "frames", "each", "ports", "block-size", "max-blocks-per-subscriber", "filtering", "hairpin",
-        "hold-down-s", "mss-clamp", "inbound-refresh", "tcp-established", "tcp-transitory", "udp", "icmp", "generic",
-        "other-protocols", "errors-per-second", "reject-code", "vlan", "checksums", "core", "shard", "spare",
+        "hold-down-s", "mss-clamp", "inbound-refresh", "unsolicited-syn", "tcp-established", "tcp-transitory", "udp",
+        "icmp", "generic", "other-protocols", "errors-per-second", "reject-code", "vlan", "checksums", "core", "shard", "spare",
     ):  # fmt: skip
         before = uncommented
         uncommented = uncommented.replace(f"\n# {key} = ", f"\n{key} = ", 1)

@@ -62,6 +62,10 @@ def test_what_is_said_stands_in_the_state() -> None:
     state = appliance.offline(config.read(SIX))
     settings = state.settings[0]
     assert (settings["prefixes6"], settings["rules6"], settings["pinholes"], settings["echo6"]) == (1, 2, 1, 0)
+    assert (settings["unasked"], settings["unasked6"]) == (0, 1)  # RFC 5382 REQ-4a, RFC 6092 REC-34
+    wished = SIX.replace("echo = false", 'unsolicited-syn = "silent"') + '[nat]\nunsolicited-syn = "unreachable"\n'
+    other = appliance.offline(config.read(wished)).settings[0]
+    assert (other["unasked"], other["unasked6"]) == (1, 0)
     prefix = state.prefixes6[0]
     assert (int(prefix["network"]), int(prefix["mask"]), prefix["shift"]) == (0x2400C0DE_0000_0000, 0xFFFF_FFFF_FFFF_0000, 8)
     mate = state.prefixes[int(prefix["prefix"])]

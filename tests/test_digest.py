@@ -133,7 +133,7 @@ def test_what_changes_during_the_walk_is_left_out_and_the_rest_compared(twins: T
     assert found == [wire(primary, "sessions", planted)[1]]
     backup.sessions[copy]["external_port"] ^= 1
     primary.sessions["packets"], primary.sessions["external_port"][changing] = before
-    gather.clean(primary, 0)
+    gather.clean(primary, 0, 0, len(primary.extents))
     assert differences(primary, backup) == []
 
 

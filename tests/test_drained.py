@@ -10,11 +10,12 @@ import pytest
 
 from krononat import appliance, config, drained, reload
 from krononat.announcer import LOOK_EACH, Announcer, Property, standings
-from krononat.drained import RETURNING, Drained
+from krononat.drained import Drained
 from krononat.speaking import orders
 from replication.roles import Post
 from routing.announcements import PIECES, Policy, Route, routes, without
 from routing.health import Facts
+from shards.membership import RETURNING
 from shards.state import ACTIVE, DRAINED, OPEN, PASSIVE
 from tests.test_announcer import Far
 from tests.test_config import RIGHT
@@ -104,7 +105,7 @@ def test_who_is_about_to_go_announces_the_whole() -> None:
 def test_an_empty_address_is_withdrawn_and_announced_before_anybody_gets_it() -> None:
     read = config.read(RIGHT.replace("/28", "/30") + BGP)
     state = appliance.offline(read)
-    closed = state.externals["closed"]
+    closed = state.externals["closed"][:4]
     said = Announcer(cast(Any, orders(read, None)), None, lambda now: Facts(), Drained(state))
     far = Far()
     said.attach(far.descriptor, 0)
@@ -153,8 +154,8 @@ def test_a_look_at_thousands_takes_turns(monkeypatch: pytest.MonkeyPatch) -> Non
     """All of a /20 are 64 MB of chunks: too much for a pause between two packets."""
     monkeypatch.setattr(drained, "AT_ONCE", 32)
     state = appliance.offline(config.read(RIGHT.replace("203.0.113.0/28", "203.0.113.0/24")))
-    state.externals["closed"] = DRAINED
-    looked, last = Drained(state), int(state.externals["address"][-1])
+    state.externals["closed"][:256] = DRAINED
+    looked, last = Drained(state), int(state.externals["address"][255])
     assert [len(looked.look().empty) for _ in range(9)] == [*range(32, 257, 32), 256]
     state.chunks["used"][255, 7] = 1
     assert [last in looked.look().empty for _ in range(9)] == [True] * 6 + [False] * 3, "when its turn comes"

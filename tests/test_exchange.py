@@ -6,6 +6,7 @@ import random
 import select
 import socket
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -83,6 +84,34 @@ def test_changes_flow_while_the_snapshot_is_walked() -> None:
         while not room["s1/0"].exchange.synced(3, "s2/0"):
             change(room, "s1/0", 3, chance, 5)
             room.turn()
+        room.until(lambda: same(room, 3))
+
+
+def test_a_copy_begins_when_all_is_clean_of_which_a_turn_does_what_it_has_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance, spared, cleaned = random.Random(3), [0], [0]
+    with Room("s1/0", "s2/0") as room:
+        exchange, tables = room["s1/0"].exchange, room["s1/0"].tables
+        change(room, "s1/0", 3, chance, 3000)
+        clean = tables.clean
+
+        def spare() -> bool:
+            spared[0] += 1
+            return spared[0] == 1
+
+        def count(shard: int, cursor: int) -> int:
+            cleaned[-1] += 1
+            return clean(shard, cursor)
+
+        def begin(begin: Callable[[], None] = exchange._publisher.begin_turn) -> None:
+            begin()
+            spared[0] = 0
+            cleaned.append(0)
+
+        monkeypatch.setattr(exchange, "_spare", spare)
+        monkeypatch.setattr(tables, "clean", count)
+        monkeypatch.setattr(exchange._publisher, "begin_turn", begin)
+        room.pair_up(3, "s1/0", "s2/0")
+        assert max(cleaned) == 1 and sum(cleaned) > 10
         room.until(lambda: same(room, 3))
 
 

@@ -8,6 +8,8 @@ import pytest
 from shards import gather, invariants, journal, sessions, slabs, tcp
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import (
+    CHUNK_PORTS,
+    EXTENT_LINES,
     MAPPING_0,
     MAPPING_1,
     SESSION6_0,
@@ -95,9 +97,9 @@ def test_other_shards_are_not_touched(core: Core) -> None:
     journal.mark(twins.other.state, 2 * line)
     assert gather.drain(twins.other.state, 0, True, 0, EPOCH, told, mapped) == (0, 0)
     assert twins.other.state.dirty.any() and gather.unsent(twins.other.state, 1) == 1
-    gather.clean(twins.other.state, 0)
+    gather.clean(twins.other.state, 0, 0, len(core.state.extents))
     assert gather.unsent(twins.other.state, 1) == 1
-    gather.clean(core.state, 0)
+    gather.clean(core.state, 0, 0, len(core.state.extents))
     assert before.any() and not core.state.dirty.any() and not core.state.summary.any()
 
 
@@ -205,6 +207,33 @@ def test_a_piece_of_a_snapshot_looks_at_no_more_rows_than_it_may(core: Core) -> 
         assert count == (HOSTS if pieces == 0 else 0)
         pieces += 1
     assert pieces == 3
+
+
+def test_a_shard_is_made_clean_by_so_many_extents_at_a_time(core: Core) -> None:
+    slabs.take(core.state, 0, SESSION_0, EXTENT_LINES)
+    journal.mark(core.state, slabs.local_row(core.state, 0, SESSION_0, EXTENT_LINES) << 1)
+    cursor, left = 0, [gather.unsent(core.state, 0)]
+    while cursor != gather.END:
+        cursor = gather.clean(core.state, 0, cursor, 1)
+        left.append(gather.unsent(core.state, 0))
+    assert left == [2 * HOSTS + 1, HOSTS + 1, HOSTS, 0]  # sessions, in two extents, and mappings
+    assert not core.state.dirty.any() and not core.state.summary.any()
+
+
+def test_what_changes_behind_the_cursor_has_changed(core: Core) -> None:
+    cursor = gather.clean(core.state, 0, 0, 1)
+    journal.mark(core.state, slabs.local_row(core.state, 0, SESSION_0, 0) << 1)
+    assert gather.clean(core.state, 0, cursor, 9) == gather.END and gather.unsent(core.state, 0) == 1
+
+
+def test_no_piece_of_ports_at_rest_looks_at_more_chunks_than_it_may(core: Core) -> None:
+    core.state.chunks["epoch"] = 0
+    cursor, out = 0, np.zeros(64, HOLD)
+    while cursor != gather.END:
+        before = cursor
+        count, cursor = gather.holds(core.state, 0, cursor, EPOCH, out)
+        assert count == 0 and (cursor == gather.END or cursor - before <= gather.CHUNKS_AT_ONCE)
+    assert gather.CHUNKS_AT_ONCE * CHUNK_PORTS <= 1 << 16
 
 
 def test_a_session_whose_mapping_is_not_told_of_yet_waits_for_the_drain(core: Core) -> None:

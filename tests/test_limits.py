@@ -144,7 +144,7 @@ def test_a_pool_that_runs_dry_is_told_before_and_not_again_and_again() -> None:
     send(core, START + 1000, LINE.format(10, 4000))
     assert levels(core, START + 1000) == levels(core, START + 2000) == {"pool": "critical"}
     assert usage.sentences(usage.alarms(core.state, ["main"], START)) == [
-        "critical: 90 % of the blocks of pool main are in use: add addresses to it"
+        "critical: 90 % of the blocks of pool main are in use: krononat pool add main PREFIX"
     ]
     core.pass_time(START + 300_500)  # eight ends, the last one is a second younger
     assert levels(core, START + 300_500) == {}

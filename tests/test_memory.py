@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from krononat import memory
-from shards.state import EXTENT_LINES, Sizes, State, open_state, read_header, state_bytes, write_header
+from shards.state import EXTENT_LINES, Sizes, State, new_state, open_state, read_header, state_bytes, write_header
 
 SIZES = Sizes(
     extents=5, buckets=64, externals=2, accounts=4, prefixes=1, devices=1, limits=1, pools=1, rules=1, statics=1, ports=1,
@@ -72,6 +74,48 @@ def test_it_is_sparse_and_populated_ahead_of_the_rows_in_use(made: memory.Memory
     memory.populate(state)
     assert resident(made) > ahead
     assert not state.words.any() and read_header(made.map) == SIZES
+
+
+def test_each_class_that_is_nearly_full_has_an_extent_ready() -> None:
+    sizes = SIZES._replace(extents=40, shards=4)
+    state = new_state(sizes)
+    state.core[0]["next_extent"] = 9
+    state.slabs["extents"][:, :4] = 1
+    state.slabs["fresh"], state.slabs["fresh_end"] = EXTENT_LINES, 2 * EXTENT_LINES
+    assert memory.keep_ahead(state, 0) == 11
+    state.slabs["fresh"][:3, :4] = 2 * EXTENT_LINES - EXTENT_LINES // 8
+    assert memory.keep_ahead(state, 11) == 23
+    state.slabs["fresh"][:, :4] = 2 * EXTENT_LINES
+    state.slabs["extents"][:] = 1
+    assert memory.keep_ahead(state, 23) == 9 + 2 + 16  # no more than that, however many there are
+    assert memory.keep_ahead(state, 27, 31) == 40
+    assert memory.keep_ahead(state, 40, 31) == 40
+
+
+def test_what_is_freed_at_the_heap_s_end_is_kept() -> None:
+    """In a process of its own, whose heap nobody else has touched: freeing and fetching again is no page fault."""
+    told = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout.split()
+    assert told[0] == "True" and int(told[1]) < 20, told
+
+
+FAULTS = """
+import ctypes, resource
+from krononat import memory
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def again():
+    taken = [libc.malloc(60_000) for _ in range(50)]
+    for place in taken:
+        ctypes.memset(place, 1, 60_000)
+    for place in taken:
+        libc.free(place)
+kept = memory.keep_heap()
+again()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    again()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
 def test_the_setting_for_huge_pages_is_given_back() -> None:

@@ -227,7 +227,7 @@ def test_one_of_another_configuration_is_ended_and_told_by_which_key(left: Left,
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"peers": 40}, ""), ({"rules": 4096, "bypasses": 4096}, ""), ({"accounts": 3}, "its memory is of another size")],
+    [({"peers": 40}, ""), ({"rules": 4096, "externals": 500}, ""), ({"accounts": 3}, "its memory is of another size")],
 )
 def test_memory_may_have_more_room_than_today_would_be_made(
     tmp_path: Path, ended: list[int], change: dict[str, int], why: str

@@ -115,11 +115,11 @@ def test_versions_go_round_and_pass_over_zero(running: Running) -> None:
 
 
 def test_what_needs_a_restart_is_named_and_then_nothing_changes(run: Run, running: Running, tmp_path: Path) -> None:
-    wrong = AFTER.replace('prefixes = ["203.0.113.0/28"]', 'prefixes = ["203.0.113.0/28", "203.0.114.0/28"]')
+    wrong = AFTER.replace('prefixes = ["203.0.113.0/28"]', 'prefixes = ["203.0.113.0/28"]\nicmp-address = "203.0.113.5"')
     told = run("config", "apply", written(tmp_path, wrong))
-    assert told.status != 0 and "pool.prefixes" in told.err and "nothing was changed" in told.err
+    assert told.status != 0 and "pool.icmp-address" in told.err and "nothing was changed" in told.err
     assert running.state.settings[0]["rules_version"] == 1
-    assert "needs a restart: pool.prefixes" in run("config", "apply", "-n", written(tmp_path, wrong)).out
+    assert "needs a restart: pool.icmp-address" in run("config", "apply", "-n", written(tmp_path, wrong)).out
     crowd = BEFORE + '[[rule]]\naction = "drop"\n' * (len(running.state.rules) // 2)
     assert "there is room for 64" in run("config", "apply", written(tmp_path, crowd)).err
 

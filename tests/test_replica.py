@@ -11,11 +11,14 @@ import pytest
 from krononat.replica import Replica
 from replication import keys, sender
 from replication.frames import VERSION, Frame
+from shards import invariants
 from shards.state import ABSENT, ACTIVE, JOINING, NO_SIDE
 from tests.bare_core import Core
-from tests.bed import Bed
 from tests.exchanges import ticks
 from tests.fuzz import bed
+from tests.replicas import mappings
+from tests.test_apply import ready, say
+from tests.test_growth import have
 from tests.test_replication6 import BED, MANY, hand
 
 pytestmark = pytest.mark.alone
@@ -62,6 +65,16 @@ def alarm(replica: Replica) -> list[str]:
     return [told for told in replica.alarms(0) if "IPv6" in told]
 
 
+def met(one: Core, other: Core) -> tuple[Replica, Replica]:
+    """Both, connected."""
+    ours, theirs = keys.generate(), keys.generate()
+    first, second = free_ports()
+    return (
+        Replica(one.state, orders("s1/0", first, ours, ("s2/0", second, theirs)), ticks()),
+        Replica(other.state, orders("s2/0", second, theirs, ("s1/0", first, ours)), ticks()),
+    )
+
+
 @pytest.mark.parametrize("version", [VERSION - 1, VERSION])
 def test_an_alarm_says_that_the_backup_s_version_knows_no_ipv6(monkeypatch: pytest.MonkeyPatch, version: int) -> None:
     """Only where there are such sessions, and only at who would lose them."""
@@ -71,14 +84,8 @@ def test_an_alarm_says_that_the_backup_s_version_knows_no_ipv6(monkeypatch: pyte
         opened(one, frame._replace(version=version), now)
 
     monkeypatch.setattr(sender.Sender, "opened", as_before)
-    ours, theirs = keys.generate(), keys.generate()
-    made: Bed = bed(BED + "peer 127.0.0.1\n")
-    one, other = (given(Core(made, ticks()), side) for side in (0, 1))
-    first, second = free_ports()
-    replicas = (
-        Replica(one.state, orders("s1/0", first, ours, ("s2/0", second, theirs)), ticks()),
-        Replica(other.state, orders("s2/0", second, theirs, ("s1/0", first, ours)), ticks()),
-    )
+    one, other = (given(Core(bed(BED + "peer 127.0.0.1\n"), ticks()), side) for side in (0, 1))
+    replicas = met(one, other)
     try:
         exchange = replicas[0].exchange
         until(lambda: replicas[0].conductor.posts[0].role == ACTIVE and exchange.synced(0, "s2/0"), *replicas)
@@ -87,6 +94,31 @@ def test_an_alarm_says_that_the_backup_s_version_knows_no_ipv6(monkeypatch: pyte
         until(lambda: exchange.flushed(0, "s2/0"), *replicas)
         expected = "shard 0 would lose its sessions of IPv6: s2/0 is of a version that knows none"
         assert alarm(replicas[0]) == ([expected] if version < VERSION else []) and alarm(replicas[1]) == []
+    finally:
+        for replica in replicas:
+            replica.exchange.close()
+
+
+def test_rows_with_an_address_that_is_unknown_to_a_backup_come_once_it_knows_it() -> None:
+    """The authority has added it first: what the copy lacks is counted, told, and asked for again; nothing wrong is taken."""
+    text = "pool 203.0.113.8/32 block 64 blocks 2 ports 1024-1151 spare 1\nsubscribers 100.64.0.0/24\npeer 127.0.0.1\n"
+    one, other = (given(Core(bed(text), ticks()), side) for side in (0, 1))
+    ready(one, other)
+    replicas = met(one, other)
+    exchange = replicas[0].exchange
+    try:
+        until(lambda: replicas[0].conductor.posts[0].role == ACTIVE and exchange.synced(0, "s2/0"), *replicas)
+        have(one.state, "203.0.113.4/32", "203.0.113.8/32")
+        for host in range(2, 6):
+            assert say(one, f"udp 100.64.0.{host}:4000 > 198.51.100.9:53", ticks()).verdict == "forwarded_out"
+        until(lambda: replicas[1].exchange.refused_of(0) > 0 and exchange.flushed(0, "s2/0"), *replicas)
+        assert any("lacks" in told for told in replicas[1].alarms(0))
+        assert len(mappings(other.state)) == 2 and invariants.complaints(other.state) == []
+        have(other.state, "203.0.113.4/32", "203.0.113.8/32")
+        replicas[1].enlarge(ticks())
+        until(lambda: sorted(mappings(other.state)) == sorted(mappings(one.state)), *replicas)
+        assert len(mappings(one.state)) == 4 and replicas[1].exchange.refused_of(0) == 0
+        assert not any("lacks" in told for told in replicas[1].alarms(0)) and invariants.complaints(other.state) == []
     finally:
         for replica in replicas:
             replica.exchange.close()

@@ -6,6 +6,7 @@ What cannot be played so is named here with its reason, where its name is a requ
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +21,11 @@ from tests.bed import Bed
 from tests.wired import Stage
 from tests.wired_config import APPLY, CLUSTER, SECONDS
 
-# What was seen of those that the runner cannot tell yet; model, pure and compiled path play them like all others.
-UNTOLD = {
-    "legs-ipv6": "the kernel's own neighbour discovery is counted among what it was given",
-    "rfc6092-rec1-2-3-7-addresses": "the kernel counts frames to groups that it has joined more than once",
-    "rfc4890-sec4.3.4-what-stays-on-its-link": "the kernel counts frames to groups that it has joined more than once",
-    "ipv6-fragments-between-subscribers": "of two fragments that leave at once one is taken for the other",
-    "rfc4787-req9-9a-hairpin-udp": "of two frames that leave at once one is taken for the other",
-    "hostile-frames": "frames longer than the link's MTU: no kernel sends them",
-    "ipv6-hostile-frames": "frames longer than the link's MTU: no kernel sends them",
-}
-FILES = [path for path in wired.in_order(scenario.SCENARIOS.glob("*.nat")) if path.stem not in UNTOLD]
+FILES = wired.in_order(scenario.SCENARIOS.glob("*.nat"))
 TOGETHER = 6  # so many that share a core are worth its start; the others are played by `pytest -m long`
 _OFTEN = {path for group in wired.groups(FILES) if len(group.paths) >= TOGETHER for path in group.paths}
 _RESTARTS = {path for path in FILES if any(step.verb == "restart" for step in scenario.parse(path).steps)}
-# With IPv6 the kernels at both ends speak by themselves now and then, and are counted: 2 of 30 such plays fail by that.
-_SIX = {path for path in FILES if scenario.parse(path).bed.subscribers6}
-_SHORT = _OFTEN - _RESTARTS - _SIX
+_SHORT = _OFTEN - _RESTARTS
 PLAYED = [pytest.param(path, marks=() if path in _SHORT else pytest.mark.long, id=path.stem) for path in FILES]
 
 UNWIRED = {
@@ -44,6 +33,7 @@ UNWIRED = {
     "rfc5508-req5-error-from-a-router-to-the-authority": CLUSTER,
     "rfc4787-req2-drained-address": APPLY,
     "rfc6888-req6-errors": CLUSTER,
+    "rfc6888-req3-added-prefix": APPLY,
     "rfc6888-req6-fragments": APPLY,
     "rfc6888-req6-limits-and-shunts": CLUSTER,
     "rfc6888-req8-hold-down-to-the-millisecond": SECONDS,
@@ -55,8 +45,7 @@ STEPS_LEFT_OUT = {"frames-that-are-wrong": ["frame cut 13"]}  # of an Ethernet h
 
 def test_every_requirement_is_played_over_af_xdp_or_named() -> None:
     left = set(scenario.SCENARIOS.glob("*.nat")) - set(FILES)
-    rest = {path: scenario.parse(path) for path in left if path.stem not in UNTOLD}
-    reasons = {path.stem: wired_config.why_not(told) for path, told in rest.items()}
+    reasons = {path.stem: wired_config.why_not(scenario.parse(path)) for path in left}
     assert {stem: reason for stem, reason in reasons.items() if stem.startswith("rfc")} == UNWIRED
     assert len(FILES) > 5 * len(reasons)
 
@@ -69,6 +58,13 @@ def test_the_command_says_why_a_scenario_cannot_be_played(tmp_path: Path) -> Non
     done = run(lab, ["scenario", str(tmp_path / "x.nat")])
     assert isinstance(done.exception, Trouble)
     assert "x.nat:1: nothing can be given about 'nonsense'" in done.exception.why
+
+
+def test_an_installation_says_that_it_has_no_player(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tests", None)
+    done = click.testing.CliRunner().invoke(lab, ["scenario", str(FILES[0])])
+    assert isinstance(done.exception, Trouble)
+    assert "folder `tests` of the sources" in done.exception.why and "clone" in done.exception.remedy
 
 
 def test_what_nobody_has_said_how_to_configure_is_an_error() -> None:

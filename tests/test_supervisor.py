@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,27 @@ class Place:
         """Answers that the client gets from the server."""
         told = self.inside.run("ping", "-c", str(count), "-i", "0.05", "-W", str(timeout_s), "192.0.2.1", check=False).stdout
         return told.count("bytes from")
+
+    def asks(self, source: str) -> int:
+        """Answers that one address of the client gets from the server, to three questions."""
+        words = ("-I", source, "-c", "3", "-i", "0.05", "-W", "2", "192.0.2.1")
+        return self.inside.run("ping", *words, check=False).stdout.count("bytes from")
+
+    def krononat(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command about the appliance."""
+        return self.core.run(sys.executable, "-m", "krononat", *words, "--socket", self.socket)
+
+    def sessions(self, internal: str) -> list[view.Session]:
+        """Those of an internal address, by their rows."""
+        descriptor = client.memory(self.socket)
+        try:
+            return list(view.sessions(view.open_view(descriptor), view.Filter(source=IPv4Network(internal))))
+        finally:
+            os.close(descriptor)
+
+    def external(self, internal: str) -> str:
+        """External address of an internal one's last session."""
+        return next((told.external for told in reversed(self.sessions(internal))), "")
 
     def until_spare(self, other_than: int = 0) -> None:
         """Until a spare worker stands by."""
@@ -508,6 +530,47 @@ def test_what_was_changed_at_run_time_outlives_the_supervisor_and_a_worker_that_
                 assert f"worker {worker}, which a killed run left, was killed" in place.log.read_text()
                 third.terminate()
                 assert third.wait(20) == 0
+    assert place.settings() == before
+
+
+def test_rfc6888_req3_an_address_is_added_and_taken_away_under_traffic(place: Place) -> None:
+    """Who speaks loses nothing; who comes next gets the new one, on-link, so that the core answers for it; heirs know it."""
+    before, answered, changed = place.settings(), place.config.with_name("ping.txt"), place.config.with_name("more.toml")
+    place.inside.ip("addr add 100.64.0.10/24 dev eth0")
+    old = [f"192.0.2.{number}" for number in range(64, 68)]
+    more = f'prefixes = ["192.0.2.64/30", "192.0.2.96/32"]\ndrain = {json.dumps(old)}'
+    changed.write_text(place.config.read_text().replace('prefixes = ["192.0.2.64/30"]', more))
+    with place.appliance() as process:
+        with answered.open("w") as told:
+            stream = place.inside.start("ping", "-c", "30000", "-i", "0.01", "192.0.2.1", stdout=told)
+        until(lambda: place.external("100.64.0.9") in old, 5)
+        paired = place.external("100.64.0.9")
+        said = place.krononat("config", "apply", str(changed)).stdout
+        assert "changed: pool main: 192.0.2.96 comes (1 address); room for 15 more" in said
+        assert place.asks("100.64.0.10") == 3
+        assert (place.external("100.64.0.9"), place.external("100.64.0.10")) == (paired, "192.0.2.96")
+        time.sleep(0.5)  # until it was left
+        worker = kill_supervisor(place, process)
+        with place.appliance() as heir:
+            assert place.status()["worker"]["pid"] == worker and place.asks("100.64.0.10") == 3
+            stream.send_signal(signal.SIGINT)
+            stream.wait(10)
+            numbers = [int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", answered.read_text())]
+            assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) > 50
+            place.until_spare()
+            os.kill(worker, signal.SIGKILL)
+            until(lambda: place.replaced(worker), 5)
+            assert place.asks("100.64.0.10") == 3 and place.external("100.64.0.10") == "192.0.2.96"
+            lines = [[told.line, told.generation] for told in place.sessions("100.64.0.10")]
+            assert client.ask(place.socket, {"do": "delete", "lines": lines})["deleted"] == len(lines)
+            client.ask(place.socket, {"do": "close", "addresses": old, "undo": True})
+            client.ask(place.socket, {"do": "close", "addresses": ["192.0.2.96"]})
+            assert "goes (1 address)" in place.krononat("pool", "remove", "main", "192.0.2.96").stdout
+            assert "192.0.2.96" not in place.core.ip("route show table local")
+            assert place.asks("100.64.0.10") == 3 and place.external("100.64.0.10") in old
+            heir.terminate()
+            assert heir.wait(20) == 0
+    place.inside.ip("addr del 100.64.0.10/24 dev eth0")
     assert place.settings() == before
 
 

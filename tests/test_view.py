@@ -140,7 +140,7 @@ def test_pools_count_blocks_subscribers_and_ports(state: State) -> None:
         row["external_address"], row["kind"] = address("203.0.113.1"), NAT_MAPPING
     state.externals["closed"][1] = DRAINED
     (pool,) = view.pools(state)
-    assert pool == view.Pool(0, 4, "203.0.113.0", "203.0.113.3", 512, 504, 501, 2, 10, "endpoint-independent", 1)
+    assert pool == view.Pool(0, 4, "203.0.113.0", "203.0.113.3", 512, 504, 501, 2, 10, "endpoint-independent", 1, 0)
     assert list(view.addresses(state, 0)) == [view.Address("203.0.113.1", 3, 2, 10, "drained")]
     assert view.left(state, ["203.0.113.1"]) == [{"address": "203.0.113.1", "use": "drained", "mappings": 10, "sessions": 0}]
 

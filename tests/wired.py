@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards import invariants
-from tests import frames6, scenario, wired_config
+from tests import frames, frames6, scenario, wired_config
 from tests.bare_core import Result
 from tests.bed import Port
 from tests.datagrams import Datagrams
@@ -37,7 +37,8 @@ class WiredRunner(Runner):
         super().__init__(told, core)
         self.left_out: list[str] = []  # steps that cannot be done from outside
         self._identifications: dict[str, str] = {}  # in the file -> of this core
-        self._gateways: dict[tuple[int, int, tuple[str, ...]], int] = {}  # source, destination, allowed ways -> port
+        # The sender as it knows itself, since subscribers share an address outside; destination, allowed ways -> port
+        self._gateways: dict[tuple[bytes, int, tuple[str, ...]], int] = {}
 
     def take(self, step: Step, rewrite: bool) -> None:
         """Do a step; nothing may have happened that nobody expected."""
@@ -98,12 +99,19 @@ class WiredRunner(Runner):
 
     # --- ways ---------------------------------------------------------------------------------------------------------
 
+    def _judge(self, frame: bytes, side: str, result: Result, outcome: Outcome) -> None:
+        """`_way` needs to know who has sent it."""
+        self._judged = frame
+        super()._judge(frame, side, result, outcome)
+
     def _way(self, result: Result, outcome: Outcome) -> tuple[Port, int]:
         """Which gateway a pair of hosts has is by a key of this core's own; but while all live it has one."""
         way = super()._way(result, outcome)
         packet = outcome.packet
         assert packet
-        pair = packet.source, packet.destination, tuple(told.place for told in outcome.ways)
+        data = frames.split_frame(self._judged)[4]
+        sender = data[8:24] if frames6.is_six_frame(self._judged) else data[12:16]
+        pair = sender, packet.destination, tuple(told.place for told in outcome.ways)
         before = self._gateways.setdefault(pair, result.port)
         assert before == result.port or len(outcome.ways) == 1, f"{packet} left by port {result.port}, before by {before}"
         return way

@@ -42,17 +42,15 @@ def why_not(scenario: Scenario) -> str:
     told = [f"{step.verb} {step.told}" for step in scenario.steps]
     if any(words.startswith(("now shard", "now peer", "from ")) for words in told):
         return CLUSTER
-    if any(
-        words.split()[:2] in [["now", word] for word in ("rule", "rule6", "bypass", "no", "drain", "undrain")] for words in told
-    ):
+    if any(words.split()[:2] in [["now", word] for word in _APPLIED] for words in told):
         return APPLY
     return BFD if any(words.startswith("now leg") and "peer lost" in words for words in told) else ""
 
 
 CLUSTER = "needs other cores: the laboratories of clusters have those (tests/test_cluster_lab.py, test_shunt.py)"
 BFD = "needs a neighbour that speaks BFD: tests/test_bfd_live.py and test_legs_lab.py have one"
-_APPLIED = ("rule", "rule6", "bypass", "no", "drain", "undrain")
-APPLY = "needs `krononat config apply` while it runs: tests/test_reload.py has that"
+_APPLIED = ("rule", "rule6", "bypass", "no", "drain", "undrain", "add", "remove")
+APPLY = "needs `krononat config apply` while it runs: tests/test_reload.py and test_growth.py have that"
 PORTS = "rules of a configuration name ports of TCP or of UDP only"
 SECONDS = "timers of a configuration are whole seconds"
 
@@ -88,9 +86,9 @@ def of(bed: Bed, name: str, socket: Path) -> str:
 _PLACED = {
     Bed: "inside outside stick legs lost pools subscribers exceptions devices rules statics silent failed timeouts_s "
     "hold_down_s hairpin refresh mss errors reject_code shards peers two_sides shunts loopback log extents buckets neighbours "
-    "subscribers6 rules6 pinholes transparent echo6 port_timers refusal_codes alarms "
+    "subscribers6 rules6 pinholes transparent echo6 unsolicited unsolicited6 port_timers refusal_codes alarms "
     "quiet protocols bypasses version drained",
-    Pool: "network name block blocks ports filtering shard own ratio fixed",
+    Pool: "network name block blocks ports filtering shard own ratio fixed spare",
     Port: "address on_link gateway inside_gateway vlan mtu partial address6 on_link6 gateway6 inside_gateway6",
     Prefix: "network each pool of limits",
     Rule: "direction protocol action internal remote internal_ports remote_ports",
@@ -166,6 +164,8 @@ def _pools(bed: Bed) -> list[Table]:
             "block-size": pool.block, "max-blocks-per-subscriber": pool.blocks, "filtering": _filtering(pool),
             "shard": pool.shard, "drain": [dotted(host) for host in sorted(bed.drained) if IPv4Address(host) in pool.network],
         }  # fmt: skip
+        if pool.spare:
+            table["spare-addresses"] = pool.spare
         if pool.ratio:
             table |= {"allocation": "deterministic", "subscribers-per-address": pool.ratio}
             table |= {"ports-per-subscriber": pool.fixed * pool.block, "overflow": pool.blocks > pool.fixed}
@@ -244,6 +244,7 @@ def _settings(bed: Bed) -> Table:
         "nat": {
             "hairpin": bed.hairpin, "hold-down-s": bed.hold_down_s, "mss-clamp": bed.mss, "inbound-refresh": bed.refresh,
             "other-protocols": [_protocol(number) for number in sorted(bed.protocols)],
+            "unsolicited-syn": "unreachable" if bed.unsolicited else "silent",
         },
         "timeouts": {
             "allow-short-timers": True, "tcp-established": seconds["established"], "tcp-transitory-open": seconds["opening"],
@@ -260,7 +261,7 @@ def _settings(bed: Bed) -> Table:
             "refusal-code": refusal, "refusal-code6": refusal6,
         },
         "alarms": dict(zip(("warning", "critical", "clear"), bed.alarms, strict=True)),
-        "firewall6": {"echo": bed.echo6},
+        "firewall6": {"echo": bed.echo6, "unsolicited-syn": "prohibited" if bed.unsolicited6 else "silent"},
         "log": {"events": bed.log},
     }  # fmt: skip
 

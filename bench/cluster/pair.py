@@ -23,7 +23,7 @@ import numpy as np
 
 from bench import traffic
 from bench.traffic import FRAME_BYTES
-from krononat import warm
+from krononat import memory, warm
 from replication import keys
 from replication.exchange import Exchange
 from replication.protocol import Peer, Settings
@@ -130,6 +130,7 @@ class Forwarding:
         os.sched_setaffinity(0, {PACKET_CPU})
         scene = traffic.build(flows, ROWS, protocol=TCP, room=flows + universe)
         self.state, self._burst = scene.state, scene.burst
+        _populate(self.state)
         self.state.settings["lifetimes"][:, tcp.STREAM] = LIFETIME
         self._known = traffic.packets_of(scene.frames).copy()
         self._coming = traffic.packets_of(traffic.outbound(flows + np.arange(universe))).copy()
@@ -250,6 +251,7 @@ def apply(channel: Connection, who: Who, room: int) -> None:
     """A core that has nothing of its own and takes what its peer sends; it tells how many sessions it has when asked."""
     os.sched_setaffinity(0, {OTHER_CPU})
     state = traffic.empty(room)
+    _populate(state)
     state.settings["lifetimes"][:, tcp.STREAM] = LIFETIME
     state.shards["role"], state.shards["creates"] = PASSIVE, 0
     ticks = Ticks()
@@ -268,6 +270,12 @@ def apply(channel: Connection, who: Who, room: int) -> None:
                 channel.send(exchange.status() if what == "story" else int(state.shards["sessions"].sum()))
 
 
+def _populate(state: State) -> None:
+    """As the supervisor does for a worker, ahead of it: the first touch of a huge page takes a breath 5 ms."""
+    memory.populate(state)
+    memory.keep_ahead(state, 0, len(state.extents))
+
+
 def _settle() -> None:
     """As the worker does before its first packet.
 
@@ -275,6 +283,7 @@ def _settle() -> None:
     compiler, for 50 ms, whenever it likes.
     """
     warm.load()
+    memory.keep_heap()
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -10,7 +10,7 @@ import click
 from krononat import client
 from krononat import config as configuration
 from krononat.cli.groups import Group
-from krononat.cli.output import output_option, print_json, socket_option
+from krononat.cli.output import output_option, print_changes, print_json, socket_option
 
 FILE = click.Path(path_type=Path)
 
@@ -55,23 +55,14 @@ def show(file: Path | None, form: str, socket: str | None) -> None:
 @output_option()
 @socket_option
 def apply(file: Path, dry_run: bool, form: str, socket: str | None) -> None:
-    """Have the running appliance go by FILE from now on: rules, bypasses, pinholes, timers, what is drained.
+    """Have the running appliance go by FILE from now on: rules, bypasses, pinholes, timers, addresses of pools.
 
     Live sessions are judged by the new rules with their next packet. What needs a restart is named, and then nothing changes.
     """
     read = configuration.load(file)
     request = {"do": "apply", "config": configuration.canonical(read), "dry": dry_run}
     answer = client.ask(client.find_socket(socket), request)
-    if form == "json":
-        print_json({key: answer[key] for key in ("applied", "live", "restart")})
-        return
-    done = "changed" if answer["applied"] else "would change"
-    for key in answer["live"]:
-        click.echo(f"{done}: {key}")
-    for key in answer["restart"]:
-        click.echo(f"needs a restart: {key}")
-    if not answer["live"] + answer["restart"]:
-        click.echo("nothing differs from what runs")
+    print_changes(answer, form)
 
 
 @config.command(epilog="Example: krononat config init > nat1.toml && krononat config check nat1.toml")

@@ -118,3 +118,16 @@ def open_memory(socket: str | None) -> State:
         ) from None
     finally:
         os.close(descriptor)
+
+
+def print_changes(answer: Mapping[str, Any], form: str) -> None:
+    """What another configuration changes, or would change, of an appliance that runs (see `client`)."""
+    if form != "table":
+        print_json({key: answer[key] for key in ("applied", "live", "restart", "pools", "refused") if key in answer})
+        return
+    done = "changed" if answer["applied"] else "would change"
+    told = [f"{done}: {key}" for key in answer["live"]] + [f"{done}: {sentence}" for sentence in answer["pools"]]
+    told += [f"needs a restart: {key}" for key in answer["restart"]]
+    told += [f"would be refused: {answer['refused']}"] if answer.get("refused") else []
+    for line in told or ["nothing differs from what runs"]:
+        click.echo(line)

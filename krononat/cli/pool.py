@@ -1,4 +1,4 @@
-"""`krononat pool`: how much of the external addresses is in use."""
+"""`krononat pool`: how much of the external addresses is in use, and which there are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from krononat import client, deterministic, history
 from krononat import config as configuration
 from krononat.cli.groups import Group
-from krononat.cli.output import open_memory, output_option, print_facts, print_json, print_rows, socket_option
+from krononat.cli.output import open_memory, output_option, print_changes, print_facts, print_json, print_rows, socket_option
 from krononat.values import Endpoint, read_address
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ COLUMNS = (
     "subscribers",
     "ports_used",
     "closed",
+    "room",
 )
 
 
@@ -42,6 +43,7 @@ config_option = click.option(
     required=True,
     help="The file that is, or was, in force; with --at a folder of files named after the time since when.",
 )
+dry_option = click.option("-n", "--dry-run", is_flag=True, help="Only say what would change.")
 at_option = click.option("--at", metavar="TIME", help="When: ISO 8601, UTC unless it says otherwise; -c is a folder then.")
 
 
@@ -75,7 +77,7 @@ class External(click.ParamType[Endpoint]):
 
 @click.group(cls=Group)
 def pool() -> None:
-    """Show the use of external addresses and ports, and whose they are."""
+    """Show the use of external addresses and ports, and whose they are; add, drain and exclude addresses."""
 
 
 @pool.command("list", epilog="Example: krononat pool list")
@@ -114,26 +116,82 @@ def show(name: str | None, form: str, socket: str | None) -> None:
         print_rows(used, ("address", "blocks_used", "subscribers", "ports_used", "use"), form)
 
 
+@pool.command(epilog="Example: krononat pool add main 203.0.113.64/26 --dry-run")
+@click.argument("name")
+@click.argument("prefixes", nargs=-1, required=True)
+@dry_option
+@output_option()
+@socket_option
+def add(name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
+    """Hand out the addresses of PREFIXES, too, from pool NAME: nothing that lives is touched.
+
+    There is room for as many as `spare-addresses` of the pool says (`room` of `krononat pool show`). They are announced first.
+    It holds until the appliance is started again; `prefixes` of the pool in the file make it last.
+    """
+    _change("add", name, prefixes, dry_run, form, socket)
+
+
+@pool.command(epilog="Example: krononat pool remove main 203.0.113.64/26 --dry-run")
+@click.argument("name")
+@click.argument("prefixes", nargs=-1, required=True)
+@dry_option
+@output_option()
+@socket_option
+def remove(name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
+    """Take PREFIXES, or parts of prefixes, out of pool NAME: they must be drained, and empty.
+
+    It holds until the appliance is started again; `prefixes` of the pool in the file make it last.
+    """
+    _change("remove", name, prefixes, dry_run, form, socket)
+
+
+@pool.command(epilog="Example: krononat pool exclude main 203.0.113.0 203.0.113.255")
+@click.argument("name")
+@click.argument("prefixes", nargs=-1, required=True)
+@dry_option
+@output_option()
+@socket_option
+def exclude(name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
+    """Hand out PREFIXES, or addresses, of pool NAME no more; whoever is paired with them stays until his last mapping ends.
+
+    It holds until the appliance is started again; `exclude` of the pool in the file makes it last.
+    """
+    _change("exclude", name, prefixes, dry_run, form, socket)
+
+
+@pool.command(epilog="Example: krononat pool include main 203.0.113.255")
+@click.argument("name")
+@click.argument("prefixes", nargs=-1, required=True)
+@dry_option
+@output_option()
+@socket_option
+def include(name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
+    """Hand out PREFIXES of pool NAME again, or addresses of them, that were excluded."""
+    _change("include", name, prefixes, dry_run, form, socket)
+
+
 @pool.command(epilog="Example: krononat pool drain 203.0.113.7")
 @click.argument("addresses", nargs=-1, required=True)
+@dry_option
 @output_option("jsonl")
 @socket_option
-def drain(addresses: tuple[str, ...], form: str, socket: str | None) -> None:
+def drain(addresses: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
     """Pair nobody with ADDRESSES anew; whoever is paired with them stays so until his last mapping ends.
 
     Prints what is left there; ask again to see it shrink. It holds until the appliance is started again; `drain` of the pool
     in the file makes it last.
     """
-    _close(addresses, False, form, socket)
+    _close(addresses, False, dry_run, form, socket)
 
 
 @pool.command(epilog="Example: krononat pool undrain 203.0.113.7")
 @click.argument("addresses", nargs=-1, required=True)
+@dry_option
 @output_option("jsonl")
 @socket_option
-def undrain(addresses: tuple[str, ...], form: str, socket: str | None) -> None:
+def undrain(addresses: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
     """Hand out ADDRESSES again."""
-    _close(addresses, True, form, socket)
+    _close(addresses, True, dry_run, form, socket)
 
 
 @pool.command(epilog="Example: krononat pool forward 100.64.3.9 -c nat1.toml")
@@ -203,10 +261,19 @@ def _tell(told: dict[str, Any], form: str) -> None:
         )
 
 
-def _close(addresses: tuple[str, ...], undo: bool, form: str, socket: str | None) -> None:
+def _change(verb: str, name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
+    request = {"do": "pool", "verb": verb, "pool": name, "prefixes": list(prefixes), "dry": dry_run}
+    print_changes(client.ask(client.find_socket(socket), request), form)
+
+
+def _close(addresses: tuple[str, ...], undo: bool, dry_run: bool, form: str, socket: str | None) -> None:
     from krononat import view
 
-    client.ask(client.find_socket(socket), {"do": "close", "addresses": list(addresses), "undo": undo})
+    request = {"do": "close", "addresses": list(addresses), "undo": undo, "dry": dry_run}
+    answer = client.ask(client.find_socket(socket), request)
+    if dry_run:
+        print_changes(answer, form)
+        return
     print_rows(view.left(open_memory(socket), addresses), ("address", "use", "mappings", "sessions"), form)
 
 

@@ -13,8 +13,8 @@ from krononat.lab.laboratory import Lab
 from krononat.lab.traffic import Outcome, sha256
 
 GAP_AT_MOST_S = 3.0
-_RATE = "20M"  # bytes/s: the download lasts about five seconds
-_KILL_AFTER_S = 1.5
+_RATE = "40M"  # bytes/s: the download lasts about two and a half seconds
+_KILL_AFTER_S = 1.0
 _PING_EVERY_S = 0.02
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.wired import WiredRunner
 
 
-@click.command(epilog="Example: krononat lab scenario tests/scenarios/rfc5382-req2-three-way-handshake.nat")
+@click.command(epilog="Example: krononat lab scenario tests/scenarios/rfc5382-req2-5-three-way-handshake.nat")
 @output_option()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def scenario(file: Path, form: str) -> None:
@@ -45,8 +45,7 @@ def _played(file: Path) -> tuple[list[dict[str, Any]], str]:
         from tests import scenario as files
         from tests import wired, wired_config
     except ImportError as missing:
-        why = f"the scenarios' model and their player are in the folder `tests`, which is not here ({missing.name})"
-        raise Trouble("scenarios cannot be played here", why, "run it in the folder of the sources") from None
+        raise _no_player(missing.name or str(missing)) from None
     try:
         scenario = files.parse(file)
         reason = wired_config.why_not(scenario) if scenario.steps else "it has no steps"
@@ -57,6 +56,15 @@ def _played(file: Path) -> tuple[list[dict[str, Any]], str]:
     namespaces.need("ip", "ethtool", "nft")
     with wired.stage(f"krns{os.getpid()}-", [file]) as stage:
         return _step_by_step(stage.begin(file))
+
+
+def _no_player(missing: str) -> Trouble:
+    """What to say where the sources are not, or what only they need is not installed."""
+    why, then = f"their player needs {missing}, which is not installed", "./setup.sh in a clone installs what tests need"
+    if missing.partition(".")[0] == "tests":
+        why = "their model and their player are in the folder `tests` of the sources, and this is an installation"
+        then = "run it in a clone, which has the scenarios, too: PYTHONPATH=. krononat lab scenario FILE"
+    return Trouble("scenarios cannot be played here", why, then)
 
 
 def _step_by_step(runner: WiredRunner) -> tuple[list[dict[str, Any]], str]:

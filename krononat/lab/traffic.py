@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,10 +157,15 @@ def port_mapping(lab: Lab) -> Outcome:
 def refused(lab: Lab) -> Outcome:
     """What must not pass: unasked packets from outside, a spoofed source from inside, and SMTP, which a rule rejects."""
     lab.run("c1", "ip", "address", "add", "10.9.9.9/32", "dev", "lo")
-    spoofed = lab.run("c1", "ping", "-c", "3", "-i", "0.05", "-W", "1", "-I", "10.9.9.9", lab.topology.address("h1"))
+    three = ("ping", "-c", "3", "-i", "0.05", "-W", "1")
+    in_vain = (
+        ("c1", *three, "-I", "10.9.9.9", lab.topology.address("h1")),
+        ("h1", *three, _CLOSED_ADDRESS),
+        ("h1", "curl", "-sS", "--max-time", "1", f"http://{_CLOSED_ADDRESS}/"),
+    )
+    with ThreadPoolExecutor(len(in_vain)) as at_once:  # each of them waits for an answer that does not come
+        spoofed, unasked, scanned = at_once.map(lambda words: lab.run(*words), in_vain)
     lab.run("c1", "ip", "address", "delete", "10.9.9.9/32", "dev", "lo")
-    unasked = lab.run("h1", "ping", "-c", "3", "-i", "0.05", "-W", "1", _CLOSED_ADDRESS)
-    scanned = lab.run("h1", "curl", "-sS", "--max-time", "1", f"http://{_CLOSED_ADDRESS}/")
     smtp = lab.run("c1", "curl", "-sS", "--max-time", "5", f"http://{lab.topology.address('h1')}:{servers.SMTP}/")
     passed = [done.args[3] for done in (spoofed, unasked, scanned, smtp) if done.returncode == 0]
     held = not passed and smtp.returncode == 7  # curl could not connect and knew at once: an ICMP error said so (silence: 28)
