@@ -51,6 +51,8 @@ if [ "${1:-}" = tests ]; then # what the benches are held against: testpmd, the 
     wants turnserver coturn # STUN, and who finds out by it what kind of NAT is before him
     wants stun stun-client
     wants nmap nmap
+    wants natpmpc natpmpc # a client of NAT-PMP; libtorrent has one of PCP
+    /usr/bin/python3 -c 'import libtorrent' 2>/dev/null || missing="$missing python3-libtorrent"
     wants tracepath iputils-tracepath
     pkg-config --exists libdpdk 2>/dev/null || missing="$missing libdpdk-dev"
 fi

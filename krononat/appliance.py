@@ -124,6 +124,7 @@ def compose(config: Config, cluster: Cluster | None = None) -> Sizes:
         rules6=rooms(counts(config)["rules6"]),
         pinholes=rooms(len(config.pinhole)),
         bypasses=rooms(len(config.bypass)),
+        grants=1 + (config.pcp.mappings if config.pcp.enabled else 0),
     )
 
 

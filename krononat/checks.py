@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
-from krononat import checks6, checks_bfd, checks_bgp, checks_deterministic, checks_limits, checks_nat, deterministic
+from krononat import checks6, checks_bfd, checks_bgp, checks_deterministic, checks_limits, checks_nat, checks_pcp, deterministic
 from krononat.checks_limits import named_subscribers
 from krononat.locate import ANY, Complaint, Path, nearest
 from krononat.models import SIDES, Config, Leg, Mapping, Rule, Stick, Subscriber, Subscribers
@@ -31,7 +31,7 @@ def refusals(config: Config) -> list[Complaint]:
         _interfaces, _addresses, _loopback, _gateways, _subscribers, _pool_shapes, _pool_names, _pool_overlaps,
         _strangers_in_pools, _devices, _rules, _mappings, _doubled_mappings, _umem, _memif, _shards,
         _control, _icmp_addresses, _clock, *checks6.REFUSALS, *checks_limits.REFUSALS, *checks_nat.REFUSALS,
-        *checks_deterministic.REFUSALS, checks_bgp.refusals, checks_bfd.refusals,
+        *checks_deterministic.REFUSALS, checks_bgp.refusals, checks_bfd.refusals, checks_pcp.refusals,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 
@@ -41,6 +41,7 @@ def doubts(config: Config) -> list[Complaint]:
     looks = (
         _capacity, _lost_ports, _broadcasts, _inside_out, _no_way_out, _lonely_legs, _mortal_shunts, _idle_pools, _idle_rules,
         *checks_limits.DOUBTS, *checks_nat.DOUBTS, *checks_deterministic.DOUBTS, checks_bgp.doubts, checks_bfd.doubts,
+        checks_pcp.doubts,
     )  # fmt: skip
     return [complaint for look in looks for complaint in look(config)]
 

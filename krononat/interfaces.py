@@ -19,7 +19,7 @@ from pyroute2 import IPRoute, NetlinkError
 from pyroute2.ethtool import Ethtool
 from pyroute2.ethtool.ioctl import NotSupportedError
 
-from krononat import appliance6, memory
+from krononat import appliance6, memory, pcp_orders
 from krononat.appliance import SIDES, Link, gateways
 from krononat.client import BAD_CONFIG, Trouble
 from krononat.models import MTU_AT_MOST, Config, Leg, Stick
@@ -281,10 +281,11 @@ def _other_loopbacks(config: Config) -> list[str]:
 
 
 def _loopback(config: Config, host: Host) -> Iterator[Step]:
-    """An address that outlives every leg; the kernel answers for it at all of them."""
+    """Addresses that outlive every leg; the kernel answers for them at all of them."""
     told = config.interfaces.loopback
-    if told and f"{told.address.ip}/32" not in host.loopback:
-        yield Step("address", _LOOPBACK, "", f"{told.address.ip}/32")
+    for address in [*([told.address.ip] if told else []), *pcp_orders.anycast(config)]:
+        if f"{address}/32" not in host.loopback:
+            yield Step("address", _LOOPBACK, "", f"{address}/32")
 
 
 def _on_link_pools(config: Config, port: Leg | Stick) -> list[IPv4Network]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
+import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -46,6 +47,9 @@ counter  sessions_created         core             sessions begun here
 counter  sessions_ended           core,reason      sessions ended here
 gauge    session_table_fill_ratio  core            of the index that is in use
 gauge    memory_fill_ratio        core             of the extents for rows that are in use
+gauge    asked_mappings           core             mappings that subscribers asked for by PCP or NAT-PMP
+counter  pcp_requests             core,result      what hosts sent to the PCP server: served, refused by an error, dropped
+counter  pcp_mappings             core,event       mappings granted, and ended (given up, or their lifetime was over)
 gauge    pool_blocks              core,pool        blocks of ports of a pool
 gauge    pool_blocks_free         core,pool        of these nobody's
 gauge    alarm_level              core,what,pool   how bad it is that something is nearly full: 1 warning, 2 critical
@@ -130,7 +134,7 @@ def gather(path: str) -> Core:
 
 def samples(core: Core) -> Iterator[Sample]:
     """All figures of a core."""
-    for part in (_process, _packets, _rows, _pools, _alarms, _interfaces, _shards, _links, _tallies):
+    for part in (_process, _packets, _rows, _asked, _pools, _alarms, _interfaces, _shards, _links, _tallies):
         for family, labels, figure in part(core):
             yield family, (core.name, *labels), float(figure)
 
@@ -166,6 +170,20 @@ def _rows(core: Core) -> Iterator[Sample]:
     totals = view.totals(core.state)
     yield "session_table_fill_ratio", (), totals["index_entries"] / totals["index_slots"]
     yield "memory_fill_ratio", (), totals["extents_used"] / totals["extents"]
+
+
+def _asked(core: Core) -> Iterator[Sample]:
+    counters = view.counters(core.state)
+    refused, dropped = counters["pcp_refused"], counters["pcp_dropped"]
+    yield "asked_mappings", (), int(np.count_nonzero(core.state.grants["origin"]))
+    for result, figure in (
+        ("served", counters["pcp_requests"] - refused - dropped),
+        ("refused", refused),
+        ("dropped", dropped),
+    ):
+        yield "pcp_requests", (result,), max(figure, 0)
+    for event in ("granted", "ended"):
+        yield "pcp_mappings", (event,), counters[f"pcp_{event}"]
 
 
 def _pools(core: Core) -> Iterator[Sample]:

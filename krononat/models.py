@@ -16,6 +16,7 @@ from krononat.model import Model
 from krononat.models_bgp import Bfd, Bgp
 from krononat.models_filtering import Filtering6, Firewall6, OneFiltering, PoolFiltering, UnsolicitedSyn
 from krononat.models_limits import NO_LIMITS, Limits, Timeouts
+from krononat.models_pcp import Pcp
 from krononat.values import (
     EVERY_PORT,
     Address,
@@ -551,6 +552,7 @@ class Config(Model):
     )
     rule: list[Rule] = Field(default=[], description="Global rules, after those of devices and subscribers.")
     mapping: list[Mapping] = Field(default=[], description="Static mappings.")
+    pcp: Pcp = Field(default=Pcp(), description="Mappings that subscribers ask for.")
     cluster: Cluster | None = Field(default=None, description="The other cores; without it this one is alone.")
     bgp: Bgp | None = Field(default=None, description="What the network is told of it; without it nothing is.")
     bfd: Bfd = Field(default=Bfd(), description="Liveness, as the neighbours see it.")

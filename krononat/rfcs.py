@@ -222,7 +222,8 @@ req8b   may     but for blocks that are assigned for ever
 req8c   may     but where filtering was by address
         > n/a: the exception is allowed, not asked for.
 req9    must    a protocol by which subscribers control mappings, PCP by preference
-        > no: not in this release. The operator gives static mappings (`[[mapping]]`); RFC 6887 is on the list.
+        > `pcp.enabled`: PCP (RFC 6887) and, with `pcp.nat-pmp`, NAT-PMP (RFC 6886); off by default. `krononat mappings list`
+        > shows what was asked for. The operator gives static mappings (`[[mapping]]`).
 req10   should  it can be managed
         > n/a: by Prometheus (`krononat metrics`) and JSON (`-o json`) rather than the NAT-MIB, which RFC 7659 replaced.
 req11a  must    where no mapping can be made the packet is dropped
@@ -241,6 +242,40 @@ req14   should  little is logged
         > One line for a block, not for a mapping.
 req15   should  ports are hard to guess
         > Derived by a keyed function within the subscriber's blocks, and so are the blocks.
+
+6887 Port Control Protocol
+sec7.3  must    options that must be obeyed are, or the request is refused; others are passed over
+        > Always.
+sec8.2  must    requests are checked in order, and errors say what was wrong
+        > Always; what is no request, or comes from no subscriber of this core, is not answered.
+sec8.5  must    the epoch goes on as long as no mapping is lost, and begins anew where one may have been
+        > Of each shard: it goes on in another worker, and begins anew at another core.
+sec11.3 must    MAP: an endpoint that stays the same for whoever has the nonce
+        > Of one port of TCP or UDP; all ports, all protocols and others are UNSUPP_PROTOCOL.
+sec12   may     PEER: the lifetime of a connection's mapping is asked for
+        > no: UNSUPP_OPCODE. A MAP of the same internal port keeps the mapping as well, as all of its remotes share it.
+sec13.1 may     THIRD_PARTY: one host asks for another
+        > `pcp.third-party`, off by default, and within one subscriber only; else UNSUPP_OPTION, or NOT_AUTHORIZED.
+sec13.2 should  PREFER_FAILURE: the suggested endpoint or none
+        > Always. A port must lie in a block of the subscriber's, or in one that can become his.
+sec13.3 may     FILTER: only some remotes may come in by a mapping
+        > no: UNSUPP_OPTION. Filters are a pool's; a mapping that was asked for lets everyone in, but for what rules drop.
+sec14   should  clients learn soon that state was lost
+        > Hosts whose mappings another core has taken over are sent an ANNOUNCE each.
+sec14.1 must    ANNOUNCE is answered
+        > With the epoch.
+sec15   should  lifetimes are neither too short nor too long
+        > `pcp.min-lifetime-s`, `pcp.max-lifetime-s`: 120 s and a day.
+sec15.1 must    lifetime 0 ends what was asked for, and nothing else
+        > Sessions that use the mapping go on, and with them the mapping.
+
+6886 NAT Port Mapping Protocol
+-       may     what PCP came from is served beside it
+        > `pcp.nat-pmp`, on by default where PCP is on; without it its clients are told to speak PCP (RFC 6887 appendix A).
+
+7723 PCP anycast address
+-       may     the server is reached at an address that is everywhere the same
+        > `pcp.anycast`: 192.0.0.9.
 
 7422 Deterministic mapping
 -       may     mappings can be computed from the configuration, both ways

@@ -103,7 +103,7 @@ rec46   may     no ICMPv6 message ends a DCCP state
 rec47   may     packets with Shim6 headers pass for outbound and permitted flows
         > Out always; in by their state: by addresses and protocol, whatever a payload header carries.
 rec48   should  a protocol by which hosts ask for pinholes
-        > By configuration: `[[pinhole]]`. PCP is on the list.
+        > By configuration: `[[pinhole]]`. PCP serves IPv4 only.
 rec49   must    a way to switch it all off
         > `transparent` of [[subscribers]] and of a single subscriber.
 rec50   must    no management service towards the outside

@@ -78,6 +78,11 @@ prefixes = ["203.0.113.0/26"]
 # unsolicited-syn = "silent"    # or "unreachable", after six seconds (docs/limits.md)
 # other-protocols = ["gre", "esp", "sctp", "ipip", "6in4"]   # IPv4 beside TCP, UDP, ICMP (docs/protocols.md)
 
+[pcp]                           # subscribers ask for mappings by PCP or NAT-PMP: docs/pcp.md
+# enabled = false
+# anycast = false               # at 192.0.0.9, too (RFC 7723)
+# mappings-each = 64
+
 [timeouts]                      # seconds
 # tcp-established = 7440
 # tcp-transitory = 240          # or tcp-transitory-open and tcp-transitory-closing

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from krononat import appliance, cluster, heir, interfaces, memory, speaking
+from krononat import appliance, cluster, heir, interfaces, memory, pcp_orders, speaking
 from krononat.answers import Answers, Parts
 from krononat.carrier import Carriers
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
@@ -324,6 +324,7 @@ class Supervisor:
         own = [other.address.ip for there, other in ports if side == "internal" or there != "internal"]
         if (loopback := self._config.interfaces.loopback) and (side == "internal" or loopback.side != "internal"):
             own.append(loopback.address.ip)
+        own += pcp_orders.anycast(self._config) if side != "external" else []
         network = port.address.network
         return own, [network.broadcast_address, network.network_address] if network.prefixlen < 31 else []
 
@@ -423,6 +424,7 @@ class Supervisor:
             "busy_poll": self._config.io.busy_poll,
             "cluster": None,
             "bgp": speaking.orders(self._now, None),
+            "pcp": pcp_orders.orders(self._config, interfaces.indices(self._config)),
         }
         if self._follower:
             told |= self._by_map(self._follower.cluster)

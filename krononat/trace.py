@@ -253,7 +253,7 @@ def _service_stages(state: State, burst: Burst, missed: bool) -> Iterator[Stage]
         protocol = int(row["internal_realm"]) >> 24
         internal = _endpoint(int(row["internal_address"]), int(row["internal_port"]), protocol)
         external = _endpoint(int(row["external_address"]), int(row["external_port"]), protocol)
-        kind = "static mapping" if row["static"] else "mapping"
+        kind = ("mapping", "static mapping", "mapping that was asked for")[int(row["static"])]
         refuses = turned == TURNED_BARE or int(burst.direction[0]) == OUTBOUND
         does = (
             "is what it leaves by; it refuses, and opens nothing"

@@ -105,7 +105,7 @@ class Session(NamedTuple):
 
 def sessions(state: State, wanted: Filter = Filter(), now: int | None = None) -> Iterator[Session]:  # noqa: B008
     """Living sessions that `wanted` chooses, in the order of their rows; `now` in ticks, by default the core's."""
-    for at, rows in _slices(state, NAT_SESSION):
+    for at, rows in slices(state, NAT_SESSION):
         moment = clock.now(state) if now is None else now
         chosen = (rows["kind"] == NAT_SESSION) & (_ticks_left(rows["expiry"], moment) > 0) & wanted.choose(rows)
         for index in np.flatnonzero(chosen):
@@ -120,7 +120,7 @@ def sessions(state: State, wanted: Filter = Filter(), now: int | None = None) ->
 def count_sessions(state: State, wanted: Filter = Filter(), now: int | None = None) -> int:  # noqa: B008
     """How many sessions `sessions` would yield."""
     total = 0
-    for _, rows in _slices(state, NAT_SESSION):
+    for _, rows in slices(state, NAT_SESSION):
         alive = (rows["kind"] == NAT_SESSION) & (_ticks_left(rows["expiry"], clock.now(state) if now is None else now) > 0)
         total += int(np.count_nonzero(alive & wanted.choose(rows)))
     for _, rows, flows in view6.slices(state):
@@ -143,7 +143,7 @@ def session(state: State, line: int, now: int | None = None) -> Session | None:
     return _session(line, rows[0], moment) if alive and _ticks_left(rows["expiry"], moment)[0] > 0 else None
 
 
-def _slices(state: State, kind: int) -> Iterator[tuple[int, Array]]:
+def slices(state: State, kind: int) -> Iterator[tuple[int, Array]]:
     """(number of the first, copy of rows) of all extents of a kind; rows reborn while being copied count as free."""
     source, each = (state.sessions, 1) if kind == NAT_SESSION else (state.mappings, 2)
     for extent in range(min(int(state.core[0]["next_extent"]), len(state.extents))):
@@ -292,7 +292,7 @@ def _ports_used(state: State, rows: Array) -> Array:
     """Mappings of each external address of a pool, whose rows come in the ascending order of addresses."""
     known, count = state.externals["address"][rows], len(rows)
     used = np.zeros(count, np.int64)
-    for _, rows in _slices(state, NAT_MAPPING):
+    for _, rows in slices(state, NAT_MAPPING):
         told = rows["external_address"][rows["kind"] == NAT_MAPPING]
         index = np.minimum(np.searchsorted(known, told), count - 1)
         used += np.bincount(index[known[index] == told], minlength=count)

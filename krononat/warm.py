@@ -17,7 +17,23 @@ from functools import cache
 import numpy as np
 from numba.core import event
 
-from shards import alarms, apply, bfd, cuckoo, doubt, pipeline, recovery, resume, rings, sessions, shard, shunt, slabs, timers
+from shards import (
+    alarms,
+    apply,
+    bfd,
+    cuckoo,
+    doubt,
+    grants,
+    pipeline,
+    recovery,
+    resume,
+    rings,
+    sessions,
+    shard,
+    shunt,
+    slabs,
+    timers,
+)
 from shards.burst import Burst, new_burst
 from shards.frames import LOCAL, QUEUE, RING, Rings, owner
 from shards.memif_rings import LINE
@@ -72,6 +88,15 @@ def _ends() -> None:
     state = _stage()[0]
     sessions.expire(state, 0, 0)
     sessions.delete_lives(state, np.zeros((0, 2), np.int64), 0)
+
+
+def _grants() -> None:
+    state = _stage()[0]
+    grants.subscriber_of(state, 0, 0)
+    grants.find(state, 0, 0, 0, 0)
+    grants.address_of(state, 0, 0, 0)
+    grants.grant(state, 0, 0, 0, 0, 0, 0, False, 0)
+    grants.revoke(state, 0, 0, 0)
 
 
 def _loop() -> None:
@@ -130,6 +155,7 @@ STEPS: list[tuple[str, Callable[[], None]]] = [
     ("attach and recovery", _recovery),
     ("packet path", _pipeline),
     ("ends of sessions", _ends),
+    ("mappings that are asked for", _grants),
     ("loop with rings", _loop),
     ("replication", _replication),
 ]

@@ -37,7 +37,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from krononat import announcer, memory, replica, warm
+from krononat import announcer, memory, pcp_listener, replica, warm
 from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.clock import Clock, ticks
 from krononat.drained import Drained
@@ -75,6 +75,8 @@ class Worker:
         self._replica: replica.Replica | None = None
         self._announced: dict[str, Any] | None = told["bgp"]
         self._announcer: announcer.Announcer | None = None
+        self._pcp: pcp_listener.Listener | None = None
+        self._asked: dict[str, Any] | None = told["pcp"]
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
         self._spoke_at = 0  # tick of the last look at speaker and supervisor
@@ -107,6 +109,9 @@ class Worker:
         if self._cluster:
             self._replica = replica.Replica(self._state, self._cluster, ticks())
             also += self._replica.descriptors()
+        if self._asked:
+            self._pcp = pcp_listener.Listener(self._state, self._asked, ticks())
+            also += self._pcp.descriptors()
         self._rings = rings.open_rings(self._description, self._frames, self._notes, self._lines, also)
         self._others = len(also)
         self._events = {
@@ -213,6 +218,8 @@ class Worker:
             rings.listen(self._rings)
         if self._replica:
             self._more = self._replica.turn(now, called)
+        if self._pcp:
+            self._pcp.turn(now, self._clock.at(now), called)
         changed = self._replica is not None and self._replica.conducted_at == now
         if called or changed or now - self._spoke_at >= SPEAK_EACH:
             self._spoke_at = now

@@ -12,9 +12,10 @@ from shards import cuckoo, gather, journal, nat, ports, sessions, slabs
 from shards.account_rows import BLOCKS_AT_MOST
 from shards.accounts import charge
 from shards.generic import can_be_translated, is_generic
+from shards.grant_rows import CONFIGURED, GRANTED
 from shards.jit import hot, whole
 from shards.native import Word, prefetch
-from shards.records import SHADOW, STATIC
+from shards.records import ASKED, SHADOW, STATIC
 from shards.state import ACTIVE, CHUNK_PORTS, FREE, MAPPING_0, MAPPING_1, NAT_MAPPING, Array, Row, State
 
 _U = np.uint64
@@ -136,12 +137,20 @@ def _update_mapping(state: State, shard: int, half: int, record: Row) -> None:
             journal.mark(state, half)
         return
     row["generation"] = record["generation"]
-    row["static"] = whole(record["flags"]) & STATIC
+    row["static"] = _kept(record)
     if whole(record["flags"]) & SHADOW:
         _overshadow(state, half)
     elif row["remote_port"] != 0:
         _bring_to_light(state, half)
     known(state, half)
+
+
+@hot
+def _kept(record: Row) -> int:
+    """What keeps the mapping while no session uses it."""
+    if whole(record["flags"]) & STATIC:
+        return CONFIGURED
+    return GRANTED if whole(record["flags"]) & ASKED else 0
 
 
 @hot
@@ -265,7 +274,7 @@ def _make_mapping(state: State, shard: int, half: int, account: int, external: i
     row["external_address"] = record["external_address"]
     row["external_port"] = record["external_port"]
     row["sessions"] = stale
-    row["static"] = whole(record["flags"]) & STATIC
+    row["static"] = _kept(record)
     row["remote_port"] = max(whole(record["external_port"]), 1) if _is_shadow(state, shard, record) else 0
     if not cuckoo.insert(state, state.words[half * 4], state.words[half * 4 + 1], half << 1) and stale == 0:
         slabs.free_half(state, half)

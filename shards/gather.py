@@ -16,9 +16,10 @@ import numpy as np
 from shards import journal, ports, slabs, tcp, timers
 from shards.account_rows import BLOCKS_AT_MOST
 from shards.accounts import is_bypassed
+from shards.grant_rows import GRANTED
 from shards.jit import hot, whole
 from shards.native import Word, first_bit, prefetch
-from shards.records import CONTINUED, HAIRPIN, SHADOW, STATIC, UNTRANSLATED
+from shards.records import ASKED, CONTINUED, HAIRPIN, SHADOW, STATIC, UNTRANSLATED
 from shards.sessions import HAIRPIN_HOP, is_living, mapping_of
 from shards.state import (
     CHUNK_PORTS,
@@ -285,9 +286,17 @@ def _write_mapping(state: State, half: int, record: Row) -> None:
     record["generation"] = row["generation"]
     record["klass"] = klass
     record["protocol"] = whole(row["internal_realm"]) >> 24
-    record["flags"] = (STATIC if row["static"] != 0 else 0) | (SHADOW if row["remote_port"] != 0 else 0)
+    record["flags"] = _kept(row) | (SHADOW if row["remote_port"] != 0 else 0)
     record["block"] = _block_of(state, row)
     ship(state, half)
+
+
+@hot
+def _kept(mapping: Row) -> int:
+    """The flag of what keeps a mapping while no session uses it, 0: nothing does."""
+    if mapping["static"] == GRANTED:
+        return ASKED
+    return STATIC if mapping["static"] != 0 else 0
 
 
 @hot

@@ -280,13 +280,13 @@ def _take_loose_block(state: State, holder: int, k: int, start: int, tries: int,
         begin = derive(state.settings, _FOR_BLOCK, whole(account["base"]), realm, 0, k, 1 << 30)
         block = _free_block(state, external, pool, begin, space, now)
         if block >= 0:
-            _hand_out(state, holder, k, external, block, now)
+            hand_out(state, holder, k, external, block, now)
             return True
     return False
 
 
 @hot
-def _hand_out(state: State, holder: int, k: int, external: int, block: int, now: int) -> None:
+def hand_out(state: State, holder: int, k: int, external: int, block: int, now: int) -> None:
     """A block is the account's `k`-th from now on. One of its own may have static mappings in it: it did not count as free."""
     account = state.accounts[holder]
     pool = state.pools[whole(account["pool"])]
@@ -341,7 +341,7 @@ def _take_own(state: State, holder: int, begin: int, end: int, space: int, now: 
         return -1
     for k in range(begin, end):
         if account["blocks"][k] == 0 and _is_free_block(state, external, first + k, pool, space, now):
-            _hand_out(state, holder, k, external, first + k, now)
+            hand_out(state, holder, k, external, first + k, now)
             return k
     if end - begin == pool["fixed_each"]:
         account["barren"] = whole(account["barren"]) | 1 << search

@@ -43,7 +43,9 @@ assert SESSION_RECORD.itemsize == 64
 # CONTINUED, the first eight fields, `row` to `age_s`, are the quarters of the internal and of the remote address.
 CONTINUED = 255
 
-STATIC, SHADOW = 1, 2  # flags of a mapping; a shadow is not found by its internal endpoint (see `apply`)
+# Flags of a mapping; a shadow is not found by its internal endpoint (see `apply`), and one that was asked for stays without a
+# session until who has the authority ends it (see `grants`).
+STATIC, SHADOW, ASKED = 1, 2, 4
 
 MAPPING_RECORD = np.dtype(
     [

@@ -24,6 +24,7 @@ from shards.bfd_rows import BFD
 from shards.core_rows import CORE, SETTINGS
 from shards.event_rows import ALARM, ALARM_POOLS, EVENT
 from shards.fragment_rows import FRAGMENTED, FRAGMENTS, IDENTITIES, PIECES_EACH, SHARES
+from shards.grant_rows import GRANT
 from shards.lifetimes import PORT_TIMER, TIMERS
 from shards.rows6 import FLOW6, PREFIX6, RULE6
 from shards.unasked_rows import QUOTE_BYTES, UNASKED, UNASKED_ROWS
@@ -31,7 +32,7 @@ from shards.unasked_rows import QUOTE_BYTES, UNASKED, UNASKED_ROWS
 Array = NDArray[Any]
 Row = Any  # of a structured array: numpy.void in Python, a record in compiled code
 
-LAYOUT = 6  # of rows and sections; a worker refuses memory of another layout
+LAYOUT = 7  # of rows and sections; a worker refuses memory of another layout
 
 # --- kinds of rows, protocols, sides --------------------------------------------------------------------------------------
 
@@ -95,7 +96,7 @@ MAPPING = np.dtype(
         ("external_port", "u2"),  # generic protocol: its place (see `generic`)
         ("generation", "u2"),
         ("sessions", "u2"),  # that use it; at 0 a dynamic mapping ends
-        ("static", "u1"),  # 1: from the configuration, never ends
+        ("static", "u1"),  # not 0: it stays without a session; from the configuration, or asked for (see `grant_rows`)
         ("kind", "u1"),
     ]
 )
@@ -161,7 +162,8 @@ SHARD = np.dtype(
         ("risen_at", "u4", (3,)),  # ticks of the last promotions after failures, whoever was promoted (roles.RISES_AT_MOST)
         ("risen_epoch", "u4"),  # the last of them made this epoch
         ("icmp_address", "u4"),  # external one, in no pool, that ICMP errors of routers come from; 0 none
-        ("spare", "u1", (8,)),
+        ("granting_since", "u4"),  # second of the packets' clock at which PCP's epoch began (RFC 6887 8.5); 0: never yet
+        ("granting_epoch", "u4"),  # `epoch` in which `grants` were whole
     ]
 )
 assert SHARD.itemsize == 64
@@ -372,6 +374,7 @@ class Sizes(NamedTuple):
     rules6: int = 1
     pinholes: int = 1
     bypasses: int = 1
+    grants: int = 1  # row 0 is none
 
 
 class State(NamedTuple):
@@ -409,6 +412,7 @@ class State(NamedTuple):
     rules6: Array  # RULE6
     pinholes: Array  # RULE6
     bypasses: Array  # RULE: what is not translated; of `directions` INBOUND says who may begin from outside
+    grants: Array  # GRANT
     ports: Array  # PORT
     neighbours: Array  # NEIGHBOUR
     bfd: Array  # BFD; those with an address are sessions
@@ -460,6 +464,7 @@ def _sections(sizes: Sizes) -> list[tuple[str, Any, tuple[int, ...]]]:
         ("rules6", RULE6, (sizes.rules6,)),
         ("pinholes", RULE6, (sizes.pinholes,)),
         ("bypasses", RULE, (sizes.bypasses,)),
+        ("grants", GRANT, (sizes.grants,)),
         ("ports", PORT, (sizes.ports,)),
         ("neighbours", NEIGHBOUR, (sizes.neighbours,)),
         ("bfd", BFD, (sizes.bfd,)),

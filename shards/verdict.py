@@ -224,9 +224,15 @@ METER_NAMES = (
     "unasked_told",  # who asked for a connection that nothing permits, and has been told so
     "unasked_withdrawn",  # who has been told nothing: meanwhile it was permitted, or is not ours to say
     "unasked_overflow",  # who will be told nothing: too many were waiting
+    "pcp_requests",  # that hosts of subscribers sent to the PCP server, those of NAT-PMP included
+    "pcp_refused",  # of these answered by an error
+    "pcp_dropped",  # and not answered: no requests, not a subscriber's of ours, or too many
+    "pcp_granted",  # mappings made because they were asked for
+    "pcp_ended",  # of these those that were given up, or whose lifetime was over
 )
 (
     RECEIVED, ORIGINATED, SUPPRESSED, SESSIONS_CREATED, SESSIONS_EXPIRED, SESSIONS_DELETED, MAPPINGS_CREATED, MAPPINGS_ENDED,
     BLOCKS_TAKEN, BLOCKS_RETURNED, PORTS_DERIVED, PORTS_MOVED, SENT, MSS_CLAMPED, CHECKSUMS_COMPLETED,
-    BFD_SENT, FRAGMENTED, PIECES, UNASKED_TOLD, UNASKED_WITHDRAWN, UNASKED_OVERFLOW,
-) = range(METERS, METERS + 21)  # fmt: skip
+    BFD_SENT, FRAGMENTED, PIECES, UNASKED_TOLD, UNASKED_WITHDRAWN, UNASKED_OVERFLOW, PCP_REQUESTS, PCP_REFUSED, PCP_DROPPED,
+    PCP_GRANTED, PCP_ENDED,
+) = range(METERS, METERS + 26)  # fmt: skip

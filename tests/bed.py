@@ -175,6 +175,7 @@ class Bed(BedRules):
     extents: int = 4  # of rows
     buckets: int = 1 << 15  # of the index
     neighbours: int = 1024
+    grants: int = 32  # mappings that may be asked for
 
     def say(self, statement: str) -> None:
         """Take one statement; ValueError says what is not understood."""
@@ -412,7 +413,7 @@ def new_bed_state(bed: Bed, now: int) -> State:
         limits=1 + len(bed.subscribers + bed.exceptions + bed.devices), pools=len(bed.pools), rules=RULES, bypasses=RULES,
         statics=max(len(bed.statics), 1), shards=1 + max(*(pool.shard for pool in bed.pools), *bed.shards, 0),
         ports=len(bed.ports()), peers=1 + len(bed.peers), neighbours=bed.neighbours,
-        prefixes6=max(len(bed.subscribers6), 1), rules6=RULES, pinholes=max(len(bed.pinholes), 1),
+        prefixes6=max(len(bed.subscribers6), 1), rules6=RULES, pinholes=max(len(bed.pinholes), 1), grants=1 + bed.grants,
     )  # fmt: skip
     state = new_state(sizes)
     fill_shards(state, bed, now)

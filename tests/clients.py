@@ -19,7 +19,7 @@ SHOWN = {"c1": "203.0.113.0", "c2": "203.0.113.4", "c3": "203.0.113.8"}  # of ea
 STUN = ("198.51.100.10", "198.51.100.11")
 STUN_PORT = 3478
 NARROW = {"isp.h2": 1400, "access.c3": 1400}
-PROGRAMS = ("turnserver", "turnutils_natdiscovery", "stun", "nmap", "traceroute", "tracepath")
+PROGRAMS = ("turnserver", "turnutils_natdiscovery", "stun", "nmap", "traceroute", "tracepath", "natpmpc")
 
 _CONFIG = """
 [server]
@@ -37,6 +37,10 @@ gateway = "192.0.2.1"
 
 [memory]
 sessions = 100000
+
+[pcp]
+enabled = true
+anycast = true
 """
 _SUBSCRIBER = """
 [[pool]]

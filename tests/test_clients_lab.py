@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -193,6 +195,110 @@ def test_the_peers_have_no_other_way(lab: Lab) -> None:
 @pytest.mark.parametrize(("first", "second"), [("c1", "h2"), ("h2", "c2"), ("c3", "h2")])
 def test_an_ice_peer_inside_and_one_outside_meet(lab: Lab, first: str, second: str) -> None:
     _all_heard(meet(lab, first, second))
+
+
+# --- mappings that are asked for ------------------------------------------------------------------------------------------
+
+ANYCAST = "192.0.0.9"
+_CALL = """
+import socket, sys
+calling = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+calling.settimeout(3)
+calling.sendto(b"hello", (sys.argv[1], int(sys.argv[2])))
+print(calling.recvfrom(2000))
+"""
+# libtorrent asks for its TCP and its UDP port by PCP, and falls back on NAT-PMP where that is not spoken.
+_TORRENT = """
+import libtorrent, time
+session = libtorrent.session({
+    "listen_interfaces": "0.0.0.0:6881", "enable_natpmp": True, "enable_upnp": False, "enable_lsd": False, "enable_dht": False,
+    "alert_mask": libtorrent.alert.category_t.port_mapping_notification,
+})
+until = time.monotonic() + 30
+while time.monotonic() < until:
+    session.wait_for_alert(100)
+    for alert in session.pop_alerts():
+        print(type(alert).__name__, getattr(alert, "external_port", ""), alert.message(), flush=True)
+"""
+
+
+def natpmpc(lab: Lab, node: str, *words: str, port: int = 7, protocol: str = "udp", lifetime_s: int = 3600) -> tuple[str, int]:
+    """(external address, external port) that a client of NAT-PMP is told."""
+    asked = ("natpmpc", *words, "-a", "0", str(port), protocol, str(lifetime_s))
+    told = lab.run(node, *asked).stdout
+    found = re.search(r"Public IP address : ([\d.]+)(?:.|\n)*Mapped public port (\d+) protocol \w+ to local port", told)
+    assert found, told
+    return found[1], int(found[2])
+
+
+def listed(lab: Lab, origin: str) -> list[tuple[str, int, str, int]]:
+    """Mappings of an origin: (host, port, external address, external port)."""
+    done = lab.krononat("mappings", "list", "--origin", origin, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert all(row["expires_s"] > 0 for row in rows)
+    return sorted((row["internal"], row["internal_port"], row["external"], row["external_port"]) for row in rows)
+
+
+@pytest.mark.parametrize(("node", "words"), [("c1", ()), ("c3", ("-g", ANYCAST))])
+def test_rfc6886_natpmpc_asks_for_a_mapping_and_a_stranger_comes_in_by_it(lab: Lab, node: str, words: tuple[str, ...]) -> None:
+    """c3 is behind a router, so it asks at the anycast address (RFC 7723); its pool filters by address and port."""
+    answering = lab.start(node, f"answers-{node}", (sys.executable, "-c", _ECHO))
+    try:
+        _until_said(lab, f"answers-{node}")
+        address, port = natpmpc(lab, node, *words)
+        assert (TOPOLOGY.address(node), 7, address, port) in listed(lab, "nat-pmp")
+        told = lab.run("h2", sys.executable, "-c", _CALL, address, str(port)).stdout
+        assert told == f"(b'hello', ('{address}', {port}))\n"
+        assert natpmpc(lab, node, *words) == (address, port)
+        assert lab.run(node, "natpmpc", *words, "-a", "0", "7", "udp", "0").returncode == 0
+        assert listed(lab, "nat-pmp") == []
+    finally:
+        answering.kill()
+        answering.wait()
+
+
+def test_rfc6888_req9_libtorrent_asks_by_pcp_and_a_stranger_connects(lab: Lab) -> None:
+    peer = lab.start("c2", "torrent", ("/usr/bin/python3", "-c", _TORRENT))
+    try:
+        until = time.monotonic() + 15
+        while len(rows := listed(lab, "pcp")) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        told = lab.log("torrent").read_text()
+        assert [row[:2] for row in rows] == 2 * [(TOPOLOGY.address("c2"), 6881)], told
+        tcp = re.search(r"portmap_alert (\d+) .*TCP", told)
+        assert tcp and "error" not in told, told
+        done = lab.run("h2", sys.executable, "-c", _CONNECT, rows[0][2], tcp[1])
+        assert done.stdout == "connected\n", done.stderr
+        assert lab.status()["worker"]["late_compilations"] == 0
+    finally:
+        peer.kill()
+        peer.wait()
+
+
+_CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3); print('connected')"
+
+
+def test_nobody_outside_is_answered(lab: Lab) -> None:
+    assert lab.run("h1", "natpmpc", "-g", "192.0.2.2").returncode != 0
+
+
+def test_rfc6887_sec8_5_a_worker_that_is_killed_has_a_successor_that_knows_what_was_granted(lab: Lab) -> None:
+    before, epoch_s = natpmpc(lab, "c1", port=4711), _epoch(lab)
+    killed = lab.worker()
+    os.kill(killed, signal.SIGKILL)
+    until = time.monotonic() + 20
+    while not ((worker := lab.status()["worker"])["ready"] and worker["pid"] != killed) and time.monotonic() < until:
+        time.sleep(0.05)  # in between the kernel says that nobody listens
+    assert natpmpc(lab, "c1", port=4711) == before
+    assert _epoch(lab) >= epoch_s > 0
+
+
+def _epoch(lab: Lab) -> int:
+    """Seconds since the server began, as natpmpc is told."""
+    found = re.search(r"epoch = (\d+)", lab.run("c1", "natpmpc").stdout)
+    assert found
+    return int(found[1])
 
 
 # --- a scan ---------------------------------------------------------------------------------------------------------------

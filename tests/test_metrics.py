@@ -18,7 +18,7 @@ from krononat.lab.cluster import Wanted
 from krononat.lab.laboratory import PROGRAMS, Lab, living
 from krononat.metrics import FAMILIES, Core, Metrics, samples
 from shards.state import ROLES
-from shards.verdict import DROP, FORWARDED_OUT, TABLE_FULL, VERDICTS
+from shards.verdict import DROP, FORWARDED_OUT, PCP_DROPPED, PCP_GRANTED, PCP_REFUSED, PCP_REQUESTS, TABLE_FULL, VERDICTS
 from tests.bare_core import Core as Rows
 from tests.fuzz import RICH, bed
 from tests.test_cli import Run, run
@@ -110,6 +110,17 @@ def test_figures_of_a_core_in_a_cluster(scrape: Any) -> None:
     assert figure(found, "replication_gaps_total", peer="s2/0") == 5
     assert figure(found, "replication_refused_total", reason="lost") == 3
     assert figure(found, "migrations_total", result="done") == 2 and figure(found, "failovers_total") == 4
+
+
+def test_figures_of_what_subscribers_asked_for(scrape: Any) -> None:
+    core = told()
+    for meter, count in ((PCP_REQUESTS, 10), (PCP_REFUSED, 2), (PCP_DROPPED, 3), (PCP_GRANTED, 4)):
+        core.state.counters[meter, 0] = count
+    core.state.grants["origin"][1:5] = 1
+    found = scrape(core)
+    results = [figure(found, "pcp_requests_total", result=result) for result in ("served", "refused", "dropped")]
+    assert results == [5, 2, 3] and figure(found, "asked_mappings") == 4
+    assert [figure(found, "pcp_mappings_total", event=event) for event in ("granted", "ended")] == [4, 0]
 
 
 def test_a_core_that_does_not_answer_hides_no_other(scrape: Any) -> None:

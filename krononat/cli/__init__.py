@@ -18,6 +18,7 @@ COMMANDS = {
     "run": ("krononat.cli.run:run", "Run the appliance in the foreground."),
     "status": ("krononat.cli.status:status", "Show how the appliance is doing."),
     "sessions": ("krononat.cli.sessions:sessions", "List, count, show or delete sessions."),
+    "mappings": ("krononat.cli.mappings:mappings", "List mappings, and who keeps them: sessions, the file, subscribers."),
     "events": ("krononat.cli.events:events", "Show what was translated for whom: the log of NAT events."),
     "drops": ("krononat.cli.drops:drops", "Show what was dropped, why, and what to do about it."),
     "pool": ("krononat.cli.pool:pool", "Show the use of external addresses and ports."),
