@@ -6,7 +6,7 @@
         generator.ask(1, rate=40_000)          # every one that was established is asked again
         generator.wait(ASK)
 
-The loop takes what has come to both ends, serves it, and sends what is due by its orders; it sleeps some 0.1 ms if nothing is.
+The loop takes what has come to both ends, serves it, and sends what is due by its orders; it sleeps some 0.4 ms if nothing is.
 It holds its pace by the clock: what it could not send in time is sent later, up to 10 ms; then it gives up and counts `missed`.
 """
 
@@ -36,7 +36,7 @@ from shards.wire import read8
 
 _AT_ONCE = 64  # of what came and of what is due, in a turn: each row may make another one
 _LATE_NS = 10_000_000
-_REST_US = 50
+_REST_US = 400  # shorter ones take a third of a CPU that cores and switches share, and wake each core for each packet
 _HURRIED = -15  # niceness
 _SETTLING_S = 0.1
 _LAPS = 3  # of the first datagram of each flow of the stream
