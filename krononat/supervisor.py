@@ -392,7 +392,7 @@ class Supervisor:
             self._crew.adopt(self._heritage.member, self._heritage.about["code"])
             self._unadopted.pop_all()
         else:
-            self._crew.start(hurried=self._cluster is None)  # in a cluster others have its shards until it is ready
+            self._crew.start()
         self._keep_off(self._cpu)
         memory.populate(self._state)
         self._extents, self._grows = memory.keep_ahead(self._state, 0), False
