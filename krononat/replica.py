@@ -122,10 +122,6 @@ class Replica:
             self._count_moves()
         return self._more
 
-    def pace(self, crowded: bool) -> None:
-        """Go on as a core does that shares its CPU, or has it for itself."""
-        self.exchange.pace(crowded)
-
     def hand_over(self, now: int) -> None:
         """Give every shard to its backup, where that has a complete copy: packets will find their way there, not here."""
         for shard, post in self.conductor.posts.items():

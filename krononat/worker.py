@@ -40,7 +40,6 @@ import numpy as np
 from krononat import announcer, memory, pcp_listener, replica, warm
 from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.clock import Clock, ticks
-from krononat.crowd import Crowd
 from krononat.drained import Drained
 from krononat.orphan import DESCRIPTORS_AT_MOST, Orphan
 from shards import alarms, bfd, membership, memif, memif_rings, resume, rings, sessions, shard, xsk
@@ -80,7 +79,6 @@ class Worker:
         self._asked: dict[str, Any] | None = told["pcp"]
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
-        self._crowd = Crowd()
         self._spoke_at = 0  # tick of the last look at speaker and supervisor
         self._looked_at = 0  # tick at which it was last seen how full things are
         self._inbox = bytearray(MESSAGE_AT_MOST)
@@ -225,8 +223,6 @@ class Worker:
         changed = self._replica is not None and self._replica.conducted_at == now
         if called or changed or now - self._spoke_at >= SPEAK_EACH:
             self._spoke_at = now
-            if self._replica and self._crowd.look(now):
-                self._replica.pace(self._crowd.is_crowded)
             self._speak(now)
 
     def _speak(self, now: int) -> None:

@@ -28,7 +28,6 @@ from replication.subscriber import Subscriber
 from replication.tables import Sink, Source
 from replication.verify import Verification
 
-CROWDED_BATCH = 10  # ticks between two turns of a core that has no CPU of its own
 READ_NS, TURN_NS = 750_000, 1_500_000  # of a turn: until when messages are read, until when anything new is begun
 LIFELESS_AT_MOST = 3000  # ticks without a life: then the socket is made anew, whatever its monitor says or has missed
 HEARD_AT_MOST = 1024
@@ -63,7 +62,6 @@ class Exchange:
         self._seen: dict[str, int] = {}  # by peer: tick of the last frame
         self._closed: dict[str, int] = {}  # by peer: tick at which its kernel said that its process has ended
         self._ways: dict[str, dict[bytes, tuple[int, int]]] = {}  # by peer and connection: ticks of its first and last frame
-        self._batch = settings.batch  # ticks between two turns of a core that has packets to forward
         self._heard: list[Heard] = []
         self._has_ended = False  # somebody, since the conductor last asked
         self._verifications: dict[tuple[int, str], Verification] = {}
@@ -106,7 +104,7 @@ class Exchange:
             return 0
         left = [self._settings.ping - age(now, sender.pinged) for sender in self._senders.values()]
         if not self._publisher.quiet():
-            left.append(self._batch - age(now, self._publisher.drained))
+            left.append(self._settings.batch - age(now, self._publisher.drained))
         return max(1, min(left, default=self._settings.ping))
 
     def close(self) -> None:
@@ -205,14 +203,7 @@ class Exchange:
         A turn costs packets 0.1 ms, and twice that where it is not all compiled: nothing of it is in the caches.
         """
         since = age(now, self._now)
-        if since >= self._batch or self._batch > self._settings.batch:
-            return since >= self._batch
-        return since > 1 and self._subscriber.takes() and self._link.has_frames()
-
-    def pace(self, crowded: bool) -> None:
-        """Take turns more rarely from now on, or as often as is meant: whether others use this core's CPU, too."""
-        self._batch = max(CROWDED_BATCH, self._settings.batch) if crowded else self._settings.batch
-        self._publisher.batch = self._lanes.batch = self._batch
+        return since >= self._settings.batch or (since > 1 and self._subscriber.takes() and self._link.has_frames())
 
     def turn(self, now: int) -> bool:
         """See `protocol.Exchange`."""

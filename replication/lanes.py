@@ -63,7 +63,7 @@ class Lanes:
     ) -> None:
         self.is_open = False
         self._source = source if isinstance(source, StateSource) and not settings.threshold else None
-        self._publisher, self._link, self.batch = publisher, link, settings.batch
+        self._publisher, self._link, self._batch = publisher, link, settings.batch
         self._take, self._note = take, note
         self._desk = Desk()
         self._lanes: dict[Sender, tuple[_Signature, Lane]] = {}
@@ -109,7 +109,7 @@ class Lanes:
         self.is_open, still = False, True  # closed, if anything fails here
         done = not self._link.others_have_news(self._descriptors)
         done &= age(now, self._since) < self._left and self._link.again == self._again
-        is_due = age(now, self._publisher.drained) >= self.batch
+        is_due = age(now, self._publisher.drained) >= self._batch
         for sender, (_, lane) in self._lanes.items():
             if not sender.waits and not self._pump(sender, lane, is_due, now):
                 still = done = False

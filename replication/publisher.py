@@ -73,7 +73,6 @@ class Publisher:
     def __init__(self, source: Source, settings: Settings) -> None:
         self.lapped = 0  # times that tombstones were overwritten unread
         self._source, self._settings = source, settings
-        self.batch = settings.batch  # ticks for which changes are collected
         self._streams: dict[int, dict[str, Stream]] = {}
         self._all: list[Stream] = []
         self._sweeps: dict[int, Sweep] = {}
@@ -174,7 +173,7 @@ class Publisher:
         records, size, seconds = stream.sender.lag(shard, now)
         emptied = int(self.emptied[shard])
         late = age(now, emptied) if emptied >= 0 else 0
-        if late > 2 * self.batch + 2:
+        if late > 2 * self._settings.batch + 2:
             records, seconds = records + self._source.unsent(shard), max(seconds, late / 1000)
         return Lag(records, size, seconds)
 
@@ -214,7 +213,7 @@ class Publisher:
                 else:
                     more = True
             copying |= stream.phase in (ROWS, HOLDS)
-        if self._streams and age(now, self.drained) >= self.batch:
+        if self._streams and age(now, self.drained) >= self._settings.batch:
             more |= self._drain(now, spare)
         if copying:
             more |= self._copy(now, spare)
@@ -270,7 +269,7 @@ class Publisher:
                 return False
             wanted = [each for each in self._drainable() if each[0] in left]
             if wanted and not spare():
-                self.drained = age(now, self.batch)  # go on in the next turn
+                self.drained = age(now, self._settings.batch)  # go on in the next turn
                 self._put_last(left)
                 return True
         return False
