@@ -23,7 +23,7 @@ QUICK = 10_000  # ticks; a worker that died of a fault sooner after it was ready
 PAUSES = (0, 0, 500, 1000, 2000, 4000, 8000, 8000)  # ticks before the next one, by quick deaths in a row
 SPARE_PAUSES = (200, 1000, 4000, 16_000, 60_000)  # ticks before the next spare, by spares that came to nothing in a row
 STALLED = 10_000  # ticks without a breath
-LOW = 10  # niceness of who is not needed at once while it loads
+LOW = 10  # niceness of a spare while it loads
 
 Given = tuple[Message, Sequence[int]]  # a message, and descriptors that go with it
 
@@ -92,9 +92,9 @@ class Crew:
         """Process number of the spare."""
         return self._next.pid if self._next and self._worker else None
 
-    def start(self, hurried: bool = True) -> None:
-        """Start somebody who takes over as soon as possible; not `hurried`: without taking time from cores that forward."""
-        self._recruit(0 if hurried else LOW)
+    def start(self) -> None:
+        """Start somebody who takes over as soon as possible."""
+        self._recruit(0)
 
     def adopt(self, member: Member, code: str) -> None:
         """Go on with a worker that forwards already. `code`: digest of what it has loaded."""
