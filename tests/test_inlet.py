@@ -76,7 +76,7 @@ def give(taker: Inlet, state: State, header: bytes, body: bytes, way: bytes = OU
 
 def update(number: int, counts: tuple[int, ...], body: bytes, /, **other: Any) -> bytes:
     """Header of changes of shard 0."""
-    told: dict[str, Any] = {"life": LIFE_NUMBER, "number": number, "shard": 0, "epoch": EPOCH, "series": SERIES, "counts": counts}
+    told: dict[str, Any] = {"life": LIFE_NUMBER, "number": number, "epoch": EPOCH, "series": SERIES, "counts": counts}
     return encode(Frame("update", **(told | other)), body)
 
 
