@@ -47,12 +47,25 @@ from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
 
-BURSTS = 16  # of a breath: some milliseconds over a veth, a third of one in memory
+BURSTS = 16  # of a breath at most, in memory or with a CPU that is never given away: a third of a millisecond
+KERNEL_BURSTS = 4  # of one whose packets the kernel copies: most of a millisecond over a veth
+LONG_US, SHORT_US = 2000, 1000  # a breath that takes longer has one of half as many bursts after it, a shorter one a longer one
 LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which takes as long as 900: about 3 and 35 us
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
 SPEAK_EACH = 5  # ms between two looks at what speaker and supervisor say, while packets leave no time to sleep
 LOOK_EVERY = 1000  # ms between two looks at how full things are
 CLUSTER_NAP = 30  # as often as other cores are told that this one lives
+
+
+def bursts_after(bursts: int, took_us: int, most: int) -> int:
+    """How many bursts, `most` at most, the breath may have after one of `bursts` that took so long.
+
+    A breath has one tick for all its packets, and BFD speaks by it. Where others use the CPU, too, sixteen bursts that take ten
+    milliseconds of it have taken 240: longer than BFD waits.
+    """
+    if took_us > LONG_US:
+        return max(1, bursts // 2)
+    return min(most, 2 * bursts) if took_us < SHORT_US else bursts
 
 
 class Worker:
@@ -79,6 +92,7 @@ class Worker:
         self._asked: dict[str, Any] | None = told["pcp"]
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
+        self._bursts = 1  # of the next breath
         self._spoke_at = 0  # tick of the last look at speaker and supervisor
         self._looked_at = 0  # tick at which it was last seen how full things are
         self._inbox = bytearray(MESSAGE_AT_MOST)
@@ -138,7 +152,7 @@ class Worker:
         last, called = 0, True
         while not self._stopping:
             now = ticks()
-            handled = self._breathe(self._clock.at(now), BURSTS)
+            handled = self._breathe(self._clock.at(now), self._bursts)
             if called or now != last:
                 self._chores(now, called)
                 last, called = now, self._more
@@ -168,6 +182,7 @@ class Worker:
         handled = shard.breathe(*given, now, bursts, self._looks)
         core, took_us = self._state.core[0], (time.monotonic_ns() - begun) // 1000
         core["longest_breath_us"] = max(int(core["longest_breath_us"]), took_us)
+        self._bursts = bursts_after(self._bursts, took_us, BURSTS if self._lines or self._busy else KERNEL_BURSTS)
         return int(handled)
 
     def _stop(self, *_: object) -> None:
