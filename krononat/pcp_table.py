@@ -33,6 +33,7 @@ from shards.verdict import (
 ENDED_AT_ONCE = 64  # mappings whose lifetime is over, in one turn
 SEEN_AT_ONCE = 8192  # rows looked at in one turn of the walk: some tens of us
 EXTENTS_AT_ONCE = 64
+_VOID_AT_MOST = 1024  # times to look again that are in the heap for nothing
 TOLD_AT_ONCE = 16  # hosts told of a new epoch in one turn
 
 RESULTS = {
@@ -102,6 +103,8 @@ class GrantTable:
             return pcp.USER_EX_QUOTA
         if not self._free:
             return pcp.NO_RESOURCES
+        if wish.exact and wish.wanted < 0:
+            return pcp.CANNOT_PROVIDE_EXTERNAL
         verdict, half = grants.grant(
             self._state, self._realm, wish.internal, wish.protocol, wish.port, max(wish.wanted, 0), wish.wanted_port,
             wish.exact, self.now,
@@ -180,6 +183,9 @@ class GrantTable:
         """Look at a row again when its lifetime will be over."""
         self._due_at[number] = int(self._state.grants[number]["expires_s"])
         heapq.heappush(self._due, (self._due_at[number], number))
+        if len(self._due) > 2 * len(self._due_at) + _VOID_AT_MOST:  # whoever asks and takes back leaves one each time
+            self._due = [(due_s, row) for row, due_s in self._due_at.items()]
+            heapq.heapify(self._due)
 
     def _forget(self, number: int) -> None:
         """The row is free again."""
@@ -271,6 +277,8 @@ class GrantTable:
     def _adopt(self, half: int) -> None:
         """Keep a mapping that came from another core, as long as whoever asked for it may think that it lives; or let it go."""
         mapping = self._state.mappings[half]
+        if (before := self._row_of.get(half)) is not None:  # of another mapping, which was here, and has ended
+            self._forget(before)
         if not self._longest_s or not self._free:
             grants.revoke(self._state, half, int(mapping["generation"]), self.now)
             return

@@ -15,7 +15,7 @@ from krononat import appliance, checks_nat, deterministic
 from krononat.client import NOT_FOUND, Trouble
 from krononat.models import Config, Pool
 from krononat.models_limits import NO_LIMITS
-from shards.membership import RETURNING
+from shards.membership import COMING, RETURNING
 from shards.state import DRAINED, OPEN, State
 
 _TABLES = ("rule", "bypass", "pinhole", "nat", "firewall6", "icmp", "alarms", "log", "timeouts")
@@ -120,8 +120,12 @@ def _opened(config: Config, before: int) -> int:
 def _closures(state: State, after: Config) -> Iterator[tuple[int, int]]:
     """(row, what it is from now on) of each external address for which that is another than it was."""
     wanted = appliance.closures(after.pool)
+    prefixes = [prefix for pool in after.pool for prefix in pool.prefixes]
+    ours = [(int(prefix.network_address), int(prefix.broadcast_address)) for prefix in prefixes]
     for row, address in enumerate(state.externals["address"].tolist()):
         before = int(state.externals["closed"][row])
+        if not any(first <= address <= last for first, last in ours) or (before == COMING and address not in wanted):
+            continue  # it is going or coming, which is the worker's to do: see `growth`
         told = wanted.get(address, _opened(after, before))
         if before != told:
             yield row, told

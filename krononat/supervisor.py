@@ -372,7 +372,8 @@ class Supervisor:
 
     def _hire(self) -> None:
         """Start the worker; the rest of the way up is `_open`, when it is ready."""
-        self._neighbours = Neighbours(self._state, interfaces.indices(self._config))
+        self._indices = interfaces.indices(self._config)
+        self._neighbours = Neighbours(self._state, self._indices)
         self._undoing.callback(self._neighbours.close)
         self._selector.register(self._neighbours, selectors.EVENT_READ, self._hear_of_neighbours)
         self._carriers = Carriers(self._state, [device.ifindex for device in self._devices])
@@ -424,7 +425,7 @@ class Supervisor:
             "busy_poll": self._config.io.busy_poll,
             "cluster": None,
             "bgp": speaking.orders(self._now, None),
-            "pcp": pcp_orders.orders(self._config, interfaces.indices(self._config)),
+            "pcp": pcp_orders.orders(self._config, self._indices),
         }
         if self._follower:
             told |= self._by_map(self._follower.cluster)

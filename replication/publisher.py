@@ -217,7 +217,7 @@ class Publisher:
             more |= self._drain(now, spare)
         if copying:
             more |= self._copy(now, spare)
-        if age(now, self._swept) >= SWEEP_EVERY and spare():
+        if age(now, self._swept) >= SWEEP_EVERY and (spare() or age(now, self._swept) >= 4 * SWEEP_EVERY):
             self._swept = now
             self._sweep(now)
         return more
@@ -229,12 +229,11 @@ class Publisher:
         """
         cursor = self._cleaning.pop(shard, 0)
         if any(stream.begun for stream in self._streams[shard].values()):
-            return spare()
-        while cursor >= 0:
-            if not spare():
+            return True
+        while (cursor := self._source.clean(shard, cursor)) >= 0:
+            if not spare():  # asked after a piece: on a crowded CPU a turn's time may be over before it begins
                 self._cleaning[shard] = cursor
                 return False
-            cursor = self._source.clean(shard, cursor)
         return True
 
     def _begin(self, stream: Stream, now: int, snapshot: bool) -> None:
@@ -349,13 +348,14 @@ class Publisher:
 
     def _copy(self, now: int, spare: Callable[[], bool]) -> bool:
         """Pieces of copies, in turn for each peer. True: time ran out before."""
-        copying = [stream for stream in self.all() if stream.phase in (ROWS, HOLDS)]
+        copying, pieces = [stream for stream in self.all() if stream.phase in (ROWS, HOLDS)], 0
         while copying:
             for stream in copying:
-                if not spare():
+                if pieces and not spare():
                     return True
                 if stream.sender.ready_for_chunk:
                     self._piece(stream, now)
+                    pieces += 1
             copying = [stream for stream in copying if stream.phase in (ROWS, HOLDS) and stream.sender.ready_for_chunk]
         return False
 
