@@ -58,8 +58,8 @@ class Replica:
         self._underway: set[int] = set()  # shards whose move is not counted yet
         self._moves, self._mismatch = {"done": 0, "failed": 0}, 0
         self._now = now
-        self._prepared, self.conducted_at = now - PREPARE_EACH, now - CONDUCT_EACH
-        self._more = self._busy = False
+        self._prepared, self._conducted = now - PREPARE_EACH, now - CONDUCT_EACH
+        self._more = False
         self.faults, self._fault = 0, ""
 
     def follow(self, told: Mapping[str, Any], now: int) -> None:
@@ -111,13 +111,11 @@ class Replica:
         if now - self._prepared >= PREPARE_EACH:
             self._prepared = now
             shunt.prepare(self._state, now)
-        moving = self.conductor.is_moving
-        more = self._guarded(self.exchange.turn, now)
-        news = self.exchange.has_news or self.conductor.is_wanted
-        if moving or self._busy or news or now - self.conducted_at >= CONDUCT_EACH:
-            self.conducted_at = now
-            self._busy = self._guarded(self.conductor.turn, now)
-        self._more = more or self._busy
+        moving, conducts = self.conductor.is_moving, called or self._more
+        self._more = self._guarded(self.exchange.turn, now)
+        if moving or conducts or self.exchange.was_whole or now - self._conducted >= CONDUCT_EACH:
+            self._conducted = now
+            self._more |= self._guarded(self.conductor.turn, now)
         if moving:
             self._count_moves()
         return self._more

@@ -115,8 +115,7 @@ def _loop() -> None:
 
 
 def _replication() -> None:
-    from replication import inlet, rows, steady
-    from replication.intake import new_inlet
+    from replication import rows, steady
     from replication.lanes import Desk
     from replication.quiet import Quiet
 
@@ -147,7 +146,6 @@ def _replication() -> None:
     steady.pump(state, Desk().lane(book, np.zeros((0, steady.STREAM_COLUMNS), np.int64), by_shard), True, 1, 0)  # no socket
     steady.acknowledge(*book, 0, 0, 0)
     steady.has_room(book.columns)
-    inlet.take(state, new_inlet(np.zeros((1, inlet.WAY_COLUMNS), np.int64)), 0)  # no socket: there is nothing
 
 
 STEPS: list[tuple[str, Callable[[], None]]] = [

@@ -52,7 +52,6 @@ KERNEL_BURSTS = 4  # of one whose packets the kernel copies: most of a milliseco
 LONG_US, SHORT_US = 2000, 1000  # a breath that takes longer has one of half as many bursts after it, a shorter one a longer one
 LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which takes as long as 900: about 3 and 35 us
 NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
-SPEAK_EACH = 5  # ms between two looks at what speaker and supervisor say, while packets leave no time to sleep
 LOOK_EVERY = 1000  # ms between two looks at how full things are
 CLUSTER_NAP = 30  # as often as other cores are told that this one lives
 
@@ -93,7 +92,6 @@ class Worker:
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
         self._bursts = 1  # of the next breath
-        self._spoke_at = 0  # tick of the last look at speaker and supervisor
         self._looked_at = 0  # tick at which it was last seen how full things are
         self._inbox = bytearray(MESSAGE_AT_MOST)
         self._lost, self._faults = False, 0  # the connection to the speaker; of announcing
@@ -235,13 +233,6 @@ class Worker:
             self._more = self._replica.turn(now, called)
         if self._pcp:
             self._pcp.turn(now, self._clock.at(now), called)
-        changed = self._replica is not None and self._replica.conducted_at == now
-        if called or changed or now - self._spoke_at >= SPEAK_EACH:
-            self._spoke_at = now
-            self._speak(now)
-
-    def _speak(self, now: int) -> None:
-        """With the speaker, and with the supervisor."""
         if self._announcer:
             self._guarded(self._announcer, now)
         if self._orphan.since is not None:

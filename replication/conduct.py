@@ -136,18 +136,13 @@ class Conductor:
         news = [self._hear(message) for message in self._exchange.heard()]
         evidence = self._look_at_peers(now)
         busy = self._work(now)
-        if any(news) or self.is_wanted or self.is_moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
+        wanted = any(int(self._state.shards[shard]["wanted"]) != count for shard, count in self._wanted.items())
+        if any(news) or wanted or self.is_moving or evidence != self._evidence or now - self._last >= LOOK_EACH:
             self._evidence, self._last = evidence, now
             changed = [shard for shard in self.posts if self._decide(shard, now)]
             if changed or self._is_to_be_told(now):
                 self._tell(now)
         return busy
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether packets have asked, since this was last decided about, for a shard that we do not serve."""
-        counted = self._state.shards["wanted"]
-        return any(counted[shard] != count for shard, count in self._wanted.items())
 
     @property
     def is_moving(self) -> bool:
@@ -207,11 +202,7 @@ class Conductor:
     def _others(self, shard: int, now: int) -> list[Told]:
         told = self._told[shard]
         found = [told.get(name) or self._by_map(shard, name) for name in self._peers]
-        return [self._as_seen(each, now) for each in found]
-
-    def _as_seen(self, told: Told, now: int) -> Told:
-        evidence = self._exchange.evidence(told.name, now)
-        return told if told.evidence == evidence else told._replace(evidence=evidence)
+        return [each._replace(evidence=self._exchange.evidence(each.name, now)) for each in found]
 
     def _by_map(self, shard: int, name: str) -> Told:
         """Who has said nothing yet may have begun, where we cannot hear it, with the side that the map gives it."""

@@ -16,7 +16,6 @@ from typing import Any
 
 from replication import older, verify
 from replication.frames import Frame, Refused, decode, none_refused
-from replication.intake import Intake
 from replication.keys import Key
 from replication.lanes import Lanes
 from replication.link import Link, Message
@@ -51,19 +50,18 @@ class Exchange:
     ) -> None:
         self.refused = none_refused()
         self.longest_turn_ns = self.turns = 0
+        self.was_whole = True  # the last turn: not only changes were sent
         self._source, self._sink, self._settings, self._clock = source, sink, settings, clock
         self._link = Link(me, key, settings.cpus, self.refused)
         self._publisher = Publisher(source, settings)
         self._subscriber = Subscriber(sink)
         self._lanes = Lanes(source, self._publisher, self._link, settings, self._take_aside, self._note_heard)
-        self._intake = Intake(sink, self._link, self._subscriber, self._note_taken)
         self._senders: dict[str, Sender] = {}
         self._receivers: dict[str, Receiver] = {}
         self._seen: dict[str, int] = {}  # by peer: tick of the last frame
         self._closed: dict[str, int] = {}  # by peer: tick at which its kernel said that its process has ended
         self._ways: dict[str, dict[bytes, tuple[int, int]]] = {}  # by peer and connection: ticks of its first and last frame
         self._heard: list[Heard] = []
-        self._has_ended = False  # somebody, since the conductor last asked
         self._verifications: dict[tuple[int, str], Verification] = {}
         self._until = self._now = 0
 
@@ -79,7 +77,7 @@ class Exchange:
         self._lanes.close()
         self._link.meet(peer, now)
         self._senders[peer.name] = Sender(peer.name, self._link, now, self._settings.ping)
-        self._receivers[peer.name] = Receiver(peer.name, self._link, self.refused, self._intake.meet(peer.name))
+        self._receivers[peer.name] = Receiver(peer.name, self._link, self.refused)
 
     def part(self, peer: str) -> None:
         """Forget a peer, and all streams to it and copies from it."""
@@ -87,7 +85,6 @@ class Exchange:
         for stream in [stream for stream in self._publisher.all() if stream.sender.peer == peer]:
             self.stream(stream.shard, peer, False)
         self._subscriber.part(peer)
-        self._intake.part(peer)
         self._link.part(peer)
         del self._senders[peer], self._receivers[peer]
         self._seen.pop(peer, None)
@@ -119,14 +116,9 @@ class Exchange:
         frame = Frame("told", fields={"t": kind, "f": fields})
         return peer in self._senders and self._senders[peer].put(frame, b"", self._now, self._now)
 
-    @property
-    def has_news(self) -> bool:
-        """Whether a conductor should look at once: messages for it have come, or a peer's process has ended."""
-        return bool(self._heard) or self._has_ended
-
     def heard(self) -> list[Heard]:
         """See `protocol.Exchange`."""
-        heard, self._heard, self._has_ended = self._heard, [], False
+        heard, self._heard = self._heard, []
         return heard
 
     def evidence(self, peer: str, now: int) -> Evidence:
@@ -210,7 +202,8 @@ class Exchange:
         begun = self._clock()
         self._now = now
         self._publisher.begin_turn()
-        more = not self._lanes.turn(now) and self._whole_turn(now, begun)
+        self.was_whole = not self._lanes.turn(now)
+        more = self.was_whole and self._whole_turn(now, begun)
         self.turns += 1
         self.longest_turn_ns = max(self.longest_turn_ns, self._clock() - begun)
         return more
@@ -226,8 +219,7 @@ class Exchange:
         self._until = begun + TURN_NS
         more |= self._subscriber.turn(now, self._spare, self._receivers)
         for receiver in self._receivers.values():
-            if receiver.owes:
-                receiver.acknowledge(now, self._subscriber.installed)
+            receiver.acknowledge(now, self._subscriber.installed)
         for sender in self._senders.values():
             sender.turn(now, self._publisher.told_in_pings)
             if age(now, sender.lifeless) > LIFELESS_AT_MOST:
@@ -252,11 +244,11 @@ class Exchange:
 
     def _read(self, now: int) -> bool:
         """Messages of peers. True: time ran out before there was none left."""
-        while (message := self._intake.fetch(now, self._spare)) is not None:
+        while (message := self._link.fetch()) is not None:
             self._try(self._take, message, now)
             if not self._spare():
                 return True
-        return self._intake.more
+        return False
 
     def _look(self, now: int) -> None:
         """Answers, and what happened to connections."""
@@ -272,7 +264,7 @@ class Exchange:
         for peer in changes.ended:
             self._senders[peer].over()
         for peer in changes.dead:
-            self._closed[peer], self._has_ended = now, True
+            self._closed[peer] = now
 
     def _try(self, take: Callable[[Message, Frame, int], None], message: Message, now: int) -> None:
         """Take a message; whatever is wrong with it is counted."""
@@ -292,9 +284,6 @@ class Exchange:
             receiver, late = self._receivers.get(peer), age(now, self._closed[peer]) > self._settings.late
             if late or (way and receiver is not None and way != receiver.way):  # another process; or we had misjudged this one
                 del self._closed[peer]
-
-    def _note_taken(self, peer: str, now: int) -> None:
-        self._note_life(peer, self._receivers[peer].way, now)
 
     def _note_heard(self, peer: str, now: int) -> None:
         self._seen[peer] = now
@@ -434,8 +423,8 @@ class Exchange:
             "bytes_sent": size,
             "lag_ms": {f"p{part}": sender.percentile(part / 100) for part in (50, 99, 100)},
             "gaps": receiver.gaps,
-            "frames_received": receiver.taken[0],
-            "bytes_received": receiver.taken[1],
+            "frames_received": receiver.frames,
+            "bytes_received": receiver.bytes,
         }
 
     def _stream_status(self, shard: int, peer: str) -> dict[str, Any]:

@@ -55,11 +55,6 @@ class Inquest:
             self._questions[peer] = _Question(asking, endpoint, address, now, again)
             self._poll.register(asking, select.EPOLLOUT)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether anything is being found out."""
-        return bool(self._questions or self._let_in)
-
     def dead(self, now: int) -> list[str]:
         """Whose kernels have answered that nobody listens there. Each is told once."""
         for peer, (endpoint, since) in list(self._let_in.items()):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import select
 import struct
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -251,36 +250,6 @@ class Link:
 
     # --- receiving --------------------------------------------------------------------------------------------------------
 
-    @property
-    def router(self) -> int:
-        """Address of the socket that peers send to, as ZeroMQ's functions take it."""
-        return int(self._router.underlying)
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether a peer has sent something that can be read now."""
-        self._skip()
-        return self._skipping is None and self._readable(self._router)
-
-    def is_read(self) -> None:
-        """Somebody else has read all that peers have sent."""
-        self._news.discard(self._descriptors[self._router])
-
-    def received(self, way: bytes, user: Callable[[], str], header: bytes, body: Array, parts: int) -> Message:
-        """A message of a peer that somebody else has received, but for its third part behind the way and what follows.
-
-        `user` tells whose connection that is, of one that has not been heard of yet.
-        """
-        if way not in self._whose:
-            self._whose[way] = user()
-            self._forget_ways()
-        if parts > 2:
-            self._skipping = self._router
-            self._skip()
-        if parts != 2 or not header or len(body) > BODY_AT_MOST:
-            return Message(self._whose[way], way, b"", self._body[:0])  # which no frame is
-        return Message(self._whose[way], way, header, body)
-
     def fetch(self) -> Message | None:
         """The next message of any peer, in the order of each."""
         if self._skipping is not None or not self._readable(self._router):
@@ -334,10 +303,8 @@ class Link:
 
     def look(self, now: int) -> Changes:
         """Let in who may come in; which connections of ours have begun and ended since the last look."""
-        changes = Changes([], [], [])
-        if self._is_quiet:
-            return changes
         self._open_door()
+        changes = Changes([], [], [])
         for peer, monitor in self._monitors.items():
             for event in self._events(monitor):
                 (changes.begun if event == _BEGUN else changes.ended).append(peer)
@@ -352,13 +319,6 @@ class Link:
         if len(self._connected) < len(self._peers):
             self._remake(now)
         return changes
-
-    @property
-    def _is_quiet(self) -> bool:
-        """Whether only frames and answers to them can have come: then nobody knocks, and no connection has changed."""
-        talking = (self._router, *self._dealers.values())
-        quiet = self._news <= {self._descriptors[socket] for socket in talking}
-        return quiet and len(self._connected) == len(self._peers) and not self._inquest.is_open
 
     def _open_door(self) -> None:
         """Who knocks? Let in those who may come in."""

@@ -11,10 +11,8 @@ import secrets
 from collections.abc import Callable
 
 from replication.frames import UNDERSTOOD, Counts, Frame, Refused, encode
-from replication.inlet import BYTES, FRAMES, GOT, KEY, KEY_AT_MOST, KEY_BYTES, LIFE, NEXT, OWED
 from replication.link import Link
 from replication.protocol import Fields, age
-from shards.state import Array
 
 ACK_EVERY = 2  # ticks
 COMPLAIN_EVERY = 50
@@ -22,34 +20,24 @@ _LATE_AT_MOST = 1024  # numbers that are remembered as missing
 
 
 class Receiver:
-    """One peer's. Times are ticks. What compiled code reads and counts, too, stands in its `row` (see `inlet`)."""
+    """One peer's. Times are ticks."""
 
-    def __init__(self, peer: str, link: Link, refused: Counts, row: Array) -> None:
+    def __init__(self, peer: str, link: Link, refused: Counts) -> None:
         self.peer = peer
         self.life = 0
         self.way = b""
         self.broken = False
         self.gaps = 0
+        self.frames, self.bytes = 0, 0  # taken ever
         self._link, self._refused = link, refused
-        self._row = row
-        row[:] = 0
-        row[NEXT] = 1
+        self._next = 1
         self._version = UNDERSTOOD[0]
         self._offered: tuple[int, bytes, int] | None = None  # life, way, version
         self._missing: set[int] = set()
         self._highest = 0
         self._complained = 0
-        self._acked = 0
-
-    @property
-    def taken(self) -> tuple[int, int]:
-        """Frames and bytes, ever."""
-        frames, size = self._row[[FRAMES, BYTES]].tolist()
-        return frames, size
-
-    @property
-    def _next(self) -> int:
-        return int(self._row[NEXT])
+        self._owed = False
+        self._acked = self._got = 0
 
     # --- life -------------------------------------------------------------------------------------------------------------
 
@@ -75,24 +63,17 @@ class Receiver:
             self._expect(frame.number + 1, now)
         else:
             self._take(frame.number, now)
-            self._row[[FRAMES, BYTES]] += 1, size
+            self.frames += 1
+            self.bytes += size
         return begins
 
     def _begin(self) -> None:
         assert self._offered is not None
         self.life, self.way, self._version = self._offered
         self._offered = None
-        self._row[NEXT] = 1
+        self._next = 1
         self.broken = False
         self._missing.clear()
-        self._open()
-
-    def _open(self) -> None:
-        """Let compiled code read what comes by this way, as long as nothing is missing."""
-        length = len(self.way)
-        is_open = not self.broken and length <= KEY_AT_MOST and self.life < 1 << 63
-        self._row[[KEY, KEY_BYTES]] = int.from_bytes(self.way[:KEY_AT_MOST], "big"), length
-        self._row[LIFE] = self.life if is_open else 0
 
     # --- numbers ----------------------------------------------------------------------------------------------------------
 
@@ -105,8 +86,9 @@ class Receiver:
             self._highest = number
             self._expect(number, now)
             raise Refused("after_gap")
-        self._row[NEXT] += 1
-        self._row[[OWED, GOT]] = 1, now
+        self._next += 1
+        self._owed = True
+        self._got = now
 
     def _expect(self, number: int, now: int) -> None:
         """The next number should be this one; if it is not, the life is broken."""
@@ -114,7 +96,6 @@ class Receiver:
             self.complain(now)
         elif number > self._next:
             self.broken = True
-            self._open()
             self.gaps += 1
             self._refused["lost"] += number - self._next
             self._missing.update(range(self._next, min(number, self._next + _LATE_AT_MOST)))
@@ -146,19 +127,19 @@ class Receiver:
     @property
     def owes(self) -> bool:
         """Whether an acknowledgement is to be sent."""
-        return bool(self._row[OWED]) and bool(self.life) and not self.broken
+        return self._owed and bool(self.life) and not self.broken
 
     def owe(self) -> None:
         """What the next acknowledgement tells has changed."""
-        self._row[OWED] = 1
+        self._owed = True
 
     def acknowledge(self, now: int, installed: Callable[[str], dict[int, int]]) -> None:
         """Tell up to which number all was applied, and the copies that are here to their end: series by shard."""
         if not self.owes or age(now, self._acked) < ACK_EVERY:
             return
-        fields: Fields = {"w": age(now, int(self._row[GOT])), "i": installed(self.peer)}
+        fields: Fields = {"w": age(now, self._got), "i": installed(self.peer)}
         if self.answer(Frame("ack", self.life, self._next - 1, fields=fields)):
-            self._row[OWED], self._acked = 0, now
+            self._owed, self._acked = False, now
 
     def answer(self, frame: Frame) -> bool:
         """Send an answer of this life."""

@@ -133,27 +133,26 @@ class StateSource:
 class StateSink:
     """The replica of a core. `holds`: a port whose mapping ends here rests as it does at its owner.
 
-    `rested`: ticks since the use of such a port has ended. Of rows seen there is one bitmap for all shards: their extents are
-    never shared.
+    Of rows seen there is one bitmap for all shards: their extents are never shared.
     """
 
     def __init__(self, state: State, holds: bool = True) -> None:
-        self.state = state
-        self.rested = 0 if holds else 1000 * int(state.settings[0]["hold_down_s"]) + 1000  # ticks since a port's use ended
+        self._state = state
+        self._rested = 0 if holds else 1000 * int(state.settings[0]["hold_down_s"]) + 1000  # ticks since a port's use ended
         self._seen = np.zeros(len(state.dirty), np.uint64)
         self._walks: dict[int, tuple[int, int]] = {}  # of shards that get a snapshot: where `end_unseen` stands, class and row
         self._digests = np.zeros(COMPARED_ROWS, np.uint64)
 
     def begin(self, shard: int) -> None:
         """See `Sink`."""
-        self._seen.reshape(-1, _DIRTY_EACH)[extents(self.state, shard)] = 0
+        self._seen.reshape(-1, _DIRTY_EACH)[extents(self._state, shard)] = 0
         self._walks[shard] = _ENDED[0], 0
 
     def end_unseen(self, shard: int, now: int) -> bool:
         """See `Sink`."""
         klass, row = self._walks[shard]
-        with in_doubt(self.state):
-            row = apply.end_unseen(self.state, shard, klass, row, self._seen, now - self.rested, ENDED_AT_ONCE)
+        with in_doubt(self._state):
+            row = apply.end_unseen(self._state, shard, klass, row, self._seen, now - self._rested, ENDED_AT_ONCE)
         if row == apply.END:
             klass, row = next((each for each in _ENDED if each > klass), _NO_CLASS), 0
         self._walks[shard] = klass, row
@@ -169,35 +168,35 @@ class StateSink:
     def apply_ended(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(TOMBSTONE)
-        with in_doubt(self.state):
-            return int(apply.tombstones(self.state, shard, records, len(records), self._seen_of(shard), now - self.rested))
+        with in_doubt(self._state):
+            return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now - self._rested))
 
     def apply_mappings(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(MAPPING_RECORD)
-        with in_doubt(self.state):
-            return int(apply.mappings(self.state, shard, records, len(records), self._seen_of(shard), now))
+        with in_doubt(self._state):
+            return int(apply.mappings(self._state, shard, records, len(records), self._seen_of(shard), now))
 
     def apply_sessions(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(SESSION_RECORD)
-        with in_doubt(self.state):
-            return int(apply.sessions(self.state, shard, records, len(records), self._seen_of(shard), now))
+        with in_doubt(self._state):
+            return int(apply.sessions(self._state, shard, records, len(records), self._seen_of(shard), now))
 
     def apply_holds(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(HOLD)
-        with in_doubt(self.state):
-            return int(apply.holds(self.state, shard, records, len(records), now))
+        with in_doubt(self._state):
+            return int(apply.holds(self._state, shard, records, len(records), now))
 
     def refresh(self, shard: int, klass: int, first: int, bits: Array, now: int) -> None:
         """See `Sink`."""
-        with in_doubt(self.state):
-            apply.refresh(self.state, shard, klass, first, bits.view(np.uint64), now)
+        with in_doubt(self._state):
+            apply.refresh(self._state, shard, klass, first, bits.view(np.uint64), now)
 
     def digests(self, shard: int, klass: int, first: int, key: tuple[int, int]) -> Array:
         """See `Sink`."""
-        return _digests(self.state, shard, klass, first, key, self._digests)
+        return _digests(self._state, shard, klass, first, key, self._digests)
 
 
 @contextmanager

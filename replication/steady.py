@@ -19,10 +19,9 @@ import zmq
 from replication import calls, harvest
 from replication.checksum import crc32
 from replication.harvest import ENDED, MAPPINGS, MORE, NEXT, SESSIONS, SHARD
-from replication.packed import read_big, read_text, read_whole, text, write_length, write_text, write_whole
 from shards.gather import LAPPED
 from shards.jit import PURE, hot, whole
-from shards.native import write32
+from shards.native import write16, write32, write64
 from shards.state import Array, State
 from shards.timers import age
 
@@ -50,18 +49,24 @@ ASIDE, UNSENT, LAPPED_SOME, MORE_LEFT = 1, 2, 4, 8
 
 _ANSWERS_AT_ONCE = 64  # then changes are sent, and packets handled
 _AT_ONCE, _MORE_FOLLOWS, _RCVMORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.RCVMORE)
-TOMBSTONE_WORDS, MAPPING_WORDS, SESSION_WORDS = 1, 4, 8  # of 64 bits
+_TOMBSTONE_WORDS, _MAPPING_WORDS, _SESSION_WORDS = 1, 4, 8  # of 64 bits
 
 # Addresses that ZeroMQ is given, in `Lane.places`.
 HEADER_AT, BODY_AT, ANSWER_AT, WORD_AT, SIZE_AT = range(5)
 
 
-UPDATE = text("#89", "v", "#02", "k", "update", "l")
-UPDATES = text("#8a", "v", "#02", "k", "updates", "l")
-NUMBER_KEY, SHARD_KEY, EPOCH_KEY, SERIES_KEY = text("q"), text("s"), text("e"), text("i")
-COUNTS, FIELDS, CHECKSUM = text("n", "#93"), text("f", "#81", "p"), text("c", "#ce")
-_ACK, _WAITED, _INSTALLED = text("#8a", "v", "#02", "k", "ack", "l"), text("w"), text("i")
-_NOTHING_ELSE = text("s", "#00", "e", "#00", "i", "#00", "n", "#90", "f", "#82", "w")
+def _text(*words: str) -> Array:
+    """Keys and what else in a header never changes, as msgpack has it: short texts, and bytes in hexadecimal."""
+    parts = (bytes.fromhex(word[1:]) if word[0] == "#" else bytes([0xA0 | len(word)]) + word.encode() for word in words)
+    return np.frombuffer(b"".join(parts), np.uint8)
+
+
+_UPDATE = _text("#89", "v", "#02", "k", "update", "l")
+_UPDATES = _text("#8a", "v", "#02", "k", "updates", "l")
+_NUMBER, _SHARD, _EPOCH, _SERIES = _text("q"), _text("s"), _text("e"), _text("i")
+_COUNTS, _FIELDS, _CHECKSUM = _text("n", "#93"), _text("f", "#81", "p"), _text("c", "#ce")
+_ACK, _WAITED, _INSTALLED = _text("#8a", "v", "#02", "k", "ack", "l"), _text("w"), _text("i")
+_NOTHING_ELSE = _text("s", "#00", "e", "#00", "i", "#00", "n", "#90", "f", "#82", "w")
 
 
 class Book(NamedTuple):
@@ -167,13 +172,13 @@ def _take_answer(lane: Lane, length: int, now: int) -> bool:
     columns, answer = lane.columns, lane.answer
     if length > len(answer) or length < 7:
         return False
-    life, at = read_whole(answer, read_text(answer, 0, length, _ACK), length)
-    number, at = read_whole(answer, read_text(answer, at, length, NUMBER_KEY), length)
-    waited, at = read_whole(answer, read_text(answer, at, length, _NOTHING_ELSE), length)
-    at, end = read_text(answer, at, length, _INSTALLED), length - 7
-    if at < 0 or read_text(answer, end, length, CHECKSUM) < 0 or life != columns[LIFE]:
+    life, at = _read_whole(answer, _read_text(answer, 0, length, _ACK), length)
+    number, at = _read_whole(answer, _read_text(answer, at, length, _NUMBER), length)
+    waited, at = _read_whole(answer, _read_text(answer, at, length, _NOTHING_ELSE), length)
+    at, end = _read_text(answer, at, length, _INSTALLED), length - 7
+    if at < 0 or _read_text(answer, end, length, _CHECKSUM) < 0 or life != columns[LIFE]:
         return False
-    if read_big(answer, length - 4, 4) != crc32(answer, length - 4, 0):
+    if _read_big(answer, length - 4, 4) != crc32(answer, length - 4, 0):
         return False
     if number < columns[ACKNOWLEDGED] or number > columns[NUMBER] or not _is_known(lane, at, end):
         return False
@@ -196,6 +201,83 @@ def _is_known(lane: Lane, at: int, end: int) -> bool:
     return False
 
 
+# --- msgpack --------------------------------------------------------------------------------------------------------------
+
+
+@hot
+def _read_text(memory: Array, at: int, end: int, text: Array) -> int:
+    """Where it goes on behind a text that stands here; -1 where none does, or `at` is that already."""
+    if at < 0 or at + len(text) > end:
+        return -1
+    for k in range(len(text)):
+        if memory[at + k] != text[k]:
+            return -1
+    return at + len(text)
+
+
+@hot
+def _read_big(memory: Array, at: int, size: int) -> int:
+    value = 0
+    for k in range(size):
+        value = value << 8 | whole(memory[at + k])
+    return value
+
+
+@hot
+def _read_whole(memory: Array, at: int, end: int) -> tuple[int, int]:
+    """A whole number below 2**63, and where it goes on; -1 where none stands here. (msgpack spec, int format family.)"""
+    if at < 0 or at + 9 > end:  # there is a checksum behind: no number of ours ends so late
+        return 0, -1
+    first = whole(memory[at])
+    if first < 0x80:
+        return first, at + 1
+    if first < 0xCC or first > 0xCF:
+        return 0, -1
+    size = 1 << (first - 0xCC)
+    value = _read_big(memory, at + 1, size)
+    return (value, at + 1 + size) if value >= 0 else (0, -1)
+
+
+@hot
+def _write_text(memory: Array, at: int, text: Array) -> int:
+    for k in range(len(text)):
+        memory[at + k] = text[k]
+    return at + len(text)
+
+
+@hot
+def _write_whole(memory: Array, at: int, value: int) -> int:
+    """A whole number in its shortest form; where it goes on."""
+    if value < 0x80:
+        memory[at] = value
+        return at + 1
+    if value < 0x100:
+        memory[at], memory[at + 1] = 0xCC, value
+        return at + 2
+    if value < 0x10000:
+        memory[at] = 0xCD
+        write16(memory, at + 1, value)
+        return at + 3
+    if value < 0x100000000:
+        memory[at] = 0xCE
+        write32(memory, at + 1, value)
+        return at + 5
+    memory[at] = 0xCF
+    write64(memory, at + 1, value)
+    return at + 9
+
+
+@hot
+def _write_length(memory: Array, at: int, count: int) -> int:
+    """Of an array."""
+    if count < 16:
+        memory[at] = 0x90 | count
+        return at + 1
+    memory[at] = 0xDC
+    write16(memory, at + 1, count)
+    return at + 3
+
+
 # --- frames ---------------------------------------------------------------------------------------------------------------
 
 
@@ -209,17 +291,17 @@ def _is_part(row: Array) -> bool:
 def write_header(state: State, lane: Lane, parts: int, length: int) -> int:
     """Header of a frame with what was harvested, which lies in `body`; its length. `parts`: how many shards it is of."""
     memory, life, number = lane.header, lane.columns[LIFE], lane.columns[NUMBER]
-    at = write_whole(memory, write_text(memory, 0, UPDATE if parts == 1 else UPDATES), life)
-    at = write_whole(memory, write_text(memory, at, NUMBER_KEY), number)
+    at = _write_whole(memory, _write_text(memory, 0, _UPDATE if parts == 1 else _UPDATES), life)
+    at = _write_whole(memory, _write_text(memory, at, _NUMBER), number)
     shard, epoch, series, stones, mapped, found = _sums(state, lane, parts)
-    at = write_whole(memory, write_text(memory, at, SHARD_KEY), shard)
-    at = write_whole(memory, write_text(memory, at, EPOCH_KEY), epoch)
-    at = write_whole(memory, write_text(memory, at, SERIES_KEY), series)
-    at = write_text(memory, at, COUNTS)
-    at = write_whole(memory, write_whole(memory, write_whole(memory, at, stones), mapped), found)
+    at = _write_whole(memory, _write_text(memory, at, _SHARD), shard)
+    at = _write_whole(memory, _write_text(memory, at, _EPOCH), epoch)
+    at = _write_whole(memory, _write_text(memory, at, _SERIES), series)
+    at = _write_text(memory, at, _COUNTS)
+    at = _write_whole(memory, _write_whole(memory, _write_whole(memory, at, stones), mapped), found)
     if parts > 1:
         at = _write_parts(state, lane, parts, at)
-    at = write_text(memory, at, CHECKSUM)
+    at = _write_text(memory, at, _CHECKSUM)
     write32(memory, at, crc32(lane.body, length, crc32(memory, at, 0)))
     return at + 4
 
@@ -241,17 +323,17 @@ def _sums(state: State, lane: Lane, parts: int) -> tuple[int, int, int, int, int
 @hot
 def _write_parts(state: State, lane: Lane, parts: int, at: int) -> int:
     memory = lane.header
-    at = write_length(memory, write_text(memory, at, FIELDS), parts)
+    at = _write_length(memory, _write_text(memory, at, _FIELDS), parts)
     for k in range(len(lane.streams)):
         row = lane.streams[k]
         if _is_part(row):
             memory[at] = 0x96
-            at = write_whole(memory, at + 1, row[SHARD])
-            at = write_whole(memory, at, whole(state.shards[row[SHARD]]["epoch"]))
-            at = write_whole(memory, at, row[SERIES])
-            at = write_whole(memory, at, row[ENDED])
-            at = write_whole(memory, at, row[MAPPINGS])
-            at = write_whole(memory, at, row[SESSIONS])
+            at = _write_whole(memory, at + 1, row[SHARD])
+            at = _write_whole(memory, at, whole(state.shards[row[SHARD]]["epoch"]))
+            at = _write_whole(memory, at, row[SERIES])
+            at = _write_whole(memory, at, row[ENDED])
+            at = _write_whole(memory, at, row[MAPPINGS])
+            at = _write_whole(memory, at, row[SESSIONS])
     return at
 
 
@@ -269,12 +351,12 @@ def write_body(lane: Lane) -> int:
     for k in range(len(lane.streams)):
         row = lane.streams[k]
         if _is_part(row):
-            at = _copy(lane.body_words, at, lane.ended_words, stones, row[ENDED] * TOMBSTONE_WORDS)
-            at = _copy(lane.body_words, at, lane.mapping_words, mapped, row[MAPPINGS] * MAPPING_WORDS)
-            at = _copy(lane.body_words, at, lane.session_words, found, row[SESSIONS] * SESSION_WORDS)
-            stones += row[ENDED] * TOMBSTONE_WORDS
-            mapped += row[MAPPINGS] * MAPPING_WORDS
-            found += row[SESSIONS] * SESSION_WORDS
+            at = _copy(lane.body_words, at, lane.ended_words, stones, row[ENDED] * _TOMBSTONE_WORDS)
+            at = _copy(lane.body_words, at, lane.mapping_words, mapped, row[MAPPINGS] * _MAPPING_WORDS)
+            at = _copy(lane.body_words, at, lane.session_words, found, row[SESSIONS] * _SESSION_WORDS)
+            stones += row[ENDED] * _TOMBSTONE_WORDS
+            mapped += row[MAPPINGS] * _MAPPING_WORDS
+            found += row[SESSIONS] * _SESSION_WORDS
     return 8 * at
 
 
@@ -288,7 +370,7 @@ def _note(lane: Lane, length: int, now: int) -> None:
             count = row[ENDED] + row[MAPPINGS] + row[SESSIONS]
             load = lane.loads[columns[LAST_LOAD] & (LOADS - 1)]
             load[LOAD_NUMBER], load[LOAD_SHARD], load[LOAD_RECORDS] = columns[NUMBER], row[SHARD], count
-            load[LOAD_BYTES] = 8 * (row[ENDED] + row[MAPPINGS] * MAPPING_WORDS + row[SESSIONS] * SESSION_WORDS)
+            load[LOAD_BYTES] = 8 * (row[ENDED] + row[MAPPINGS] * _MAPPING_WORDS + row[SESSIONS] * _SESSION_WORDS)
             columns[LAST_LOAD] += 1
             records += count
             oldest = max(oldest, age(now, lane.drained[row[SHARD]]))

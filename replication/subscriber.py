@@ -38,14 +38,12 @@ class Subscriber:
     def __init__(self, sink: Sink) -> None:
         self.refused_records = 0  # that cannot be
         self.records = 0
-        self.changes = 0  # of which copies there are, and which of them are whole
         self._sink = sink
         self._copies: dict[int, Copy] = {}
 
     def accept(self, shard: int, peer: str | None, epoch: int, union: bool) -> None:
         """See `Exchange.accept`."""
         copy = self._copies.get(shard)
-        self.changes += 1
         if copy is not None and copy.peer == peer:
             copy.epoch, copy.union = epoch, union
             return
@@ -75,7 +73,6 @@ class Subscriber:
                 self._forget(copy)
 
     def _forget(self, copy: Copy) -> None:
-        self.changes += 1
         if copy.series and copy.installed != copy.series:
             self._sink.finish(copy.shard)
         copy.series = copy.installed = copy.refused = 0
@@ -154,19 +151,6 @@ class Subscriber:
             self._count(copy, sessions, self._sink.apply_sessions(frame.shard, body[second:], now))
         copy.wrong |= copy.refused > before and copy.is_whole and not copy.union
 
-    def wholes(self) -> list[Copy]:
-        """Copies that are here to their end: of them only changes come."""
-        return [copy for copy in self._copies.values() if copy.is_whole]
-
-    def took(self, told: int, refused: dict[int, int]) -> None:
-        """So many records were applied elsewhere (`inlet`), or refused, by shard."""
-        self.records += told
-        for shard, count in refused.items():
-            self.refused_records += count
-            copy = self._copies[shard]
-            copy.refused += count
-            copy.wrong |= copy.is_whole and not copy.union
-
     def _count(self, copy: Copy, told: int, taken: int) -> None:
         self.records += told
         self.refused_records += told - taken
@@ -194,7 +178,6 @@ class Subscriber:
                 if copy.union or self._sink.end_unseen(copy.shard, now):
                     self._sink.finish(copy.shard)
                     copy.ending, copy.installed = False, copy.series
-                    self.changes += 1
                     receivers[copy.peer].owe()
                 elif not spare():
                     return True

@@ -30,7 +30,7 @@ CHECKED = os.environ.get("NUMBA_BOUNDSCHECK", "0") not in ("", "0")
 
 
 # Of replication what is compiled, too: one file's functions call another's, and each one's own stamp is its own file only.
-COMPILED_BESIDE = ("calls.py", "checksum.py", "harvest.py", "inlet.py", "packed.py", "steady.py")
+COMPILED_BESIDE = ("calls.py", "checksum.py", "harvest.py", "steady.py")
 
 
 def digest() -> str:

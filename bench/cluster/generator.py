@@ -6,13 +6,12 @@
         generator.ask(1, rate=40_000)          # every one that was established is asked again
         generator.wait(ASK)
 
-The loop takes what has come to both ends, serves it, and sends what is due by its orders; it sleeps some 0.4 ms if nothing is.
+The loop takes what has come to both ends, serves it, and sends what is due by its orders; it sleeps some 0.1 ms if nothing is.
 It holds its pace by the clock: what it could not send in time is sent later, up to 10 ms; then it gives up and counts `missed`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -36,8 +35,7 @@ from shards.wire import read8
 
 _AT_ONCE = 64  # of what came and of what is due, in a turn: each row may make another one
 _LATE_NS = 10_000_000
-_REST_US = 400  # shorter ones take a third of a CPU that cores and switches share, and wake each core for each packet
-_HURRIED = -9  # niceness: before what servers do, and behind the switches (`krononat.lab.switches`)
+_REST_US = 50
 _SETTLING_S = 0.1
 _LAPS = 3  # of the first datagram of each flow of the stream
 
@@ -186,8 +184,6 @@ class Generator:
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError):  # users are other machines: what they see must not wait for ours
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _HURRIED)
         if self._cpu is not None:
             os.sched_setaffinity(0, {self._cpu})  # of this thread
         run(self._client.rings, self._server.rings, new_burst(), self.ledger, clock.new_box())
