@@ -132,7 +132,7 @@ def test_a_worker_that_is_replaced_changes_no_route(appliance: Appliance) -> Non
 
 
 def test_without_a_spare_the_routes_go_at_once_and_come_back(appliance: Appliance) -> None:
-    eventually(lambda: appliance.said().count("stands by") >= 3, PATIENCE_S)
+    eventually(lambda: appliance.said().count("stands by") >= 4, PATIENCE_S)
     before, monitor = appliance.worker(), Monitor(appliance.switch.place)
     os.kill(appliance.last(r"spare worker (\d+) stands by"), signal.SIGKILL)
     eventually(lambda: "cannot stand by" in appliance.said())
