@@ -27,8 +27,6 @@ _AHEAD = 2  # extents that are ready before they are needed, beside one for each
 _SOON = EXTENT_LINES // 4  # fresh lines or half-lines of a class that are left
 _SOON_AT_MOST = 16  # 64 MiB of rows
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # mallopt(3)
-_HEAP_BYTES, _TAKEN_AT_ONCE = 64 << 20, 8 << 20  # more than all messages on their way
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -143,16 +141,6 @@ def keep_ahead(state: State, done: int, ahead: int = 0) -> int:
         each = rows.nbytes // len(state.extents)
         _populate(rows.view("u1"), done * each, max(wanted - done, 0) * each)
     return max(wanted, done)
-
-
-def keep_heap() -> bool:
-    """Let this process keep what it has freed. False: a C library without such a thing.
-
-    ZeroMQ frees in its own thread what the worker has allocated; the heap's end is then given back and fetched again all the
-    time, under a lock that a page fault of the worker waits for, though the one who holds it does not run.
-    """
-    told = ((_M_TRIM_THRESHOLD, _HEAP_BYTES), (_M_TOP_PAD, _TAKEN_AT_ONCE), (_M_MMAP_THRESHOLD, _TAKEN_AT_ONCE))
-    return hasattr(_libc, "mallopt") and all(_libc.mallopt(option, value) for option, value in told)
 
 
 def _soon(state: State) -> int:

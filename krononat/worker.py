@@ -106,7 +106,6 @@ class Worker:
         if spare:
             memory.populate(self._state)
             memory.keep_ahead(self._state, 0)
-        memory.keep_heap()
         gc.collect()
         gc.freeze()
         gc.disable()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,32 +88,6 @@ def test_each_class_that_is_nearly_full_has_an_extent_ready() -> None:
     assert memory.keep_ahead(state, 23) == 9 + 2 + 16  # no more than that, however many there are
     assert memory.keep_ahead(state, 27, 31) == 40
     assert memory.keep_ahead(state, 40, 31) == 40
-
-
-def test_what_is_freed_at_the_heap_s_end_is_kept() -> None:
-    """In a process of its own, whose heap nobody else has touched: freeing and fetching again is no page fault."""
-    told = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout.split()
-    assert told[0] == "True" and int(told[1]) < 20, told
-
-
-FAULTS = """
-import ctypes, resource
-from krononat import memory
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-def again():
-    taken = [libc.malloc(60_000) for _ in range(50)]
-    for place in taken:
-        ctypes.memset(place, 1, 60_000)
-    for place in taken:
-        libc.free(place)
-kept = memory.keep_heap()
-again()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    again()
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
 
 
 def test_the_setting_for_huge_pages_is_given_back() -> None:

@@ -283,7 +283,6 @@ def _settle() -> None:
     compiler, for 50 ms, whenever it likes.
     """
     warm.load()
-    memory.keep_heap()
     gc.collect()
     gc.freeze()
     gc.disable()
