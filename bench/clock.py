@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import cast
-
 import numpy as np
 
-from shards.jit import PURE, hot
+from shards import calls
+from shards.jit import hot
 from shards.state import Array
 
 _MONOTONIC = 1  # CLOCK_MONOTONIC, clock_gettime(2): what time.monotonic_ns tells
 
-if PURE:
 
-    def now_ns(box: Array) -> int:
-        """Nanoseconds of the monotonic clock."""
-        return time.monotonic_ns()
-
-else:
-    from numba import types
-
-    _clock_gettime = cast(
-        Callable[[int, int], int], types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
-    )
-
-    @hot
-    def now_ns(box: Array) -> int:
-        """Nanoseconds of the monotonic clock; `box`: a struct timespec to work with, from `new_box`."""
-        _clock_gettime(_MONOTONIC, box.ctypes.data)
-        return int(box[0] * 1_000_000_000 + box[1])
+@hot
+def now_ns(box: Array) -> int:
+    """Nanoseconds of the monotonic clock; `box`: a struct timespec to work with, from `new_box`."""
+    calls.clock_gettime(_MONOTONIC, box.ctypes.data)
+    return int(box[0] * 1_000_000_000 + box[1])
 
 
 def new_box() -> Array:

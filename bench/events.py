@@ -1,6 +1,6 @@
 """`krononat bench events`: what happens to a cluster whose switches route by themselves, and what its users notice of it.
 
-Three servers of two cores, twelve shards, switches with BIRD (`--tor frr`: with FRR), real ExaBGP, BFD at 50 ms x 3. A numbered
+Three servers, twelve shards, switches with BIRD (`--tor frr`: with FRR), real ExaBGP, BFD at 50 ms x 3. A numbered
 stream of 10,000 datagrams a second each way goes through all shards, 2,000 new TCP connections a second are opened, and
 everyday programs (iperf3 at 50 Mbit/s, curl, scp, ssh, a call over UDP) use shard 0. Then things happen, one by one; each
 time all is well again before the next one. What is hit are the shards of the core that has shard 0, or all of them where it is
@@ -8,8 +8,9 @@ a switch. `--tors 2`: two switches in two ASes, two servers of one core, four sh
 
     events/NAME/lost         datagrams of the hit shards that never came; those of the others in events/NAME/others_lost
     events/NAME/outage_ms    longest silence of the hit shards, of the worse direction; of a single flow where all are hit
+    events/NAME/back/...     the same of the time from when it is set right (the killed server started, the link up again) on
     events/NAME/older        % of the connections established more than 10 ms before that answer afterwards
-    events/NAME/last10ms     % of those established in the last 10 ms
+    events/NAME/last10ms     % of those established in the last 10 ms; all of the last 50 ms say something more within a second
     events/NAME/routing_ms   from the first change of a route in the switches to the last one, where it happened
     events/NAME/split        shards that have not exactly one authority afterwards
     events/NAME/failed       how often it could not be made to happen at all (a refused move, say): told, and exit status 1
@@ -18,11 +19,12 @@ a switch. `--tors 2`: two switches in two ASes, two servers of one core, four sh
     events/reused            of connections that were lost with their last owner: endpoints that others had later on
     events/broken            runs of programs that failed, in all of it
 
-Figures on veth are functional: two CPUs have the generator, six cores, all switches and programs.
+Figures on veth are functional: the cores' CPUs have the generator, all switches and programs, too.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,7 +36,7 @@ import numpy as np
 from bench import report
 from bench.cluster.generator import ask_until_settled
 from bench.cluster.happenings import ALL, CORE, SERVER, Happening, graceful, hard, harmless, stored, twofold
-from bench.cluster.ledger import OPEN, STREAM_IN, STREAM_OUT, Sizes
+from bench.cluster.ledger import ASK, OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.programs import Programs
 from bench.cluster.routes import Watch
 from bench.cluster.scene import People, Scene, scene, until
@@ -47,9 +49,10 @@ from shards.state import Array
 
 KIND = "veth"
 NAME = "kev"
-ONE = Wanted(3, 12, cores=2)
+ONE = Wanted(3, 12)
 # MEDs do not count between two ASes (docs/routing.md). A switch has twice the daemons and sessions: so fewer cores.
-TWO = Wanted(2, 4, cores=1, tors=2, preference="longest-prefix")
+TWO = Wanted(2, 4, tors=2, preference="longest-prefix")
+CPUS_FOR_TWO = 8  # where there are so many, servers have two cores each: all else wants two more CPUs than the cores
 RATE, OPENED = 10_000, 2_000
 FLOWS = 8  # of a shard
 BEFORE_S, AFTER_S = 1.0, 1.0
@@ -58,12 +61,19 @@ SETTLE_S = 60.0
 _EACH_S = 40  # at most, for the room of the ledger
 
 
-class Noticed(NamedTuple):
-    """What was noticed of one happening."""
+class Heard(NamedTuple):
+    """What became of the streams in a span of time."""
 
     lost: int
     others_lost: int
     outage_ms: float
+
+
+class Noticed(NamedTuple):
+    """What was noticed of one happening. `back`: while it was set right, where that is something of its own."""
+
+    heard: Heard
+    back: Heard | None
     older: Survival
     last: Survival
     routing_ms: float
@@ -73,7 +83,9 @@ class Noticed(NamedTuple):
     failed: bool = False
 
 
-def run(quick: bool, told: Told, tor: str = "bird", tors: int = 1, only: tuple[str, ...] = ()) -> list[Result]:
+def run(
+    quick: bool, told: Told, tor: str = "bird", tors: int = 1, only: tuple[str, ...] = (), cores: int | None = None
+) -> list[Result]:
     """All that may happen, or what is named."""
     happenings = all_of(tor, tors)
     unknown = set(only) - {each.name for each in happenings}
@@ -82,7 +94,7 @@ def run(quick: bool, told: Told, tor: str = "bird", tors: int = 1, only: tuple[s
         raise Trouble(f"nothing is called {', '.join(sorted(unknown))}", "", f"there are: {known}", NOT_FOUND)
     chosen = [each for each in happenings if not only or each.name in only]
     etcd = any(each.name == "etcd" for each in chosen)
-    return show(wanted(tor, tors)._replace(etcd=etcd), chosen, 1 if quick else 5, told)
+    return show(wanted(tor, tors, cores)._replace(etcd=etcd), chosen, 1 if quick else 5, told)
 
 
 def all_of(tor: str, tors: int) -> tuple[Happening, ...]:
@@ -90,9 +102,10 @@ def all_of(tor: str, tors: int) -> tuple[Happening, ...]:
     return twofold() if tors == 2 else (*graceful(), *hard(tor), *harmless(tor), *stored())
 
 
-def wanted(tor: str, tors: int = 1) -> Wanted:
-    """The cluster that it happens to."""
-    return (TWO if tors == 2 else ONE)._replace(tor=tor, sessions=200_000)
+def wanted(tor: str, tors: int = 1, cores: int | None = None) -> Wanted:
+    """The cluster that it happens to; `cores` of a server: as many as this machine has CPUs for, where nobody says."""
+    fitting = 2 if tors == 1 and (os.cpu_count() or 1) >= CPUS_FOR_TWO else 1
+    return (TWO if tors == 2 else ONE)._replace(tor=tor, cores=cores or fitting, sessions=200_000)
 
 
 def show(cluster: Wanted, happenings: Sequence[Happening], times: int, told: Told, programs: bool = True) -> list[Result]:
@@ -135,15 +148,25 @@ def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
     routing_ms = routes.span_ms(before)
     if each.routing_ms and not routing_ms and not failed:
         raise Trouble(f"{each.name}: no route of a switch has changed", "then nothing was moved, or nothing was seen of it")
+    _say_more(here, began)
+    time.sleep(each.lasts_s)
+    mended = time.monotonic_ns() if each.lasts_s else None
     _, left = _tried(lambda: each.undo(here, core), each.name, told)
     settled_s = _until_well(here)
     more = {name: count - counted[name] for name, count in each.counts(here, core).items()}
     time.sleep(AFTER_S)
     here.generator.halt(OPEN)
     split = sum(len(here.authorities(shard)) != 1 for shard in range(here.wanted.shards))
-    return _noticed(here, mine, began, each.hits)._replace(
-        routing_ms=routing_ms, settled_s=settled_s, split=split, counted=more, failed=failed or left
-    )
+    heard = _heard(here, mine, began, mended, each.hits)
+    return Noticed(*heard, *_survived(here, mine, began), routing_ms, settled_s, split, more, failed or left)
+
+
+def _say_more(here: Scene, began: int) -> None:
+    """Those who had just connected say something more, as a client does that has a question."""
+    young = np.flatnonzero(here.generator.ledger.connections["opened"] >= began - AROUND_NS)
+    if len(young):
+        here.generator.ask(here.generator.rounds, OPENED, int(young[0]))
+        here.generator.wait(ASK)
 
 
 def _tried(work: Callable[[], int | None], name: str, told: Told) -> tuple[int | None, bool]:
@@ -177,26 +200,38 @@ def _shards_of(here: Scene, core: str, hits: str) -> list[int]:
     return [shard for shard in range(here.wanted.shards) if any(name in hit for name in here.authorities(shard))]
 
 
-def _noticed(here: Scene, mine: Sequence[int], began: int, hits: str) -> Noticed:
-    ledger, ended, shards = here.generator.ledger, time.monotonic_ns(), here.wanted.shards
+def _heard(here: Scene, mine: Sequence[int], began: int, mended: int | None, hits: str) -> tuple[Heard, Heard | None]:
+    """What became of the streams meanwhile, and from when it was set right on."""
+    ended = time.monotonic_ns()
     time.sleep(0.1)
-    hit = [became(_of(part, mine, shards), began - AROUND_NS, ended) for part in (ledger.out, ledger.into)]
+    if mended is None:
+        return _between(here, mine, began - AROUND_NS, ended, hits), None
+    return _between(here, mine, began - AROUND_NS, mended, hits), _between(here, mine, mended, ended, hits)
+
+
+def _between(here: Scene, mine: Sequence[int], since: int, until: int, hits: str) -> Heard:
+    ledger, shards = here.generator.ledger, here.wanted.shards
     rest = [shard for shard in range(shards) if shard not in mine]
-    others = [became(_of(part, rest, shards), began - AROUND_NS, ended) for part in (ledger.out, ledger.into)]
-    turned = ask_until_settled(here.generator)
-    older = survival(_of(ledger.connections, mine, shards), turned, began - 10 * 1_000_000_000, began - LAST_NS)
-    last = survival(_of(ledger.connections, mine, shards), turned, began - LAST_NS, began)
-    lost, others_lost = (sum(part.lost for part in parts) for parts in (hit, others))
+    both = ledger.out, ledger.into
+    hit, others = ([became(_of(part, some, shards), since, until) for part in both] for some in (mine, rest))
     outage_ms = max(part.longest_gap_ms for part in hit)
     if hits == ALL:  # some flows do not use what has failed: theirs would hide the others' silence
-        outage_ms = max(_silence_ms(part, began, ended, shards) for part in (ledger.out, ledger.into))
-    return Noticed(lost, others_lost, outage_ms, older, last, 0.0, 0.0, 0, {})
+        outage_ms = max(_silence_ms(part, since, until, shards) for part in both)
+    return Heard(sum(part.lost for part in hit), sum(part.lost for part in others), outage_ms)
 
 
-def _silence_ms(rows: Array, began: int, ended: int, shards: int) -> float:
+def _survived(here: Scene, mine: Sequence[int], began: int) -> tuple[Survival, Survival]:
+    """Of the hit shards' connections: those that were older when it happened, and those that were not 10 ms old."""
+    turned = ask_until_settled(here.generator)
+    some = _of(here.generator.ledger.connections, mine, here.wanted.shards)
+    older = survival(some, turned, began - 10 * 1_000_000_000, began - LAST_NS)
+    return older, survival(some, turned, began - LAST_NS, began)
+
+
+def _silence_ms(rows: Array, since: int, until: int, shards: int) -> float:
     """The longest silence of a flow of its own."""
     flows = FLOWS * shards
-    return max(became(_of(rows, [flow], flows), began - AROUND_NS, ended).longest_gap_ms for flow in range(flows))
+    return max(became(_of(rows, [flow], flows), since, until).longest_gap_ms for flow in range(flows))
 
 
 def _of(rows: Array, chosen: Sequence[int], of: int) -> Array:
@@ -213,12 +248,11 @@ def _figures(each: Happening, noticed: Sequence[Noticed]) -> list[Result]:
     last = [one.last for one in noticed]
     routing_ms = [one.routing_ms for one in noticed if not one.failed]
     return [
-        report.measured(f"{name}/lost", "count", [sum(one.lost for one in noticed)], each.lost),
-        report.measured(f"{name}/others_lost", "count", [sum(one.others_lost for one in noticed)], 0),
-        report.measured(f"{name}/outage_ms", "ms", [one.outage_ms for one in noticed], each.outage_ms),
+        *_of_streams(name, [one.heard for one in noticed], each.lost, each.outage_ms),
+        *_of_streams(f"{name}/back", [one.back for one in noticed if one.back], 0, None),
         report.measured(f"{name}/older", "%", older, 100),
         report.measured(f"{name}/older/connections", "connections", [sum(one.older.established for one in noticed)]),
-        report.measured(f"{name}/last10ms", "%", [_share(last)], 99),
+        report.measured(f"{name}/last10ms", "%", [_share(last)], 99 if any(one.established for one in last) else None),
         report.measured(f"{name}/last10ms/connections", "connections", [sum(one.established for one in last)]),
         *([report.measured(f"{name}/routing_ms", "ms", routing_ms, each.routing_ms)] if routing_ms else []),
         report.measured(f"{name}/settled_s", "s", [one.settled_s for one in noticed]),
@@ -229,6 +263,13 @@ def _figures(each: Happening, noticed: Sequence[Noticed]) -> list[Result]:
             for what in noticed[0].counted
         ),
     ]
+
+
+def _of_streams(name: str, heard: Sequence[Heard], lost: float | None, outage_ms: float | None) -> Iterator[Result]:
+    if heard:
+        yield report.measured(f"{name}/lost", "count", [sum(one.lost for one in heard)], lost)
+        yield report.measured(f"{name}/others_lost", "count", [sum(one.others_lost for one in heard)], 0)
+        yield report.measured(f"{name}/outage_ms", "ms", [one.outage_ms for one in heard], outage_ms)
 
 
 def _share(parts: Sequence[Survival]) -> float:
@@ -266,7 +307,11 @@ _TOR = click.Option(
 _TORS = click.Option(["--tors"], type=click.IntRange(1, 2), default=1, show_default=True, help="Switches, each in its own AS.")
 _ONLY = click.Option(["--only"], multiple=True, metavar="NAME", help="Have only this happen; may be repeated.")
 
-_OWN = (_TOR, _TORS, _ONLY)
+CORES = click.Option(
+    ["--cores"], type=click.IntRange(1, 4), help=f"Cores of a server; by itself 2 on {CPUS_FOR_TWO} CPUs and more, else 1."
+)
+
+_OWN = (_TOR, _TORS, _ONLY, CORES)
 
 events = report.command("events", KIND, run, "What happens to a cluster, and what its users notice of it.", _OWN, "failed")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from bench import report
+from bench import events, report
 from bench.cluster.happenings import Happening, graceful, hard
 from bench.events import show as carry_out
 from bench.events import wanted
@@ -22,7 +22,8 @@ from bench.report import Result
 from krononat.client import Trouble
 
 KIND = "veth"
-WANTED = ("migrate", "drain", "server", "link", "undrain")  # in this order; who is killed or cut off comes back, too
+WANTED = ("migrate", "drain", "server", "link", "undrain")  # in this order
+BACK = {"server": "the killed server comes back", "link": "the link has its carrier again"}  # a line of its own
 COLUMNS = ("what happened", "lost", "others", "outage ms", "sessions kept", "last 10 ms", "well again")
 _FIGURES = ("lost", "others_lost", "outage_ms", "older", "last10ms", "settled_s")
 _IN_ALL = {
@@ -40,9 +41,14 @@ def chosen(tor: str) -> tuple[Happening, ...]:
 
 
 def rows(happenings: Sequence[Happening], results: Sequence[Result]) -> list[list[str]]:
-    """A line for each: figures, each with its goal where it has one."""
+    """A line for each, and one for its being set right: figures, each with its goal where it has one."""
     by_name = {result.name: result for result in results}
-    return [[_head(by_name, each), *(_cell(by_name, each.name, figure) for figure in _FIGURES)] for each in happenings]
+    lines = []
+    for each in happenings:
+        lines.append([_head(by_name, each), *(_cell(by_name, each.name, figure) for figure in _FIGURES)])
+        if f"events/{each.name}/back/lost" in by_name:
+            lines.append([BACK[each.name], *(_cell(by_name, f"{each.name}/back", figure) for figure in _FIGURES)])
+    return lines
 
 
 def _head(by_name: dict[str, Result], each: Happening) -> str:
@@ -51,7 +57,9 @@ def _head(by_name: dict[str, Result], each: Happening) -> str:
 
 
 def _cell(by_name: dict[str, Result], name: str, figure: str) -> str:
-    result = by_name[f"events/{name}/{figure}"]
+    result = by_name.get(f"events/{name}/{figure}")
+    if result is None:  # it is told of the whole, in the line above
+        return ""
     unit = {"%": " %", "s": " s"}.get(result.unit, "")
     shown = f"{report.figure(result.value) if result.value % 1 else f'{result.value:.0f}'}{unit}"
     if figure in ("older", "last10ms"):
@@ -83,13 +91,14 @@ def write(folder: Path, table: Sequence[Sequence[str]], told: Sequence[str], res
 
 @click.command("show", help="A cluster moved, drained, broken and mended.\n\nExample: krononat bench show --report report")
 @click.option("--tor", type=click.Choice(["bird", "frr"]), default="bird", show_default=True, help="Switches' daemon.")
+@click.option("--cores", type=click.IntRange(1, 4), help=events.CORES.help)
 @click.option("--report", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder for its proof.")
-def show(tor: str, folder: Path | None) -> None:
+def show(tor: str, cores: int | None, folder: Path | None) -> None:
     """See the module."""
     happenings = chosen(tor)
     try:
         with report.progress("show") as told:
-            results = carry_out(wanted(tor), happenings, 1, told)
+            results = carry_out(wanted(tor, cores=cores), happenings, 1, told)
     except Trouble as trouble:
         click.echo(trouble.told(), err=True)
         sys.exit(trouble.status)

@@ -50,6 +50,16 @@ class Clock:
         self._row, self._wheel = state.core[0], state.core["wheel_at"]
         self._ahead, self._stands = int(self._row["clock_ahead"]), int(self._row["clock_stands"])
 
+    @property
+    def ahead(self) -> int:
+        """Ticks that it is ahead of the machine's."""
+        return self._ahead
+
+    @property
+    def stands(self) -> int:
+        """The tick at which it stands; 0 where it goes."""
+        return self._stands
+
     def at(self, machine: int) -> int:
         """What it shows when the machine's shows `machine`."""
         return self._stands or machine + self._ahead

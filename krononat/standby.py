@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from krononat import promptness
 from krononat.channel import MESSAGE_AT_MOST
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def _wait(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
 def _take(worker: Worker, orders: dict[str, Any], cpu: int) -> None:
     begun = time.monotonic()
     os.sched_setaffinity(0, {cpu})
+    promptness.ask_for()
     alive = worker.prepare(orders)
     worker.say({"ready": True, "alive": alive, "rebuilt": worker.rebuilt, "ms": round(1000 * (time.monotonic() - begun), 1)})
 

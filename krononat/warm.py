@@ -24,6 +24,7 @@ from shards import (
     cuckoo,
     doubt,
     grants,
+    loop,
     pipeline,
     recovery,
     resume,
@@ -103,7 +104,9 @@ def _loop() -> None:
     state, frames, burst = _stage()
     alarms.look(state, 0)
     timers.remaining(0, 0)  # replication asks by it how long the grace lasts
-    shard.breathe(state, _no_rings(), frames, burst, shard.new_waiting(), 0, 0, 0)
+    pace, given = loop.new_pace(0, 0), (state, _no_rings(), frames, burst, shard.new_waiting())
+    loop.breathe(*given, pace, 0, 0)
+    loop.serve(*given, pace, 0)
     rings.ready(_no_rings(), np.zeros(1, RING)[0])  # this and the next one: as who takes over calls them
     owner(0, 0, 0)
     rings.listen(_no_rings())

@@ -31,7 +31,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import traceback
 from typing import Any, cast
 
@@ -40,31 +39,20 @@ import numpy as np
 from krononat import announcer, memory, pcp_listener, replica, warm
 from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.clock import Clock, ticks
+from krononat.crowding import Crowding
 from krononat.drained import Drained
 from krononat.orphan import DESCRIPTORS_AT_MOST, Orphan
-from shards import alarms, bfd, membership, memif, memif_rings, resume, rings, sessions, shard, xsk
+from shards import alarms, bfd, loop, membership, memif, memif_rings, resume, rings, sessions, shard, xsk
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
 
 BURSTS = 16  # of a breath at most, in memory or with a CPU that is never given away: a third of a millisecond
 KERNEL_BURSTS = 4  # of one whose packets the kernel copies: most of a millisecond over a veth
-LONG_US, SHORT_US = 2000, 1000  # a breath that takes longer has one of half as many bursts after it, a shorter one a longer one
 LOOKS, BUSY_LOOKS = 300, 3000  # at empty rings before a turn in Python, which takes as long as 900: about 3 and 35 us
-NAP, SHORT_NAP = 100, 5  # ms without a frame; while frames wait for a neighbour
+NAP = 100  # ms without a frame
 LOOK_EVERY = 1000  # ms between two looks at how full things are
 CLUSTER_NAP = 30  # as often as other cores are told that this one lives
-
-
-def bursts_after(bursts: int, took_us: int, most: int) -> int:
-    """How many bursts, `most` at most, the breath may have after one of `bursts` that took so long.
-
-    A breath has one tick for all its packets, and BFD speaks by it. Where others use the CPU, too, sixteen bursts that take ten
-    milliseconds of it have taken 240: longer than BFD waits.
-    """
-    if took_us > LONG_US:
-        return max(1, bursts // 2)
-    return min(most, 2 * bursts) if took_us < SHORT_US else bursts
 
 
 class Worker:
@@ -73,7 +61,6 @@ class Worker:
     def __init__(self, channel: socket.socket, told: dict[str, Any]) -> None:
         self._channel = channel
         self._busy = bool(told["busy_poll"])
-        self._looks = BUSY_LOOKS if self._busy else LOOKS
         self._map = memory.attach(told["state"])
         self._state = open_state(self._map, read_header(self._map))
         self._description: xsk.Description = told["sockets"]
@@ -91,7 +78,6 @@ class Worker:
         self._asked: dict[str, Any] | None = told["pcp"]
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
-        self._bursts = 1  # of the next breath
         self._looked_at = 0  # tick at which it was last seen how full things are
         self._inbox = bytearray(MESSAGE_AT_MOST)
         self._lost, self._faults = False, 0  # the connection to the speaker; of announcing
@@ -124,7 +110,11 @@ class Worker:
             self._pcp = pcp_listener.Listener(self._state, self._asked, ticks())
             also += self._pcp.descriptors()
         self._rings = rings.open_rings(self._description, self._frames, self._notes, self._lines, also)
+        most = BURSTS if self._lines or self._busy else KERNEL_BURSTS
+        self._pace = loop.new_pace(most, BUSY_LOOKS if self._busy else LOOKS)
         self._others = len(also)
+        self._packets = self._rings._replace(polled=self._rings.polled[: -self._others])  # to wait for these alone
+        self._crowding = Crowding()
         self._events = {
             number: [told["out_event"], told["back_event"]]
             for number, line in enumerate(self._lines)
@@ -149,14 +139,29 @@ class Worker:
         last, called = 0, True
         while not self._stopping:
             now = ticks()
-            handled = self._breathe(self._clock.at(now), self._bursts)
+            if rest := self._resting(now, last):
+                self._serve(now + rest)
+                now = ticks()
+            handled = self._breathe(self._clock.at(now), int(self._pace[loop.BURSTS]))
             if called or now != last:
+                self._crowding.look(now)
                 self._chores(now, called)
                 last, called = now, self._more
             if handled == 0 and not (self._busy or self._stopping or self._more):
                 called = self._sleep(now)
         if self._closing:
             shard.close(self._state, self._rings, self._rings.frames, ticks())
+
+    def _resting(self, now: int, last: int) -> int:
+        """Ticks for which no chore is to be done: others need the CPU, too. What packets wait for is not put off."""
+        if self._more or self._stopping or (self._replica and self._replica.conductor.is_moving):
+            return 0
+        return max(0, self._crowding.rest - (now - last))
+
+    def _serve(self, until: int) -> None:
+        """Nothing but packets up to that tick."""
+        self._pace[loop.AHEAD], self._pace[loop.STANDS] = self._clock.ahead, self._clock.stands
+        loop.serve(self._state, self._packets, self._rings.frames, self._burst, self._waiting, self._pace, until)
 
     def _sleep(self, now: int) -> bool:
         """Sleep until something comes, or something is due; whether it was more than packets that ended it.
@@ -169,18 +174,13 @@ class Worker:
 
     def _rest(self, now: int) -> int:
         """How long to sleep if nothing comes, in ms."""
-        nap = SHORT_NAP if self._state.core[0]["held"] else min(self._nap, bfd.wait(self._state, now))
+        nap = loop.SHORT_NAP if self._state.core[0]["held"] else min(self._nap, bfd.wait(self._state, now))
         nap = min(nap, self._announcer.due(now)) if self._announcer else nap
         return min(nap, self._replica.due(now)) if self._replica else nap
 
     def _breathe(self, now: int, bursts: int) -> int:
-        begun = time.monotonic_ns()
-        given = self._state, self._rings, self._rings.frames, self._burst, self._waiting
-        handled = shard.breathe(*given, now, bursts, self._looks)
-        core, took_us = self._state.core[0], (time.monotonic_ns() - begun) // 1000
-        core["longest_breath_us"] = max(int(core["longest_breath_us"]), took_us)
-        self._bursts = bursts_after(self._bursts, took_us, BURSTS if self._lines or self._busy else KERNEL_BURSTS)
-        return int(handled)
+        given = self._state, self._rings, self._rings.frames, self._burst, self._waiting, self._pace
+        return int(loop.breathe(*given, now, bursts))
 
     def _stop(self, *_: object) -> None:
         """End, BFD closed in order; where others are told of us, not before they had the time to look elsewhere.

@@ -46,7 +46,7 @@ class Exchange:
         me: Peer,
         key: Key,
         settings: Settings = Settings(),  # noqa: B008 - a tuple
-        clock: Callable[[], int] = time.perf_counter_ns,
+        clock: Callable[[], int] = time.thread_time_ns,
     ) -> None:
         self.refused = none_refused()
         self.longest_turn_ns = self.turns = 0
@@ -243,11 +243,14 @@ class Exchange:
         return self._clock() < self._until
 
     def _read(self, now: int) -> bool:
-        """Messages of peers. True: time ran out before there was none left."""
+        """Messages of peers. True: time ran out before there was none left.
+
+        That time ran out is not enough: on a crowded CPU it does after each, and a loop that therefore never slept crowded it.
+        """
         while (message := self._link.fetch()) is not None:
             self._try(self._take, message, now)
             if not self._spare():
-                return True
+                return self._link.has_frames()
         return False
 
     def _look(self, now: int) -> None:

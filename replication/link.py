@@ -231,7 +231,7 @@ class Link:
     def has_frames(self) -> bool:
         """Whether a peer may have sent something of its own accord, not just an answer."""
         self.listen()
-        return self._descriptors[self._router] in self._news
+        return self._readable(self._router)
 
     def has_news(self) -> bool:
         """Whether a message came that no descriptor will tell of any more, since a send found it."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from shards.jit import PURE
 
+_TwoArguments = Callable[[int, int], int]
 _ThreeArguments = Callable[[int, int, int], int]
 _SixArguments = Callable[[int, int, int, int, int, int], int]
 
@@ -19,6 +20,7 @@ recvfrom: _SixArguments
 poll: _ThreeArguments
 read: _ThreeArguments
 write: _ThreeArguments
+clock_gettime: _TwoArguments
 
 if PURE:
     _libc = ctypes.CDLL(None)
@@ -34,6 +36,7 @@ if PURE:
     poll = _call("poll", _address, ctypes.c_ulong, _word, result=ctypes.c_int)
     read = _call("read", _word, _address, ctypes.c_size_t)
     write = _call("write", _word, _address, ctypes.c_size_t)
+    clock_gettime = _call("clock_gettime", _word, _address, result=ctypes.c_int)
 else:
     from numba import types
 
@@ -44,3 +47,5 @@ else:
     poll = cast(_ThreeArguments, types.ExternalFunction("poll", types.int32(types.uintp, types.uintp, types.int32)))
     read = cast(_ThreeArguments, types.ExternalFunction("read", _three))
     write = cast(_ThreeArguments, types.ExternalFunction("write", _three))
+    _two = types.int32(types.int32, types.uintp)
+    clock_gettime = cast(_TwoArguments, types.ExternalFunction("clock_gettime", _two))

@@ -103,12 +103,35 @@ if not PURE:
 def test_what_happens_follows_from_the_switches_there_are() -> None:
     one, two = ({each.name for each in events.all_of("bird", tors)} for tors in (1, 2))
     assert {"worker", "freeze", "switch"} <= one and {"tor", "isolate", "torn"} <= two and not one & two
-    assert (events.wanted("frr").tor, events.wanted("frr").cores, events.wanted("bird", 2).tors) == ("frr", 2, 2)
+    assert (events.wanted("frr").tor, events.wanted("bird", 2).tors) == ("frr", 2)
     for tors in (1, 2):
         fabric.check(events.wanted("bird", tors))
     with pytest.raises(Trouble, match="nothing is called flood") as told:
         events.run(True, lambda _: None, only=("tor", "flood"), tors=2)
     assert told.value.status == NOT_FOUND and "isolate" in told.value.remedy
+
+
+def test_servers_have_as_many_cores_as_the_machine_has_cpus_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpus, cores in ((2, 1), (events.CPUS_FOR_TWO - 1, 1), (events.CPUS_FOR_TWO, 2), (None, 1)):
+        monkeypatch.setattr("os.cpu_count", lambda cpus=cpus: cpus)
+        assert events.wanted("bird").cores == cores and events.wanted("bird", cores=3).cores == 3
+        assert events.wanted("bird", 2).cores == 1
+
+
+def test_a_return_is_told_by_itself_and_must_cost_nothing() -> None:
+    """What a killed server does while it starts is not the outage that its death was; and who loses a packet then is told."""
+    server = next(each for each in events.all_of("bird", 1) if each.name == "server")
+    for lost, held in ((0, True), (1, False)):
+        noticed = events.Noticed(
+            events.Heard(9, 0, 19.0), events.Heard(lost, 0, 90.0), Survival(9, 9), Survival(0, 0), 8.0, 0.5, 0, {}
+        )
+        results = events._figures(server, [noticed])
+        assert showing.held(results) is held and _value(results, "events/server/back/lost").value == lost
+        away, back = showing.rows([server], results)
+        assert away[:4] == [server.told, "9", "0 (≤ 0)", "19 (≤ 20)"] and "MISSED" not in " ".join(away)
+        assert back[0] == showing.BACK["server"] and back[3] == "90" and ("MISSED" in back[1]) is not held
+        assert back[4:] == ["", "", ""] and away[5] == "0 % of 0"  # nobody connected in the last 10 ms: nothing was missed
+    assert showing.BACK.keys() >= {each.name for each in showing.chosen("bird") if each.lasts_s}
 
 
 def test_a_move_that_fails_is_told_and_missed_and_not_the_end_of_the_bench() -> None:
@@ -120,7 +143,7 @@ def test_a_move_that_fails_is_told_and_missed_and_not_the_end_of_the_bench() -> 
     assert events._tried(lambda: 7, "migrate", said.append) == (7, False) and said == []
     assert events._tried(refused, "migrate", said.append) == (None, True)
     assert said == ["migrate has failed: shard 0 was not moved to s2/1: s2/1 did not say that it has it"]
-    fine = events.Noticed(0, 0, 1.0, Survival(9, 9), Survival(9, 9), 2.0, 0.5, 0, {})
+    fine = events.Noticed(events.Heard(0, 0, 1.0), None, Survival(9, 9), Survival(9, 9), 2.0, 0.5, 0, {})
     moves = [each for each in events.all_of("bird", 1) if each.name == "migrate"]
     for noticed, held in (([fine, fine], True), ([fine, fine._replace(failed=True)], False)):
         results = events._figures(moves[0], noticed)
@@ -130,7 +153,7 @@ def test_a_move_that_fails_is_told_and_missed_and_not_the_end_of_the_bench() -> 
 
 def test_what_did_not_happen_took_no_time_to_be_routed() -> None:
     """A refused move changes no route: its 0 ms would better the median."""
-    fine = events.Noticed(0, 0, 1.0, Survival(9, 9), Survival(9, 9), 60.0, 0.5, 0, {})
+    fine = events.Noticed(events.Heard(0, 0, 1.0), None, Survival(9, 9), Survival(9, 9), 60.0, 0.5, 0, {})
     refused = fine._replace(routing_ms=0.0, failed=True)
     swap = next(each for each in events.all_of("bird", 1) if each.name == "swap")
     told = _value(events._figures(swap, [refused, fine, refused]), "events/swap/routing_ms")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import socket
 
-from krononat.worker import BURSTS, KERNEL_BURSTS, LONG_US, SHORT_US, Worker, bursts_after
+from krononat.worker import BURSTS, KERNEL_BURSTS, Worker
+from shards.loop import LONG_US, SHORT_US, bursts_after
 
 
 def test_an_answer_that_is_longer_than_a_message_may_be_ends_nobody() -> None:

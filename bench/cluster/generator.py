@@ -26,6 +26,7 @@ from bench.cluster import datagrams, tcp
 from bench.cluster.ends import End, leave, send
 from bench.cluster.ledger import ASK, CLOSE, OPEN, RESIDENTS, STREAM_IN, STREAM_OUT, Ledger, Sizes, new_ledger
 from bench.cluster.packets import PROTOCOL, is_whole, macs
+from krononat import promptness
 from shards import rings
 from shards.burst import Burst, new_burst
 from shards.frames import Rings
@@ -186,6 +187,7 @@ class Generator:
     def _run(self) -> None:
         if self._cpu is not None:
             os.sched_setaffinity(0, {self._cpu})  # of this thread
+        promptness.ask_for()
         run(self._client.rings, self._server.rings, new_burst(), self.ledger, clock.new_box())
 
     def __enter__(self) -> Generator:

@@ -1,7 +1,7 @@
 """What may happen to a cluster whose switches route: one line of a table each, with what its users may notice of it.
 
 `whose` names the core whose shards are hit; what happens to others is measured, too, and must be nothing. `act` returns when it
-has happened, `undo` sets right what does not come back by itself.
+has happened; `lasts_s` later `undo` sets right what does not come back by itself.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Happening(NamedTuple):
     outage_ms: float | None = None
     hits: str = CORE
     routing_ms: float | None = None
+    lasts_s: float = 0.0  # until it is undone
     takes_s: float = 0.0  # beyond what others take
     counts: Callable[[Scene, str], dict[str, float]] = lambda here, core: {}  # its own figures: what they grow by meanwhile
     goals: Mapping[str, float] = MappingProxyType({})  # of those
@@ -111,12 +112,8 @@ def _fails(kind: str, named: Callable[[str], str]) -> Callable[[Scene, str], int
     return lambda here, core: chaos.fail(here.lab, kind, named(core))
 
 
-def _heals(kind: str, named: Callable[[str], str], after_s: float = 0.0) -> Callable[[Scene, str], None]:
-    def heal(here: Scene, core: str) -> None:
-        time.sleep(after_s)
-        chaos.heal(here.lab, kind, named(core))
-
-    return heal
+def _heals(kind: str, named: Callable[[str], str]) -> Callable[[Scene, str], None]:
+    return lambda here, core: chaos.heal(here.lab, kind, named(core))
 
 
 def _core(core: str) -> str:
@@ -142,12 +139,12 @@ def _restart(here: Scene, core: str) -> None:
     chaos.heal(here.lab, "daemon", _inside_switch(here))
 
 
-def _hard(name: str, told: str, kind: str, named: Callable[[str], str], after_s: float, outage_ms: float) -> Happening:
-    return Happening(name, told, _owner, _fails(kind, named), _heals(kind, named, after_s), None, outage_ms)
+def _hard(name: str, told: str, kind: str, named: Callable[[str], str], lasts_s: float, outage_ms: float) -> Happening:
+    return Happening(name, told, _owner, _fails(kind, named), _heals(kind, named), None, outage_ms, lasts_s=lasts_s)
 
 
 def _harmless(name: str, told: str, kind: str) -> Happening:
-    return Happening(name, told, _owner, _fails(kind, cluster.node_of), _heals(kind, cluster.node_of, 1.0), 0.0)
+    return Happening(name, told, _owner, _fails(kind, cluster.node_of), _heals(kind, cluster.node_of), 0.0, lasts_s=1.0)
 
 
 def graceful() -> tuple[Happening, ...]:
@@ -179,7 +176,7 @@ def harmless(tor: str) -> tuple[Happening, ...]:
     """What only control has to do with."""
     cut = Happening(
         "partition", "a server is cut off the others", _owner,
-        _fails("partition", cluster.node_of), _heals("partition", cluster.node_of, _CUT_S), 0.0,
+        _fails("partition", cluster.node_of), _heals("partition", cluster.node_of), 0.0, lasts_s=_CUT_S,
     )  # fmt: skip
     restart = Happening(
         "switch",
@@ -193,7 +190,7 @@ def harmless(tor: str) -> tuple[Happening, ...]:
     )
     supervisor = Happening(
         "supervisor", "kill -9 of a core's supervisor, and another one some seconds later", _owner,
-        _fails("supervisor", _core), _heals("supervisor", _core, _GONE_S), 0.0,
+        _fails("supervisor", _core), _heals("supervisor", _core), 0.0, lasts_s=_GONE_S,
     )  # fmt: skip
     return (
         supervisor,
@@ -259,10 +256,10 @@ def _mend(here: Scene, core: str) -> None:
     chaos.heal(here.lab, "isolate", _A)
 
 
-def _of_switches(name: str, told: str, kind: str, struck: str, after_s: float, goals: tuple[float | None, ...]) -> Happening:
+def _of_switches(name: str, told: str, kind: str, struck: str, lasts_s: float, goals: tuple[float | None, ...]) -> Happening:
     lost, outage_ms = goals
-    acts = _fails(kind, lambda core: struck), _heals(kind, lambda core: struck, after_s)
-    return Happening(name, told, _owner, *acts, lost, outage_ms, ALL)
+    acts = _fails(kind, lambda core: struck), _heals(kind, lambda core: struck)
+    return Happening(name, told, _owner, *acts, lost, outage_ms, ALL, lasts_s=lasts_s)
 
 
 def twofold() -> tuple[Happening, ...]:

@@ -73,7 +73,7 @@ cpu = {cpu}
 {interfaces}
 [io]
 spare = {spare}
-frames = 4096
+frames = 8192
 
 [memory]
 sessions = {sessions}
