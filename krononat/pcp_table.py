@@ -128,7 +128,7 @@ class GrantTable:
         subscriber, _ = self.subscriber_of(wish.internal)
         if not self._has_room(subscriber):
             return pcp.USER_EX_QUOTA
-        if not (self._free or self._gaps):
+        if not self._has_row():
             return pcp.NO_RESOURCES
         if wish.exact and wish.wanted < 0:
             return pcp.CANNOT_PROVIDE_EXTERNAL
@@ -263,6 +263,12 @@ class GrantTable:
         fact = Fact(half, int(mapping["generation"]), subscriber, host, protocol, origin == PCP)
         index.enter(number, fact, expires_s)
 
+    def _has_row(self) -> bool:
+        """Whether a row is free; if need be one of those that nobody has come to free yet."""
+        while self._left and not (self._free or self._gaps):
+            self._give_back()
+        return bool(self._free or self._gaps)
+
     def _take_row(self) -> int:
         if self._free:
             return self._free.pop()
@@ -347,9 +353,10 @@ class GrantTable:
         for index in list(self._of_shard.values()):
             self._expire(index, now // grant_rows.SECONDS)
             self._end_given_up(index)
-        self._go_on()
         while self._work and self._left:
+            self._work -= 1
             self._give_back()
+        self._go_on()
 
     def _leave(self, shard: int) -> None:
         """Another core has had the shard since: what was known of its mappings is out of date."""
@@ -366,7 +373,6 @@ class GrantTable:
 
     def _give_back(self) -> None:
         """Free a row of a shard that another core has had."""
-        self._work -= 1
         number = self._left[0].take_any()
         if number:
             self._free_row(number)
@@ -427,7 +433,7 @@ class GrantTable:
         index = self._index(account)
         if before := index.row_of(half):  # of another mapping, which was here, and has ended
             self._forget(index, before)
-        if not self._longest_s or not (self._free or self._gaps):
+        if not self._longest_s or not self._has_row():
             grants.revoke(self._state, half, int(mapping["generation"]), self.now)
             return
         subscriber = int(self._state.accounts[account]["parent"]) or account

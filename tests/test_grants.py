@@ -480,6 +480,19 @@ def test_rfc6887_sec8_5_a_shard_that_others_had_is_forgotten_at_once_and_freed_i
 
 
 @pytest.mark.usefixtures("slow")
+def test_a_table_that_is_full_is_adopted_whole_though_its_rows_are_yet_to_be_freed() -> None:
+    given = server(each=99)
+    told = [given.map(5000 + number) for number in range(32)]
+    given.state.shards[0]["epoch"] += 1
+    given.table.begin(given.now)
+    assert given.map(5031).external_port == told[31].external_port
+    for _ in range(60):
+        given.table.turn(given.now)
+    assert [told[1:3] for told in given.listed()] == [*((5000 + number, "adopted") for number in range(31)), (5031, "pcp")]
+    assert given.map(6000).result == pcp.NO_RESOURCES
+
+
+@pytest.mark.usefixtures("slow")
 def test_what_was_granted_elsewhere_is_adopted_in_some_turns_and_for_who_asks_at_once() -> None:
     twins, one = twin_servers()
     told = six(one)
