@@ -20,7 +20,7 @@ class Pcp(Model):
     third_party: bool = Field(
         default=False, description="Whether one host of a subscriber may ask for another one of the same (RFC 6887 13.1)."
     )
-    min_lifetime_s: int = Field(default=120, ge=1, le=WEEK_S, description="A shorter lifetime is made so long, in s.")
+    min_lifetime_s: int = Field(default=120, ge=1, le=WEEK_S, description="A shorter one of PCP is made so long, in s.")
     max_lifetime_s: int = Field(default=86_400, ge=60, le=WEEK_S, description="A longer lifetime is made so short, in s.")
     mappings_each: int = Field(default=64, ge=1, le=65_535, description="Mappings that a subscriber may have asked for.")
     mappings: int = Field(default=65_536, ge=1, le=16_777_216, description="Mappings that all subscribers of this core may.")

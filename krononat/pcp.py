@@ -1,8 +1,8 @@
 """Messages of PCP (RFC 6887) and NAT-PMP (RFC 6886): bytes to requests, answers to bytes.
 
-    read(datagram)      a Request of either protocol; None: no answer is due; Refused: an answer with a result code
-    refusal, success    answers of PCP             pmp_refusal, pmp_address, pmp_mapping    of NAT-PMP
-    announcement        what tells a client that it must ask anew (RFC 6887 14.1)
+    read(datagram, …)           a Request of either protocol; None: no answer is due; Refused: an answer with a result code
+    refusal, success, ended     answers of PCP             pmp_refusal, pmp_address, pmp_mapping    of NAT-PMP
+    announcement                what tells a client that it must ask anew (RFC 6887 14.1)
 
 Nothing here knows of mappings; addresses are host integers. What is read was written by anybody: every length is looked at
 before what it covers, and whatever bytes come, one of the three above comes of them.
@@ -31,8 +31,9 @@ TCP, UDP = 6, 17
 ) = range(14)  # fmt: skip
 LONG_S, SHORT_S = 1800, 30  # RFC 6887 7.4: how long an error is good for
 _SHORT = (NETWORK_FAILURE, NO_RESOURCES, USER_EX_QUOTA, CANNOT_PROVIDE_EXTERNAL)
+_NOT_PARSED = (UNSUPP_VERSION, MALFORMED_REQUEST, MALFORMED_OPTION)  # what these are said of (RFC 6887 7.2)
 
-_PMP_VERSION_REFUSED, _PMP_REFUSED, _PMP_FAILURE, _PMP_NO_RESOURCES, _PMP_OPCODE_REFUSED = range(1, 6)
+_PMP_VERSION_REFUSED, _PMP_REFUSED, _PMP_FAILURE, _PMP_NO_RESOURCES, _PMP_OPCODE_REFUSED = range(1, 6)  # RFC 6886 3.5
 _PMP_RESULTS = {
     SUCCESS: 0, UNSUPP_VERSION: _PMP_VERSION_REFUSED, NOT_AUTHORIZED: _PMP_REFUSED, NETWORK_FAILURE: _PMP_FAILURE,
     NO_RESOURCES: _PMP_NO_RESOURCES, USER_EX_QUOTA: _PMP_NO_RESOURCES, UNSUPP_OPCODE: _PMP_OPCODE_REFUSED,
@@ -45,6 +46,8 @@ _MAP = struct.Struct("!12sB3xHH16s")  # nonce, protocol, internal port, external
 _OPTION = struct.Struct("!BxH")
 _PMP_MAP = struct.Struct("!BBxxHHI")
 _OPTION_BYTES = {THIRD_PARTY: 16, PREFER_FAILURE: 0}
+_AT_LEAST = {ANNOUNCE: _HEADER.size, MAP: _HEADER.size + _MAP.size}  # bytes of a request
+_KEPT_FROM = 12  # of an answer: the last 96 bits of its header lie where a request has those of the client's address
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 NOT_IPV4 = -1
 
@@ -69,55 +72,72 @@ class Request(NamedTuple):
     port: int = 0
     wanted: int = 0
     wanted_port: int = 0
+    suggested: bytes = bytes(16)  # `wanted` as it came
     prefer_failure: bool = False
     third_party: int | None = None
     options: bytes = b""  # those that were obeyed, as they came
 
 
-def read(datagram: bytes) -> Request | None:
-    """What a datagram asks, None where it asks nothing. Refused says how to answer what cannot be obeyed (RFC 6887 8.2)."""
+def read(datagram: bytes, source: int, nat_pmp: bool) -> Request | None:
+    """What `source` asks, None where it asks nothing. Refused says how to answer what cannot be obeyed.
+
+    The order of questions is that of RFC 6887 8.2. `nat_pmp`: whether that is spoken, too.
+    """
     if len(datagram) < 2 or datagram[1] & _RESPONSE:
         return None
-    if datagram[0] == PMP_VERSION:
+    if datagram[0] == PMP_VERSION and nat_pmp:
         return _read_pmp(datagram)
     if datagram[0] != VERSION:
         raise Refused(UNSUPP_VERSION)
-    if len(datagram) > BYTES_AT_MOST or len(datagram) % 4 or len(datagram) < _HEADER.size:
-        raise Refused(MALFORMED_REQUEST)
+    if len(datagram) < _HEADER.size:
+        return None
     _, opcode, lifetime, client = _HEADER.unpack_from(datagram)
-    request = Request(VERSION, opcode, lifetime, ipv4(client))
-    if opcode == ANNOUNCE:
-        return _with_options(request, datagram, _HEADER.size)
-    if opcode == MAP:
-        return _read_map(request, datagram)
-    raise Refused(UNSUPP_OPCODE)
+    if len(datagram) > BYTES_AT_MOST or len(datagram) % 4 or len(datagram) < _AT_LEAST.get(opcode, 0):
+        raise Refused(MALFORMED_REQUEST)
+    if ipv4(client) != source:
+        raise Refused(ADDRESS_MISMATCH)
+    if opcode not in _AT_LEAST:
+        raise Refused(UNSUPP_OPCODE)
+    request = Request(VERSION, opcode, lifetime, source)
+    return _read_map(request, datagram) if opcode == MAP else _with_options(request, datagram)
 
 
 def _read_map(request: Request, datagram: bytes) -> Request:
-    end = _HEADER.size + _MAP.size
-    if len(datagram) < end:
-        raise Refused(MALFORMED_REQUEST)
     nonce, protocol, port, wanted_port, wanted = _MAP.unpack_from(datagram, _HEADER.size)
-    if protocol == 0 and port != 0:  # RFC 6887 11.1: all protocols have all ports
+    if protocol == 0 and port != 0:  # RFC 6887 11.3, 15.1: all protocols have all ports
         raise Refused(MALFORMED_REQUEST)
-    told = request._replace(nonce=nonce, protocol=protocol, port=port, wanted=ipv4(wanted), wanted_port=wanted_port)
-    return _with_options(told, datagram, end)
+    told = request._replace(
+        nonce=nonce, protocol=protocol, port=port, wanted=ipv4(wanted), wanted_port=wanted_port, suggested=wanted
+    )
+    told = _with_options(told, datagram)
+    if told.prefer_failure and (told.lifetime == 0 or told.wanted_port == 0):  # it makes no sense (RFC 6887 11.3, 13.2)
+        raise Refused(MALFORMED_OPTION)
+    return told
 
 
-def _with_options(request: Request, datagram: bytes, at: int) -> Request:
-    """The request with what its options say, each at most once (RFC 6887 7.3)."""
+def _with_options(request: Request, datagram: bytes) -> Request:
+    """The request with what its options say, in their order (RFC 6887 7.3)."""
+    for code, length, option in _options(datagram, _AT_LEAST[request.opcode]):
+        if code < ADVISORY:
+            request = _obey(request, code, option, length)
+    return request
+
+
+def _options(datagram: bytes, at: int) -> list[tuple[int, int, bytes]]:
+    """(code, length of its value, all of its bytes) of each. All must be whole before one is looked into (RFC 6887 7.3)."""
+    found = []
     while at < len(datagram):
         code, length = _OPTION.unpack_from(datagram, at)
         end = at + _OPTION.size + length + -length % 4
         if end > len(datagram):
             raise Refused(MALFORMED_OPTION)
-        if code < ADVISORY:
-            request = _obey(request, code, datagram[at:end], length)
+        found.append((code, length, datagram[at:end]))
         at = end
-    return request
+    return found
 
 
 def _obey(request: Request, code: int, option: bytes, length: int) -> Request:
+    """Each at most once."""
     if code not in _OPTION_BYTES or request.opcode != MAP:
         raise Refused(UNSUPP_OPTION)
     before = request.prefer_failure if code == PREFER_FAILURE else request.third_party is not None
@@ -129,13 +149,15 @@ def _obey(request: Request, code: int, option: bytes, length: int) -> Request:
     return request._replace(third_party=ipv4(option[_OPTION.size :]), options=kept)
 
 
-def _read_pmp(datagram: bytes) -> Request:
-    """RFC 6886 3.2 and 3.3. What is too short to be either is of no kind that we know."""
+def _read_pmp(datagram: bytes) -> Request | None:
+    """RFC 6886 3.2 and 3.3. What is too short to be what it says has no result code there: None."""
     opcode = datagram[1]
     if opcode == PMP_ADDRESS:
         return Request(PMP_VERSION, opcode)
-    if opcode not in (PMP_UDP, PMP_TCP) or len(datagram) < _PMP_MAP.size:
+    if opcode not in (PMP_UDP, PMP_TCP):
         raise Refused(UNSUPP_OPCODE)
+    if len(datagram) < _PMP_MAP.size:
+        return None
     _, _, port, wanted_port, lifetime = _PMP_MAP.unpack_from(datagram)
     protocol = UDP if opcode == PMP_UDP else TCP
     return Request(PMP_VERSION, opcode, lifetime, protocol=protocol, port=port, wanted_port=wanted_port)
@@ -166,14 +188,25 @@ def refusal(datagram: bytes, result: int, epoch_s: int, lifetime_s: int | None =
     kept = datagram[:BYTES_AT_MOST]
     kept += bytes(max(_ANSWER.size - len(kept), -len(kept) % 4))
     told = lifetime_of(result) if lifetime_s is None else lifetime_s
-    return _ANSWER.pack(VERSION, datagram[1] | _RESPONSE, result, told, epoch_s & 0xFFFFFFFF) + kept[_ANSWER.size :]
+    head = _ANSWER.pack(VERSION, datagram[1] | _RESPONSE, result, told, epoch_s & 0xFFFFFFFF)
+    begins = _KEPT_FROM if result in _NOT_PARSED else _ANSWER.size
+    return head[:begins] + kept[begins:]
 
 
 def success(request: Request, lifetime_s: int, epoch_s: int, external: int, port: int) -> bytes:
-    """Answer to a MAP: its external endpoint, and the options that were obeyed (RFC 6887 11.1)."""
+    """Answer to a MAP: its external endpoint (RFC 6887 11.1)."""
+    return _map_answer(request, lifetime_s, epoch_s, mapped(external), port)
+
+
+def ended(request: Request, epoch_s: int) -> bytes:
+    """Answer to a MAP of lifetime 0: what was suggested is copied, whatever it is (RFC 6887 15.1)."""
+    return _map_answer(request, 0, epoch_s, request.suggested, request.wanted_port)
+
+
+def _map_answer(request: Request, lifetime_s: int, epoch_s: int, external: bytes, port: int) -> bytes:
+    """With the options that were obeyed (RFC 6887 7.3)."""
     head = _ANSWER.pack(VERSION, MAP | _RESPONSE, SUCCESS, lifetime_s, epoch_s & 0xFFFFFFFF)
-    told = _MAP.pack(request.nonce, request.protocol, request.port, port, mapped(max(external, 0)))
-    return head + told + request.options
+    return head + _MAP.pack(request.nonce, request.protocol, request.port, port, external) + request.options
 
 
 def announcement(epoch_s: int) -> bytes:
@@ -182,12 +215,15 @@ def announcement(epoch_s: int) -> bytes:
 
 
 def pmp_refusal(datagram: bytes, result: int, epoch_s: int) -> bytes:
-    """An error of NAT-PMP, by the result code of PCP that means the same (RFC 6886 3.5)."""
+    """An error of NAT-PMP, by the result code of PCP that means the same (RFC 6886 3.5).
+
+    What is no known opcode is returned entire, but for the header of an answer over it: 3.6 wants the epoch in every packet.
+    """
     told = _PMP_RESULTS.get(result, _PMP_REFUSED)
     head = struct.pack("!BBHI", PMP_VERSION, datagram[1] | _RESPONSE, told, epoch_s & 0xFFFFFFFF)
-    if datagram[1] in (PMP_UDP, PMP_TCP) and len(datagram) >= _PMP_MAP.size:
+    if datagram[1] in (PMP_UDP, PMP_TCP):
         return head + datagram[4:6] + bytes(6)
-    return head + bytes(4) if datagram[1] == PMP_ADDRESS else head
+    return head + (bytes(4) if datagram[1] == PMP_ADDRESS else datagram[8:BYTES_AT_MOST])
 
 
 def pmp_address(external: int, epoch_s: int) -> bytes:

@@ -5,12 +5,16 @@ leaves them to the kernel, and its answers take the kernel's routes to the subsc
 an external port, and what comes in by an interface that is none of the internal ones is not answered.
 
 A request costs a tenth of a millisecond in which no packet is forwarded, so there is a budget for the core, and one for each
-subscriber; what is beyond is dropped, and asked again by whoever means it (RFC 6887 8.1.1).
+subscriber; what is beyond is dropped, and asked again by whoever means it (RFC 6887 8.1.1, 8.2). Each address has some lanes:
+sockets that the kernel chooses among by who sends. So a host that sends more than can be read fills his own, and is not in the
+way of those on the others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import select
 import socket
 import struct
 import sys
@@ -22,18 +26,32 @@ from krononat import pcp, pcp_server
 from krononat.pcp_server import Policy
 from krononat.pcp_table import TOLD_AT_ONCE, GrantTable
 from shards import grant_rows
+from shards.account_rows import REASONS
 from shards.state import State
 from shards.verdict import PCP_DROPPED, PCP_REFUSED, PCP_REQUESTS
 
 TURN_EACH = 50  # ticks
+HURRY_EACH = 5  # if there is much to do; a turn is short
+REST = 1000  # nothing that is left to do is urgent
 LOOK_EACH = 5  # ticks between two looks at the sockets while packets keep the worker awake: a look at nothing takes 2 us
-READ_AT_ONCE = 8  # datagrams
-BUFFER_BYTES = 1 << 16  # of a socket: what waits longer is asked again anyway
+WORK_AT_ONCE, ANSWER_WORK = 64, 8  # in one look: a datagram that is dropped takes 1
+LANES_BITS = 3
+LANES = 1 << LANES_BITS
+BUFFER_BYTES = 1 << 16  # of a lane: what waits longer is asked again anyway
 KNOWN_AT_MOST = 4096  # subscribers whose budgets are remembered; beyond, all of them begin anew
 
 _IP_FREEBIND, _IP_PKTINFO = 15, 8  # ip(7)
 _PKTINFO = struct.Struct("@i4s4s")  # interface, our address, the header's destination
-_ANCILLARY = socket.CMSG_SPACE(_PKTINFO.size)
+_SO_RXQ_OVFL, _SO_ATTACH_REUSEPORT_CBPF = 40, 51  # socket(7)
+_OVERFLOW = struct.Struct("@I")  # datagrams that a socket had no room for, since it was made
+_ANCILLARY = socket.CMSG_SPACE(_PKTINFO.size) + socket.CMSG_SPACE(_OVERFLOW.size)
+_RATE = REASONS.index("rate")
+
+# Which lane a sender has, as the kernel is told (linux/filter.h): the upper bits of his address times 2**32 / golden ratio.
+_SOURCE = 0xFFF00000 + 12  # SKF_NET_OFF: in the header of IPv4
+_CHOICE = b"".join(
+    struct.pack("@HBBI", code, 0, 0, k) for code, k in ((0x20, _SOURCE), (0x24, 0x9E3779B1), (0x74, 32 - LANES_BITS), (0x16, 0))
+)
 
 
 class Budget:
@@ -52,6 +70,21 @@ class Budget:
         return True
 
 
+class Lane:
+    """A socket, and how many datagrams the kernel has had no room for in it."""
+
+    def __init__(self, made: socket.socket) -> None:
+        self.socket, self._overflown = made, 0
+
+    def overflow(self, ancillary: list[tuple[int, int, bytes]]) -> int:
+        """How many more since we asked last (32 bits, which wrap)."""
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, _SO_RXQ_OVFL) and len(data) >= _OVERFLOW.size:
+                before, self._overflown = self._overflown, _OVERFLOW.unpack_from(data)[0]
+                return (self._overflown - before) & 0xFFFFFFFF
+        return 0
+
+
 class Listener:
     """Made when a worker takes over; `told` are its orders (`pcp_orders`)."""
 
@@ -62,13 +95,28 @@ class Listener:
         self._interfaces = set(told["interfaces"])
         self._rate, self._each_rate = told["rate"], told["each_rate"]
         self._budget, self._budgets = Budget(self._rate, now), dict[int, Budget]()
-        self._sockets = [made for address in told["addresses"] if (made := _open(address))]
+        lanes = [_open(address) for address in told["addresses"]]
+        self._voices = [made[0] for made in lanes if made]  # one at each address
+        self._lanes = {made.fileno(): Lane(made) for each in lanes for made in each}
+        self._ready = select.epoll()
+        for descriptor in self._lanes:
+            self._ready.register(descriptor, select.EPOLLIN)
         self._turned_at = self._looked_at = now - TURN_EACH
         self._faults = 0
 
     def descriptors(self) -> list[int]:
         """To wait for while idle."""
-        return [each.fileno() for each in self._sockets]
+        return [self._ready.fileno()] if self._lanes else []
+
+    def due(self) -> int:
+        """In how many ms a turn is wanted though nothing has come."""
+        return HURRY_EACH if self._table.busy else REST
+
+    def close(self) -> None:
+        """Nobody is answered from now on."""
+        self._ready.close()
+        for each in self._lanes.values():
+            each.socket.close()
 
     def turn(self, now: int, at: int, called: bool) -> None:
         """Answer what has come, end what is due. `now`: tick; `at`: that of the packets' clock. Never raises.
@@ -76,11 +124,10 @@ class Listener:
         `called`: something has come that may be for us.
         """
         try:
-            if called or now - self._looked_at >= LOOK_EACH:
+            if self._table.ready and (called or now - self._looked_at >= LOOK_EACH):
                 self._looked_at = now
-                for each in self._sockets:
-                    self._serve(each, now, at)
-            if now - self._turned_at >= TURN_EACH:
+                self._serve(now, at)
+            if not self._table.ready or now - self._turned_at >= (HURRY_EACH if self._table.busy else TURN_EACH):
                 self._turned_at = now
                 self._table.turn(at)
                 self._announce(at)
@@ -90,19 +137,30 @@ class Listener:
                     traceback.print_exc()
             self._faults += 1
 
-    def _serve(self, listening: socket.socket, now: int, at: int) -> None:
-        for _ in range(READ_AT_ONCE):
-            try:
-                datagram, ancillary, _, source = listening.recvmsg(pcp.BYTES_AT_MOST + 4, _ANCILLARY)
-            except OSError:  # nothing more, or what became of an answer of ours
-                return
-            self._count(PCP_REQUESTS)
-            answer = self._answer(datagram, source[0], now, at) if self._came_from_inside(ancillary) else b""
-            if not answer:
-                self._count(PCP_DROPPED)
-            else:
-                with contextlib.suppress(OSError):  # no route, or no room: it is asked again
-                    listening.sendto(answer, source)
+    def _serve(self, now: int, at: int) -> None:
+        """One datagram of each lane that has some, round and round: the kernel puts a lane that it has shown at the end."""
+        left = WORK_AT_ONCE
+        while left > 0 and (shown := self._ready.poll(0, max(left // ANSWER_WORK, 1))):
+            self._table.begin(at)  # what is answered tells of an epoch
+            for descriptor, _ in shown:
+                left -= self._take(self._lanes[descriptor], now, at)
+
+    def _take(self, lane: Lane, now: int, at: int) -> int:
+        """Work that it was to see to one datagram."""
+        try:
+            datagram, ancillary, _, source = lane.socket.recvmsg(pcp.BYTES_AT_MOST + 4, _ANCILLARY)
+        except OSError:  # nothing more, or what became of an answer of ours
+            return 1
+        lost = lane.overflow(ancillary)
+        self._count(PCP_REQUESTS, 1 + lost)
+        self._count(PCP_DROPPED, lost)
+        answer = self._answer(datagram, source[0], now, at) if self._came_from_inside(ancillary) else b""
+        if not answer:
+            self._count(PCP_DROPPED)
+            return 1
+        with contextlib.suppress(OSError):  # no route, or no room: it is asked again
+            lane.socket.sendto(answer, source)
+        return ANSWER_WORK
 
     def _came_from_inside(self, ancillary: list[tuple[int, int, bytes]]) -> bool:
         for level, kind, data in ancillary:
@@ -116,7 +174,6 @@ class Listener:
         subscriber, ours = self._table.subscriber_of(source)
         if not ours or not self._may_ask(subscriber, now):
             return b""
-        self._table.now = at
         answer = pcp_server.answer(self._policy, self._table, datagram, source, at // grant_rows.SECONDS)
         if answer.result:
             self._count(PCP_REFUSED)
@@ -127,7 +184,10 @@ class Listener:
             if len(self._budgets) >= KNOWN_AT_MOST:
                 self._budgets.clear()
             self._budgets[subscriber] = Budget(self._each_rate, now)
-        return self._budgets[subscriber].spend(now) and self._budget.spend(now)
+        if not self._budgets[subscriber].spend(now):
+            self._state.accounts[subscriber]["refused"][_RATE] += 1
+            return False
+        return self._budget.spend(now)
 
     def _announce(self, at: int) -> None:
         """Tell hosts whose mappings were adopted that a new epoch has begun, some in each turn (RFC 6887 14.1.3).
@@ -137,27 +197,39 @@ class Listener:
         for _ in range(min(TOLD_AT_ONCE, len(self._table.told))):
             host = self._table.told.popleft()
             told = pcp.announcement(self._table.epoch_s(host, at // grant_rows.SECONDS))
-            for each in self._sockets:
+            for each in self._voices:
                 with contextlib.suppress(OSError):
                     each.sendto(told, (socket.inet_ntoa(host.to_bytes(4, "big")), pcp.CLIENT_PORT))
 
-    def _count(self, meter: int) -> None:
-        self._state.counters[meter, 0] += 1
+    def _count(self, meter: int, by: int = 1) -> None:
+        self._state.counters[meter, 0] += by
 
 
-def _open(address: str) -> socket.socket | None:
-    """A socket at one of our addresses; who takes over opens its own before the one before has ended. None, and why is said."""
-    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+def _open(address: str) -> list[socket.socket]:
+    """The lanes at one of our addresses; who takes over opens its own before those before are closed. None, and why is said."""
+    made: list[socket.socket] = []
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-        made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-        made.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        made.bind((address, pcp.PORT))
-        made.setblocking(False)
+        for _ in range(LANES):
+            made.append(_new_lane())
+            made[-1].bind((address, pcp.PORT))
+        program = ctypes.create_string_buffer(_CHOICE, len(_CHOICE))
+        told = struct.pack("@HP", len(_CHOICE) // 8, ctypes.addressof(program))
+        made[0].setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, told)
     except OSError as error:
-        made.close()
+        for each in made:
+            each.close()
         why = f"{error.strerror}; is another server of PCP or NAT-PMP running here?"
         print(f"krononat: nobody is answered at {address} port {pcp.PORT}: {why}", file=sys.stderr, flush=True)
-        return None
+        return []
+    return made
+
+
+def _new_lane() -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    for level, option, value in (
+        (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1), (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1),
+        (socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES), (socket.SOL_SOCKET, _SO_RXQ_OVFL, 1),
+        (socket.IPPROTO_IP, _IP_FREEBIND, 1), (socket.IPPROTO_IP, _IP_PKTINFO, 1),
+    ):  # fmt: skip
+        made.setsockopt(level, option, value)
     return made

@@ -13,19 +13,25 @@ from typing import NamedTuple, Protocol
 from krononat import pcp
 from krononat.pcp import Refused, Request
 
-DYNAMIC, STATIC, PCP, NAT_PMP, ADOPTED = "dynamic", "static", "pcp", "nat-pmp", "adopted"
+# ENDED: by who had its nonce; it goes on as that of the sessions that use it. Who repeats himself is told the same again
+# (RFC 6887 15.1), to anybody else it is DYNAMIC.
+DYNAMIC, ENDED, STATIC, PCP, NAT_PMP, ADOPTED = "dynamic", "ended", "static", "pcp", "nat-pmp", "adopted"
+FOR_EVER = 0xFFFFFFFF  # lifetime of a static mapping (RFC 6887 11.3)
 
-# What is done to a mapping: (who keeps it, who asks) -> to have it live, to have it end.
+# What is done to a mapping: (who keeps it, who asks) -> to have it live, to have it end. RFC 6887 15.1 forbids to end what
+# sessions keep; to NAT-PMP, which knows of none, there is nothing to end then (RFC 6886 3.4).
 _PICTURE = """
 kept by     asks        live        end
 nobody      pcp         grant       nothing
 nobody      nat-pmp     grant       nothing
 dynamic     pcp         grant       refuse
-dynamic     nat-pmp     grant       refuse
+dynamic     nat-pmp     grant       nothing
+ended       pcp         grant       nothing
+ended       nat-pmp     grant       nothing
 static      pcp         tell        refuse
 static      nat-pmp     tell        refuse
 pcp         pcp         renew       end
-pcp         nat-pmp     refuse      refuse
+pcp         nat-pmp     tell        refuse
 nat-pmp     pcp         renew       end
 nat-pmp     nat-pmp     renew       end
 adopted     pcp         renew       end
@@ -82,9 +88,6 @@ class Table(Protocol):
     def find(self, internal: int, protocol: int, port: int) -> Held | None:
         """The mapping of an internal endpoint."""
 
-    def asked_for(self, internal: int) -> list[Held]:
-        """All mappings of a host that were asked for."""
-
     def grant(self, wish: Wish, nonce: bytes, origin: str, expires_s: int, now_s: int) -> Held | int:
         """Have a mapping live until then; a result code of PCP where that cannot be."""
 
@@ -93,6 +96,9 @@ class Table(Protocol):
 
     def end(self, held: Held) -> None:
         """Have one that was asked for live no longer than its sessions."""
+
+    def end_all(self, internal: int, protocol: int) -> bool:
+        """End all of a host that were asked for without a nonce; whether others are left that were asked for, or are static."""
 
 
 class Answer(NamedTuple):
@@ -109,39 +115,47 @@ def answer(policy: Policy, table: Table, datagram: bytes, source: int, now_s: in
     """Answer what the subscriber's host `source` sent, and change the table as it asks."""
     epoch_s = table.epoch_s(source, now_s)
     try:
-        request = pcp.read(datagram)
+        request = pcp.read(datagram, source, policy.nat_pmp)
         if request is None:
             return NOTHING
         if request.version == pcp.PMP_VERSION:
-            return _answer_pmp(policy, table, datagram, request, source, now_s)
-        if request.client != source:
-            raise Refused(pcp.ADDRESS_MISMATCH)
+            return _answer_pmp(policy, table, request, source, now_s)
         if request.opcode == pcp.ANNOUNCE:
             return Answer(pcp.announcement(epoch_s), pcp.SUCCESS)
         return _answer_map(policy, table, datagram, request, source, now_s)
     except Refused as refused:
         if datagram[0] == pcp.PMP_VERSION and policy.nat_pmp:
             return Answer(pcp.pmp_refusal(datagram, refused.result, epoch_s), refused.result)
-        # RFC 6887 A: a client of NAT-PMP sees by this what is spoken here.
-        result = pcp.UNSUPP_VERSION if datagram[0] == pcp.PMP_VERSION else refused.result
-        return Answer(pcp.refusal(datagram, result, epoch_s), result)
+        return Answer(pcp.refusal(datagram, refused.result, epoch_s), refused.result)
 
 
 def _answer_map(policy: Policy, table: Table, datagram: bytes, request: Request, source: int, now_s: int) -> Answer:
     internal = _internal(policy, table, request, source)
-    _check_protocol(request)
     epoch_s = table.epoch_s(internal, now_s)
-    if request.lifetime == 0 and request.port == 0:
-        return _end_all(table, datagram, request, internal, epoch_s, now_s)
-    held = table.find(internal, request.protocol, request.port)
+    if request.protocol not in (pcp.TCP, pcp.UDP) or request.port == 0:
+        return _answer_other(request, epoch_s)
+    held = _as_seen_by(table.find(internal, request.protocol, request.port), request.nonce)
     if held and held.origin == PCP and held.nonce != request.nonce:
         return Answer(pcp.refusal(datagram, pcp.NOT_AUTHORIZED, epoch_s, _left(held, now_s)), pcp.NOT_AUTHORIZED)
     wish = Wish(internal, request.protocol, request.port, request.wanted, request.wanted_port, request.prefer_failure)
     done = _carry_out(policy, table, request, wish, held, PCP, now_s)
-    if done is None:  # RFC 6887 15.1: what ended is told as it was named
-        return Answer(pcp.success(request, 0, epoch_s, request.wanted, request.wanted_port), pcp.SUCCESS)
-    lifetime_s = _lifetime(policy, request.lifetime)
-    return Answer(pcp.success(request, lifetime_s, epoch_s, done.external, done.external_port), pcp.SUCCESS)
+    if done is None:
+        return Answer(pcp.ended(request, epoch_s), pcp.SUCCESS)
+    return Answer(pcp.success(request, done.lifetime_s, epoch_s, done.external, done.port), pcp.SUCCESS)
+
+
+def _answer_other(request: Request, epoch_s: int) -> Answer:
+    """Mappings of all ports, or of other protocols, are not made, so none is there to be ended (RFC 6887 11.3, 15.1).
+
+    To end that of all ports ends nothing else: it has a nonce of its own.
+    """
+    if request.lifetime:
+        raise Refused(pcp.UNSUPP_PROTOCOL)
+    return Answer(pcp.ended(request, epoch_s), pcp.SUCCESS)
+
+
+def _as_seen_by(held: Held | None, nonce: bytes) -> Held | None:
+    return held._replace(origin=DYNAMIC) if held and held.origin == ENDED and held.nonce != nonce else held
 
 
 def _internal(policy: Policy, table: Table, request: Request, source: int) -> int:
@@ -157,35 +171,36 @@ def _internal(policy: Policy, table: Table, request: Request, source: int) -> in
     return request.third_party
 
 
-def _check_protocol(request: Request) -> None:
-    """One port of TCP or UDP; to end them, all ports, and all protocols, as well (RFC 6887 11.3, 15.1)."""
-    everything = request.lifetime == 0 and request.port == 0 and request.protocol == 0
-    if not everything and request.protocol not in (pcp.TCP, pcp.UDP):
-        raise Refused(pcp.UNSUPP_PROTOCOL)
-    if request.lifetime and request.port == 0:
-        raise Refused(pcp.UNSUPP_PROTOCOL)
+class Done(NamedTuple):
+    """What a mapping is, after all."""
+
+    external: int
+    port: int
+    lifetime_s: int
 
 
 def _carry_out(
     policy: Policy, table: Table, request: Request, wish: Wish, held: Held | None, asks: str, now_s: int
-) -> Held | None:
+) -> Done | None:
     """Do what the picture says; the mapping as it is then, None where there is none. Refused where it cannot be."""
     deed = RULES[held.origin if held else "nobody", asks][request.lifetime == 0]
     if deed == "refuse":
         raise Refused(pcp.NOT_AUTHORIZED)
     if held and request.lifetime and wish.exact and not _is_wanted(held, wish):
         raise Refused(pcp.CANNOT_PROVIDE_EXTERNAL)
-    expires_s = now_s + _lifetime(policy, request.lifetime)
+    lifetime_s = _lifetime(policy, request.lifetime, asks)
     if deed == "grant":
-        granted = table.grant(wish, request.nonce, asks, expires_s, now_s)
+        granted = table.grant(wish, request.nonce, asks, now_s + lifetime_s, now_s)
         if isinstance(granted, int):
             raise Refused(granted)
-        return granted
+        held = granted
+    if held and deed == "tell":
+        lifetime_s = _of_another(policy, request, held, asks, now_s)
     if held and deed == "renew":
-        table.renew(held, request.nonce, asks, expires_s)
+        table.renew(held, request.nonce, asks, now_s + lifetime_s)
     if held and deed == "end":
         table.end(held)
-    return held if deed in ("renew", "tell") else None
+    return Done(held.external, held.external_port, lifetime_s) if held and deed in ("grant", "renew", "tell") else None
 
 
 def _is_wanted(held: Held, wish: Wish) -> bool:
@@ -193,35 +208,25 @@ def _is_wanted(held: Held, wish: Wish) -> bool:
     return wish.wanted in (0, held.external) and wish.wanted_port in (0, held.external_port)
 
 
-def _lifetime(policy: Policy, asked_s: int) -> int:
-    """RFC 6887 15: neither shorter nor longer than is good."""
-    return min(max(asked_s, policy.minimum_s), policy.maximum_s)
+def _lifetime(policy: Policy, asked_s: int, asks: str) -> int:
+    """Neither shorter nor longer than is good (RFC 6887 15); NAT-PMP is offered no longer than it asks for (RFC 6886 3.3)."""
+    return min(max(asked_s, policy.minimum_s if asks == PCP else 0), policy.maximum_s)
+
+
+def _of_another(policy: Policy, request: Request, held: Held, asks: str, now_s: int) -> int:
+    """Lifetime that is told of a mapping that somebody else keeps."""
+    left_s = FOR_EVER if held.origin == STATIC else _left(held, now_s)
+    return left_s if asks == PCP else min(left_s, _lifetime(policy, request.lifetime, asks))
 
 
 def _left(held: Held, now_s: int) -> int:
     return max(held.expires_s - now_s, 0)
 
 
-def _end_all(table: Table, datagram: bytes, request: Request, internal: int, epoch_s: int, now_s: int) -> Answer:
-    """End all of a host, or of a protocol; those of another nonce stay, and that is told (RFC 6887 15.1)."""
-    kept = 0
-    for held in table.asked_for(internal):
-        if request.protocol in (0, held.protocol):
-            if held.origin == PCP and held.nonce != request.nonce:
-                kept = max(kept, _left(held, now_s))
-            else:
-                table.end(held)
-    if kept:
-        return Answer(pcp.refusal(datagram, pcp.NOT_AUTHORIZED, epoch_s, kept), pcp.NOT_AUTHORIZED)
-    return Answer(pcp.success(request, 0, epoch_s, request.wanted, request.wanted_port), pcp.SUCCESS)
-
-
 # --- NAT-PMP --------------------------------------------------------------------------------------------------------------
 
 
-def _answer_pmp(policy: Policy, table: Table, datagram: bytes, request: Request, source: int, now_s: int) -> Answer:
-    if not policy.nat_pmp:
-        raise Refused(pcp.UNSUPP_VERSION)
+def _answer_pmp(policy: Policy, table: Table, request: Request, source: int, now_s: int) -> Answer:
     epoch_s = table.epoch_s(source, now_s)
     if request.opcode == pcp.PMP_ADDRESS:
         external = table.address_of(source)
@@ -235,16 +240,14 @@ def _answer_pmp(policy: Policy, table: Table, datagram: bytes, request: Request,
     done = _carry_out(policy, table, request, wish, held, NAT_PMP, now_s)
     if done is None:
         return Answer(pcp.pmp_mapping(request, 0, epoch_s, 0), pcp.SUCCESS)
-    return Answer(pcp.pmp_mapping(request, _lifetime(policy, request.lifetime), epoch_s, done.external_port), pcp.SUCCESS)
+    return Answer(pcp.pmp_mapping(request, done.lifetime_s, epoch_s, done.port), pcp.SUCCESS)
 
 
 def _pmp_end_all(table: Table, request: Request, source: int, epoch_s: int) -> Answer:
-    """RFC 6886 3.4: port 0 with lifetime 0 ends all that the host asked for of a protocol; it never makes anything."""
-    if request.lifetime:
+    """RFC 6886 3.4: port 0 with lifetime 0 ends all that the host asked for of a protocol; it never makes anything.
+
+    As many as can be end; what stays is told by the result.
+    """
+    if request.lifetime or table.end_all(source, request.protocol):
         raise Refused(pcp.NOT_AUTHORIZED)
-    mine = [held for held in table.asked_for(source) if held.protocol == request.protocol]
-    if any(held.origin == PCP for held in mine):
-        raise Refused(pcp.NOT_AUTHORIZED)
-    for held in mine:
-        table.end(held)
     return Answer(pcp.pmp_mapping(request, 0, epoch_s, 0), pcp.SUCCESS)

@@ -4,22 +4,25 @@ The rows stand in the state's memory, so a worker's successor goes on with nonce
 a shard over has the mappings, which are replicated, and neither nonces nor lifetimes: it finds them by a walk over all rows,
 *adopts* them for the longest lifetime there is, begins a new epoch (RFC 6887 8.5), and has their hosts told so. Whoever asks
 first then, from the very host, has the mapping. A core that is not asked to keep any lets what it finds so go.
+
+The thread that does this forwards packets, too, so whatever there is much of is done in pieces: a turn ends, adopts and frees
+WORK_AT_ONCE rows at most, and rows of a worker before are read by as many a turn. Granted mappings need none of it to forward.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from typing import NamedTuple
 
 import numpy as np
 
 from krononat import pcp
-from krononat.pcp_server import ADOPTED, DYNAMIC, NAT_PMP, PCP, STATIC, Held, Wish
+from krononat.pcp_index import Fact, Index
+from krononat.pcp_server import ADOPTED, DYNAMIC, ENDED, NAT_PMP, PCP, STATIC, Held, Wish
 from shards import grant_rows, grants
-from shards.grant_rows import GRANTED, NOBODY, ORIGINS
+from shards.grant_rows import CONFIGURED, GRANTED, NOBODY, ORIGINS
 from shards.slabs import MAPPINGS_EACH_EXTENT
-from shards.state import NAT_MAPPING, State
+from shards.state import HELD, NAT_MAPPING, Array, State
 from shards.verdict import (
     MAPPING_LIMIT,
     NO_AUTHORITY,
@@ -30,10 +33,15 @@ from shards.verdict import (
     SESSION_LIMIT,
 )
 
-ENDED_AT_ONCE = 64  # mappings whose lifetime is over, in one turn
-SEEN_AT_ONCE = 8192  # rows looked at in one turn of the walk: some tens of us
+WORK_AT_ONCE = 40  # mappings ended, adopted or forgotten in one turn; 10 us each
+ENDED_AT_ONCE = 16  # by the request that gives them up; the rest by turns
+LOADED_AT_ONCE = 128  # rows of a worker before us, in one turn
+SCANNED_AT_ONCE = 8192  # rows looked through for them: some tens of us
+SEEN_AT_ONCE = 8192  # mappings looked at in one turn of the walk: some tens of us
+KNOWN_AT_ONCE = 512  # granted ones among them
 EXTENTS_AT_ONCE = 64
-_VOID_AT_MOST = 1024  # times to look again that are in the heap for nothing
+LOOKED_AT_ONCE = 32  # of a subscriber who has enough: whether they still live
+PAST_AT_MOST = 1024  # ended ones that are remembered: ten minutes of two a second
 TOLD_AT_ONCE = 16  # hosts told of a new epoch in one turn
 
 RESULTS = {
@@ -42,28 +50,48 @@ RESULTS = {
 }  # fmt: skip
 
 
+class Past(NamedTuple):
+    """What has ended: whose it was, what it was, and what `owners` has of its port if nobody has had that since."""
+
+    nonce: bytes
+    half: int
+    life: int
+    address: int
+    port: int
+    rests: int
+
+
 class GrantTable:
     """Of one core. `now`: tick of the packets' clock, kept up by who uses it; `each`: mappings of a subscriber, at most.
 
-    `longest_s`: lifetime of what is adopted; 0: nothing is kept.
+    `longest_s`: lifetime of what is adopted; 0: nothing is kept. Until it is `ready` nothing may be asked of it but turns.
     """
 
     def __init__(self, state: State, each: int, longest_s: int, now: int) -> None:
         self._state, self._each, self._longest_s, self.now = state, each, longest_s, now
         self._realm = int(state.ports[int(state.settings[0]["internal_port"])]["internal_realm"])
-        self._row_of: dict[int, int] = {}  # half-line: row
-        self._rows_of: dict[int, set[int]] = {}  # subscriber: rows
-        self._due: list[tuple[int, int]] = []  # (second, row), a heap; those that `_due_at` does not know are void
-        self._due_at: dict[int, int] = {}
+        self._of_shard: dict[int, Index] = {}
+        self._left = deque[Index]()  # of shards that others had: their rows are yet to be freed
+        self._past: OrderedDict[tuple[int, int, int], Past] = OrderedDict()  # by host, protocol, port
+        self._loaded = self._unloaded = 1  # rows up to the first are known; those from the second on were not looked at
+        self._free, self._gaps = list[int](), deque[tuple[int, int]]()  # rows, and spans of them: first, one after the last
         self._walk = 0, 0  # extent, row within it
+        self._walking = False  # through what may have to be adopted, since an epoch began
+        self._work = 0  # what a turn may still do
         self.told: deque[int] = deque()  # hosts whose mappings were adopted and who do not know yet
-        taken = np.flatnonzero(state.grants["origin"] != NOBODY).tolist()
-        self._free = [row for row in range(len(state.grants) - 1, 0, -1) if state.grants["origin"][row] == NOBODY]
-        for row in taken:
-            self._enter(row)
 
     def __len__(self) -> int:
-        return len(self._row_of)
+        return sum(map(len, self._of_shard.values()))
+
+    @property
+    def ready(self) -> bool:
+        """Whether all rows of a worker before us are known."""
+        return self._unloaded >= len(self._state.grants)
+
+    @property
+    def busy(self) -> bool:
+        """Whether another turn is wanted soon."""
+        return not self.ready or self._work == 0 or self._walking or bool(self.told)
 
     # --- what the server asks ---------------------------------------------------------------------------------------------
 
@@ -88,26 +116,25 @@ class GrantTable:
     def find(self, internal: int, protocol: int, port: int) -> Held | None:
         """The mapping of an internal endpoint."""
         half = int(grants.find(self._state, self._realm, internal, protocol, port))
+        index = self._index(self._account_of(half))
+        number = index.row_of(half) if half else 0
+        if number and index.is_given_up(number):
+            self._end(index, number)
+            half = int(grants.find(self._state, self._realm, internal, protocol, port))
         return self._held(half) if half else None
-
-    def asked_for(self, internal: int) -> list[Held]:
-        """All mappings of a host that were asked for."""
-        subscriber, _ = self.subscriber_of(internal)
-        halves = [int(self._state.grants[row]["half"]) for row in self._living(subscriber)]
-        return [self._held(half) for half in halves if int(self._state.mappings[half]["internal_address"]) == internal]
 
     def grant(self, wish: Wish, nonce: bytes, origin: str, expires_s: int, now_s: int) -> Held | int:
         """Have a mapping live until then; a result code where that cannot be."""
         subscriber, _ = self.subscriber_of(wish.internal)
-        if len(self._rows_of.get(subscriber, ())) >= self._each and len(self._living(subscriber)) >= self._each:
+        if not self._has_room(subscriber):
             return pcp.USER_EX_QUOTA
-        if not self._free:
+        if not self._has_row():
             return pcp.NO_RESOURCES
         if wish.exact and wish.wanted < 0:
             return pcp.CANNOT_PROVIDE_EXTERNAL
         verdict, half = grants.grant(
             self._state, self._realm, wish.internal, wish.protocol, wish.port, max(wish.wanted, 0), wish.wanted_port,
-            wish.exact, self.now,
+            wish.exact, self._rests(wish, nonce), self.now,
         )  # fmt: skip
         if verdict:
             return RESULTS.get(int(verdict), pcp.NO_RESOURCES)
@@ -117,43 +144,103 @@ class GrantTable:
 
     def renew(self, held: Held, nonce: bytes, origin: str, expires_s: int) -> None:
         """Have one that was asked for live until then, for whoever has this nonce."""
-        number = self._row_of[held.half]
+        index = self._index(self._account_of(held.half))
+        number = index.row_of(held.half)
         row = self._state.grants[number]
         row["nonce"] = np.frombuffer(nonce, np.uint8)
         row["expires_s"], row["origin"] = expires_s, ORIGINS.index(origin)
-        if expires_s < self._due_at[number]:  # one that lives longer is found alive when it was due
-            self._await(number)
+        index.turn_over(number, origin == PCP)
+        index.await_end(number, expires_s)
 
     def end(self, held: Held) -> None:
         """Have one that was asked for live no longer than its sessions."""
-        self._end(self._row_of[held.half])
+        index = self._index(self._account_of(held.half))
+        self._end(index, index.row_of(held.half))
+
+    def end_all(self, internal: int, protocol: int) -> bool:
+        """End all of a host that were asked for without a nonce; whether others are left that were asked for, or are static.
+
+        They are no more from now on, though it may take some turns until their ports are free.
+        """
+        subscriber, _ = self.subscriber_of(internal)
+        index = self._index(subscriber)
+        index.give_up(internal, protocol)
+        self._work = ENDED_AT_ONCE
+        self._end_given_up(index)
+        return index.has_nonced(internal, protocol) or self._is_configured(internal, protocol)
+
+    def _is_configured(self, internal: int, protocol: int) -> bool:
+        told = self._state.statics[: int(self._state.settings[0]["statics"])]
+        return bool(np.any((told["internal_address"] == internal) & (told["protocol"] == protocol)))
+
+    # --- what has ended ---------------------------------------------------------------------------------------------------
+
+    def _remember(self, number: int) -> None:
+        """A row that is to end: who had it may ask for that again, or for its port (RFC 6887 15, 15.1)."""
+        row = self._state.grants[number]
+        mapping = self._state.mappings[int(row["half"])]
+        key = int(mapping["internal_address"]), int(mapping["internal_realm"]) >> 24, int(mapping["internal_port"])
+        self._past.pop(key, None)
+        self._past[key] = Past(
+            row["nonce"].tobytes(), int(row["half"]), int(row["generation"]), int(mapping["external_address"]),
+            int(mapping["external_port"]), HELD | (self.now // 1000 & 0x7FFFFFFF),
+        )  # fmt: skip
+        if len(self._past) > PAST_AT_MOST:
+            self._past.popitem(last=False)
+
+    def _rests(self, wish: Wish, nonce: bytes) -> int:
+        """What `owners` has of the wanted port if it rests since it was this very client's, else 0 (RFC 6887 15).
+
+        A port that sessions went on to use was freed later, and thus is as everybody's.
+        """
+        past = self._past.get((wish.internal, wish.protocol, wish.port))
+        same = past and past.nonce == nonce and past.port == wish.wanted_port and wish.wanted in (0, past.address)
+        return past.rests if past and same else 0
 
     # --- rows -------------------------------------------------------------------------------------------------------------
+
+    def _index(self, account: int) -> Index:
+        """Of the shard of an account."""
+        return self._index_of(int(self._state.accounts[account]["shard"]))
+
+    def _index_of(self, shard: int) -> Index:
+        if shard not in self._of_shard:
+            self._of_shard[shard] = Index()
+        return self._of_shard[shard]
+
+    def _account_of(self, half: int) -> int:
+        return int(self._state.mappings[half]["account"])
 
     def _held(self, half: int) -> Held:
         mapping = self._state.mappings[half]
         told = Held(
             half, int(mapping["internal_realm"]) >> 24, int(mapping["internal_port"]), int(mapping["external_address"]),
-            int(mapping["external_port"]), STATIC if mapping["static"] else DYNAMIC,
+            int(mapping["external_port"]), STATIC if mapping["static"] == CONFIGURED else DYNAMIC,
         )  # fmt: skip
         if int(mapping["static"]) != GRANTED:
-            return told
-        row = self._row_of.get(half)
-        if row is None or not self._is_alive(row):  # it came from another core, and the walk has not met it yet
+            past = self._past.get((int(mapping["internal_address"]), told.protocol, told.port))
+            same = told.origin == DYNAMIC and past and (past.half, past.life) == (half, int(mapping["generation"]))
+            return told._replace(origin=ENDED, nonce=past.nonce) if past and same else told
+        index = self._index(int(mapping["account"]))
+        if not index.knows(half, int(mapping["generation"])):  # it came from another core, and the walk has not met it yet
             self._adopt(half)
-            row = self._row_of.get(half)
-        if row is None:  # there was no room to keep it
-            return told._replace(origin=DYNAMIC)
-        grant = self._state.grants[row]
+        if not index.knows(half, int(mapping["generation"])):  # there was no room to keep it
+            return told
+        grant = self._state.grants[index.row_of(half)]
         return told._replace(
             origin=ORIGINS[int(grant["origin"])] or ADOPTED, expires_s=int(grant["expires_s"]), nonce=grant["nonce"].tobytes()
         )
 
-    def _living(self, subscriber: int) -> list[int]:
-        """Rows of a subscriber, in order; those whose mapping has ended otherwise are free from now on."""
-        for row in [row for row in self._rows_of.get(subscriber, ()) if not self._is_alive(row)]:
-            self._forget(row)
-        return sorted(self._rows_of.get(subscriber, ()))
+    def _has_room(self, subscriber: int) -> bool:
+        """Whether he may have one more; if not, rows of his whose mapping has ended otherwise are freed, some at a time."""
+        index = self._index(subscriber)
+        if index.count(subscriber) >= self._each:
+            self._work = ENDED_AT_ONCE
+            self._end_given_up(index)
+            for number in index.look_at(subscriber, LOOKED_AT_ONCE):
+                if not self._is_alive(number):
+                    self._forget(index, number)
+        return index.count(subscriber) < self._each
 
     def _is_alive(self, row: int) -> bool:
         """Whether a row's mapping is still the one that it is about."""
@@ -163,126 +250,192 @@ class GrantTable:
         return bool(same and mapping["static"] == GRANTED)
 
     def _write(self, half: int, subscriber: int, nonce: bytes, origin: str, expires_s: int, now_s: int) -> None:
-        if (before := self._row_of.get(half)) is not None:  # of an earlier life of the mapping's row
-            self._forget(before)
-        number = self._free.pop()
+        index, mapping = self._index(subscriber), self._state.mappings[half]
+        if before := index.row_of(half):  # of an earlier life of the mapping's row
+            self._forget(index, before)
+        number = self._take_row()
         row = self._state.grants[number]
-        row["half"], row["account"], row["generation"] = half, subscriber, self._state.mappings[half]["generation"]
+        row["half"], row["account"], row["generation"] = half, subscriber, mapping["generation"]
         row["expires_s"], row["granted_s"] = expires_s, now_s
         row["nonce"] = np.frombuffer(nonce, np.uint8)
         row["origin"] = ORIGINS.index(origin)  # last: until then the row is nobody's
-        self._enter(number)
+        host, protocol = int(mapping["internal_address"]), int(mapping["internal_realm"]) >> 24
+        fact = Fact(half, int(mapping["generation"]), subscriber, host, protocol, origin == PCP)
+        index.enter(number, fact, expires_s)
 
-    def _enter(self, number: int) -> None:
-        row = self._state.grants[number]
-        self._row_of[int(row["half"])] = number
-        self._rows_of.setdefault(int(row["account"]), set()).add(number)
-        self._await(number)
+    def _has_row(self) -> bool:
+        """Whether a row is free; if need be one of those that nobody has come to free yet."""
+        while self._left and not (self._free or self._gaps):
+            self._give_back()
+        return bool(self._free or self._gaps)
 
-    def _await(self, number: int) -> None:
-        """Look at a row again when its lifetime will be over."""
-        self._due_at[number] = int(self._state.grants[number]["expires_s"])
-        heapq.heappush(self._due, (self._due_at[number], number))
-        if len(self._due) > 2 * len(self._due_at) + _VOID_AT_MOST:  # whoever asks and takes back leaves one each time
-            self._due = [(due_s, row) for row, due_s in self._due_at.items()]
-            heapq.heapify(self._due)
+    def _take_row(self) -> int:
+        if self._free:
+            return self._free.pop()
+        first, end = self._gaps.popleft()
+        if first + 1 < end:
+            self._gaps.appendleft((first + 1, end))
+        return first
 
-    def _forget(self, number: int) -> None:
-        """The row is free again."""
-        row = self._state.grants[number]
-        row["origin"] = NOBODY
-        half, subscriber = int(row["half"]), int(row["account"])
-        if self._row_of.get(half) == number:
-            del self._row_of[half]
-        self._rows_of[subscriber].discard(number)
-        if not self._rows_of[subscriber]:
-            del self._rows_of[subscriber]
-        self._due_at.pop(number, None)
+    def _free_row(self, number: int) -> None:
+        self._state.grants[number]["origin"] = NOBODY
         self._free.append(number)
 
-    def _end(self, number: int) -> None:
+    def _forget(self, index: Index, number: int) -> None:
+        """The row is free again."""
+        index.drop(number)
+        self._free_row(number)
+
+    def _end(self, index: Index, number: int) -> None:
         row = self._state.grants[number]
+        if self._is_alive(number):
+            self._remember(number)
         if grants.revoke(self._state, int(row["half"]), int(row["generation"]), self.now):
             self._state.counters[PCP_ENDED, 0] += 1
-        self._forget(number)
+        self._forget(index, number)
+
+    # --- rows of a worker before us ---------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Some more of them. Those of an epoch that is over, which nobody had come to free, are freed now."""
+        first = self._unloaded
+        taken = np.flatnonzero(self._state.grants["origin"][first : first + SCANNED_AT_ONCE])[:LOADED_AT_ONCE] + first
+        for number, account, fact, expires_s, lasts in self._read(taken):
+            self._gap(number)
+            self._loaded = number + 1
+            if lasts and not self._index(account).row_of(fact.half):
+                self._index(account).enter(number, fact, expires_s)
+            else:
+                self._free_row(number)
+        all_seen = len(taken) < LOADED_AT_ONCE
+        self._unloaded = min(first + SCANNED_AT_ONCE, len(self._state.grants)) if all_seen else self._loaded
+        if self.ready:
+            self._gap(len(self._state.grants))
+
+    def _gap(self, end: int) -> None:
+        """Rows that were not taken, from what is known up to `end`, are free."""
+        if self._loaded < end:
+            self._gaps.append((self._loaded, end))
+
+    def _read(self, numbers: Array) -> list[tuple[int, int, Fact, int, bool]]:
+        """(number, subscriber, fact, second of its end, whether it is of this epoch) of rows."""
+        rows = self._state.grants[numbers]
+        shards = self._state.accounts["shard"][rows["account"]]
+        since = self._state.shards["granting_since"][shards]
+        lasts = (since != 0) & (rows["granted_s"] >= since)
+        halves, realms = rows["half"], self._state.mappings["internal_realm"]
+        facts = map(
+            Fact, halves.tolist(), rows["generation"].tolist(), rows["account"].tolist(),
+            self._state.mappings["internal_address"][halves].tolist(), (realms[halves] >> 24).tolist(),
+            (rows["origin"] == ORIGINS.index(PCP)).tolist(),
+        )  # fmt: skip
+        told = numbers.tolist(), rows["account"].tolist(), facts, rows["expires_s"].tolist(), lasts.tolist()
+        return list(zip(*told, strict=True))
 
     # --- turns ------------------------------------------------------------------------------------------------------------
 
-    def turn(self, now: int) -> None:
-        """End what is due, begin epochs, and go on with the walk. `now`: tick of the packets' clock."""
+    def begin(self, now: int) -> None:
+        """End and begin epochs: before anybody is told of one. `now`: tick of the packets' clock."""
         self.now = now
-        now_s = now // grant_rows.SECONDS
         rows = self._state.shards
         for shard in np.flatnonzero((rows["granting_epoch"] != rows["epoch"]) & (rows["granting_since"] != 0)).tolist():
             self._leave(shard)
         for shard in np.flatnonzero((rows["creates"] != 0) & (rows["granting_since"] == 0)).tolist():
-            self._begin(shard, now_s)
-        self._expire(now_s)
+            self._begin(shard, now // grant_rows.SECONDS)
+
+    def turn(self, now: int) -> None:
+        """Go on with all there is to do, as far as one turn may. `now`: tick of the packets' clock."""
+        self.begin(now)
+        self._work = WORK_AT_ONCE
+        if not self.ready:
+            self._load()
+            return
+        for index in list(self._of_shard.values()):
+            self._expire(index, now // grant_rows.SECONDS)
+            self._end_given_up(index)
+        while self._work and self._left:
+            self._work -= 1
+            self._give_back()
         self._go_on()
 
     def _leave(self, shard: int) -> None:
         """Another core has had the shard since: what was known of its mappings is out of date."""
         self._state.shards[shard]["granting_since"] = 0
-        for number in list(self._due_at):
-            if int(self._state.accounts[int(self._state.grants[number]["account"])]["shard"]) == shard:
-                self._forget(number)
+        if shard in self._of_shard:
+            self._left.append(self._of_shard.pop(shard))
+        self._past.clear()
 
     def _begin(self, shard: int, now_s: int) -> None:
         """An epoch, in which the mappings that are there are adopted."""
         row = self._state.shards[shard]
         row["granting_since"], row["granting_epoch"] = max(now_s, 1), row["epoch"]
-        self._walk = 0, 0
+        self._walk, self._walking = (0, 0), True
 
-    def _expire(self, now_s: int) -> None:
-        for _ in range(ENDED_AT_ONCE):
-            if not self._due or self._due[0][0] > now_s:
-                return
-            due_s, number = heapq.heappop(self._due)
-            if self._due_at.get(number) != due_s:
-                continue
-            if int(self._state.grants[number]["expires_s"]) <= now_s or not self._is_alive(number):
-                self._end(number)
-            else:  # it was renewed
-                self._await(number)
+    def _give_back(self) -> None:
+        """Free a row of a shard that another core has had."""
+        number = self._left[0].take_any()
+        if number:
+            self._free_row(number)
+        else:
+            self._left.popleft()
+
+    def _expire(self, index: Index, now_s: int) -> None:
+        due = index.due(now_s)
+        while self._work and (number := next(due, None)) is not None:
+            self._work -= 1
+            if number:
+                self._end(index, number)
+
+    def _end_given_up(self, index: Index) -> None:
+        while self._work and (number := index.given_up()):
+            self._end(index, number)
+            self._work -= 1
 
     def _go_on(self) -> None:
         """Adopt what was granted elsewhere, a slice of all mappings in each turn, round and round."""
-        for half in self._slice():
-            number = self._row_of.get(half)
-            if number is None or not self._is_alive(number):
-                self._adopt(half)
+        extent, first = self._next_extent()
+        if extent == 0:
+            return
+        at = extent * MAPPINGS_EACH_EXTENT + first
+        index, seen = self._index_of(int(self._state.extents[extent]["shard"])), min(SEEN_AT_ONCE, MAPPINGS_EACH_EXTENT - first)
+        rows = self._state.mappings[at : at + seen]
+        granted = np.flatnonzero((rows["static"] == GRANTED) & (rows["kind"] == NAT_MAPPING))[:KNOWN_AT_ONCE]
+        reached = int(granted[-1]) + 1 if len(granted) == KNOWN_AT_ONCE else seen
+        for offset, life in zip(granted.tolist(), rows["generation"][granted].tolist(), strict=True):
+            if index.knows(at + offset, life):
+                continue
+            if not self._work:
+                reached = offset
+                break
+            self._work -= 1
+            self._adopt(at + offset)
+        first += reached
+        self._walk = (extent, first) if first < MAPPINGS_EACH_EXTENT else (extent + 1, 0)
 
-    def _slice(self) -> Iterator[int]:
-        """Half-lines that are granted, of the next rows of shards that this core has the authority over."""
+    def _next_extent(self) -> tuple[int, int]:
+        """Where the walk goes on: extent of mappings of a shard that this core has the authority over, row; 0: nowhere now."""
         extent, first = self._walk
         for _ in range(EXTENTS_AT_ONCE):
             if extent >= min(int(self._state.core[0]["next_extent"]), len(self._state.extents)):
-                extent, first = 0, 0
-                break
+                self._walk, self._walking = (0, 0), False
+                return 0, 0
             told = self._state.extents[extent]
-            if told["kind"] == NAT_MAPPING and self._state.shards[int(told["shard"])]["creates"]:
-                break
+            if extent and told["kind"] == NAT_MAPPING and self._state.shards[int(told["shard"])]["creates"]:
+                return extent, first
             extent, first = extent + 1, 0
-        else:
-            self._walk = extent, first
-            return
-        at = extent * MAPPINGS_EACH_EXTENT + first
-        rows = self._state.mappings[at : at + SEEN_AT_ONCE]
-        last = first + SEEN_AT_ONCE >= MAPPINGS_EACH_EXTENT
-        self._walk = (extent + 1, 0) if last else (extent, first + SEEN_AT_ONCE)
-        if extent:
-            granted = np.flatnonzero((rows["static"] == GRANTED) & (rows["kind"] == NAT_MAPPING))
-            yield from (at + offset for offset in granted.tolist())
+        self._walk = extent, first
+        return 0, 0
 
     def _adopt(self, half: int) -> None:
         """Keep a mapping that came from another core, as long as whoever asked for it may think that it lives; or let it go."""
         mapping = self._state.mappings[half]
-        if (before := self._row_of.get(half)) is not None:  # of another mapping, which was here, and has ended
-            self._forget(before)
-        if not self._longest_s or not self._free:
+        account = int(mapping["account"])
+        index = self._index(account)
+        if before := index.row_of(half):  # of another mapping, which was here, and has ended
+            self._forget(index, before)
+        if not self._longest_s or not self._has_row():
             grants.revoke(self._state, half, int(mapping["generation"]), self.now)
             return
-        account = int(mapping["account"])
         subscriber = int(self._state.accounts[account]["parent"]) or account
         now_s = self.now // grant_rows.SECONDS
         self._write(half, subscriber, bytes(grant_rows.NONCE_BYTES), ADOPTED, now_s + self._longest_s, now_s)

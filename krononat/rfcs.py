@@ -247,27 +247,28 @@ req15   should  ports are hard to guess
 sec7.3  must    options that must be obeyed are, or the request is refused; others are passed over
         > Always.
 sec8.2  must    requests are checked in order, and errors say what was wrong
-        > Always; what is no request, or comes from no subscriber of this core, is not answered.
+        > Always; what is no request, or comes from no subscriber of this core, is not answered, nor is who asks too often
+        > (`pcp.requests-each`, `pcp.requests-per-second`). Who floods is not in the way of others.
 sec8.5  must    the epoch goes on as long as no mapping is lost, and begins anew where one may have been
         > Of each shard: it goes on in another worker, and begins anew at another core.
 sec11.3 must    MAP: an endpoint that stays the same for whoever has the nonce
-        > Of one port of TCP or UDP; all ports, all protocols and others are UNSUPP_PROTOCOL.
+        > Of one port of TCP or UDP; all ports, all protocols and others are UNSUPP_PROTOCOL. Never ports 5350 and 5351 of UDP.
 sec12   may     PEER: the lifetime of a connection's mapping is asked for
         > no: UNSUPP_OPCODE. A MAP of the same internal port keeps the mapping as well, as all of its remotes share it.
 sec13.1 may     THIRD_PARTY: one host asks for another
         > `pcp.third-party`, off by default, and within one subscriber only; else UNSUPP_OPTION, or NOT_AUTHORIZED.
 sec13.2 should  PREFER_FAILURE: the suggested endpoint or none
         > Always. A port must lie in a block of the subscriber's, or in one that can become his.
-sec13.3 may     FILTER: only some remotes may come in by a mapping
+sec13.3 must    FILTER: only some remotes may come in by a mapping
         > no: UNSUPP_OPTION. Filters are a pool's; a mapping that was asked for lets everyone in, but for what rules drop.
 sec14   should  clients learn soon that state was lost
         > Hosts whose mappings another core has taken over are sent an ANNOUNCE each.
 sec14.1 must    ANNOUNCE is answered
         > With the epoch.
 sec15   should  lifetimes are neither too short nor too long
-        > `pcp.min-lifetime-s`, `pcp.max-lifetime-s`: 120 s and a day.
+        > `pcp.min-lifetime-s`, `pcp.max-lifetime-s`: 120 s and a day. A port that rests is given to the client that had it.
 sec15.1 must    lifetime 0 ends what was asked for, and nothing else
-        > Sessions that use the mapping go on, and with them the mapping.
+        > Sessions that use the mapping go on, and with them the mapping; who repeats himself is told the same again.
 
 6886 NAT Port Mapping Protocol
 -       may     what PCP came from is served beside it

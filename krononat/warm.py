@@ -96,7 +96,7 @@ def _grants() -> None:
     grants.subscriber_of(state, 0, 0)
     grants.find(state, 0, 0, 0, 0)
     grants.address_of(state, 0, 0, 0)
-    grants.grant(state, 0, 0, 0, 0, 0, 0, False, 0)
+    grants.grant(state, 0, 0, 0, 0, 0, 0, False, 0, 0)
     grants.revoke(state, 0, 0, 0)
 
 

@@ -176,6 +176,7 @@ class Worker:
         """How long to sleep if nothing comes, in ms."""
         nap = loop.SHORT_NAP if self._state.core[0]["held"] else min(self._nap, bfd.wait(self._state, now))
         nap = min(nap, self._announcer.due(now)) if self._announcer else nap
+        nap = min(nap, self._pcp.due()) if self._pcp else nap
         return min(nap, self._replica.due(now)) if self._replica else nap
 
     def _breathe(self, now: int, bursts: int) -> int:

@@ -3,7 +3,8 @@
 Such a mapping is like any other, but stays while no session uses it, and lets everyone in as a static one does (RFC 6887 11:
 its filtering is endpoint-independent). Its port lies in a block of its subscriber's, so whose it is can be told as of any other
 port; a suggested port in a block of nobody's has that block handed out. When it is given up and a session still uses it, it
-goes on as the dynamic mapping of that session (RFC 6887 15.1); else its port is held down (RFC 6888 REQ-8).
+goes on as the dynamic mapping of that session (RFC 6887 15.1); else its port is held down (RFC 6888 REQ-8), but for the
+endpoint that had it (RFC 6887 15).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from shards.state import CHUNK_PORTS, NAT_MAPPING, UDP, State
 from shards.verdict import NO_AUTHORITY, NO_MAPPING
 
 TAKEN = -1  # no verdict: the external endpoint that was insisted on cannot be had
+NONE_FIT = -2  # nor is this: the only ports to be had are PCP's own
+_FIRST_OF_PCP, _LAST_OF_PCP = 5350, 5351  # of UDP: no client may have them outside (RFC 6887 11.3)
+_TRIES = 8  # for another one
 
 
 @hot
@@ -36,12 +40,14 @@ def find(state: State, realm: int, address: int, protocol: int, port: int) -> in
 
 @hot
 def grant(
-    state: State, realm: int, address: int, protocol: int, port: int, wanted: int, wanted_port: int, exact: bool, now: int
-) -> tuple[int, int]:
-    """(0, TAKEN or verdict of what refused it; half-line) of the mapping of an internal endpoint, which stays from now on.
+    state: State, realm: int, address: int, protocol: int, port: int, wanted: int, wanted_port: int, exact: bool, rests: int,
+    now: int,
+) -> tuple[int, int]:  # fmt: skip
+    """(0, TAKEN, NONE_FIT or verdict of what refused it; half-line) of an internal endpoint's mapping, which stays from now on.
 
-    `wanted`, `wanted_port`: its external endpoint if that can be had, 0: any; `exact`: that or nothing. A mapping that is there
-    already is taken as it is. A static one of the configuration stays what it is.
+    `wanted`, `wanted_port`: its external endpoint if that can be had, 0: any; `exact`: that or nothing. `rests`: what `owners`
+    has of the wanted port if it was this very endpoint's before, else 0. A mapping that is there already is taken as it is. A
+    static one of the configuration stays what it is.
     """
     account, subscriber = nat.find_account(state, realm, address)
     if subscriber == 0:
@@ -50,13 +56,16 @@ def grant(
         return NO_AUTHORITY, 0
     half = sessions.find_mapping(state, address, realm, protocol, port)
     if half:
+        row = state.mappings[half]
+        if row["static"] == DYNAMIC and _is_of_pcp(protocol, whole(row["external_port"])):
+            return NONE_FIT, 0
         _keep(state, half)
         return 0, half
     verdict = accounts.admit(state, account, protocol, True, 0, now)
     if verdict:
         return verdict, 0
     doubt.begin(state)
-    verdict, half = _make(state, account, subscriber, realm, address, protocol, port, wanted, wanted_port, exact, now)
+    verdict, half = _make(state, account, subscriber, realm, address, protocol, port, wanted, wanted_port, exact, rests, now)
     doubt.end(state)
     return verdict, half
 
@@ -73,16 +82,16 @@ def _keep(state: State, half: int) -> None:
 @hot
 def _make(
     state: State, account: int, subscriber: int, realm: int, address: int, protocol: int, port: int, wanted: int,
-    wanted_port: int, exact: bool, now: int,
+    wanted_port: int, exact: bool, rests: int, now: int,
 ) -> tuple[int, int]:  # fmt: skip
     """A port is claimed as for a packet first: by it the subscriber is paired, if he was not yet (RFC 4787 REQ-2)."""
-    verdict, external, claimed = ports.claim(state, subscriber, protocol, address, realm, port, False, now)
+    verdict, external, claimed = _claim(state, subscriber, realm, address, protocol, port, now)
     if verdict:
         return verdict, 0
-    chosen = _choose(state, subscriber, protocol, external, claimed, wanted, wanted_port, exact, now)
-    if chosen < 0:
+    chosen = _choose(state, subscriber, protocol, external, claimed, wanted, wanted_port, exact, rests, now)
+    if chosen < 0 or _is_of_pcp(protocol, chosen):
         ports.give_back(state, external, claimed, now)
-        return TAKEN, 0
+        return (TAKEN if chosen < 0 else NONE_FIT), 0
     shard = whole(state.accounts[subscriber]["shard"])
     verdict, half = sessions.make_mapping(state, shard, account, address, realm, protocol, port, external, chosen, GRANTED, now)
     size = whole(state.pools[whole(state.accounts[subscriber]["pool"])]["block_size"])
@@ -94,9 +103,29 @@ def _make(
 
 
 @hot
+def _is_of_pcp(protocol: int, port: int) -> bool:
+    """Whether an external port is none to be given to clients (RFC 6887 11.3)."""
+    return protocol == UDP and _FIRST_OF_PCP <= port <= _LAST_OF_PCP
+
+
+@hot
+def _claim(state: State, subscriber: int, realm: int, address: int, protocol: int, port: int, now: int) -> tuple[int, int, int]:
+    """(verdict or 0, external ordinal, port), one of PCP's own only if no other is found.
+
+    The port derived is another one for each number it is derived from; those above 65,535 are no packet's.
+    """
+    verdict, external, claimed = ports.claim(state, subscriber, protocol, address, realm, port, False, now)
+    for k in range(1, _TRIES):
+        if verdict or not _is_of_pcp(protocol, claimed):
+            break
+        verdict, external, claimed = ports.claim(state, subscriber, protocol, address, realm, port + (k << 16), False, now)
+    return verdict, external, claimed
+
+
+@hot
 def _choose(
     state: State, subscriber: int, protocol: int, external: int, claimed: int, wanted: int, wanted_port: int, exact: bool,
-    now: int,
+    rests: int, now: int,
 ) -> int:  # fmt: skip
     """The wanted port if it can be had, else the one that was claimed; -1 where that will not do."""
     elsewhere = wanted != 0 and whole(state.externals[external]["address"]) != wanted
@@ -104,14 +133,16 @@ def _choose(
         return -1
     if wanted_port == 0 or wanted_port == claimed:
         return claimed
-    if _can_have(state, subscriber, external, ports.port_space(protocol), wanted_port, now):
+    if _can_have(state, subscriber, external, protocol, wanted_port, rests, now):
         return wanted_port
     return -1 if exact else claimed
 
 
 @hot
-def _can_have(state: State, subscriber: int, external: int, space: int, port: int, now: int) -> bool:
+def _can_have(state: State, subscriber: int, external: int, protocol: int, port: int, rests: int, now: int) -> bool:
     """Whether a port is free, of our side, and in a block of the subscriber's, which it may become by this."""
+    if _is_of_pcp(protocol, port):
+        return False
     pool = state.pools[whole(state.accounts[subscriber]["pool"])]
     block = port // whole(pool["block_size"])
     if not whole(pool["first_block"]) <= block < whole(pool["end_block"]):
@@ -119,7 +150,8 @@ def _can_have(state: State, subscriber: int, external: int, space: int, port: in
     chunk = state.chunks[external, port // CHUNK_PORTS]
     if chunk["side"] != state.shards[whole(pool["shard"])]["side"]:
         return False
-    if not ports.is_free(whole(state.owners[space, external, port]), now, whole(state.settings[0]["hold_down_s"])):
+    owner = whole(state.owners[ports.port_space(protocol), external, port])
+    if owner != rests and not ports.is_free(owner, now, whole(state.settings[0]["hold_down_s"])):
         return False
     return whole(chunk["account"]) == subscriber + 1 or _take_block(state, subscriber, external, block, now)
 

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass, field
 
 from krononat import pcp
-from krononat.pcp_server import DYNAMIC, Held, Wish
+from krononat.pcp_server import ADOPTED, ENDED, NAT_PMP, PCP, STATIC, Held, Wish
 from tests.frames import address
 
 EXTERNAL = address("203.0.113.1")
@@ -15,7 +15,7 @@ NONCE = bytes(range(12))
 
 @dataclass
 class Plain:
-    """One external address, ports from 2000 on; `others`: mappings that nobody asked for, by internal endpoint.
+    """One external address, ports from 2000 on; `used`: internal endpoints whose mappings some session uses.
 
     Every host is a subscriber of its own, but for those of `together`.
     """
@@ -24,6 +24,7 @@ class Plain:
     since_s: int = 0
     ours: bool = True
     together: set[int] = field(default_factory=set)
+    used: set[tuple[int, int, int]] = field(default_factory=set)
     held: dict[tuple[int, int, int], Held] = field(default_factory=dict)
 
     def epoch_s(self, internal: int, now_s: int) -> int:
@@ -42,13 +43,10 @@ class Plain:
         """The mapping of an internal endpoint."""
         return self.held.get((internal, protocol, port))
 
-    def asked_for(self, internal: int) -> list[Held]:
-        """All of a host that were asked for."""
-        return [held for (host, _, _), held in self.held.items() if host == internal and held.origin not in (DYNAMIC, "static")]
-
     def grant(self, wish: Wish, nonce: bytes, origin: str, expires_s: int, now_s: int) -> Held | int:
         """Make one, or keep what is there."""
-        if len(self.asked_for(wish.internal)) >= self.each:
+        mine = [held for (host, _, _), held in self.held.items() if host == wish.internal]
+        if sum(held.origin in (PCP, NAT_PMP, ADOPTED) for held in mine) >= self.each:
             return pcp.USER_EX_QUOTA
         key = wish.internal, wish.protocol, wish.port
         taken = {held.external_port for held in self.held.values() if held.protocol == wish.protocol}
@@ -70,9 +68,19 @@ class Plain:
                 self.held[key] = held._replace(nonce=nonce, origin=origin, expires_s=expires_s)
 
     def end(self, held: Held) -> None:
-        """Have it end."""
+        """Have it end, or be that of its sessions."""
         for key in [key for key, known in self.held.items() if known == held]:
             del self.held[key]
+            if key in self.used:
+                self.held[key] = held._replace(origin=ENDED)
+
+    def end_all(self, internal: int, protocol: int) -> bool:
+        """Have all of a host and protocol end that have no nonce; whether one is left that was asked for, or is static."""
+        mine = [held for (host, number, _), held in self.held.items() if (host, number) == (internal, protocol)]
+        for held in mine:
+            if held.origin in (NAT_PMP, ADOPTED):
+                self.end(held)
+        return any(held.origin in (PCP, STATIC) for held in mine)
 
 
 def header(opcode: int, client: str, lifetime_s: int = 0, version: int = 2) -> bytes:
@@ -120,7 +128,8 @@ def read_answer(datagram: bytes) -> Told:
     """Read as a client would; AssertionError where it is no answer (RFC 6887 8.3)."""
     assert 24 <= len(datagram) <= 1100 and len(datagram) % 4 == 0
     version, opcode, reserved, result, lifetime_s, epoch_s, more = struct.unpack("!BBBBII12s", datagram[:24])
-    assert version == 2 and opcode & 0x80 and reserved == 0 and more == bytes(12)
+    assert version == 2 and opcode & 0x80 and reserved == 0
+    assert more == bytes(12) or result in (pcp.UNSUPP_VERSION, pcp.MALFORMED_REQUEST, pcp.MALFORMED_OPTION)  # RFC 6887 7.2
     told = Told(opcode & 0x7F, result, lifetime_s, epoch_s)
     if opcode & 0x7F != pcp.MAP or len(datagram) < 60:
         return told

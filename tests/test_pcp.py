@@ -9,7 +9,7 @@ import pytest
 
 from krononat import pcp
 from krononat.pcp import TCP, UDP
-from krononat.pcp_server import ADOPTED, DYNAMIC, NAT_PMP, PCP, RULES, STATIC, Answer, Held, Policy, answer
+from krononat.pcp_server import ADOPTED, DYNAMIC, ENDED, FOR_EVER, NAT_PMP, PCP, RULES, STATIC, Answer, Held, Policy, answer
 from tests.frames import address
 from tests.model_pcp import EXTERNAL, NONCE, Plain, Told, header, map_request, option, pmp_request, read_answer
 
@@ -79,7 +79,7 @@ def test_rfc6887_sec11_3_a_static_mapping_is_told_and_stays() -> None:
     before = dict(table.held)
     found = told(table, map_request(HOST, UDP, 5000, nonce=OTHER_NONCE))
     assert (found.result, found.external_port, found.nonce) == (pcp.SUCCESS, 3333, OTHER_NONCE)
-    assert table.held == before
+    assert found.lifetime_s == FOR_EVER and table.held == before
 
 
 def test_rfc6887_sec11_3_a_mapping_of_sessions_becomes_one_that_was_asked_for() -> None:
@@ -93,12 +93,13 @@ def test_rfc6887_sec11_3_a_mapping_of_sessions_becomes_one_that_was_asked_for() 
     [
         (0, 80, 60, pcp.MALFORMED_REQUEST), (0, 80, 0, pcp.MALFORMED_REQUEST), (0, 0, 60, pcp.UNSUPP_PROTOCOL),
         (TCP, 0, 60, pcp.UNSUPP_PROTOCOL), (132, 80, 60, pcp.UNSUPP_PROTOCOL), (1, 80, 60, pcp.UNSUPP_PROTOCOL),
-        (132, 80, 0, pcp.UNSUPP_PROTOCOL), (0, 0, 0, pcp.SUCCESS), (UDP, 0, 0, pcp.SUCCESS), (TCP, 80, 0, pcp.SUCCESS),
+        (132, 80, 0, pcp.SUCCESS), (0, 0, 0, pcp.SUCCESS), (UDP, 0, 0, pcp.SUCCESS), (TCP, 80, 0, pcp.SUCCESS),
     ],
 )  # fmt: skip
 def test_rfc6887_sec11_3_only_single_ports_of_tcp_and_udp_are_mapped(
     protocol: int, port: int, lifetime_s: int, result: int
 ) -> None:
+    """What cannot be there is ended with success (RFC 6887 15.1)."""
     table = Plain()
     assert told(table, map_request(HOST, protocol, port, lifetime_s)).result == result
     assert not table.held
@@ -116,7 +117,26 @@ def test_rfc6887_sec15_1_lifetime_zero_ends_what_was_asked_for() -> None:
     found = told(table, map_request(HOST, UDP, 5000, 0))
     assert (found.result, found.lifetime_s, found.external_port) == (pcp.SUCCESS, 0, 0)
     assert not table.held
-    assert told(table, map_request(HOST, UDP, 5000, 0)).result == pcp.SUCCESS  # the same twice
+    assert told(table, map_request(HOST, UDP, 5000, 0)) == found  # the same twice
+
+
+def test_rfc6887_sec15_1_who_ends_what_sessions_use_may_repeat_it_and_nobody_else() -> None:
+    """An answer may be lost. What sessions keep is nobody's to end, whoever asks then."""
+    table = Plain(used={(address(HOST), UDP, 5000)})
+    told(table, map_request(HOST, UDP, 5000))
+    first = ask(table, map_request(HOST, UDP, 5000, 0))
+    assert first.result == pcp.SUCCESS and first == ask(table, map_request(HOST, UDP, 5000, 0))
+    assert told(table, map_request(HOST, UDP, 5000, 0, OTHER_NONCE)).result == pcp.NOT_AUTHORIZED
+    assert [held.origin for held in table.held.values()] == [ENDED]
+    assert told(table, map_request(HOST, UDP, 5000, nonce=OTHER_NONCE)).result == pcp.SUCCESS
+    assert told(table, map_request(HOST, UDP, 5000, 0)).result == pcp.NOT_AUTHORIZED  # the nonce is the new one
+
+
+@pytest.mark.parametrize("suggested", [bytes(16), pcp.mapped(0), pcp.mapped(EXTERNAL), bytes(range(16))])
+def test_rfc6887_sec15_1_what_is_suggested_with_lifetime_zero_is_copied(suggested: bytes) -> None:
+    table, datagram = Plain(), bytearray(map_request(HOST, UDP, 5000, 0))
+    datagram[42:] = struct.pack("!H", 77) + suggested
+    assert ask(table, bytes(datagram)).datagram[42:] == datagram[42:]
 
 
 @pytest.mark.parametrize("origin", [DYNAMIC, STATIC])
@@ -128,16 +148,16 @@ def test_rfc6887_sec15_1_what_nobody_asked_for_cannot_be_ended(origin: str) -> N
     assert table.held == before
 
 
-def test_rfc6887_sec15_1_all_of_a_protocol_and_all_of_a_host_are_ended_together() -> None:
+@pytest.mark.parametrize("protocol", [0, TCP, UDP])
+def test_rfc6887_sec15_1_the_end_of_the_mapping_of_all_ports_ends_no_other(protocol: int) -> None:
+    """There is none, so it is there no more."""
     table = Plain()
-    for protocol, port in ((TCP, 1), (TCP, 2), (UDP, 3)):
-        told(table, map_request(HOST, protocol, port))
-    told(table, map_request(OTHER, TCP, 1), OTHER)
-    told(table, map_request(HOST, UDP, 4, nonce=OTHER_NONCE))
-    assert told(table, map_request(HOST, TCP, 0, 0)).result == pcp.SUCCESS
-    assert {port for _, _, port in table.held} == {1, 3, 4}
-    assert told(table, map_request(HOST, 0, 0, 0)).result == pcp.NOT_AUTHORIZED  # that of another nonce stays
-    assert sorted(port for _, _, port in table.held) == [1, 4]
+    for mapped, port in ((TCP, 1), (UDP, 3)):
+        told(table, map_request(HOST, mapped, port))
+    before = dict(table.held)
+    found = told(table, map_request(HOST, protocol, 0, 0))
+    assert (found.result, found.lifetime_s, found.protocol, found.port) == (pcp.SUCCESS, 0, protocol, 0)
+    assert table.held == before
 
 
 def test_rfc6887_sec13_2_prefer_failure_is_that_or_nothing() -> None:
@@ -150,6 +170,16 @@ def test_rfc6887_sec13_2_prefer_failure_is_that_or_nothing() -> None:
     moved = map_request(HOST, UDP, 5000, wanted="203.0.113.1:4445", options=PREFER_FAILURE)
     assert told(table, moved).result == pcp.CANNOT_PROVIDE_EXTERNAL
     assert len(table.held) == 1
+
+
+@pytest.mark.parametrize(("lifetime_s", "port"), [(0, 4444), (3600, 0), (0, 0)])
+def test_rfc6887_sec13_2_prefer_failure_that_makes_no_sense_is_malformed(lifetime_s: int, port: int) -> None:
+    table = Plain()
+    told(table, map_request(HOST, UDP, 5000, wanted="203.0.113.1:4444"))
+    before = dict(table.held)
+    request = map_request(HOST, UDP, 5000, lifetime_s, wanted=f"203.0.113.1:{port}", options=PREFER_FAILURE)
+    assert told(table, request).result == pcp.MALFORMED_OPTION
+    assert table.held == before
 
 
 def test_rfc6887_sec13_1_third_parties_are_asked_for_only_where_that_is_allowed_and_within_a_subscriber() -> None:
@@ -184,8 +214,8 @@ GOOD = map_request(HOST, UDP, 5000)
     ("datagram", "result"),
     [
         (b"\1" + GOOD[1:], pcp.UNSUPP_VERSION), (b"\3" + GOOD[1:], pcp.UNSUPP_VERSION), (GOOD[:-4], pcp.MALFORMED_REQUEST),
-        (GOOD[:-1], pcp.MALFORMED_REQUEST), (GOOD[:24], pcp.MALFORMED_REQUEST), (GOOD[:20], pcp.MALFORMED_REQUEST),
-        (GOOD[:2], pcp.MALFORMED_REQUEST), (GOOD + bytes(1100), pcp.MALFORMED_REQUEST),
+        (GOOD[:-1], pcp.MALFORMED_REQUEST), (GOOD[:24], pcp.MALFORMED_REQUEST), (b"\1" + GOOD[1:20], pcp.UNSUPP_VERSION),
+        (b"\3\1", pcp.UNSUPP_VERSION), (GOOD + bytes(1100), pcp.MALFORMED_REQUEST),
         (header(pcp.PEER, HOST, 60) + bytes(56), pcp.UNSUPP_OPCODE), (header(3, HOST), pcp.UNSUPP_OPCODE),
         (header(127, HOST), pcp.UNSUPP_OPCODE), (map_request(OTHER, UDP, 5000), pcp.ADDRESS_MISMATCH),
         (header(pcp.ANNOUNCE, OTHER), pcp.ADDRESS_MISMATCH), (GOOD + option(pcp.FILTER, bytes(20)), pcp.UNSUPP_OPTION),
@@ -194,6 +224,9 @@ GOOD = map_request(HOST, UDP, 5000)
         (GOOD + option(pcp.PREFER_FAILURE, bytes(4)), pcp.MALFORMED_OPTION),
         (GOOD + option(pcp.THIRD_PARTY, bytes(4)), pcp.MALFORMED_OPTION),
         (GOOD + struct.pack("!BxH", 200, 5), pcp.MALFORMED_OPTION),
+        (GOOD + option(99) + struct.pack("!BxH", 200, 5), pcp.MALFORMED_OPTION),  # 7.3: all are whole, or none is looked into
+        (map_request(OTHER, UDP, 5000)[:-1], pcp.MALFORMED_REQUEST), (header(9, OTHER), pcp.ADDRESS_MISMATCH),
+        (map_request(OTHER, UDP, 5000) + option(99), pcp.ADDRESS_MISMATCH),
     ],
 )  # fmt: skip
 def test_rfc6887_sec8_2_what_is_wrong_is_said_by_its_code_and_changes_nothing(datagram: bytes, result: int) -> None:
@@ -203,17 +236,26 @@ def test_rfc6887_sec8_2_what_is_wrong_is_said_by_its_code_and_changes_nothing(da
     answered = read_answer(found.datagram)
     assert (found.result, answered.result) == (result, result)
     assert answered.lifetime_s == pcp.LONG_S and answered.epoch_s == 7 and answered.opcode == datagram[1] & 0x7F
-    assert found.datagram[24:][: len(datagram) - 24] == datagram[24:1100][: len(found.datagram) - 24]
+    padded = datagram[:1100] + bytes(max(24 - len(datagram), 0))
+    assert found.datagram[24 : len(padded)] == padded[24:]
+    not_parsed = result in (pcp.UNSUPP_VERSION, pcp.MALFORMED_REQUEST, pcp.MALFORMED_OPTION)
+    assert found.datagram[12:24] == (padded[12:24] if not_parsed else bytes(12))  # 7.2
     assert not table.held
 
 
-@pytest.mark.parametrize("datagram", [b"", b"\2", b"\0", b"\2\x81" + GOOD[2:], b"\0\x80" + bytes(10), b"\1\x80"])
+@pytest.mark.parametrize(
+    "datagram",
+    [
+        b"", b"\2", b"\0", b"\2\x81" + GOOD[2:], b"\0\x80" + bytes(10), b"\1\x80", GOOD[:2], GOOD[:20], GOOD[:23],
+        header(pcp.ANNOUNCE, HOST)[:20], b"\0\1", b"\0\2" + bytes(9),
+    ],
+)  # fmt: skip
 def test_rfc6887_sec8_2_what_is_no_request_is_not_answered(datagram: bytes) -> None:
     assert ask(Plain(), datagram) == Answer(b"", None)
 
 
 def test_rfc6887_sec7_3_options_that_need_not_be_known_are_passed_over() -> None:
-    found = told(Plain(), GOOD + option(200, b"abcde") + PREFER_FAILURE)
+    found = told(Plain(), map_request(HOST, UDP, 5000, wanted="0.0.0.0:2000") + option(200, b"abcde") + PREFER_FAILURE)
     assert (found.result, found.options) == (pcp.SUCCESS, PREFER_FAILURE)
 
 
@@ -242,20 +284,52 @@ def test_rfc6886_all_of_a_protocol_are_ended_together() -> None:
     table = Plain()
     for opcode, port in ((1, 1), (1, 2), (2, 3)):
         ask(table, pmp_request(opcode, port))
-    assert ask(table, pmp_request(1, 0, 0, 0)).result == pcp.SUCCESS
-    assert [port for _, _, port in table.held] == [3]
+    ask(table, pmp_request(1, 1), OTHER)
+    assert ask(table, pmp_request(1, 0, 0, 0)).datagram == struct.pack("!BBHIHHI", 0, 129, 0, NOW_S, 0, 0, 0)
+    assert sorted(table.held) == [(address(HOST), TCP, 3), (address(OTHER), UDP, 1)]
     assert ask(table, pmp_request(1, 0, 0, 60)).result == pcp.NOT_AUTHORIZED
 
 
+@pytest.mark.parametrize("origin", [STATIC, PCP])
+def test_rfc6886_of_all_of_a_protocol_as_many_as_can_be_are_ended(origin: str) -> None:
+    """What stays is told: the operator's, and what another client has the nonce of."""
+    table = kept(origin)
+    ask(table, pmp_request(1, 1))
+    answered = ask(table, pmp_request(1, 0, 0, 0)).datagram
+    assert struct.unpack("!BBHIHHI", answered) == (0, 129, 2, NOW_S, 0, 0, 0)
+    assert list(table.held) == [(address(HOST), UDP, 5000)]
+
+
+def test_rfc6886_what_is_not_there_is_ended_with_success() -> None:
+    """So is what sessions keep, of which NAT-PMP knows nothing; and the same a second time."""
+    for table in (Plain(), kept(DYNAMIC), kept(ENDED)):
+        before = dict(table.held)
+        for _ in range(2):
+            answered = ask(table, pmp_request(1, 5000, 99, 0)).datagram
+            assert struct.unpack("!BBHIHHI", answered) == (0, 129, 0, NOW_S, 5000, 0, 0)
+        assert table.held == before
+
+
+def test_rfc6886_nothing_is_offered_for_longer_than_it_was_asked_for() -> None:
+    """A minimum is PCP's (RFC 6887 15)."""
+    policy = Policy(minimum_s=120, maximum_s=1000)
+    for origin in (NAT_PMP, STATIC, PCP, DYNAMIC):
+        for asked_s, offered_s in ((1, 1), (60, 60), (500, 500), (0xFFFFFFFF, 600 if origin == PCP else 1000)):
+            answered = ask(kept(origin), pmp_request(1, 5000, 0, asked_s), policy=policy).datagram
+            assert struct.unpack("!BBHIHHI", answered) == (0, 129, 0, NOW_S, 5000, 3333, offered_s)
+
+
 def test_rfc6886_errors_have_codes_of_their_own() -> None:
-    table = Plain(each=0)
-    assert struct.unpack("!BBHI", ask(table, b"\0\5" + bytes(10)).datagram)[:3] == (0, 133, 5)
+    """A request that is not known is returned entire, as an answer."""
+    table, strange = Plain(each=0), b"\0\5" + bytes(range(10))
+    assert ask(table, strange).datagram == struct.pack("!BBHI", 0, 133, 5, NOW_S) + strange[8:]
+    assert ask(table, strange[:2]).datagram == struct.pack("!BBHI", 0, 133, 5, NOW_S)
     assert struct.unpack("!BBHIHHI", ask(table, pmp_request(1, 80)).datagram) == (0, 129, 4, NOW_S, 80, 0, 0)
     assert struct.unpack("!BBHIHHI", ask(kept(STATIC), pmp_request(1, 5000, 0, 0)).datagram)[2] == 2
 
 
 def test_rfc6887_appendix_a_a_client_of_nat_pmp_is_told_what_is_spoken_where_it_is_not_served() -> None:
-    for datagram in (pmp_request(0), pmp_request(1, 80), b"\0\5"):
+    for datagram in (pmp_request(0), pmp_request(1, 80), b"\0\5", b"\0\1"):
         found = told(Plain(), datagram, policy=Policy(nat_pmp=False))
         assert (found.result, found.opcode) == (pcp.UNSUPP_VERSION, datagram[1])
 
@@ -279,15 +353,17 @@ def test_who_keeps_a_mapping_decides_what_may_be_done_to_it(asked: tuple[str, st
 
 
 def test_the_picture_knows_everybody() -> None:
-    assert {origin for origin, _ in RULES} == {"nobody", DYNAMIC, STATIC, PCP, NAT_PMP, ADOPTED}
-    assert len(RULES) == 12
+    assert {origin for origin, _ in RULES} == {"nobody", DYNAMIC, ENDED, STATIC, PCP, NAT_PMP, ADOPTED}
+    assert len(RULES) == 14
 
 
 # --- anything -------------------------------------------------------------------------------------------------------------
 
 
 def _mutated(dice: random.Random) -> bytes:
-    seeds = (GOOD, GOOD + PREFER_FAILURE, pmp_request(1, 80), pmp_request(0), header(pcp.ANNOUNCE, HOST), dice.randbytes(80))
+    exact = map_request(HOST, TCP, 80, wanted="0.0.0.0:80", options=PREFER_FAILURE)
+    plain = GOOD, exact, pmp_request(1, 80), pmp_request(0), header(pcp.ANNOUNCE, HOST)
+    seeds = (*plain, GOOD + PREFER_FAILURE, dice.randbytes(80))
     datagram = bytearray(dice.choice(seeds))
     for _ in range(dice.randrange(4)):
         datagram[dice.randrange(len(datagram))] = dice.choice((0, 1, 2, 127, 128, 255, dice.randrange(256)))

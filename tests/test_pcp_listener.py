@@ -13,9 +13,11 @@ import pytest
 from krononat import config, interfaces, pcp, pcp_orders
 from krononat.pcp import UDP
 from krononat.pcp_listener import Budget, Listener
+from shards.account_rows import REASONS
 from shards.verdict import PCP_DROPPED, PCP_GRANTED, PCP_REFUSED, PCP_REQUESTS
 from tests.bare_core import Core
 from tests.bed import Bed
+from tests.frames import address
 from tests.model_pcp import header, map_request, read_answer
 from tests.pair import EPOCH
 from tests.test_config import RIGHT
@@ -27,18 +29,20 @@ ORDERS: dict[str, Any] = {
     "addresses": [ME], "interfaces": [LOOPBACK], "minimum_s": 120, "maximum_s": 3600, "nat_pmp": True, "third_party": False,
     "each": 64, "rate": 100, "each_rate": 10,
 }  # fmt: skip
+RATE = REASONS.index("rate")
 
 
 class Line:
     """A listener and a client of it. Nothing waits: what is sent over the loopback is there at once."""
 
-    def __init__(self, **orders: Any) -> None:
+    def __init__(self, turns: int = 1, **orders: Any) -> None:
         bed = Bed()
         for line in ("pool 203.0.113.0/31 block 128 blocks 8", "subscribers 127.200.0.0/24"):
             bed.say(line)
         self.state = Core(bed.complete(), EPOCH).state
         self.listener = Listener(self.state, {**ORDERS, **orders}, EPOCH)
-        self.turn(EPOCH)
+        for _ in range(turns):
+            self.turn(EPOCH)
 
     def turn(self, now: int, called: bool = True) -> None:
         """One turn of the worker."""
@@ -60,8 +64,7 @@ class Line:
 
     def close(self) -> None:
         """Let go of the sockets."""
-        for descriptor in self.listener.descriptors():
-            socket.close(descriptor)
+        self.listener.close()
 
 
 def _waiting(client: socket.socket) -> Iterator[bytes]:
@@ -114,6 +117,87 @@ def test_all_together_are_answered_so_often() -> None:
     answered = [len(slow.ask(header(pcp.ANNOUNCE, host), host, times=9)) for host in ("127.200.0.8", "127.200.0.9")]
     assert answered == [3, 2]
     slow.close()
+
+
+def lane(host: str) -> int:
+    """The one that the kernel is to choose."""
+    return (address(host) * 0x9E3779B1 & 0xFFFFFFFF) >> 29
+
+
+@pytest.mark.parametrize("host", ["127.200.0.8", "127.200.0.9", "127.200.0.77"])
+def test_rfc6887_sec8_2_who_sends_more_than_can_be_read_is_in_nobodys_way_on_another_lane(line: Line, host: str) -> None:
+    """What the kernel had no room for is counted, too, and whose it was is told."""
+    assert lane(host) != lane(HOST)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flood:
+        flood.bind((HOST, 0))
+        for _ in range(3000):
+            flood.sendto(header(pcp.ANNOUNCE, HOST), (ME, pcp.PORT))
+        assert len(line.ask(header(pcp.ANNOUNCE, host), host)) == 1
+        for turn in range(60):
+            line.turn(EPOCH + 61 + turn)
+        flood.sendto(header(pcp.ANNOUNCE, HOST), (ME, pcp.PORT))
+        line.turn(EPOCH + 121)
+        flood.setblocking(False)
+        assert 10 <= len(list(_waiting(flood))) <= 12
+    assert line.counted(PCP_REQUESTS) == 3002 and line.counted(PCP_DROPPED) >= 3002 - 13
+    refused = line.state.accounts["refused"][:, RATE]
+    assert 0 < refused.max() == refused.sum() < 3000
+
+
+def test_one_look_at_the_lanes_is_short(line: Line) -> None:
+    """So many answers or drops; the rest waits for the next."""
+    hosts = [f"127.200.0.{10 + number}" for number in range(20)]
+    clients = []
+    for host in hosts:
+        clients.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        clients[-1].bind((host, 0))
+        clients[-1].sendto(header(pcp.ANNOUNCE, host), (ME, pcp.PORT))
+    counts = []
+    for turn in range(4):
+        line.turn(EPOCH + 100 + turn)
+        counts.append(line.counted(PCP_REQUESTS))
+    assert counts[0] < 16 and counts == sorted(counts) and counts[-1] == 20
+    for client in clients:
+        client.setblocking(False)
+        assert len(list(_waiting(client))) == 1
+        client.close()
+
+
+def test_lanes_are_the_kernels_choice_by_who_sends(line: Line) -> None:
+    told = [made.socket for made in line.listener._lanes.values()]  # what no client sees
+    for number in range(1, 40):
+        host = f"127.200.0.{number}"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind((host, 0))
+            client.sendto(b"", (ME, pcp.PORT))
+        assert told[lane(host)].recv(10) == b""
+
+
+def test_rfc6887_sec8_5_the_first_answer_of_all_tells_the_epoch() -> None:
+    """Whoever asks before the first turn has been."""
+    line = Line(turns=0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind((HOST, 0))
+        client.sendto(header(pcp.ANNOUNCE, HOST), (ME, pcp.PORT))
+        for _ in range(2):
+            line.turn(EPOCH)
+        client.setblocking(False)
+        (answered,) = _waiting(client)
+    assert read_answer(answered).epoch_s == 0
+    line.state.shards[0]["epoch"] += 1  # another core had it, between two turns
+    assert [read_answer(told).epoch_s for told in line.ask(header(pcp.ANNOUNCE, HOST), now=EPOCH + 9_000)] == [0]
+    line.close()
+
+
+def test_a_busy_table_has_its_turn_soon(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("krononat.pcp_table.EXTENTS_AT_ONCE", 1)
+    line.ask(map_request(HOST, UDP, 5000))
+    for turn in range(200):
+        line.turn(EPOCH + 100 + 5 * turn)
+    assert line.listener.due() > 50
+    line.state.shards[0]["epoch"] += 1
+    line.turn(EPOCH + 2000)
+    assert line.listener.due() <= 5
 
 
 def test_while_packets_keep_the_worker_awake_it_looks_now_and_then(line: Line) -> None:
