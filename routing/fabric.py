@@ -95,7 +95,7 @@ class Fabric(NamedTuple):
     hold_s: int = 9
     bfd: Bfd | None = Bfd()
     third_party: bool = False  # one session a server, with its cores as next hops
-    meds: tuple[int, ...] = (50, 100, 200, 250, 251, 252, 300)  # best first; as communities CORE_ASN:MED they mean the same
+    meds: tuple[int, ...] = (50, 100, 150, 151, 200, 250, 251, 252, 300)  # best first; communities CORE_ASN:MED mean the same
 
     @property
     def v6(self) -> bool:
@@ -151,7 +151,10 @@ def instance(fabric: Fabric, switch: str, domain: str) -> Instance:
 
 
 def communities(fabric: Fabric) -> tuple[Community, ...]:
-    """What announced communities mean: ranks as MEDs have them, and last of all who is about to go."""
+    """What announced communities mean: ranks as MEDs have them, and last of all what is asked to be taken last.
+
+    Where a route has more than one, the last of them counts: whose rules end with the first that fits reads this backwards.
+    """
     ranks = [Community(fabric.core_asn, med, 1000 - med) for med in fabric.meds]
     return (*ranks, Community(*GRACEFUL_SHUTDOWN, 0))
 
