@@ -19,6 +19,7 @@ Network = IPv4Network | IPv6Network
 INSIDE, OUTSIDE = "inside", "outside"
 DOMAINS = (INSIDE, OUTSIDE)
 CORE, ACCESS, INTERNET, SWITCH = "core", "access", "internet", "switch"  # who a neighbour is
+MARKED = (CORE, SWITCH)  # whose communities are heeded
 
 GRACEFUL_SHUTDOWN = (65535, 0)  # RFC 8326 4: its routes are taken only where there is no other
 TABLE, RULE = 1000, 1000  # Linux: routing table and rule preference of shard 0
@@ -154,6 +155,8 @@ def communities(fabric: Fabric) -> tuple[Community, ...]:
     """What announced communities mean: ranks as MEDs have them, and last of all what is asked to be taken last.
 
     Where a route has more than one, the last of them counts: whose rules end with the first that fits reads this backwards.
+    Of cores and of other switches (`MARKED`; RFC 8326 4.1: in all EBGP sessions): communities travel on, LOCAL_PREF does not.
+    A switch that heeded them of cores only would prefer the way over the other one to a core's own whose routes are marked.
     """
     ranks = [Community(fabric.core_asn, med, 1000 - med) for med in fabric.meds]
     return (*ranks, Community(*GRACEFUL_SHUTDOWN, 0))

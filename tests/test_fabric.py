@@ -133,6 +133,17 @@ def test_communities_rank_as_meds_do_and_who_goes_is_last() -> None:
     assert (found[0].high, found[0].low) == (65010, 50)
 
 
+def test_what_is_to_be_taken_last_is_so_by_the_way_over_the_other_switch_too() -> None:
+    """Else a switch would prefer that way to a core's own: two of them, each other's."""
+    for render, words in (
+        (bird.render, r"filter from_{}_inside4 {{\n.*\n(  if .* = \d+;\n)*  if \(65535, 0\) ~"),
+        (frr.render, r"route-map from-{}-inside permit \d+\n.*\n match community mark-65535-0\n"),
+    ):
+        text = render(*_inside(TWO))
+        found = [kind for kind in ("core", "switch", "access") if re.search(words.format(kind), text)]
+        assert found == ["core", "switch"]
+
+
 @pytest.mark.parametrize("render", [frr.render, arista.render, cisco.render])
 def test_whose_rules_end_with_the_first_that_fits_looks_for_what_is_taken_last_first(render: Any) -> None:
     """A copy on a server that is drained has both marks where communities rank; BIRD's filter goes on to the last one."""
