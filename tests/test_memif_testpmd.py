@@ -21,7 +21,7 @@ from tests import dpdk
 from tests.netns import Namespace, namespace
 from tests.place import PATIENCE_S, until
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.company]
 
 MEGABYTES = 32
 CONFIG = """
