@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 say() { printf '==> %s\n' "$*" >&2; }
 bin=.venv/bin
 
-# One CPU compiles with bounds checks while the other reads types; what comes of it is asked for below.
+# Types are read by one CPU: what is compiled with bounds checks begins on the other; what came of it is asked for below.
 NUMBA_BOUNDSCHECK=1 $bin/krononat compile >/dev/null 2>&1 &
 compiling=$!
 trap 'kill "$compiling" 2>/dev/null || :' EXIT
