@@ -171,7 +171,7 @@ class Announcer:
         self.cut, self._anew = side, True
 
     def drain(self, on: bool) -> None:
-        """Ask that others be preferred (RFC 8326), as our shards are about to move: everything stays announced."""
+        """Ask that others be preferred, as our shards are about to move (`routing.announcements`): all stays announced."""
         self.policy, self._anew = self.policy._replace(draining=on), True
 
     def replace(self, shards: Iterable[Any]) -> None:
@@ -298,6 +298,7 @@ class Examiner:
         self._state, self._rings = state, rings
         self._turned = self._examined = -1
         self._stall = 0
+        self._stalls: list[int] = []  # when the loop went on after each
         self._refused = self._count()
         self._waits: dict[int, tuple[int, int]] = {}  # by queue that had frames: its consumer, and since when it stands
         sides = [int(side) for side in state.ports["side"]]
@@ -305,9 +306,10 @@ class Examiner:
 
     def turned(self, now: int) -> None:
         """The loop has made a turn."""
-        if self._turned >= 0:
-            self._stall = max(self._stall, age(now, self._turned))
-        self._turned = now
+        stall = age(now, self._turned) if self._turned >= 0 else 0
+        self._turned, self._stall = now, max(self._stall, stall)
+        if stall >= health.LIMITS["stall_ms"].bad:
+            self._stalls.append(now)
 
     def cut(self) -> str:
         """The side whose every leg has lost its carrier; "" where none has.
@@ -324,7 +326,8 @@ class Examiner:
         rows, ports = ((new - old) / seconds for new, old in zip(refused, self._refused, strict=True))
         stall, self._stall, self._refused, self._examined = self._stall, 0, refused, now
         fill = int(self._state.core[0]["index_entries"]) / (len(self._state.tags) * 8)
-        return health.Facts(stall, self._stuck(now), fill, rows, ports)
+        self._stalls = [each for each in self._stalls if age(now, each) < health.STALLS_WITHIN]
+        return health.Facts(stall, len(self._stalls), self._stuck(now), fill, rows, ports)
 
     def _count(self) -> tuple[int, int]:
         counted = self._state.counters[:, 0]

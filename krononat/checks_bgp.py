@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from ipaddress import IPv4Address, ip_network
+from itertools import pairwise
 
 from krononat.locate import Complaint
 from krononat.models import Config, Leg, Stick
@@ -72,14 +73,12 @@ def _session(config: Config, bgp: Bgp, number: int, peer: BgpPeer) -> Complaints
 
 def _meds(config: Config, bgp: Bgp) -> Complaints:
     """Equal ones would let a switch share a shard's packets between two cores."""
-    last = [bgp.med.promoted, bgp.med.primary, bgp.med.backup, bgp.med.unfit + 2, bgp.med.rejoining]
-    names = ("promoted", "primary", "backup", "unfit", "rejoining")
-    first = [*last[:3], bgp.med.unfit, bgp.med.rejoining]
-    for number in range(1, len(names)):
-        if first[number] <= last[number - 1]:
-            least = f"{last[number - 1] + 1} at least"
-            told = f"{first[number]} is not above {names[number - 1]}; the order is {' < '.join(names)}, so {least}"
-            yield Complaint(("bgp", "med", names[number]), told)
+    names, counted = ("promoted", "primary", "leaving", "backup", "unfit", "rejoining"), {"leaving": 1, "unfit": 2}
+    for better, name in pairwise(names):
+        med, last = getattr(bgp.med, name), getattr(bgp.med, better) + counted.get(better, 0)
+        if med <= last:
+            told = f"{med} is not above {better}; the order is {' < '.join(names)}, so {last + 1} at least"
+            yield Complaint(("bgp", "med", name), told)
 
 
 def _community(config: Config, bgp: Bgp) -> Complaints:

@@ -6,7 +6,7 @@
 {"do": "config"}                                  {"ok": true, "config": "canonical TOML"}
 {"do": "replace"}                                 {"ok": true, "replacement": {...}}: begun; `status` says how it goes on
 {"do": "drain", "on": bool}                       {"ok": true, "draining": bool, "announces": bool (a [bgp])}: routes are told
-                                                  with GRACEFUL_SHUTDOWN (RFC 8326), so that others are preferred, or without
+                                                  so that others are preferred (docs/routing.md), or as always again
 {"do": "apply", "config": TOML, "dry": bool}      {"ok": true, "applied": bool, "live": [key], "restart": [key]}: what differs
                                                   `dry`: only say so. Refused as a whole where a key needs a restart
                                                   "pools": [sentence] of addresses; "refused": why `dry` would be, else ""

@@ -65,7 +65,8 @@ def _bfd(config: Config) -> Bfd | None:
 
 def _meds(bgp: Bgp) -> tuple[int, ...]:
     med = bgp.med
-    return (med.promoted, med.primary, med.backup, med.unfit, med.unfit + 1, med.unfit + 2, med.rejoining)
+    unfit = (med.unfit, med.unfit + 1, med.unfit + 2)
+    return (med.promoted, med.primary, med.leaving, med.leaving + 1, med.backup, *unfit, med.rejoining)
 
 
 def _shards(config: Config, bgp: Bgp) -> Iterator[Shard]:

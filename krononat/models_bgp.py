@@ -39,6 +39,9 @@ class Meds(Model):
 
     promoted: int = Field(default=50, ge=0, le=MED_AT_MOST, description="Of a core that took the shard over.")
     primary: int = Field(default=100, ge=0, le=MED_AT_MOST, description="Of the core that has it by the map.")
+    leaving: int = Field(
+        default=150, ge=0, le=MED_AT_MOST, description="Of a core that is being emptied and has it; it and the next are used."
+    )
     backup: int = Field(default=200, ge=0, le=MED_AT_MOST, description="Of the core that keeps a copy.")
     unfit: int = Field(default=250, ge=0, le=MED_AT_MOST, description="Of a core in bad health; it and the next two are used.")
     rejoining: int = Field(default=300, ge=0, le=MED_AT_MOST, description="Of a core whose copy is not complete yet.")

@@ -313,5 +313,6 @@ sec3.5.2 must   the states of a connection and their timers
 
 8326 Graceful BGP session shutdown
 -       may     routes that are about to go are marked, so that others are taken first
-        > A core that is drained marks all it announces with GRACEFUL_SHUTDOWN before anything moves.
+        > A core that is drained marks its copies and aggregates with GRACEFUL_SHUTDOWN before anything moves, and a shard's own
+        > routes when its successor has it; until then they rank behind any healthy owner's, and before every copy's.
 """

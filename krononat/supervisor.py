@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import secrets
 import selectors
 import signal
@@ -20,10 +19,10 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from krononat import appliance, cluster, heir, interfaces, memory, pcp_orders, speaking
+from krononat import appliance, cluster, heir, interfaces, memory, pcp_orders, privileges, speaking
 from krononat.answers import Answers, Parts
 from krononat.carrier import Carriers
-from krononat.client import BAD_CONFIG, NO_PRIVILEGE, Trouble
+from krononat.client import BAD_CONFIG, Trouble
 from krononat.control import Control, lock
 from krononat.crew import Crew, Given, Hooks
 from krononat.following import Follower
@@ -45,16 +44,13 @@ from shards.steering import Steering
 CHORES = 250  # ticks between two rounds of chores
 SHORT = 50  # while neighbours are asked for, or rows are taken so fast that pages of more were needed
 
-# capabilities(7) that only the supervisor has
-_NEEDED = {"NET_ADMIN": (12,), "NET_RAW": (13,), "BPF": (39, 21)}  # or SYS_ADMIN
-
 
 def run(config: Config, path: Path, environment: dict[str, str]) -> int:
     """Run the appliance until SIGTERM or SIGINT; its exit status. Trouble where it cannot, after all was taken back.
 
     `environment`: the worker's.
     """
-    check_privileges()
+    privileges.check()
     with contextlib.ExitStack() as undoing:
         Supervisor(config, path, environment, undoing).run()
     _say("stopped, everything taken back")
@@ -63,16 +59,6 @@ def run(config: Config, path: Path, environment: dict[str, str]) -> int:
 
 def _say(line: str) -> None:
     print(f"krononat: {line}", file=sys.stderr, flush=True)
-
-
-def check_privileges() -> None:
-    """Trouble (77) where a capability is missing; who we are does not matter."""
-    status = Path("/proc/self/status").read_text()
-    effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
-    missing = [name for name, bits in _NEEDED.items() if not any(effective >> bit & 1 for bit in bits)]
-    if missing:
-        why = f"this process lacks CAP_{', CAP_'.join(missing)}"
-        raise Trouble("not enough privileges to run the appliance", why, "run as root", NO_PRIVILEGE)
 
 
 def notify(state: str) -> None:
@@ -265,7 +251,7 @@ class Supervisor:
         """Everything about packets but the attaching, which waits for a worker."""
         ports = [port for _, port in self._config.interfaces.named()]
         self._devices = [self._host.interfaces[port.name] for port in ports]
-        _unlimit_locked_memory()
+        privileges.unlimit_locked_memory()
         try:
             self._make_frames()
             if self._heritage:
@@ -596,9 +582,3 @@ class Supervisor:
             self._answers.refuse_deletions()
             self._answers.cluster.refuse()
             self._answers.clock.refuse()
-
-
-def _unlimit_locked_memory() -> None:
-    """The umem is locked into memory; where we may not lift the limit, CAP_IPC_LOCK or the limit itself must do."""
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -14,6 +14,13 @@ is said is the policy's `preference`:
     longest-prefix  the backup tells P, the primary its halves, who was promoted its quarters. Holds in every AS, at no policy
 
 The MED always goes along. A prefix that cannot be quartered takes MED, prepending and community together, whoever tells it.
+
+A core that is being emptied is behind whoever is not, and what decides is what it is to the shard *now*. What it has the
+authority of ranks as `leaving`, between a primary and a backup: it may have been promoted long after it was emptied, by a
+failure, and who comes back from that with nothing must not draw the packets. What it keeps copies of it marks with
+GRACEFUL_SHUTDOWN, which is heeded before any MED: that must never stand on an authority's route, where a copy's has none.
+Whoever rejoins marks its routes, too, emptied or not, else they would win against the marked copy, which is complete.
+
 Left out on purpose: equal routes. Two cores of one shard always differ, so no multipath ever makes two owners of one flow.
 """
 
@@ -30,7 +37,7 @@ Preference = Literal["med", "prepend", "community", "longest-prefix"]
 Role = Literal["promoted", "primary", "backup", "rejoining", "silent"]
 Network = IPv4Network | IPv6Network
 
-GRACEFUL_SHUTDOWN = "65535:0"  # RFC 8326: whoever hears it prefers anything else
+GRACEFUL_SHUTDOWN = "65535:0"  # RFC 8326 4: whoever hears it prefers anything else (LOCAL_PREF 0)
 PIECES = 128  # of the prefixes of a shard that addresses are left out of
 DEEPEST = 2  # bits that a prefix grows by: quarters
 SHARD_BITS = 2  # where prefixes are split, each shard has four addresses: itself, its halves and its quarters are prefixes
@@ -38,14 +45,16 @@ SHARD_BITS = 2  # where prefixes are split, each shard has four addresses: itsel
 # Ranks, best first. How deep a prefix is split (where it is), and how many steps are prepended where it is not split and where
 # it is: there nobody who tells P itself need be worse than who tells its halves.
 _PICTURE = """
-                 depth  steps  split-steps
-promoted         2      0      0
-primary          1      1      0
-backup           0      2      0
-unfit-promoted   0      3      1
-unfit-primary    0      4      2
-unfit-backup     0      5      3
-rejoining        0      6      4
+                  depth  steps  split-steps
+promoted          2      0      0
+primary           1      1      0
+leaving-promoted  1      2      1
+leaving-primary   1      3      2
+backup            0      4      0
+unfit-promoted    0      5      1
+unfit-primary     0      6      2
+unfit-backup      0      7      3
+rejoining         0      8      4
 """
 
 
@@ -63,6 +72,8 @@ def _parse(picture: str) -> dict[str, Rank]:
 
 
 RANKS = _parse(_PICTURE)
+_COUNTED = ("promoted", "primary", "backup")
+_COPIES = ("backup", "unfit-backup")
 
 
 class Standing(NamedTuple):
@@ -77,10 +88,11 @@ class Standing(NamedTuple):
 
 
 class Meds(NamedTuple):
-    """MULTI_EXIT_DISC by role: the least one wins. `unfit` counts up by role: + 0 promoted, + 1 primary, + 2 backup."""
+    """MULTI_EXIT_DISC by role: the least one wins. Two count up by role: + 0 promoted, + 1 primary, `unfit` + 2 backup."""
 
     promoted: int = 50
     primary: int = 100
+    leaving: int = 150
     backup: int = 200
     unfit: int = 250
     rejoining: int = 300
@@ -97,7 +109,7 @@ class Policy(NamedTuple):
     shard_addresses6: str | None = None
     communities: tuple[str, ...] = ()  # of every route, "65010:1"
     aggregates: tuple[str, ...] = ()  # second line: what is told whoever has the shards
-    draining: bool = False  # the core is being emptied
+    draining: bool = False  # the core is being emptied, or has been
     withdraw_unfit: bool = False  # say nothing of a shard that we are not fit for, in place of a worse MED
     prepend_step: int = 2
 
@@ -142,17 +154,21 @@ def _left(prefix: Network, gone: Sequence[int]) -> Iterator[str]:
             yield from map(str, summarize_address_range(IPv4Address(before + 1), IPv4Address(after - 1)))
 
 
-def rank_of(standing: Standing, withdraw_unfit: bool = False) -> str:
+def rank_of(standing: Standing, draining: bool = False, withdraw_unfit: bool = False) -> str:
     """Name in `RANKS`; empty: nothing is said."""
     if standing.role == "silent" or (withdraw_unfit and not standing.fit):
         return ""
-    return standing.role if standing.fit or standing.role == "rejoining" else f"unfit-{standing.role}"
+    if standing.role == "rejoining":
+        return "rejoining"
+    if not standing.fit:
+        return f"unfit-{standing.role}"
+    return f"leaving-{standing.role}" if draining and standing.role != "backup" else standing.role
 
 
 def med_of(rank: str, meds: Meds) -> int:
-    """MED of a rank."""
-    unfit = ("unfit-promoted", "unfit-primary", "unfit-backup")
-    return meds.unfit + unfit.index(rank) if rank in unfit else int(getattr(meds, rank))
+    """MED of a rank: "leaving-primary" is the second of the leaving ones."""
+    group, _, role = rank.rpartition("-")
+    return int(getattr(meds, group) + _COUNTED.index(role) if group else getattr(meds, rank))
 
 
 def shard_address(network: str, shard: int, preference: Preference) -> str:
@@ -173,7 +189,7 @@ def _bits(preference: Preference) -> int:
 
 
 def _of_shard(standing: Standing, policy: Policy) -> Iterator[Route]:
-    rank = rank_of(standing, policy.withdraw_unfit)
+    rank = rank_of(standing, policy.draining, policy.withdraw_unfit)
     if not rank:
         return
     for prefix in (*standing.external, *standing.internal6):
@@ -188,7 +204,8 @@ def _told(prefix: Network, domain: Domain, rank: str, standing: Standing, policy
     """The prefix, or its parts, as preferred as the rank deserves."""
     split = policy.preference == "longest-prefix" and prefix.prefixlen + DEEPEST <= prefix.max_prefixlen
     med, large = med_of(rank, policy.meds), (f"{policy.local_as}:{standing.shard}:{standing.epoch}",)
-    communities = _communities(policy, policy.preference == "community" or _is_unsplit(policy, split), med)
+    own = _own_community(policy, med) if policy.preference == "community" or _is_unsplit(policy, split) else ()
+    communities = (*policy.communities, *own, *_mark(rank, policy))
     for part in prefix.subnets(RANKS[rank].depth if split else 0):
         yield Route(str(part), domain, med, _prepended(rank, policy, split), communities, large)
 
@@ -204,14 +221,20 @@ def _prepended(rank: str, policy: Policy, split: bool) -> int:
     return RANKS[rank].steps * policy.prepend_step if wanted else 0
 
 
-def _communities(policy: Policy, ranked: bool, med: int) -> tuple[str, ...]:
-    own = (f"{policy.local_as}:{med}",) if ranked and policy.local_as < 1 << 16 else ()  # RFC 1997: 16 bits each
-    return (*policy.communities, *own, *((GRACEFUL_SHUTDOWN,) if policy.draining else ()))
+def _own_community(policy: Policy, med: int) -> tuple[str, ...]:
+    return (f"{policy.local_as}:{med}",) if policy.local_as < 1 << 16 else ()  # RFC 1997: 16 bits each
+
+
+def _mark(rank: str, policy: Policy) -> tuple[str, ...]:
+    """Never of an authority: who is emptied is known before a failure makes it the only one that has the shard."""
+    last = rank == "rejoining" or (policy.draining and rank in _COPIES)
+    return (GRACEFUL_SHUTDOWN,) if last else ()
 
 
 def _aggregate(prefix: str, policy: Policy) -> Route:
     """Found only where no shard's own route is left: it is wider than all of them."""
-    return Route(prefix, domain_of(prefix, policy), policy.meds.aggregate, 0, _communities(policy, False, 0))
+    mark = (GRACEFUL_SHUTDOWN,) if policy.draining else ()
+    return Route(prefix, domain_of(prefix, policy), policy.meds.aggregate, 0, (*policy.communities, *mark))
 
 
 def domain_of(aggregate: str, policy: Policy) -> Domain:
@@ -238,6 +261,7 @@ swapped          backup     promoted   each shard has moved to its backup
 drained          silent     silent     all shards have moved elsewhere
 unfit            primary    backup     health is bad (table full, rings stuck)
 draining         primary    backup     the core is about to be emptied (RFC 8326)
+called-back      promoted   promoted   it was emptied, and then whoever had taken its shards over died
 """
 
 
@@ -261,7 +285,7 @@ SITUATIONS = _read_situations(_SITUATIONS)
 def in_situation(situation: Situation, standings: Iterable[Standing], policy: Policy) -> tuple[Route, ...]:
     """Routes of a core that would be `standings` by the map, when that has happened."""
     roles: dict[str, Role] = {"primary": situation.primary, "backup": situation.backup}
-    raised = situation.name in ("partner-dead", "swapped", "returned")
+    raised = situation.name in ("partner-dead", "swapped", "returned", "called-back")
     then = [
         each._replace(
             role=roles.get(each.role, each.role),
@@ -270,4 +294,4 @@ def in_situation(situation: Situation, standings: Iterable[Standing], policy: Po
         )
         for each in standings
     ]
-    return routes(then, policy._replace(draining=situation.name == "draining"))
+    return routes(then, policy._replace(draining=situation.name in ("draining", "called-back")))

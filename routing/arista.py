@@ -47,7 +47,7 @@ def _port(fabric: Fabric, one: Instance, to: Neighbour) -> list[str]:
 
 def _route_map(fabric: Fabric, domain: str) -> Iterator[str]:
     """Communities first, then everything that may be announced."""
-    for number, mark in enumerate(fabrics.communities(fabric), 1):
+    for number, mark in enumerate(reversed(fabrics.communities(fabric)), 1):
         name = f"MARK-{mark.high}-{mark.low}"
         yield f"ip community-list {name} permit {mark.high}:{mark.low}"
         yield f"route-map CORES-{domain} permit {10 * number}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from routing import fabric as fabrics
-from routing.fabric import ACCESS, CORE, SWITCH, Fabric, Instance, Neighbour, Range
+from routing.fabric import ACCESS, CORE, MARKED, SWITCH, Fabric, Instance, Neighbour, Range
 
 _HEAD = """\
 log stderr all;
@@ -143,7 +143,7 @@ def _filters(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
     first = {(each.kind, each.domain): each for each in reversed(one.neighbours)}
     for (kind, domain), neighbour in sorted(first.items()):
         believed = fabrics.believed(fabric, neighbour, version)
-        marks = _marks(fabric) if kind == CORE else ""
+        marks = _marks(fabric) if kind in MARKED else ""
         yield _filter(f"from_{kind}_{domain}{version}", believed, marks)
         if kind != CORE:
             own = {ACCESS: "RTS_BGP, RTS_STATIC", SWITCH: "RTS_BGP, RTS_DEVICE, RTS_STATIC"}.get(kind, "RTS_BGP")

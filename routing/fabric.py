@@ -19,6 +19,7 @@ Network = IPv4Network | IPv6Network
 INSIDE, OUTSIDE = "inside", "outside"
 DOMAINS = (INSIDE, OUTSIDE)
 CORE, ACCESS, INTERNET, SWITCH = "core", "access", "internet", "switch"  # who a neighbour is
+MARKED = (CORE, SWITCH)  # whose communities are heeded
 
 GRACEFUL_SHUTDOWN = (65535, 0)  # RFC 8326 4: its routes are taken only where there is no other
 TABLE, RULE = 1000, 1000  # Linux: routing table and rule preference of shard 0
@@ -95,7 +96,7 @@ class Fabric(NamedTuple):
     hold_s: int = 9
     bfd: Bfd | None = Bfd()
     third_party: bool = False  # one session a server, with its cores as next hops
-    meds: tuple[int, ...] = (50, 100, 200, 250, 251, 252, 300)  # best first; as communities CORE_ASN:MED they mean the same
+    meds: tuple[int, ...] = (50, 100, 150, 151, 200, 250, 251, 252, 300)  # best first; communities CORE_ASN:MED mean the same
 
     @property
     def v6(self) -> bool:
@@ -151,7 +152,12 @@ def instance(fabric: Fabric, switch: str, domain: str) -> Instance:
 
 
 def communities(fabric: Fabric) -> tuple[Community, ...]:
-    """What announced communities mean: ranks as MEDs have them, and last of all who is about to go."""
+    """What announced communities mean: ranks as MEDs have them, and last of all what is asked to be taken last.
+
+    Where a route has more than one, the last of them counts: whose rules end with the first that fits reads this backwards.
+    Of cores and of other switches (`MARKED`; RFC 8326 4.1: in all EBGP sessions): communities travel on, LOCAL_PREF does not.
+    A switch that heeded them of cores only would prefer the way over the other one to a core's own whose routes are marked.
+    """
     ranks = [Community(fabric.core_asn, med, 1000 - med) for med in fabric.meds]
     return (*ranks, Community(*GRACEFUL_SHUTDOWN, 0))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from routing import fabric as fabrics
-from routing.fabric import ACCESS, CORE, Fabric, Instance, Neighbour, Range
+from routing.fabric import ACCESS, CORE, MARKED, Fabric, Instance, Neighbour, Range
 
 DAEMONS = ("zebra", "staticd", "bfdd", "bgpd")  # in the order in which they are started
 _DEFAULT = {4: "0.0.0.0/0", 6: "::/0"}
@@ -119,7 +119,7 @@ def _maps(fabric: Fabric, to: Neighbour) -> list[str]:
     lines, number = [], 10
     for version in _versions(fabric):
         match = f" match {_WORD[version]} address prefix-list"
-        for mark in fabrics.communities(fabric) if to.kind == CORE else ():
+        for mark in reversed(fabrics.communities(fabric)) if to.kind in MARKED else ():
             body = [f"{match} from-{name}", f" match community {_mark_name(mark)}", f" set local-preference {mark.preference}"]
             lines += [f"route-map from-{name} permit {number}", *body, "exit"]
             number += 1

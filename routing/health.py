@@ -3,6 +3,13 @@
 A fact is bad when it has been at its bad limit or beyond for a while, and good again only when it has been at its good limit or
 below for longer. In between it stays what it was, so a core near a limit does not move its shards to and fro: each change of
 mind is a change of routes. What is so bad that nothing moves any more needs no judgement here: beats and BFD end by themselves.
+
+So one standstill of the packet loop is told, and no more. When it is looked at it is over, and whoever minds has acted: the
+speaker withdrew our routes after 150 ms of silence, a switch's BFD did as soon. Worse routes for some time after would move a
+shard that is well to its backup, which hands what it does not know back to us, and move it home again: up to four changes in
+place of two; and where a host gives its CPUs to somebody else for a moment, for all cores at once. Standstills that come again
+are unfitness, from the third within half a minute on, as the third flap is damped in routes (RFC 2439, by the usual figures);
+that liveness alone is no reason to change the mind each time, RFC 5882 (3.2) has as well.
 """
 
 from __future__ import annotations
@@ -15,18 +22,22 @@ from typing import NamedTuple
 # would send the shard from core to core. That a copy is not in sync is a matter of the role (`rejoining`).
 _PICTURE = """
 fact            bad    good   bad-for  good-for  means  told
-stall_ms        500    100    0        10000     unfit  the packet loop stood still for {value:.0f} ms
+stall_ms        500    100    0        10000     alarm  the packet loop stood still for {value:.0f} ms
+stalls          3      1      0        10000     unfit  the packet loop stood still {value:.0f} times within half a minute
 rx_stuck_ms     200    0      0        5000      unfit  frames have waited for {value:.0f} ms in a ring that is not emptied
 table_fill      0.95   0.90   1000     10000     unfit  the table of sessions is {value:.0%} full
 rows_refused    100    0      2000     10000     unfit  {value:.0f} packets a second find no memory for their session
 ports_refused   100    0      2000     10000     alarm  {value:.0f} packets a second find no free port in their pool
 """
 
+STALLS_WITHIN = 30_000  # ticks
+
 
 class Facts(NamedTuple):
     """What was measured since the last look."""
 
     stall_ms: float = 0  # the longest time between two turns of the packet loop
+    stalls: float = 0  # how often that was at its bad limit or beyond, within `STALLS_WITHIN`
     rx_stuck_ms: float = 0
     table_fill: float = 0  # of the index, 0 to 1
     rows_refused: float = 0  # a second

@@ -12,7 +12,8 @@ from ipaddress import IPv4Network
 
 from tests import shunts
 from tests.admission import FIN, RST, SYN, admit, beginning, blanked, is_fragment, names_no_host
-from tests.bed import NEIGHBOUR_WAIT, Bed, Pool, Port, Prefix, contains, longest
+from tests.bed import NEIGHBOUR_WAIT, Bed, Port, Prefix, contains, longest
+from tests.bed_pools import Pool
 from tests.bed_rules import PROTOCOLS
 from tests.datagrams import Datagrams, Part, Service
 from tests.frames import ICMP, REPLIES, TCP, UDP, Malformed, Packet, build, build_frame, mac_of

@@ -9,7 +9,8 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from tests.admission import is_generic
-from tests.bed import Pool, block_range, first_loose, longest, ordinal_of
+from tests.bed import longest, ordinal_of
+from tests.bed_pools import Pool, block_range, first_loose
 from tests.outcome import Illegal
 from tests.translation import Endpoint, Refused
 

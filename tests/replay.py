@@ -20,7 +20,8 @@ from pathlib import Path
 from shards.verdict import BY_NAME, DROP, FORWARD
 from tests import captures, roles
 from tests.bare_core import FRAME_BYTES, HEADROOM, Result
-from tests.bed import FILTERINGS, Bed
+from tests.bed import Bed
+from tests.bed_pools import FILTERINGS
 from tests.casting import Casting, TooMany
 from tests.frames import build_frame, mac_of, split_frame
 from tests.frames6 import mac_of6

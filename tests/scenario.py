@@ -43,7 +43,8 @@ from shards import invariants, recovery, sessions
 from shards.state import NAT_SESSION
 from tests import bed6, frames, frames6, shunts
 from tests.bare_core import Core, Result
-from tests.bed import Bed, fill_legs, fill_members, fill_shards
+from tests.bed import Bed, fill_legs, fill_shards
+from tests.bed_pools import fill_members
 from tests.bed_rules import fill_policy
 from tests.datagrams import Datagrams
 from tests.frames import endpoint, mac_of, spell

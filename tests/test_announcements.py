@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from ipaddress import ip_address, ip_network
-from itertools import product
+from itertools import combinations
 from typing import NamedTuple, get_args
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing import announcements
-from routing.announcements import RANKS, SITUATIONS, Policy, Preference, Role, Route, Standing, routes
+from routing.announcements import SITUATIONS, Policy, Preference, Role, Route, Standing, routes
 
 PREFERENCES: tuple[Preference, ...] = ("med", "prepend", "community", "longest-prefix")
 LOCAL_AS, AS_A, AS_B = 65010, 65000, 65001
@@ -83,22 +84,37 @@ def targets(preference: Preference) -> list[str]:
 
 
 RANKED: tuple[Role, ...] = ("promoted", "primary", "backup")
-STANDINGS = [standing(role, fit) for fit in (True, False) for role in RANKED] + [standing("rejoining")]
 
 
-def rank(of: Standing) -> int:
-    """Place in the order of ranks; less is better."""
-    return list(RANKS).index(announcements.rank_of(of))
+class Core(NamedTuple):
+    """What there is to know of a core: its role, whether it is fit, whether it is being emptied."""
+
+    role: Role
+    fit: bool = True
+    draining: bool = False
 
 
-BETTER = [(better, worse) for better, worse in product(STANDINGS, repeat=2) if rank(better) < rank(worse)]
+# Best first. An authority that is emptied is behind one that is not, and before every copy; a copy there behind anything else
+# that is complete, unfit or not.
+CORES = [
+    *(Core(role) for role in ("promoted", "primary")), *(Core(role, draining=True) for role in ("promoted", "primary")),
+    Core("backup"), *(Core(role, fit=False) for role in RANKED),
+    *(Core("backup", fit, draining=True) for fit in (True, False)), Core("rejoining"),
+]  # fmt: skip
+BETTER = list(combinations(CORES, 2))
+
+
+@cache
+def told_by(core: Core, preference: Preference) -> tuple[Route, ...]:
+    """What a core says of the standing's shard."""
+    return routes([standing(core.role, core.fit)], policy(preference, draining=core.draining))
 
 
 @pytest.mark.parametrize("preference", PREFERENCES)
 def test_the_better_role_has_the_packets_on_one_switch(preference: Preference) -> None:
-    assert len(BETTER) == 21
+    assert len(BETTER) == 55
     for better, worse in BETTER:
-        table = heard("good", routes([better], policy(preference))) + heard("bad", routes([worse], policy(preference)))
+        table = heard("good", told_by(better, preference)) + heard("bad", told_by(worse, preference))
         for address in targets(preference):
             assert chosen(table, address, preference == "community") == {"good"}, (better, worse, address)
 
@@ -107,8 +123,7 @@ def test_the_better_role_has_the_packets_on_one_switch(preference: Preference) -
 def test_a_switch_in_another_as_that_lost_the_better_core_sends_to_it_over_its_neighbour(preference: Preference) -> None:
     """Switch B hears the worse core itself, and the better one from switch A only: with a longer path, without its MED."""
     for better, worse in BETTER:
-        told = policy(preference)
-        table = heard("good", routes([better], told), over=(AS_A,)) + heard("bad", routes([worse], told))
+        table = heard("good", told_by(better, preference), over=(AS_A,)) + heard("bad", told_by(worse, preference))
         for address in targets(preference):
             assert chosen(table, address) == {"good"}, (better, worse, address)
 
@@ -122,40 +137,37 @@ def test_med_alone_fails_there_which_is_why_there_are_other_ways() -> None:
 @pytest.mark.parametrize("preference", PREFERENCES)
 def test_two_switches_that_hear_both_cores_agree(preference: Preference) -> None:
     """Each server is on both switches, and each switch passes on to the other what it has chosen."""
-    told = policy(preference)
     for better, worse in BETTER:
-        own = heard("good", routes([better], told)) + heard("bad", routes([worse], told))
+        own = heard("good", told_by(better, preference)) + heard("bad", told_by(worse, preference))
         for other in (AS_A, AS_B):
-            passed_on = heard("good", routes([better], told), over=(other,))
+            passed_on = heard("good", told_by(better, preference), over=(other,))
             for address in targets(preference):
                 assert chosen(own + passed_on, address, preference == "community") == {"good"}, (better, worse, other)
 
 
-ROLES = st.sampled_from(["promoted", "primary", "backup", "rejoining"])
-
-
 @given(
     st.sampled_from(PREFERENCES),
-    st.tuples(ROLES, st.booleans()),
-    st.tuples(ROLES, st.booleans()),
+    st.sampled_from(range(len(CORES))),
+    st.sampled_from(range(len(CORES))),
     st.integers(0, 255),
     st.integers(16, 32),
     st.integers(29, 128),
     st.integers(1, 65535),
 )
 def test_whatever_the_prefixes_two_cores_never_share_a_shard(
-    preference: Preference, one: tuple[Role, bool], two: tuple[Role, bool], shard: int, length: int, length6: int, local_as: int
+    preference: Preference, one: int, two: int, shard: int, length: int, length6: int, local_as: int
 ) -> None:
     external = (str(ip_network(f"198.18.0.0/{length}", strict=False)),)
     internal6 = (str(ip_network(f"2001:db8::/{length6}", strict=False)),)
-    told = policy(preference)
-    first, second = (Standing(shard, role, 1, external, internal6, fit) for role, fit in (one, two))
-    ranks = [rank(first), rank(second)]
-    if ranks[0] == ranks[1]:
+    if one == two:
         return
-    table = heard("0", routes([first], told)) + heard("1", routes([second], told))
+    table = []
+    for number in (one, two):
+        core = CORES[number]
+        each = Standing(shard, core.role, 1, external, internal6, core.fit)
+        table += heard(str(number), routes([each], policy(preference, draining=core.draining)))
     for address in (external[0].partition("/")[0], internal6[0].partition("/")[0]):
-        assert chosen(table, address, preference == "community") == {str(ranks.index(min(ranks)))}
+        assert chosen(table, address, preference == "community") == {str(min(one, two))}
 
 
 # --- one by one -----------------------------------------------------------------------------------------------------------
@@ -180,8 +192,8 @@ def test_external_prefixes_go_outside_and_the_shard_address_inside() -> None:
 
 
 def test_meds_by_role() -> None:
-    told = {role: routes([standing(role)], policy("med"))[0].med for role in (*RANKED, "rejoining")}
-    assert told == {"promoted": 50, "primary": 100, "backup": 200, "rejoining": 300}
+    told = [each.med for core in CORES for each in told_by(core, "med")[:1]]
+    assert told == [50, 100, 150, 151, 200, 250, 251, 252, 200, 252, 300]
     assert routes([standing("silent")], policy("med")) == ()
 
 
@@ -191,7 +203,7 @@ def test_longest_prefix_splits_what_it_can() -> None:
     assert EXTERNAL in of["backup"] and {"203.0.113.0/29", "203.0.113.8/29"} <= of["primary"].keys()
     assert {f"203.0.113.{at}/30" for at in (0, 4, 8, 12)} <= of["promoted"].keys()
     assert "10.255.0.12/30" in of["backup"] and "10.255.0.14/31" in of["primary"] and "10.255.0.12/32" in of["promoted"]
-    assert of["backup"][UNSPLIT].prepend == 4 and of["primary"][UNSPLIT].prepend == 2 and of["promoted"][UNSPLIT].prepend == 0
+    assert of["backup"][UNSPLIT].prepend == 8 and of["primary"][UNSPLIT].prepend == 2 and of["promoted"][UNSPLIT].prepend == 0
     assert of["primary"][UNSPLIT].communities == ("65010:100",)
     assert "2001:db8:5::/50" in of["promoted"]
 
@@ -203,14 +215,33 @@ def test_unfit_is_worse_than_any_backup_or_says_nothing() -> None:
     assert routes([standing("primary")], policy("med", withdraw_unfit=True)) != ()
 
 
-def test_a_core_that_is_to_be_emptied_says_so_on_every_route() -> None:
+def test_rfc8326_a_core_that_is_emptied_marks_its_copies_and_its_aggregates() -> None:
     told = routes(
-        [standing("primary")], policy("community", draining=True, communities=("65010:1",), aggregates=("203.0.112.0/20",))
+        [standing("backup")], policy("community", draining=True, communities=("65010:1",), aggregates=("203.0.112.0/20",))
     )
     assert all(announcements.GRACEFUL_SHUTDOWN in route.communities for route in told)
-    assert by_prefix(told)[EXTERNAL].communities == ("65010:1", "65010:100", "65535:0")
-    others = heard("other", routes([standing("backup")], policy("community")))
-    assert chosen(heard("emptied", told) + others, "203.0.113.1", mapped=True) == {"other"}
+    assert by_prefix(told)[EXTERNAL].communities == ("65010:1", "65010:200", "65535:0")
+    for owner in (standing("primary"), standing("primary", fit=False)):
+        others = heard("other", routes([owner], policy("community")))
+        assert chosen(heard("emptied", told) + others, "203.0.113.1", mapped=True) == {"other"}
+
+
+@pytest.mark.parametrize("preference", PREFERENCES)
+@pytest.mark.parametrize("role", ["promoted", "primary"])
+def test_rfc8326_who_was_emptied_and_then_promoted_keeps_the_packets_from_who_comes_back(
+    preference: Preference, role: Role
+) -> None:
+    """Its mark outlives the move; a failure makes it the only one that has the shard, and the other returns with nothing."""
+    emptied = told_by(Core(role, draining=True), preference)
+    assert emptied and all(announcements.GRACEFUL_SHUTDOWN not in route.communities for route in emptied)
+    for less in (Core("rejoining"), Core("backup"), Core("rejoining", draining=True)):
+        table = heard("emptied", emptied) + heard("back", told_by(less, preference))
+        assert [chosen(table, each, preference == "community") for each in targets(preference)] == [{"emptied"}] * 7
+    for healthy in (Core("promoted"), Core("primary")):
+        table = heard("emptied", emptied) + heard("healthy", told_by(healthy, preference))
+        assert [chosen(table, each, preference == "community") for each in targets(preference)] == [{"healthy"}] * 7
+    unfit = [told_by(Core(role, False, draining), preference) for draining in (False, True)]
+    assert unfit[0] == unfit[1], "in bad health it is behind every healthy copy, emptied or not"
 
 
 @pytest.mark.parametrize("preference", PREFERENCES)
@@ -246,3 +277,4 @@ def test_situations_are_made_of_roles_and_change_what_is_told() -> None:
     assert {route.med for route in told["returned"]} == {300}
     assert {route.med for route in told["unfit"]} == {251, 252}
     assert by_prefix(told["swapped"])[EXTERNAL].med == 200
+    assert {route.med for route in told["draining"]} == {151, 200} and {route.med for route in told["called-back"]} == {150}

@@ -115,17 +115,33 @@ def test_a_core_alone_says_all_at_once_and_then_beats() -> None:
     assert told.due(1001) <= announcer.BEAT
 
 
-def test_rfc8326_who_is_about_to_go_announces_all_it_has_marked() -> None:
+def test_rfc8326_who_is_emptied_goes_on_announcing_all_it_has_and_marks_its_copies() -> None:
     told = made({0: post(ACTIVE), 1: post(PASSIVE)})
     told.turn(0)
     before = told.routes
     told.drain(True)
     told.turn(1)
-    assert [route._replace(communities=()) for route in told.routes] == list(before) and before
-    assert all(GRACEFUL_SHUTDOWN in route.communities for route in told.routes)
+    assert [route.prefix for route in told.routes] == [route.prefix for route in before] and before
+    assert {(route.med, route.communities) for route in told.routes} == {(151, ()), (200, (GRACEFUL_SHUTDOWN,))}
     told.drain(False)
     told.turn(2)
     assert told.routes == before
+
+
+def test_rfc8326_who_was_emptied_before_a_failure_promoted_it_is_preferred_to_who_returns_from_that() -> None:
+    """Both cores by what they say themselves."""
+    emptied = made(found := {0: post(PASSIVE), 1: post(PASSIVE)})
+    emptied.drain(True)
+    emptied.turn(0)
+    assert {route.communities for route in emptied.routes} == {(GRACEFUL_SHUTDOWN,)}
+    found.update({0: post(ACTIVE, 2), 1: post(ACTIVE, 2)})  # whoever had them is dead
+    emptied.turn(1)
+    for role, marked in ((SYNCING, (GRACEFUL_SHUTDOWN,)), (PASSIVE, ())):
+        back = made({0: post(role, 2), 1: post(role, 2)})
+        back.turn(0)
+        assert [(mine.prefix, mine.communities) for mine in emptied.routes] == [(his.prefix, ()) for his in back.routes]
+        assert {his.communities for his in back.routes} == {marked}
+        assert all((mine.med or 0) < (his.med or 0) for mine, his in zip(emptied.routes, back.routes, strict=True))
 
 
 def test_every_worker_is_told_once_that_its_routes_are_to_be_marked(tmp_path: Path) -> None:
@@ -326,8 +342,8 @@ def test_how_full_the_table_is_and_what_is_refused_a_second() -> None:
     room.core["index_entries"] = 600
     room.counters[TABLE_FULL] += np.uint64(50)
     room.counters[POOL_EXHAUSTED] += np.uint64(10)
-    assert room.examine(1500)[2:] == (0.75, 100, 20)
-    assert room.examine(2000)[2:] == (0.75, 0, 0)
+    assert room.examine(1500)[3:] == (0.75, 100, 20)
+    assert room.examine(2000)[3:] == (0.75, 0, 0)
 
 
 def test_the_longest_time_between_two_turns() -> None:
@@ -337,6 +353,21 @@ def test_the_longest_time_between_two_turns() -> None:
     assert room.examine(401).stall_ms == 399
     room.examine.turned(402)
     assert room.examine(402).stall_ms == 1
+
+
+def test_stalls_are_counted_for_half_a_minute_and_one_changes_no_route() -> None:
+    room, now = Room(), 0
+    orders = json.loads(json.dumps(speaking.orders(core(), None)))
+    told = Announcer(orders, None, room.examine)
+    found = []
+    for stall in (1, 700, 700, 499, 700):
+        begun = now + stall
+        for now in range(begun, begun + 5000, 20):
+            room.examine.turned(now)
+            told.turn(now)
+        found.append((len(told.health.alarms), {route.med for route in told.routes}))
+    assert found == [(0, {100}), (1, {100}), (1, {100}), (1, {100}), (2, {251})]
+    assert room.examine(now + 30_000).stalls == 0
 
 
 def test_a_ring_is_stuck_when_frames_wait_and_none_is_taken() -> None:

@@ -16,8 +16,8 @@ from bench import generator
 from krononat import client, view
 from tests import bfd_model
 from tests.bfd_daemons import Bird, Daemon, Frr, Pace
+from tests.place import CONFIG, PATIENCE_S, Place, a_place, alive, until
 from tests.test_bfd import internet_checksum
-from tests.test_supervisor import CONFIG, PATIENCE_S, Place, a_place, alive, until
 from tests.veth import drain, tap
 
 pytestmark = pytest.mark.lab

@@ -22,7 +22,7 @@ from krononat.lab.laboratory import PROGRAMS as LABORATORY
 from krononat.lab.laboratory import Lab
 from tests.clients import FILTERINGS, PROGRAMS, SHOWN, STUN, TOPOLOGY, clients_laboratory
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.company]
 H1, H2 = (TOPOLOGY.address(node) for node in ("h1", "h2"))
 FETCHED = 10_000_000  # bytes
 ROOT = Path(__file__).parent.parent

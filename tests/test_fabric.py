@@ -20,6 +20,7 @@ from krononat.cli import root
 from krononat.client import Trouble
 from krononat.lab import cluster, fabric, legs, overview, routers, seen
 from krononat.lab.cluster import Wanted
+from krononat.lab.overview import Owned, Place
 from routing import arista, bird, cisco, frr, sonic
 from routing.fabric import CORE, Fabric, Instance, Range, believed, communities, instance, instances, rules, told_to
 
@@ -130,6 +131,25 @@ def test_communities_rank_as_meds_do_and_who_goes_is_last() -> None:
     assert [each.preference for each in found] == sorted((each.preference for each in found), reverse=True)
     assert (found[-1].high, found[-1].low, found[-1].preference) == (65535, 0, 0)
     assert (found[0].high, found[0].low) == (65010, 50)
+
+
+def test_what_is_to_be_taken_last_is_so_by_the_way_over_the_other_switch_too() -> None:
+    """Else a switch would prefer that way to a core's own: two of them, each other's."""
+    for render, words in (
+        (bird.render, r"filter from_{}_inside4 {{\n.*\n(  if .* = \d+;\n)*  if \(65535, 0\) ~"),
+        (frr.render, r"route-map from-{}-inside permit \d+\n.*\n match community mark-65535-0\n"),
+    ):
+        text = render(*_inside(TWO))
+        found = [kind for kind in ("core", "switch", "access") if re.search(words.format(kind), text)]
+        assert found == ["core", "switch"]
+
+
+@pytest.mark.parametrize("render", [frr.render, arista.render, cisco.render])
+def test_whose_rules_end_with_the_first_that_fits_looks_for_what_is_taken_last_first(render: Any) -> None:
+    """A copy on a server that is drained has both marks where communities rank; BIRD's filter goes on to the last one."""
+    text = render(*_inside(ONE))
+    found = re.findall(r"match community (?:mark|MARK)-([0-9-]+)\n\s*set local-preference (\d+)", text)
+    assert found[0] == ("65535-0", "0") and {"65010-200", "65010-150"} <= {name for name, _ in found}
 
 
 def test_who_does_not_exist_is_told() -> None:
@@ -353,6 +373,16 @@ def test_a_neighbours_name_is_a_cores() -> None:
     names = {each.name: each for switch in fabric.value(TWO).switches for each in switch.neighbours if each.kind == CORE}
     assert {overview.core_of(name) for name in names} == set(cluster.cores(TWO))
     assert overview.core_of("otherin") == "other"
+
+
+def test_packets_that_come_to_a_copy_are_a_lack() -> None:
+    """Of two that say they have it the higher epoch counts; what the other switch gets that one's own row tells."""
+    owned = [Owned(3, "s1/0", 4, True), Owned(3, "s2/0", 5, True), Owned(4, "s1/0", 6, True)]
+    told = {way: overview.strayed(Place(3, "a", way, "", way, ""), owned) for way in ("s1/0", "s2/0", "other", "nowhere")}
+    assert told["s1/0"] == ["switch a sends shard 3 to s1/0, but s2/0 has the authority"]
+    assert told["s2/0"] == told["other"] == [] and len(told["nowhere"]) == 1
+    (nobody,) = overview.strayed(Place(5, "a", "s1/0", "", "s1/0", ""), owned)
+    assert nobody == "no core says that it has the authority over shard 5"
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import pytest
 
 from tests.frames import build, build_frame, dissect, read, spell, split_frame
 from tests.netns import Namespace
-from tests.test_supervisor import Place, a_place, until
+from tests.place import Place, a_place, until
 
 pytestmark = pytest.mark.lab
 

@@ -36,9 +36,22 @@ def test_one_bad_moment_begins_anew() -> None:
     assert after(health, Facts(table_fill=0.99), 1200, 2000).fit
 
 
-def test_a_stall_is_believed_at_once() -> None:
-    health = judge(Health(), Facts(stall_ms=700), 0)
-    assert not health.fit and "stood still for 700 ms" in health.alarms[0]
+def test_a_stall_is_told_at_once_and_is_no_unfitness() -> None:
+    health = judge(Health(), Facts(stall_ms=700, stalls=1), 0)
+    assert health.fit and "stood still for 700 ms" in health.alarms[0]
+    health = after(health, Facts(stalls=1), 200, 10_400)
+    assert health.fit and not health.alarms
+
+
+def test_the_third_stall_of_half_a_minute_is_unfitness_until_they_have_ended_for_a_while() -> None:
+    health = after(Health(), Facts(stalls=2), 0, 30_000)
+    assert health.fit
+    health = judge(health, Facts(stall_ms=600, stalls=3), 30_200)
+    assert not health.fit and "3 times within half a minute" in health.alarms[1]
+    health = after(health, Facts(stalls=2), 30_400, 50_000)
+    assert not health.fit, "between the limits it stays what it was"
+    assert not after(health, Facts(stalls=1), 50_200, 60_000).fit
+    assert after(health, Facts(stalls=1), 50_200, 60_200).fit
 
 
 def test_a_dry_pool_is_told_but_moves_nothing() -> None:

@@ -12,7 +12,7 @@ from krononat.client import BAD_CONFIG, Trouble
 from krononat.config import Config, read
 from krononat.interfaces import Step, left_behind, record
 from tests.netns import Namespace, namespace
-from tests.test_supervisor import until
+from tests.place import until
 
 CONFIG = """
 [interfaces.internal]

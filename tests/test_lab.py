@@ -22,6 +22,8 @@ from krononat.lab.laboratory import PROGRAMS, RUN, Lab, laboratory
 from krononat.lab.topology import ROUTER, STICK
 from tests.netns import Namespace, namespace
 
+pytestmark = pytest.mark.company
+
 KRONONAT = (sys.executable, "-m", "krononat")
 
 

@@ -14,6 +14,8 @@ from krononat.lab import namespaces
 from krononat.lab.laboratory import PROGRAMS, Lab, laboratory
 from krononat.lab.topology import SIX
 
+pytestmark = pytest.mark.company
+
 H1, H2, C1, C2, C3 = (SIX.address6(node) for node in ("h1", "h2", "c1", "c2", "c3"))
 
 

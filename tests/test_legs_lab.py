@@ -23,7 +23,7 @@ import pytest
 
 from krononat import client
 from tests.netns import Namespace, namespace
-from tests.test_supervisor import PATIENCE_S, until
+from tests.place import PATIENCE_S, until
 
 pytestmark = pytest.mark.lab
 

@@ -19,9 +19,9 @@ import pytest
 from krononat import client
 from tests import dpdk
 from tests.netns import Namespace, namespace
-from tests.test_supervisor import PATIENCE_S, until
+from tests.place import PATIENCE_S, until
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.company]
 
 MEGABYTES = 32
 CONFIG = """

@@ -23,6 +23,8 @@ from tests.bare_core import Core as Rows
 from tests.fuzz import RICH, bed
 from tests.test_cli import Run, run
 
+pytestmark = pytest.mark.company
+
 __all__ = ["run"]
 
 STATUS: dict[str, Any] = {

@@ -16,7 +16,7 @@ from krononat.neighbours import Neighbours, read
 from shards import neighbours as table
 from shards.state import FAILED, REACHABLE, WANTED, Sizes, State, new_state
 from tests.netns import Namespace, namespace
-from tests.test_supervisor import until
+from tests.place import until
 
 THERE = 0x0A63_0002
 

@@ -19,7 +19,7 @@ from shards import bpf, frames
 from shards.signatures import Signature, sign
 from shards.steering import Steering
 from tests.frames import build, build_frame, mac_of, read
-from tests.test_supervisor import Place, a_place, until
+from tests.place import Place, a_place, until
 from tests.veth import ipv6
 
 SYN = "tcp 100.64.0.2:4000 > 198.51.100.9:80 syn"

@@ -21,6 +21,8 @@ from tests.bed import Bed
 from tests.wired import Stage
 from tests.wired_config import APPLY, CLUSTER, SECONDS
 
+pytestmark = pytest.mark.company
+
 FILES = wired.in_order(scenario.SCENARIOS.glob("*.nat"))
 TOGETHER = 6  # so many that share a core are worth its start; the others are played by `pytest -m long`
 _OFTEN = {path for group in wired.groups(FILES) if len(group.paths) >= TOGETHER for path in group.paths}

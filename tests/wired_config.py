@@ -16,8 +16,9 @@ from typing import Any
 from krononat import config
 from krononat.models import Config
 from shards.state import BOTH, INTERNAL
-from tests.bed import Bed, Pool, Port, Prefix
+from tests.bed import Bed, Port, Prefix
 from tests.bed6 import Prefix6, Rule6
+from tests.bed_pools import Pool
 from tests.bed_rules import PROTOCOLS, Bypass, Rule
 from tests.frames import TCP, UDP, dotted, spell
 from tests.limits import CLASSES

@@ -32,8 +32,6 @@ from replication.placement import server_of
 
 Plan = TypeVar("Plan")
 
-MARKED_S = 0.5  # until the switches have chosen anew by what they are asked: some ms a route (docs/routing.md)
-
 COLUMNS = ("server", "cores", "alive", "active", "passive", "sessions")
 CORES = ("core", "evidence", "endpoint", "active", "passive", "sessions")
 
@@ -78,7 +76,8 @@ def show(name: str, form: str, socket: str | None) -> None:
 def drain(name: str, yes: bool, dry_run: bool, timeout_s: float, form: str, socket: str | None) -> None:
     """Move every shard off a server, so that stopping it costs no packet.
 
-    First the network is asked to prefer the other servers (GRACEFUL_SHUTDOWN, RFC 8326); `undrain` takes that back.
+    First the network is told to prefer whoever else has a shard, and to take copies that are here last (GRACEFUL_SHUTDOWN,
+    RFC 8326); `undrain` takes that back. What the server has the authority of meanwhile goes on coming to it.
 
     A shard goes to its backup, which has all of it already; where it has none, to the core with the fewest sessions.
     """
@@ -110,16 +109,12 @@ def _carry_out(
 
 def _mark(view: View, name: str, on: bool) -> None:
     """Have the routes of a server's cores marked, or no more; whom we cannot ask here we tell of, and nothing fails by that."""
-    announces = False
     for row in _cores(view, name):
         if row["evidence"] == "alive":
             try:
-                answer = client.ask(view.path(row["core"], f"the routes of {row['core']}"), {"do": "drain", "on": on})
-                announces |= bool(answer["announces"])
+                client.ask(view.path(row["core"], f"the routes of {row['core']}"), {"do": "drain", "on": on})
             except client.Trouble as trouble:
                 click.echo(f"krononat: the routes of {row['core']} stay as they are: {trouble.told()}", err=True)
-    if announces and on:
-        time.sleep(MARKED_S)
 
 
 def _conclude(view: View, name: str) -> None:

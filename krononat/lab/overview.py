@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from krononat.lab.laboratory import Lab
 
 READY_S = 60.0
-NOWHERE = "nowhere"
+NOWHERE, OTHER = "nowhere", "other"
 
 
 class Place(NamedTuple):
@@ -35,6 +35,15 @@ class Place(NamedTuple):
     told_inside: str
     inbound: str
     told_outside: str
+
+
+class Owned(NamedTuple):
+    """A shard that a core has the authority over, as that core says."""
+
+    shard: int
+    core: str
+    epoch: int
+    synced: bool  # whether its backup has all of it
 
 
 class Seen(NamedTuple):
@@ -103,8 +112,8 @@ def _words(route: Announced) -> str:
 
 def core_of(neighbour: str) -> str:
     """Name of the core that a neighbour "s1c0in" is; the other switch is "other"."""
-    if neighbour.startswith("other"):
-        return "other"
+    if neighbour.startswith(OTHER):
+        return OTHER
     server, _, rest = neighbour.removesuffix("in").removesuffix("out").partition("c")
     return f"{server}/{rest}"
 
@@ -136,28 +145,47 @@ def lacks(lab: Lab) -> list[str]:
     """What is not as it should be, in sentences; nothing is wrong where the list is empty."""
     wanted, seen = lab.wanted or Wanted(), look(lab)
     found = [f"{each.node} has no session with {each.neighbour}" for each in sessions(lab, seen) if not each.up]
-    found += _unannounced(wanted, places(wanted, seen))
-    return found or (_unsynced(lab, wanted) if wanted.clustered and wanted.backups and wanted.servers > 1 else [])
+    owned = _owned(lab, wanted) if wanted.clustered else []
+    for place in places(wanted, seen):
+        found += _wrong(place, _has_backups(wanted)) + (strayed(place, owned) if wanted.clustered else [])
+    return found or (_unsynced(wanted, owned) if _has_backups(wanted) else [])
 
 
-def _unannounced(wanted: Wanted, rows: Sequence[Place]) -> list[str]:
+def _has_backups(wanted: Wanted) -> bool:
+    return wanted.clustered and wanted.backups and wanted.servers > 1
+
+
+def _owned(lab: Lab, wanted: Wanted) -> list[Owned]:
+    """What every core that answers says that it has the authority over."""
     found = []
-    for row in rows:
-        ways = {row.outbound, row.inbound}
-        if len(ways) > 1 or NOWHERE in ways:
-            found.append(f"switch {row.switch} sends shard {row.shard} to {row.outbound} and back by {row.inbound}")
-        backups = wanted.servers > 1 and wanted.backups and wanted.clustered
-        if backups and not ("," in row.told_inside and "," in row.told_outside):
-            found.append(f"switch {row.switch} knows no backup of shard {row.shard}")
-    return found
-
-
-def _unsynced(lab: Lab, wanted: Wanted) -> list[str]:
-    synced: set[int] = set()
     for core in cluster.cores(wanted):
         try:
             rows = client.rows(str(lab.socket_of(lab.label(core))), "shards")[1]
         except Trouble:
             continue
-        synced |= {int(row["shard"]) for row in rows if row["role"] == "active" and row["in_sync"]}
+        found += [Owned(row["shard"], core, row["epoch"], row["in_sync"]) for row in rows if row["role"] == "active"]
+    return found
+
+
+def _wrong(row: Place, backups: bool) -> list[str]:
+    found, ways = [], {row.outbound, row.inbound}
+    if len(ways) > 1 or NOWHERE in ways:
+        found.append(f"switch {row.switch} sends shard {row.shard} to {row.outbound} and back by {row.inbound}")
+    if backups and not ("," in row.told_inside and "," in row.told_outside):
+        found.append(f"switch {row.switch} knows no backup of shard {row.shard}")
+    return found
+
+
+def strayed(row: Place, owned: Iterable[Owned]) -> list[str]:
+    """Whether the packets come to whoever has the authority, and not to a copy, which would have to hand them on."""
+    having = max((each for each in owned if each.shard == row.shard), key=lambda each: each.epoch, default=None)
+    if having is None:
+        return [f"no core says that it has the authority over shard {row.shard}"]
+    if row.outbound in (having.core, OTHER):  # the other switch has a row of its own
+        return []
+    return [f"switch {row.switch} sends shard {row.shard} to {row.outbound}, but {having.core} has the authority"]
+
+
+def _unsynced(wanted: Wanted, owned: Iterable[Owned]) -> list[str]:
+    synced = {each.shard for each in owned if each.synced}
     return [f"shard {shard} has no backup in sync" for shard in range(wanted.shards) if shard not in synced]
