@@ -32,8 +32,8 @@ class Mode(NamedTuple):
 
 MODES = {
     "pure": Mode("rfc and not lab and not alone", {"NUMBA_DISABLE_JIT": "1"}, "a minute"),
-    "compiled": Mode("rfc and not lab and not alone", {"NUMBA_DISABLE_JIT": "0"}, "two minutes"),
-    "lab": Mode("rfc and lab", {"NUMBA_DISABLE_JIT": "0"}, "half an hour: over AF_XDP, in network namespaces"),
+    "compiled": Mode("rfc and not lab and not alone", {"NUMBA_DISABLE_JIT": "0"}, "three minutes"),
+    "lab": Mode("rfc and lab", {"NUMBA_DISABLE_JIT": "0"}, "five minutes, over AF_XDP in network namespaces"),
 }
 _NOTHING_CHOSEN = 5  # exit status of pytest
 _CHOSEN = re.compile(r"collected (\d+) items?(?:.* / (\d+) selected)?")

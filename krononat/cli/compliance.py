@@ -31,7 +31,7 @@ def compliance(rfcs: tuple[int, ...], run_them: bool, modes: tuple[str, ...], wr
 
     Tests belong to the source tree; where there are none (an installation), requirements and answers are all there is to show.
     With --run the exit status is 1 unless every row that must be shown is shown by tests that pass. `lab` needs root, takes
-    half an hour, and shows what can be shown on wires: by itself it leaves other rows alone, and says which.
+    five minutes, and shows what can be shown on wires: by itself it leaves other rows alone, and says which.
     """
     from krononat import compliance as table
 
