@@ -257,6 +257,7 @@ def behaviour(config: Config) -> dict[str, int | list[int]]:
         "echo6": int(config.firewall6.echo),
         "unasked": int(nat.unsolicited_syn != "silent"),
         "unasked6": int(config.firewall6.unsolicited_syn != "silent"),
+        "ipsec6": int(config.firewall6.unasked_ipsec == "pass"),
     }
 
 

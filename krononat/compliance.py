@@ -146,8 +146,9 @@ _HEAD = """# What the RFCs ask, and what shows the answer
 
 Written by `krononat compliance --write` from the rows of `krononat/rfcs.py` and `rfcs6.py` and from the names of the tests, not
 by hand. A test that is named after a row shows it. Those that end in `.nat` hold a model and the packet path, in pure Python
-and compiled, against each other, frame by frame. `krononat compliance --run` runs them and prints this table with the results;
-`pytest -m rfc` runs the same. "n/a" is followed by the reason why there is nothing to show, "no" by why it is not so.
+and compiled, against each other, frame by frame. `krononat compliance --run` runs them and prints this table with the results
+(`--mode lab`: once more over AF_XDP, to a real core whose clock is moved); `pytest -m rfc` runs the same. "n/a" is followed by
+the reason why there is nothing to show, "no" by why it is not so.
 """
 
 

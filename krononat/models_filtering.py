@@ -14,6 +14,7 @@ Filtering = Annotated[Literal["endpoint-independent", "address-dependent", "addr
 
 UnsolicitedSyn = Annotated[Literal["silent", "unreachable"], one_of(("silent", "unreachable"))]
 UnsolicitedSyn6 = Annotated[Literal["prohibited", "silent"], one_of(("prohibited", "silent"))]
+UnaskedIpsec = Annotated[Literal["pass", "drop"], one_of(("pass", "drop"))]
 
 
 class Filtering6(Model):
@@ -32,6 +33,11 @@ class Firewall6(Model):
         default="prohibited",
         description="What the sender of a TCP SYN (or SCTP INIT) that nothing permits gets after six seconds without one from "
         "inside: ICMPv6 `prohibited`, or nothing (RFC 6092 REC-34, REC-39).",
+    )
+    unasked_ipsec: UnaskedIpsec = Field(
+        default="pass",
+        description="What becomes of ESP, AH, IKE (UDP to port 500) and HIP that no host inside has asked for: they `pass` to "
+        "subscribers, without a session until there is an answer, or `drop` (RFC 6092 REC-21, 22, 24, 26).",
     )
 
 

@@ -29,6 +29,8 @@ CONDUCT_EACH = 10  # ticks between two turns of the conductor while nothing is h
 PREPARE_EACH = 1000  # ticks between two looks for the way to the other cores
 SIDES_LATE = 5000  # ticks after which a swap of sides should be over
 
+_SAME_ADDRESSES = "have both know the same prefixes (krononat config apply, or pool add, there), then this"
+
 Answer = dict[str, Any]
 
 
@@ -90,6 +92,7 @@ class Replica:
         self._guarded(self._catch_up, now)
 
     def _catch_up(self, now: int) -> bool:
+        self.conductor.addresses.look()
         for shard, post in self.conductor.posts.items():
             if post.role in (SYNCING, PASSIVE) and post.authority and self.exchange.refused_of(shard):
                 self.exchange.resync(shard, post.authority)
@@ -124,7 +127,7 @@ class Replica:
         """Give every shard to its backup, where that has a complete copy: packets will find their way there, not here."""
         for shard, post in self.conductor.posts.items():
             if post.role == ACTIVE and post.backup and self.exchange.synced(shard, post.backup):
-                self.conductor.migrate(shard, post.backup, now)
+                self.conductor.migrate(shard, post.backup, now, anyway=True)
 
     def _guarded(self, turn: Callable[[int], bool], now: int) -> bool:
         """A fault of ours here must not end the forwarding: it is told, counted, an alarm, and the next turn goes on."""
@@ -298,7 +301,8 @@ class Replica:
             raise Refusal(f"shard {shard} is not {self._me}'s to move", told, f"ask {active}" if active else "")
         move = self.conductor.migrate(shard, target, self._now, dry_run, bool(request.get("copies")))
         if move.phase == migration.FAILED:
-            raise Refusal(f"shard {shard} cannot move to {target}", move.why, "krononat server list")
+            remedy = _SAME_ADDRESSES if self.conductor.lacks(shard, target) else "krononat server list"
+            raise Refusal(f"shard {shard} cannot move to {target}", move.why, remedy)
         if not dry_run:
             self._numbers[shard] = max(self._numbers.values(), default=0) + 1
             self._lost[shard] = self._lost_now(shard)

@@ -46,18 +46,20 @@ rec19   must    no ICMPv6 message ends a UDP state
         > Always.
 rec20   should  UDP-Lite is treated as UDP
         > Always.
-rec21   should  AH to and from hosts inside is not blocked
-        > It is stepped over: what it protects is tracked.
-rec22   should  ESP is not blocked
-        > Out always; in by its state, or a pinhole.
+rec21   must    by default what carries AH, to and from hosts inside, is not blocked
+        > It passes both ways, unasked too (`firewall6.unasked-ipsec`); AH is stepped over, what it protects is tracked. But
+        > ICMPv6 goes by RFC 4890 and `firewall6.echo`, authenticated or not.
+rec22   must    by default ESP is not blocked
+        > It passes both ways, unasked too (`firewall6.unasked-ipsec`). What comes in makes no session, the host's answer
+        > does, within his limits: scans take nothing of anybody's.
 rec23   must    ICMPv6 errors about ESP and AH pass
         > Always.
-rec24   should  IKE (udp/500) is not blocked
-        > Out always; in by its state, or a pinhole.
+rec24   must    by default UDP to port 500, IKE's, is not blocked
+        > As ESP. Not port 4500, which is for IPsec through NATs.
 rec25   should  ESP state is by addresses and protocol, as other protocols'
         > Always: SPIs are not looked at.
-rec26   may     HIP to and from hosts inside is not blocked
-        > Out always; in by its state, or a pinhole: by addresses and protocol, like ESP.
+rec26   must    by default HIP to and from hosts inside is not blocked
+        > As ESP: its sessions are by addresses and protocol.
 rec27   may     home address options and type 2 routing headers pass with the flow that they belong to
         > Both pass with the session of the care-of address, whatever the home address is: the mobile node itself refuses a
         > routing header to another than its own (RFC 6275 6.4). One with more than a single stop is `source_routed`.

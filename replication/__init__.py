@@ -14,7 +14,7 @@ Read in this order:
       link        sockets, keys, connections that begin and end     keys        CURVE keys and their files
     verify      whether two copies are the same, while packets change them
     roles       the policy: what a core is to a shard, a drawn table                quiet   no packets for a while?
-    migration   a move from one core to another, step by step
+    migration   a move from one core to another, step by step                       addresses   does its target know them all?
     conduct     roles and moves, carried out through the exchange
     placement   which shard should be where: plans for drain, undrain, rebalance
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from replication import migration, rises, roles
+from replication.addresses import Addresses
 from replication.migration import Move, Seen
 from replication.protocol import ALIVE, Exchange, Heard
 from replication.quiet import Quiet
@@ -108,6 +109,7 @@ class Conductor:
         self._homeless: dict[int, int] = {}  # shards whose place a newer map changed: tick of the next attempt to follow it
         self.mark: tuple[int, int] = (0, 0)  # version and digest of the map that we follow
         self.marks: dict[str, tuple[int, int]] = {}  # what the others say that they follow
+        self.addresses = Addresses(state)
         self._last = self._last_told = now - times.tell
         self._untold: list[str] = []
         self._evidence = ""
@@ -168,7 +170,10 @@ class Conductor:
             return False
         if kind == "posts":
             self._take_mark(peer, fields.get("v"))
+            self.addresses.told_digest(peer, fields.get("x"))
             return self._take_posts(peer, fields.get("posts"))
+        if kind == "addresses":
+            self.addresses.told_ranges(peer, fields)
         return kind == "handover" and self._take_handover(peer, fields)
 
     def _take_mark(self, peer: str, mark: Any) -> None:
@@ -285,6 +290,7 @@ class Conductor:
         gone = self._peers.keys() - peers.keys()
         self._peers, self._names = dict(peers), {row: name for name, row in peers.items()}
         self._heard -= gone
+        self.addresses.forget(gone)
         for shard in self.posts:
             self._forget(shard, gone, now)
             if places[shard] != self._places[shard] or not self.posts[shard].backup:
@@ -362,8 +368,13 @@ class Conductor:
 
     # --- moves ------------------------------------------------------------------------------------------------------------
 
-    def migrate(self, shard: int, target: str, now: int, dry_run: bool = False, copies: bool = False) -> Move:
-        """Begin to move a shard of ours, or its copy; a move that is refused is over at once, and says why."""
+    def migrate(
+        self, shard: int, target: str, now: int, dry_run: bool = False, copies: bool = False, anyway: bool = False
+    ) -> Move:
+        """Begin to move a shard of ours, or its copy; a move that is refused is over at once, and says why.
+
+        `anyway`: though the target does not know all of its external addresses, for we are about to end.
+        """
         others = self._others(shard, now)
         told = next((told for told in [*others, Told(self._me)] if told.name == target), None)
         if told is None:
@@ -372,10 +383,17 @@ class Conductor:
         moving = self.moves.get(shard)
         if moving and not moving.over:
             return moving._replace(phase=migration.FAILED, why=f"it is moving to {moving.target} already")
-        move = migration.plan(shard, self._me, self.posts[shard], told, now, copies=copies)
+        move = migration.plan(shard, self._me, self.posts[shard], told, now, copies=copies, anyway=anyway)
+        if not move.over and not anyway and (why := self.lacks(shard, target)):
+            move = move._replace(phase=migration.FAILED, why=why, ended_at=now)
         if not dry_run and not move.over:
             self.moves[shard] = move
         return move
+
+    def lacks(self, shard: int, target: str) -> str:
+        """Why a core should not be given a shard of ours: external addresses that it does not know. Empty: it knows all."""
+        unsure = f"{target} knows other external addresses than {self._me}, and has not said yet which; try again"
+        return unsure if self.addresses.is_unsure(target) else self.addresses.lacking(target, shard)
 
     def _move(self, shard: int, post: Post, others: list[Told], now: int) -> Post:
         move = self.moves.get(shard)
@@ -385,7 +403,9 @@ class Conductor:
         synced, flushed = self._exchange.synced(shard, target.name), self._exchange.flushed(shard, target.name)
         everything = self._streams[shard].get(target.name, False)
         sessions = int(self._state.shards[shard]["sessions"])
-        after, post = migration.step(move, post, Seen(target, synced and everything, flushed, sessions), now)
+        lacking, unsure = self.addresses.lacking(target.name, shard), self.addresses.is_unsure(target.name)
+        seen = Seen(target, synced and everything, flushed, sessions, lacking, unsure)
+        after, post = migration.step(move, post, seen, now)
         if after.phase == migration.HANDOVER and move.phase == migration.PAUSE:
             self._exchange.tell(target.name, "handover", {"s": shard, "e": post.epoch + 1, "b": move.successor})
         self.moves[shard] = after
@@ -493,10 +513,13 @@ class Conductor:
     def _tell(self, now: int) -> None:
         self._last_told = now
         self._untold = [name for name in self._peers if not self._tell_one(name, now)]
+        for name in self._peers:
+            if owed := self.addresses.owed(name, now):
+                self._exchange.tell(name, "addresses", owed)
 
     def _tell_one(self, name: str, now: int) -> bool:
         posts = [post for shard in self.posts if (post := self._post_for(shard, name, now))]
-        return self._exchange.tell(name, "posts", {"posts": posts, "v": list(self.mark)})
+        return self._exchange.tell(name, "posts", {"posts": posts, "v": list(self.mark), "x": self.addresses.digest})
 
     def _is_to_be_told(self, now: int) -> bool:
         """Whether all is told again: it is time, or somebody who lives could not be told, since its link had just begun."""

@@ -2,7 +2,8 @@
 
     join      name the target as a guest, until it wants our rows
     sync      send it everything, half-open connections too, until it lags no more
-    release   name it as our backup instead of the one before, until that has let go of its side and the target has it
+    release   name it as our backup instead of the one before, until that has let go of its side and the target has it, and
+              it is known that it knows all of the shard's external addresses
     pause     create nothing more (misses are held), until every row is on its way
     handover  name the next epoch, until the target says that it has it
     drain     pass misses on to it, until no packet comes here any more
@@ -45,6 +46,7 @@ class Move(NamedTuple):
     phase: str = JOIN
     why: str = ""  # of a failure
     copies: bool = False  # the backup moves, not the authority
+    anyway: bool = False  # whatever addresses the target knows
     # What was measured.
     sessions: int = 0  # when it was handed over
     paused_at: int = 0
@@ -64,11 +66,15 @@ class Seen(NamedTuple):
     synced: bool  # the target lags no more
     flushed: bool  # nothing is left to be sent to it
     sessions: int
+    lacking: str = ""  # what the target does not know of the shard's external addresses, as a sentence
+    unsure: bool = False  # it knows others, and has not said yet which
 
 
-def plan(shard: int, me: str, post: Post, target: Told, now: int, successor: str = "", copies: bool = False) -> Move:
+def plan(
+    shard: int, me: str, post: Post, target: Told, now: int, successor: str = "", copies: bool = False, anyway: bool = False
+) -> Move:
     """The move of a shard of ours, or of its copy; one that is refused is born failed, and says why."""
-    move = Move(shard, me, target.name, successor or me, post.backup, now, now, copies=copies)
+    move = Move(shard, me, target.name, successor or me, post.backup, now, now, copies=copies, anyway=anyway)
     if why := _refuse(me, post, target) or (_refuse_copy(me, post, target) if copies else ""):
         return move._replace(phase=FAILED, why=why, ended_at=now)
     return move._replace(phase=SYNC if target.name == post.backup else JOIN)
@@ -112,6 +118,8 @@ def _interrupted(move: Move, post: Post, seen: Seen, now: int) -> str:
         return f"{_WAITED_FOR[PAUSE]} within {PATIENCE[PAUSE] / 1000:g} s"
     if seen.target.evidence != ALIVE:
         return f"{move.target} is {seen.target.evidence}"
+    if seen.lacking and move.phase != PAUSE and not move.anyway:  # a pool has got addresses meanwhile
+        return seen.lacking
     if now - move.since > PATIENCE[move.phase]:
         return f"{_WAITED_FOR[move.phase].format(move)} within {PATIENCE[move.phase] / 1000:g} s"
     return ""
@@ -155,7 +163,7 @@ def _sync(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
 
 
 def _release(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
-    if seen.target.side in (NO_SIDE, post.side):
+    if seen.target.side in (NO_SIDE, post.side) or (seen.unsure and not move.anyway):
         return move, post
     if move.copies:
         return move._replace(phase=DONE, since=now, sessions=seen.sessions, ended_at=now), post

@@ -52,7 +52,8 @@ SETTINGS = np.dtype(
         ("admitted", "u8"),  # what the last word of an IPv4 session says under ADMITTED that the rules of now have admitted
         ("unasked", "u1"),  # 1: who asks for a connection that nothing permits is told, by ICMP (RFC 5382 REQ-4)
         ("unasked6", "u1"),  # by ICMPv6 (RFC 6092 REC-34, 39)
-        ("more_spare", "u1", (14,)),
+        ("ipsec6", "u1"),  # 1: IPsec and HIP come in unasked (RFC 6092 REC-21, 22, 24, 26)
+        ("more_spare", "u1", (13,)),
         ("lifetimes", "u4", (256,)),  # ticks without a packet, by `state` of a session's row: see `lifetimes`
     ]
 )

@@ -1,20 +1,21 @@
 """The IPv6 firewall's decisions: whose packet it is, what opens a session, what is let in (RFC 6092).
 
-Out: subscriber -> rules -> session. In: session, else rules -> pinholes, filtering or transparency; what only those let in is
-forwarded without a session, which appears with the answer (but not with a RST), as for IPv4's mappings (see `nat`). All else
-from outside is dropped; who asked for a connection is told so later (see `unasked`). Between two subscribers of ours a packet
-goes out by one session and in by another.
+Out: subscriber -> rules -> session. In: session, else rules -> pinholes, IPsec, filtering or transparency; what only those let
+in is forwarded without a session, which appears with the answer (but not with a RST), as for IPv4's mappings (see `nat`). So
+whatever comes in unasked, scans with ESP say, takes no row of anybody's: a subscriber has as many sessions as he answers within
+his limits. All else from outside is dropped; who asked for a connection is told so later (see `unasked`). Between two
+subscribers of ours a packet goes out by one session and in by another.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from shards import accounts, cuckoo, firewall, hops6, nat, refusals, serve, sessions, sessions6, slabs, tcp, wire
+from shards import accounts, cuckoo, firewall, hops6, nat, parse6, refusals, serve, sessions, sessions6, slabs, tcp, wire
 from shards.burst import TURNED_BARE, Burst
 from shards.jit import hot, whole
 from shards.native import Word
-from shards.parse6 import ECHO, MOBILITY, UDP_LITE, has_ports
+from shards.parse6 import ECHO, ESP, HIP, MOBILITY, UDP_LITE, has_ports
 from shards.state import (
     ACCEPT,
     ADDRESS_AND_PORT_DEPENDENT,
@@ -60,6 +61,8 @@ from shards.wire import read8
 
 _U = np.uint64
 _TUNNELS = (4, 41)  # IPv4 and IPv6 inside IPv6 (RFC 2473)
+# Not 4500: RFC 6092 REC-24 names 500 alone, and hosts leave it only where they find a NAT between them (RFC 7296 2.23).
+_IKE = 500
 
 # --- whose ----------------------------------------------------------------------------------------------------------------
 
@@ -196,7 +199,10 @@ def _find_or_open(state: State, frames: Array, burst: Burst, i: int, now: int) -
 
 @hot
 def judge_again(state: State, frames: Array, burst: Burst, i: int, line: int, now: int) -> tuple[int, int]:
-    """As `nat.judge_again`; of whom pinholes or transparency let in unasked the rules for what comes in are asked as well."""
+    """As `nat.judge_again`; of whom pinholes or transparency let in unasked the rules for what comes in are asked as well.
+
+    Not so of IPsec: either end may have begun, the host inside mostly has, and it would begin anew with its next packet.
+    """
     near, far = sessions6.ends(burst, i)
     p = prefix_of(state, whole(state.ports[burst.port[i]]["internal_realm"]), wire.word_at(frames, near))
     near_port, far_port = sessions6.near_port(burst, i), sessions6.far_port(burst, i)
@@ -385,17 +391,20 @@ def lets_in(state: State, frames: Array, burst: Burst, i: int, p: int, account: 
     near, far = sessions6.ends(burst, i)
     protocol, kind = burst.protocol[i], read8(frames, burst.l4[i])
     return is_invited(
-        state, frames, near, far, protocol, kind, sessions6.near_port(burst, i), sessions6.far_port(burst, i), p, account
-    )
+        state, frames, burst.l3[i], near, far, protocol, kind, sessions6.near_port(burst, i), sessions6.far_port(burst, i), p,
+        account,
+    )  # fmt: skip
 
 
 @hot
 def is_invited(
-    state: State, frames: Array, near: int, far: int, protocol: int, kind: int, near_port: int, far_port: int, p: int,
+    state: State, frames: Array, l3: int, near: int, far: int, protocol: int, kind: int, near_port: int, far_port: int, p: int,
     account: int,
 ) -> bool:  # fmt: skip
-    """`lets_in` for a tuple whose addresses stand at `near` and `far` in the frame; `kind`: type of an ICMPv6 message."""
+    """`lets_in` for the packet at `l3`, whose addresses stand at `near` and `far`; `kind`: type of an ICMPv6 message."""
     if _is_open(state, frames, near, far, protocol, kind, near_port, far_port, p, account):
+        return True
+    if state.settings[0]["ipsec6"] != 0 and _is_ipsec(frames, l3, protocol, near_port):
         return True
     high, low = wire.word_at(frames, near), wire.word_at(frames, near + 8)
     remote_high, remote_low = wire.word_at(frames, far), wire.word_at(frames, far + 8)
@@ -407,6 +416,18 @@ def is_invited(
         protocol != ICMP6
         and sessions6.find_permission(state, realm, protocol, filtering, high, low, remote_high, remote_low, near_port) != 0
     )
+
+
+@hot
+def _is_ipsec(frames: Array, l3: int, protocol: int, near_port: int) -> bool:
+    """Whether a packet is of those that no default may prohibit, asked for or not (RFC 6092 REC-21, 22, 24, 26).
+
+    Hosts without a key drop them, so to let them in opens nothing. What AH protects may be of any protocol but ICMPv6, whose
+    messages have rules of their own (RFC 4890), which `echo` is one of.
+    """
+    if protocol in (ESP, HIP) or (protocol == UDP and near_port == _IKE):
+        return True
+    return protocol != ICMP6 and parse6.is_authenticated(frames, l3)
 
 
 @hot

@@ -170,8 +170,9 @@ def _without_session(
     account = firewall6.subscriber_of(state, p, wire.word_at(frames, near))
     if not nat.serves(state, burst, i, whole(state.accounts[account]["shard"])):
         return SHUNTED
+    inner = far - 8  # it came in: its source is the remote end
     if burst.direction[i] == INBOUND or not firewall6.is_invited(
-        state, frames, near, far, protocol, kind, near_port, far_port, p, account
+        state, frames, inner, near, far, protocol, kind, near_port, far_port, p, account
     ):
         return ICMP_UNRELATED
     remote_high, remote_low = wire.word_at(frames, far), wire.word_at(frames, far + 8)

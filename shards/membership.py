@@ -3,6 +3,7 @@
 Whoever configures (`prepare`) writes the new addresses into rows that no packet looks at, and the order of all into the half of
 `moved` that none does. The worker, between two breaths, then writes in one store how many there are and which half is in force
 (`settle`): a worker that is killed leaves the pool as it was, or as it is to be. What is counted of it is in doubt meanwhile.
+What it has not done to the rows after that its successor does, for it is told again; who prepares next clears rows that went.
 
 A row that nobody is to use any more must have no port and no owner of a block; it is free then, whatever else it says: ports
 that are held down stay so for who gets the row next, and an account whose last mapping was there is paired anew.
@@ -46,14 +47,15 @@ def come_and_go(state: State, number: int, wanted: Array) -> tuple[Array, Array]
 
 
 def prepare(state: State, number: int, wanted: Array, closed: Mapping[int, int], otherwise: int = OPEN) -> Order | None:
-    """Write a pool's addresses to be, uint32, ascending; None where it has them. What was prepared before must be in force.
+    """Write a pool's addresses to be, uint32, ascending; None where that is so. What was prepared before must be in force.
 
     `closed`: what new ones are at first, and `otherwise` what the rest are. There must be as many free rows.
     """
     rows, free = external_rows(state, number), free_rows(state, number)
     has = state.externals["address"][rows]
+    _clear(state, free[state.externals["address"][free] != 0])
     if np.array_equal(has, wanted):
-        return None
+        return _in_force(state, number) if _is_coming(state, rows) else None
     new, _ = come_and_go(state, number, wanted)
     free = free[: len(new)]
     assert len(free) == len(new)
@@ -75,10 +77,26 @@ def _write(state: State, number: int, rows: Array, addresses: Array, closed: lis
     state.externals["address"][rows] = addresses
 
 
+def _clear(state: State, rows: Array) -> None:
+    for name in ("address", "closed", "blocks_free"):  # who was paired with one has nothing to expect there
+        state.externals[name][rows] = 0
+
+
 def is_in_force(state: State, orders: Iterable[Order]) -> bool:
-    """Whether the worker has done what it was told."""
-    pools = state.pools
-    return all((pools["externals"][order.pool], pools["half"][order.pool]) == order[1:] for order in orders)
+    """Whether the worker has done what it was told, all of it."""
+    told = list(orders)
+    named = all(order == _in_force(state, order.pool) for order in told)
+    return named and not any(_is_coming(state, rows_by(state, *order)) for order in told)
+
+
+def _in_force(state: State, number: int) -> Order:
+    pool = state.pools[number].copy()
+    return Order(number, int(pool["externals"]), int(pool["half"]))
+
+
+def _is_coming(state: State, rows: Array) -> bool:
+    """Of rows in force: whether a worker was killed before it had done with them; nobody would ever be paired there."""
+    return bool((state.externals["closed"][rows] == COMING).any())
 
 
 def settle(state: State, orders: Iterable[Order]) -> bool:
@@ -104,8 +122,7 @@ def _settle(state: State, order: Order) -> bool:
 def _recount(state: State, number: int, rows: Array, gone: Array) -> None:
     externals, pool = state.externals, state.pools[number]
     externals["closed"][rows] = np.where(externals["closed"][rows] == COMING, RETURNING, externals["closed"][rows])
-    for name in ("address", "closed", "blocks_free"):  # who was paired with one has nothing to expect there
-        externals[name][gone] = 0
+    _clear(state, gone)
     pool["blocks_free"] = externals["blocks_free"][rows].sum(dtype=np.int64)
     pool["dry"] = 0
 

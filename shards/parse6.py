@@ -49,7 +49,7 @@ _UNKNOWN = (253, 254)  # those for experiments (RFC 4727), which nobody needs th
 # The routing header that leads home: its one address is its bearer's own, and the way ends there (RFC 6275 6.4.1).
 _MOBILE, _MOBILE_UNITS = 2, 2
 
-UDP_LITE, SCTP, DCCP = 136, 132, 33
+UDP_LITE, SCTP, DCCP, ESP = 136, 132, 33, 50
 
 UNREACHABLE, TOO_BIG, TIME_EXCEEDED, PARAMETER_PROBLEM, ECHO, ECHO_REPLY = 1, 2, 3, 4, 128, 129
 
@@ -120,6 +120,19 @@ def walk(frames: Array, l3: int, end: int, first: bool) -> tuple[int, int, int]:
             return short, kind, at
         kind, at = read8(frames, at), at + size
     return BAD_EXTENSION_HEADER, kind, at
+
+
+@hot
+def is_authenticated(frames: Array, l3: int) -> bool:
+    """Whether an Authentication Header (RFC 4302) is in the chain of the packet at `l3`, which `walk` has let pass."""
+    kind, at = read8(frames, l3 + 6), l3 + IPV6_BYTES
+    for _ in range(HEADERS_AT_MOST):
+        if kind == AUTHENTICATION:
+            return True
+        if kind not in (HOP_BY_HOP, ROUTING, FRAGMENTS, DESTINATION_OPTIONS):
+            return False
+        kind, at = read8(frames, at), at + _size(frames, kind, at)
+    return False
 
 
 @hot

@@ -159,7 +159,7 @@ drop      bfd_closed             BFD for a session that is administratively down
           > nothing to do
 drop      bad_extension_header   IPv6 extension headers cut short, out of place, too many, or of a kind that is not known
           > look for a broken or hostile sender
-drop      unsolicited            came unasked for an IPv6 subscriber: no session, filtering or pinhole lets it in
+drop      unsolicited            came unasked for an IPv6 subscriber: no session, filtering, pinhole or `firewall6` lets it in
           > normal background noise of the Internet; [[pinhole]] would let it in
 drop      tx_full                the transmit ring was full, or nobody is connected to the memif port
           > the link is slower than the traffic (counted loss); `krononat status` has the state of memif ports

@@ -72,6 +72,7 @@ class Bed6:
     transparent: set[int] = field(default_factory=set)  # IPv4 addresses of subscribers to whom all may come
     echo6: bool = True
     unsolicited6: bool = True  # whether who asks for a connection that nothing permits is told, after six seconds
+    ipsec6: bool = True  # whether IPsec and HIP come in unasked
     version: int = 1
 
     def _say_subscribers6(self, words: list[str]) -> None:
@@ -93,6 +94,10 @@ class Bed6:
     def _say_unsolicited6(self, words: list[str]) -> None:
         """`silent` or `prohibited`."""
         self.unsolicited6 = words[0] == "prohibited"
+
+    def _say_ipsec6(self, words: list[str]) -> None:
+        """`pass` or `drop`."""
+        self.ipsec6 = words[0] == "pass"
 
     def _say_rule6(self, words: list[str]) -> None:
         self.version += 1
@@ -138,7 +143,7 @@ def fill(state: State, bed: Bed, order: list[int]) -> None:
     settings = state.settings[0]
     settings["prefixes6"] = len(bed.subscribers6)
     settings["pinholes"] = len(bed.pinholes)
-    settings["echo6"], settings["unasked6"] = bed.echo6, bed.unsolicited6
+    settings["echo6"], settings["unasked6"], settings["ipsec6"] = bed.echo6, bed.unsolicited6, bed.ipsec6
     networks = [bed.subscribers[number].network for number in order]
     for number, prefix in enumerate(sorted(bed.subscribers6, key=lambda p: -p.network.prefixlen)):
         row = state.prefixes6[number]

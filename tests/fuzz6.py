@@ -57,6 +57,7 @@ errors 40
 STICK6 = """
 pool 203.0.113.0/30 block 64 blocks 8
 unsolicited6 silent
+ipsec6 drop
 subscribers 100.64.0.0/24
 subscribers6 2400:c0de::/48 each 56 of 100.64.0.0/24 udp endpoint-independent
 stick address 192.0.2.2/24 gateway 192.0.2.1 inside-gateway 192.0.2.3
@@ -164,8 +165,8 @@ class Traffic6:
         )
 
     def _between(self, near: int, far: int, out: bool) -> Packet6:
-        protocol = self.random.choice((UDP, UDP, UDP, TCP, TCP, TCP, ICMP6, 50, 136, 132, 47, 59, 135, 41))
-        near_port, far_port = 80 + self.random.randrange(2), self.random.choice((25, 53, 53, 53))
+        protocol = self.random.choice((UDP, UDP, UDP, TCP, TCP, TCP, ICMP6, 50, 136, 132, 47, 59, 135, 41, 139))
+        near_port, far_port = self.random.choice((80, 81, 80, 81, 500)), self.random.choice((25, 53, 53, 53))
         ends = (near, far, near_port, far_port) if out else (far, near, far_port, near_port)
         if protocol == ICMP6:
             kind = self.random.choice((0x8000, 0x8000, 0x8100, 0x8100, 0x8700, 0x8000))

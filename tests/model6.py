@@ -16,6 +16,7 @@ from tests.bed6 import Prefix6, Rule6
 from tests.datagrams import Part, Service
 from tests.frames import TCP, Malformed
 from tests.frames6 import (
+    AUTHENTICATION,
     ECHO,
     FRAGMENT,
     ICMP6,
@@ -215,7 +216,7 @@ class Model6:
         if turns and not self.bed.hairpin:
             raise Refused("hairpin_refused")
         self._obey_rules("outbound", key)
-        invited = self._lets_in(prefix, key)
+        invited = self._lets_in(prefix, key, packet)
         if packet.protocol == ICMP6 and packet.kind >> 8 != ECHO and not invited:
             raise Refused("icmp_type_not_served")
         bare = packet.protocol == TCP and packet.flags & RST and invited
@@ -273,7 +274,7 @@ class Model6:
         if not turned and self.bed.prefix6_of(packet.source):
             raise Refused("spoofed_source")
         self._obey_rules("inbound", key)
-        if not self._lets_in(prefix, key):
+        if not self._lets_in(prefix, key, packet):
             raise Refused("unsolicited")
 
     def _admitted(self, session: Session6 | None, key: Tuple6) -> Session6 | None:
@@ -297,10 +298,10 @@ class Model6:
             return True
         return any(_fits(rule, key) for rule in self.bed.pinholes)
 
-    def _lets_in(self, prefix: Prefix6, key: Tuple6) -> bool:
-        """RFC 6092 REC-11, 17, 33, 48, 49; RFC 4890 4.3.1."""
+    def _lets_in(self, prefix: Prefix6, key: Tuple6, packet: Packet6) -> bool:
+        """RFC 6092 REC-11, 17, 21, 22, 24, 26, 33, 48, 49; RFC 4890 4.3.1."""
         protocol, internal, remote = key
-        if self._is_open(prefix, key):
+        if self._is_open(prefix, key) or (self.bed.ipsec6 and _is_ipsec(packet, internal[1])):
             return True
         if protocol == ICMP6:
             return False
@@ -391,7 +392,7 @@ class Model6:
         key, prefix = self._key(about, "outside"), self.bed.prefix6_of(about.destination)
         if _is_other_icmp(about):
             raise Refused("icmp_unrelated")
-        if not self._alive(key) and (prefix is None or not self._lets_in(prefix, key)):
+        if not self._alive(key) and (prefix is None or not self._lets_in(prefix, key, about)):
             raise Refused("icmp_unrelated")
 
     def _alive(self, key: Tuple6) -> bool:
@@ -401,6 +402,12 @@ class Model6:
 
 def _is_other_icmp(about: Packet6) -> bool:
     return about.protocol == ICMP6 and about.kind >> 8 not in (ECHO, ECHO + 1)
+
+
+def _is_ipsec(packet: Packet6, port: int) -> bool:
+    """Whether it comes in whoever asked for it; `port`: of the host inside."""
+    authenticated = any(kind == AUTHENTICATION for kind, _ in packet.headers)
+    return packet.protocol in (50, 139) or (packet.protocol, port) == (17, 500) or (authenticated and packet.protocol != ICMP6)
 
 
 def _fits(rule: Rule6, key: Tuple6) -> bool:

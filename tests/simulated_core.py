@@ -292,7 +292,7 @@ HELD = {
 }  # fmt: skip
 SAME = {
     "_state", "_exchange", "_me", "_times", "_nothing", "_last", "_last_told", "_untold", "_evidence", "_idle_at", "_wanted",
-    "_counts", "mark", "marks", "taken_over",
+    "_counts", "mark", "marks", "taken_over", "addresses",
 }  # fmt: skip
 WITHIN_A_STEP = {"_handed", "_quiet", "_forgetting"}
 
@@ -351,7 +351,8 @@ class Machine:
         row |= {"grace_until": NOW + 1, "grace": False}
         if node is not None and not anew:
             row |= {"pickup": node.pickup, "grace": node.grace}
-        rest = {"settings": [{"statics": 0}], "core": [{"in_doubt": 0}], "peers": [{"alive": 0} for _ in self.names]}
+        alive = [{"alive": 0} for _ in self.names]
+        rest = {"settings": [{"statics": 0, "pools": 0}], "core": [{"in_doubt": 0}], "peers": alive}
         return SimpleNamespace(shards=[row], dirty=np.zeros(1, np.uint64), **rest)
 
     def _wake(self, me: str, node: Node | None, ways: dict[str, Way], anew: bool) -> tuple[_Core, _Wire]:

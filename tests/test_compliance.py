@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from pydantic import BaseModel
 
 from krononat import compliance, proving
 from krononat.cli.compliance import compliance as command
+from krononat.client import Trouble
 from krononat.compliance import Proof, Row
 from krononat.models import Config
 
@@ -138,11 +139,39 @@ def test_an_installation_says_that_it_has_no_tests(tmp_path: Path, monkeypatch: 
 
 def test_run_runs_them() -> None:
     """One row, in a process of its own; what fails is said, and so is the exit status."""
-    heard: list[str] = []
+    heard: list[tuple[str, int]] = []
     chosen = [proof for proof in PROOFS if proof.name == "rfc6864-identifications-of-two-hosts"]
-    trial = proving.try_mode(chosen, "pure", heard.append)
-    assert trial.results == {"rfc6864-identifications-of-two-hosts": "passed"} and heard == list(trial.results)
-    assert not trial.failed
+    trial = proving.try_mode(chosen, "pure", lambda *told: heard.append(told))
+    assert trial.results == {"rfc6864-identifications-of-two-hosts": "passed"}
+    assert {number for _, number in heard} == {len(heard)}, "each of that RFC is told, with how many there are"
+    assert not trial.failed and trial.failures == []
+
+
+def ran(monkeypatch: pytest.MonkeyPatch, outcome: proving.Trial, *words: str) -> Result:
+    """What the command says and makes of a trial that came out so."""
+    monkeypatch.setattr(proving, "try_mode", lambda *_: outcome)
+    monkeypatch.setattr(proving, "compile_first", lambda: None)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    return CliRunner().invoke(command, ["--rfc", "5382", "--run", *words])
+
+
+def test_what_only_the_laboratory_was_asked_for_is_judged_by_what_it_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in compliance.ROWS if row.rfc == 5382][:3]
+    shown = {proof.name: "passed" for row in rows for proof in compliance.shown_by(row, PROOFS)}
+    done = ran(monkeypatch, proving.Trial(shown, False, []), "--mode", "lab")
+    assert done.exit_code == 0 and "five minutes" in done.stderr and "not shown on wires, but without" in done.stderr
+    done = ran(monkeypatch, proving.Trial(shown, False, []), "--mode", "lab", "--mode", "pure")
+    assert done.exit_code == 1 and "\nnot shown: RFC 5382" in done.stderr
+    name = next(iter(shown))
+    done = ran(monkeypatch, proving.Trial(shown | {name: "FAILED"}, True, ["E  it broke"]), "--mode", "lab")
+    assert done.exit_code == 1 and f"lab: failed: {name}" in done.stderr and "it broke" in done.stderr
+    assert ran(monkeypatch, proving.Trial({}, False, []), "--mode", "lab").exit_code == 1, "nothing was run"
+
+
+def test_the_laboratory_is_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    done = CliRunner().invoke(command, ["--rfc", "5382", "--run", "--mode", "lab"])
+    assert isinstance(done.exception, Trouble) and "needs root" in done.exception.what
 
 
 @pytest.mark.parametrize(
@@ -155,6 +184,18 @@ def test_run_runs_them() -> None:
 )
 def test_lines_of_pytest_are_understood(line: str, name: str, result: str) -> None:
     assert list(proving.results_in(line)) == [(name, result)]
+
+
+@pytest.mark.parametrize(
+    ("line", "chosen"),
+    [
+        ("collecting ... collected 3016 items / 2604 deselected / 412 selected", 412),
+        ("collected 1 item", 1),
+        ("tests/test_ports.py::test_collected PASSED [ 50%]", 0),
+    ],
+)
+def test_pytest_says_how_many_there_are(line: str, chosen: int) -> None:
+    assert proving.chosen_in(line) == chosen
 
 
 def test_the_mark_is_given_by_the_name() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from krononat import appliance, config
+from krononat import appliance, config, reload
 from krononat.appliance6 import prefix6_of
 from shards.state import DROP, REJECT, TCP
 
@@ -62,10 +62,11 @@ def test_what_is_said_stands_in_the_state() -> None:
     state = appliance.offline(config.read(SIX))
     settings = state.settings[0]
     assert (settings["prefixes6"], settings["rules6"], settings["pinholes"], settings["echo6"]) == (1, 2, 1, 0)
-    assert (settings["unasked"], settings["unasked6"]) == (0, 1)  # RFC 5382 REQ-4a, RFC 6092 REC-34
-    wished = SIX.replace("echo = false", 'unsolicited-syn = "silent"') + '[nat]\nunsolicited-syn = "unreachable"\n'
+    assert (settings["unasked"], settings["unasked6"], settings["ipsec6"]) == (0, 1, 1)  # RFC 5382 REQ-4a, 6092 REC-34, 22
+    silent = 'unsolicited-syn = "silent"\nunasked-ipsec = "drop"'
+    wished = SIX.replace("echo = false", silent) + '[nat]\nunsolicited-syn = "unreachable"\n'
     other = appliance.offline(config.read(wished)).settings[0]
-    assert (other["unasked"], other["unasked6"]) == (1, 0)
+    assert (other["unasked"], other["unasked6"], other["ipsec6"]) == (1, 0, 0)
     prefix = state.prefixes6[0]
     assert (int(prefix["network"]), int(prefix["mask"]), prefix["shift"]) == (0x2400C0DE_0000_0000, 0xFFFF_FFFF_FFFF_0000, 8)
     mate = state.prefixes[int(prefix["prefix"])]
@@ -75,6 +76,14 @@ def test_what_is_said_stands_in_the_state() -> None:
     assert (int(outside["address6_high"]), int(outside["address6_low"]), outside["length6"]) == (0x2600_0001_0000_0000, 2, 64)
     gateways = state.neighbours[[inside["internal_gateway6"], outside["external_gateway6"]]]
     assert gateways["high"].tolist() == [0xFE80 << 48, 0x2600_0001_0000_0000] and gateways["kept"].all()
+
+
+def test_rfc6092_rec22_ipsec_may_be_let_in_or_not_while_packets_pass() -> None:
+    before, after = config.read(SIX), config.read(SIX.replace("echo = false", 'unasked-ipsec = "drop"'))
+    assert reload.plan(before, after) == reload.Plan(["firewall6.echo", "firewall6.unasked-ipsec"], [])
+    state = appliance.offline(before)
+    orders = reload.prepare(state, after)
+    assert (orders["ipsec6"], orders["echo6"], state.settings[0]["ipsec6"]) == (0, 1, 1)
 
 
 def test_rules_without_addresses_are_for_both_kinds_and_others_for_their_own() -> None:

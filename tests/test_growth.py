@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, cast
@@ -125,6 +126,30 @@ def test_a_worker_that_is_killed_amid_it_leaves_it_as_it_was_or_as_it_is_to_be(m
     assert len(has(state)) == 20 and state.pools[0]["blocks_free"] == 20 * 126
     assert membership.settle(state, [order]), "told again"
     assert invariants.complaints(state) == []
+
+
+@pytest.mark.parametrize("killed", ["worker", "both"])
+def test_what_a_killed_worker_has_not_swept_up_its_successor_does(killed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the pool's word and the rows: new addresses would wait for ever, and those that went come back drained."""
+    state = appliance.offline(config.read(RIGHT))
+    state.externals["closed"][:8] = DRAINED
+    wanted = told("203.0.113.8/29", "192.88.99.0/30")
+    order = membership.prepare(state, 0, wanted, {}, COMING)
+    with monkeypatch.context() as patched:
+        patched.setattr(membership, "_recount", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            membership.settle(state, [order] if order else [])
+    resume.resume(state, False, NOW)
+    rows = external_rows(state, 0)
+    assert has(state) == wanted.tolist() and Counter(state.externals["closed"][rows].tolist()) == {COMING: 4, OPEN: 8}
+    if killed == "both":  # who comes after them finds what it wants, but for this
+        order = membership.prepare(state, 0, wanted, {}, COMING)
+    assert order and not membership.is_in_force(state, [order]), "so it is told again"
+    assert membership.settle(state, [order]) and membership.is_in_force(state, [order])
+    assert Counter(state.externals["closed"][rows].tolist()) == {RETURNING: 4, OPEN: 8}
+    assert state.pools[0]["blocks_free"] == 12 * 126 and invariants.complaints(state) == []
+    assert membership.prepare(state, 0, wanted, {}, COMING) is None
+    assert np.count_nonzero(state.externals["address"]) == 12 and Drained(state).look().empty == frozenset()
 
 
 def test_a_row_in_use_does_not_become_free(running: Running) -> None:

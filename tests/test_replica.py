@@ -114,11 +114,16 @@ def test_rows_with_an_address_that_is_unknown_to_a_backup_come_once_it_knows_it(
         until(lambda: replicas[1].exchange.refused_of(0) > 0 and exchange.flushed(0, "s2/0"), *replicas)
         assert any("lacks" in told for told in replicas[1].alarms(0))
         assert len(mappings(other.state)) == 2 and invariants.complaints(other.state) == []
+        replicas[0].enlarge(ticks())
+        asked = {"do": "migrate", "shard": 0, "target": "s2/0", "dry_run": True}
+        until(lambda: "does not know 1 of its" in replicas[0].answer(asked)["error"]["why"], *replicas)
+        assert "know the same prefixes" in replicas[0].answer(asked)["error"]["next"]
         have(other.state, "203.0.113.4/32", "203.0.113.8/32")
         replicas[1].enlarge(ticks())
         until(lambda: sorted(mappings(other.state)) == sorted(mappings(one.state)), *replicas)
         assert len(mappings(one.state)) == 4 and replicas[1].exchange.refused_of(0) == 0
         assert not any("lacks" in told for told in replicas[1].alarms(0)) and invariants.complaints(other.state) == []
+        until(lambda: replicas[0].answer(asked)["ok"], *replicas)
     finally:
         for replica in replicas:
             replica.exchange.close()

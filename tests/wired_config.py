@@ -87,7 +87,7 @@ def of(bed: Bed, name: str, socket: Path) -> str:
 _PLACED = {
     Bed: "inside outside stick legs lost pools subscribers exceptions devices rules statics silent failed timeouts_s "
     "hold_down_s hairpin refresh mss errors reject_code shards peers two_sides shunts loopback log extents buckets neighbours "
-    "subscribers6 rules6 pinholes transparent echo6 unsolicited unsolicited6 port_timers refusal_codes alarms "
+    "subscribers6 rules6 pinholes transparent echo6 ipsec6 unsolicited unsolicited6 port_timers refusal_codes alarms "
     "quiet protocols bypasses version drained",
     Pool: "network name block blocks ports filtering shard own ratio fixed spare",
     Port: "address on_link gateway inside_gateway vlan mtu partial address6 on_link6 gateway6 inside_gateway6",
@@ -262,7 +262,11 @@ def _settings(bed: Bed) -> Table:
             "refusal-code": refusal, "refusal-code6": refusal6,
         },
         "alarms": dict(zip(("warning", "critical", "clear"), bed.alarms, strict=True)),
-        "firewall6": {"echo": bed.echo6, "unsolicited-syn": "prohibited" if bed.unsolicited6 else "silent"},
+        "firewall6": {
+            "echo": bed.echo6,
+            "unsolicited-syn": "prohibited" if bed.unsolicited6 else "silent",
+            "unasked-ipsec": "pass" if bed.ipsec6 else "drop",
+        },
         "log": {"events": bed.log},
     }  # fmt: skip
 

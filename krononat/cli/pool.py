@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -116,82 +118,86 @@ def show(name: str | None, form: str, socket: str | None) -> None:
         print_rows(used, ("address", "blocks_used", "subscribers", "ports_used", "use"), form)
 
 
-@pool.command(epilog="Example: krononat pool add main 203.0.113.64/26 --dry-run")
-@click.argument("name")
-@click.argument("prefixes", nargs=-1, required=True)
-@dry_option
-@output_option()
-@socket_option
-def add(name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
-    """Hand out the addresses of PREFIXES, too, from pool NAME: nothing that lives is touched.
-
-    There is room for as many as `spare-addresses` of the pool says (`room` of `krononat pool show`). They are announced first.
-    It holds until the appliance is started again; `prefixes` of the pool in the file make it last.
-    """
-    _change("add", name, prefixes, dry_run, form, socket)
+# --- verbs of the same shape: what is in a pool, and what of it is handed out ----------------------------------------------
 
 
-@pool.command(epilog="Example: krononat pool remove main 203.0.113.64/26 --dry-run")
-@click.argument("name")
-@click.argument("prefixes", nargs=-1, required=True)
-@dry_option
-@output_option()
-@socket_option
-def remove(name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
-    """Take PREFIXES, or parts of prefixes, out of pool NAME: they must be drained, and empty.
-
-    It holds until the appliance is started again; `prefixes` of the pool in the file make it last.
-    """
-    _change("remove", name, prefixes, dry_run, form, socket)
+def _change(verb: str, name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
+    """Carry out what is about a pool's prefixes; the appliance knows the verbs (`growth.VERBS`)."""
+    request = {"do": "pool", "verb": verb, "pool": name, "prefixes": list(prefixes), "dry": dry_run}
+    print_changes(client.ask(client.find_socket(socket), request), form)
 
 
-@pool.command(epilog="Example: krononat pool exclude main 203.0.113.0 203.0.113.255")
-@click.argument("name")
-@click.argument("prefixes", nargs=-1, required=True)
-@dry_option
-@output_option()
-@socket_option
-def exclude(name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
-    """Hand out PREFIXES, or addresses, of pool NAME no more; whoever is paired with them stays until his last mapping ends.
+def _close(verb: str, addresses: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
+    """Carry out what is about single addresses, and show what is left there."""
+    from krononat import view
 
-    It holds until the appliance is started again; `exclude` of the pool in the file makes it last.
-    """
-    _change("exclude", name, prefixes, dry_run, form, socket)
+    request = {"do": "close", "addresses": list(addresses), "undo": verb == "undrain", "dry": dry_run}
+    answer = client.ask(client.find_socket(socket), request)
+    if dry_run:
+        print_changes(answer, form)
+        return
+    print_rows(view.left(open_memory(socket), addresses), ("address", "use", "mappings", "sessions"), form)
 
 
-@pool.command(epilog="Example: krononat pool include main 203.0.113.255")
-@click.argument("name")
-@click.argument("prefixes", nargs=-1, required=True)
-@dry_option
-@output_option()
-@socket_option
-def include(name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
-    """Hand out PREFIXES of pool NAME again, or addresses of them, that were excluded."""
-    _change("include", name, prefixes, dry_run, form, socket)
+class _Verb(NamedTuple):
+    """A command: its arguments and options, what carries it out, and the key of the file that makes it last."""
+
+    parameters: tuple[Callable[[Any], Any], ...]
+    carry_out: Callable[..., None]
+    key: str
+    example: str
+    about: str
 
 
-@pool.command(epilog="Example: krononat pool drain 203.0.113.7")
-@click.argument("addresses", nargs=-1, required=True)
-@dry_option
-@output_option("jsonl")
-@socket_option
-def drain(addresses: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
-    """Pair nobody with ADDRESSES anew; whoever is paired with them stays so until his last mapping ends.
+_OF_A_POOL = (
+    click.argument("name"), click.argument("prefixes", nargs=-1, required=True), dry_option, output_option(), socket_option,
+)  # fmt: skip
+_OF_ADDRESSES = (
+    click.argument("addresses", nargs=-1, required=True), dry_option, output_option("jsonl"), socket_option,
+)  # fmt: skip
+_VERBS = {
+    "add": _Verb(
+        _OF_A_POOL, _change, "prefixes", "main 203.0.113.64/26 --dry-run",
+        "Hand out the addresses of PREFIXES, too, from pool NAME: nothing that lives is touched.\n\n"
+        "There is room for as many as `spare-addresses` of the pool says (`room` of `krononat pool show`). They are announced "
+        "first. ",
+    ),
+    "remove": _Verb(
+        _OF_A_POOL, _change, "prefixes", "main 203.0.113.64/26 --dry-run",
+        "Take PREFIXES, or parts of prefixes, out of pool NAME: they must be drained, and empty.\n\n",
+    ),
+    "exclude": _Verb(
+        _OF_A_POOL, _change, "exclude", "main 203.0.113.0 203.0.113.255",
+        "Hand out PREFIXES, or addresses, of pool NAME no more; whoever is paired with them stays until his last mapping "
+        "ends.\n\n",
+    ),
+    "include": _Verb(
+        _OF_A_POOL, _change, "exclude", "main 203.0.113.255",
+        "Hand out PREFIXES of pool NAME again, or addresses of them, that were excluded.\n\n",
+    ),
+    "drain": _Verb(
+        _OF_ADDRESSES, _close, "drain", "203.0.113.7",
+        "Pair nobody with ADDRESSES anew; whoever is paired with them stays so until his last mapping ends.\n\n"
+        "Prints what is left there; ask again to see it shrink. ",
+    ),
+    "undrain": _Verb(_OF_ADDRESSES, _close, "drain", "203.0.113.7", "Hand out ADDRESSES again.\n\n"),
+}  # fmt: skip
 
-    Prints what is left there; ask again to see it shrink. It holds until the appliance is started again; `drain` of the pool
-    in the file makes it last.
-    """
-    _close(addresses, False, dry_run, form, socket)
+
+def _command(name: str, verb: _Verb) -> None:
+    """Add a verb to the group."""
+    lasts = f"It holds until the appliance is started again; `{verb.key}` of the pool in the file makes it last."
+    body: Any = functools.partial(verb.carry_out, name)
+    for parameter in reversed(verb.parameters):
+        body = parameter(body)
+    pool.command(name, help=verb.about + lasts, epilog=f"Example: krononat pool {name} {verb.example}")(body)
 
 
-@pool.command(epilog="Example: krononat pool undrain 203.0.113.7")
-@click.argument("addresses", nargs=-1, required=True)
-@dry_option
-@output_option("jsonl")
-@socket_option
-def undrain(addresses: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
-    """Hand out ADDRESSES again."""
-    _close(addresses, True, dry_run, form, socket)
+for _name, _verb in _VERBS.items():
+    _command(_name, _verb)
+
+
+# --- whose a port is, by the file alone -------------------------------------------------------------------------------------
 
 
 @pool.command(epilog="Example: krononat pool forward 100.64.3.9 -c nat1.toml")
@@ -259,22 +265,6 @@ def _tell(told: dict[str, Any], form: str) -> None:
         print_facts(
             {key: value if isinstance(value, str) else "nobody" if value is None else str(value) for key, value in told.items()}
         )
-
-
-def _change(verb: str, name: str, prefixes: tuple[str, ...], dry_run: bool, form: str, socket: str | None) -> None:
-    request = {"do": "pool", "verb": verb, "pool": name, "prefixes": list(prefixes), "dry": dry_run}
-    print_changes(client.ask(client.find_socket(socket), request), form)
-
-
-def _close(addresses: tuple[str, ...], undo: bool, dry_run: bool, form: str, socket: str | None) -> None:
-    from krononat import view
-
-    request = {"do": "close", "addresses": list(addresses), "undo": undo, "dry": dry_run}
-    answer = client.ask(client.find_socket(socket), request)
-    if dry_run:
-        print_changes(answer, form)
-        return
-    print_rows(view.left(open_memory(socket), addresses), ("address", "use", "mappings", "sessions"), form)
 
 
 def _pools(state: State, socket: str | None) -> list[dict[str, Any]]:
