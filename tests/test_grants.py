@@ -4,106 +4,24 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from krononat import pcp, pcp_index, pcp_server, pcp_table, view_mappings
+from krononat import pcp, pcp_server, view_mappings
 from krononat.cli.mappings import mappings as command
 from krononat.pcp import TCP, UDP
 from krononat.pcp_server import Policy
 from krononat.pcp_table import GrantTable
-from shards import grants, invariants, recovery
+from shards import invariants, recovery
 from shards.grant_rows import GRANTED
 from shards.jit import PURE
-from shards.state import ACTIVE, PASSIVE, Array, State
-from tests.bare_core import Core
-from tests.bed import Bed
-from tests.frames import address, dissect, spell, split_frame
-from tests.model_pcp import NONCE, Plain, Told, map_request, option, pmp_request, read_answer
+from shards.state import Array, State
+from tests.frames import address
+from tests.grant_server import DAY_S, HOST, OTHER, PLAIN, STRANGER, Server, ends, hand_over, reached, server, twin_servers
+from tests.model_pcp import NONCE, Plain, map_request, option, pmp_request, read_answer
 from tests.pair import EPOCH
-from tests.test_apply import ready, say
-from tests.twins import Twins
-
-HOST, OTHER, STRANGER = "100.64.0.7", "100.64.0.8", "192.0.2.70"
-PLAIN = """
-pool 203.0.113.0/31 block 128 blocks 2
-subscribers 100.64.0.0/24
-hold-down 120
-"""
-DAY_S = 86_400
-
-
-def bed(text: str = PLAIN) -> Bed:
-    given = Bed()
-    for line in filter(None, text.splitlines()):
-        given.say(line)
-    return given.complete()
-
-
-class Server:
-    """A core with its table; its clock is `now`, a tick."""
-
-    def __init__(self, core: Core, each: int = 16, now: int = EPOCH) -> None:
-        self.core, self.state, self.now, self.each = core, core.state, now, each
-        self.table = GrantTable(core.state, each, DAY_S, now)
-        self.table.turn(now)
-
-    def restart(self) -> None:
-        """Another worker goes on with the memory."""
-        self.table = GrantTable(self.state, self.each, DAY_S, self.now)
-
-    def pass_time(self, seconds: float) -> None:
-        """Later, with everything done that was due until then."""
-        self.now += int(1000 * seconds)
-        self.core.pass_time(self.now)
-        self.turns()
-
-    def turns(self) -> None:
-        """Enough for one walk over all rows."""
-        for _ in range(2 * len(self.state.mappings) // 8192 + 6):
-            self.table.turn(self.now)
-
-    def ask(self, datagram: bytes, source: str = HOST, policy: Policy = Policy()) -> bytes:  # noqa: B008
-        """Answer to what a host sends."""
-        self.table.now = self.now
-        return pcp_server.answer(policy, self.table, datagram, address(source), self.now // 1000).datagram
-
-    def map(self, port: int, source: str = HOST, protocol: int = UDP, **more: Any) -> Told:
-        """What a host is told that asks for a mapping."""
-        return read_answer(self.ask(map_request(source, protocol, port, **more), source))
-
-    def listed(self) -> list[tuple[str, int, str, int | None]]:
-        """(host, port, origin, seconds left) of each mapping, as `krononat mappings list` has them."""
-        return sorted(
-            (told.internal, told.internal_port, told.origin, told.expires_s)
-            for told in view_mappings.mappings(self.state, now=self.now)
-        )
-
-
-def server(text: str = PLAIN, each: int = 16, room: int = 32) -> Server:
-    given = bed(text)
-    given.grants = room
-    made = Server(Core(given, EPOCH), each)
-    ready(made.core)
-    return made
-
-
-def reached(server: Server, told: Told, protocol: str = "udp", port: int = 9999) -> str | None:
-    """Internal endpoint that a stranger's packet to an external endpoint comes to, None where it is dropped."""
-    flags = " syn" if protocol == "tcp" else ""
-    host = ".".join(map(str, told.external.to_bytes(4, "big")))
-    result = say(server.core, f"{protocol} {STRANGER}:{port} > {host}:{told.external_port}{flags}", server.now, "outside")
-    return ends(result.sent)[1] if result.sent else None
-
-
-def ends(frame: bytes) -> tuple[str, str]:
-    """Source and destination of the packet in a frame."""
-    packet = dissect(split_frame(frame)[4])
-    return spell(packet.source, packet.source_port), spell(packet.destination, packet.destination_port)
-
+from tests.test_apply import say
 
 # --- asked for, reached, kept ---------------------------------------------------------------------------------------------
 
@@ -322,20 +240,6 @@ def test_rfc6887_sec8_5_another_worker_goes_on_with_nonces_lifetimes_and_epoch()
     assert given.listed() == []
 
 
-def twin_servers() -> tuple[Twins, Server]:
-    """Two cores, the first one has the authority."""
-    twins = Twins(bed(), EPOCH)
-    ready(twins.one, twins.other)
-    return twins, Server(twins.one)
-
-
-def hand_over(twins: Twins, now: int) -> None:
-    """The other core has the authority from now on."""
-    twins.role(twins.one, PASSIVE, 0, 2)
-    twins.role(twins.other, ACTIVE, 0, 2)
-    assert twins.other.state.shards[0]["creates"]
-
-
 def test_rfc6887_sec14_who_takes_a_shard_over_has_the_mappings_and_begins_an_epoch() -> None:
     """What does not come along is the nonce, and the rest of the lifetime: both come with the next request."""
     twins, one = twin_servers()
@@ -423,188 +327,6 @@ def test_where_nobody_may_ask_what_others_granted_is_let_go() -> None:
 
 def _living(state: State) -> Array:
     return state.mappings[invariants.halves(state)]
-
-
-# --- no turn is long ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A turn does two of everything."""
-    for name in ("WORK_AT_ONCE", "ENDED_AT_ONCE", "LOADED_AT_ONCE", "KNOWN_AT_ONCE", "LOOKED_AT_ONCE"):
-        monkeypatch.setattr(pcp_table, name, 2)
-
-
-def rows(given: Server) -> list[int]:
-    """Who asked for what each row is about; 0: the row is free."""
-    told: list[int] = given.state.grants["origin"].tolist()
-    return told
-
-
-def changes(given: Server, act: Callable[[], object]) -> int:
-    """How many rows are others after it."""
-    before = rows(given)
-    act()
-    return sum(was != now for was, now in zip(before, rows(given), strict=True))
-
-
-def six(given: Server, **more: Any) -> list[Told]:
-    """Mappings that a host asks for."""
-    return [given.map(5000 + number, **more) for number in range(6)]
-
-
-@pytest.mark.usefixtures("slow")
-def test_what_is_due_at_once_is_ended_in_some_turns() -> None:
-    given = server()
-    six(given, lifetime_s=120)
-    given.now += 121_000
-    assert [changes(given, lambda: given.table.turn(given.now)) for _ in range(4)] == [2, 2, 2, 0]
-    assert given.listed() == []
-
-
-@pytest.mark.usefixtures("slow")
-def test_rfc6887_sec8_5_a_shard_that_others_had_is_forgotten_at_once_and_freed_in_some_turns() -> None:
-    """No nonce of before is asked for from then on, and no lifetime is over that was told before."""
-    given = server()
-    told = six(given, lifetime_s=120)
-    given.state.shards[0]["epoch"] += 1
-    given.table.begin(given.now)
-    assert rows(given).count(1) == 6 and len(given.table) == 0
-    again = given.map(5003, nonce=bytes(12))
-    assert (again.result, again.external_port) == (pcp.SUCCESS, told[3].external_port)
-    turns = [changes(given, lambda: given.table.turn(given.now)) for _ in range(40)]
-    assert max(turns) == 2 and turns[-1] == 0
-    assert sorted(filter(None, rows(given))) == [1, *5 * [3]] and len(given.table) == 6
-    given.pass_time(121)
-    assert len(given.listed()) == 6
-
-
-@pytest.mark.usefixtures("slow")
-def test_a_table_that_is_full_is_adopted_whole_though_its_rows_are_yet_to_be_freed() -> None:
-    given = server(each=99)
-    told = [given.map(5000 + number) for number in range(32)]
-    given.state.shards[0]["epoch"] += 1
-    given.table.begin(given.now)
-    assert given.map(5031).external_port == told[31].external_port
-    for _ in range(60):
-        given.table.turn(given.now)
-    assert [told[1:3] for told in given.listed()] == [*((5000 + number, "adopted") for number in range(31)), (5031, "pcp")]
-    assert given.map(6000).result == pcp.NO_RESOURCES
-
-
-@pytest.mark.usefixtures("slow")
-def test_what_was_granted_elsewhere_is_adopted_in_some_turns_and_for_who_asks_at_once() -> None:
-    twins, one = twin_servers()
-    told = six(one)
-    twins.settle(one.now)
-    hand_over(twins, one.now)
-    other = Server(twins.other, now=one.now)
-    assert all(reached(other, answer) for answer in told)  # whatever is known of it
-    assert other.map(5005).external_port == told[5].external_port
-    turns = [changes(other, lambda: other.table.turn(other.now)) for _ in range(40)]
-    assert max(turns) == 2 and sum(turns) >= 5
-    assert [told[2] for told in other.listed()] == [*5 * ["adopted"], "pcp"]
-
-
-@pytest.mark.usefixtures("slow")
-@pytest.mark.parametrize("pick", [range(6), (0, 3, 4), (5,), ()])
-def test_rfc6887_sec8_5_rows_of_a_worker_before_are_read_in_some_turns(pick: tuple[int, ...]) -> None:
-    """Meanwhile mappings forward, and nothing is answered; after it every row is known, be it taken or free."""
-    given = server(each=99)
-    told = six(given)
-    for number in set(range(6)) - set(pick):
-        given.map(5000 + number, lifetime_s=0)
-    given.table = pcp_table.GrantTable(given.state, 99, DAY_S, given.now)
-    assert given.table.busy
-    assert [reached(given, told[number]) for number in pick] == [f"{HOST}:{5000 + number}" for number in pick]
-    turns = 0
-    while not given.table.ready:
-        given.table.turn(given.now)
-        turns += 1
-    assert turns == len(pick) // 2 + 1 and len(given.table) == len(pick)
-    for number in pick:
-        assert given.map(5000 + number, nonce=bytes(12)).result == pcp.NOT_AUTHORIZED
-        assert given.map(5000 + number).external_port == told[number].external_port
-    free = len(given.state.grants) - 1 - len(pick)
-    results = [given.map(7000 + number).result for number in range(free + 1)]
-    assert results == [*free * [pcp.SUCCESS], pcp.NO_RESOURCES]
-
-
-def test_rows_of_an_epoch_that_is_over_are_free_for_a_successor() -> None:
-    """The worker before had begun another epoch, and did not come to it."""
-    given = server()
-    given.map(5000)
-    given.now += 10_000
-    given.state.shards[0]["granting_since"] = given.now // 1000
-    given.restart()
-    given.turns()
-    assert [told[2] for told in given.listed()] == ["adopted"] and len(given.table) == 1
-
-
-@pytest.mark.usefixtures("slow")
-def test_rfc6886_all_of_a_host_are_given_up_at_once_and_ended_in_some_turns() -> None:
-    """What is asked for anew meanwhile is another one, and stays; what others have costs nothing."""
-    given = server(each=7)
-    for number in range(6):
-        given.ask(pmp_request(1, 5000 + number))
-    given.map(5000, source=OTHER)
-    assert changes(given, lambda: given.ask(pmp_request(1, 0, 0, 0))) == 2
-    (kept,) = [told[1] for told in given.listed()[:1]]
-    assert given.map(kept).result == pcp.SUCCESS
-    assert changes(given, lambda: given.table.turn(given.now)) == 2
-    for _ in range(3):
-        given.table.turn(given.now)
-    assert [told[:3] for told in given.listed()] == [(HOST, kept, "pcp"), (OTHER, 5000, "pcp")]
-    assert given.ask(pmp_request(2, 0, 0, 0))[3] == 0 and given.ask(pmp_request(1, 0, 0, 0))[3] == 2
-
-
-def test_rfc6886_a_static_mapping_is_not_ended_with_all_others_and_that_is_told() -> None:
-    given = server(f"{PLAIN}\nstatic tcp 203.0.113.0:8080 to 100.64.0.7:80")
-    given.ask(pmp_request(2, 5001))
-    assert given.ask(pmp_request(2, 0, 0, 0))[3] == 2 and given.ask(pmp_request(1, 0, 0, 0))[3] == 0
-    assert [told[1:3] for told in given.listed()] == [(80, "static")]
-
-
-@pytest.mark.usefixtures("slow")
-def test_mappings_that_ended_otherwise_do_not_count_for_ever() -> None:
-    """Who has enough is looked at, some of his in each request."""
-    given = server(each=6)
-    six(given)
-    half, life = (int(given.state.grants[name][6]) for name in ("half", "generation"))
-    assert grants.revoke(given.state, half, life, given.now)
-    results = [given.map(6000 + number).result for number in range(3)]
-    assert results == [pcp.USER_EX_QUOTA, pcp.USER_EX_QUOTA, pcp.SUCCESS]
-
-
-def test_an_index_is_as_small_as_what_it_is_about() -> None:
-    """Whatever is asked for and given up leaves nothing behind, but seconds that were once of interest."""
-    dice, index, plain = random.Random(5), pcp_index.Index(), dict[int, tuple[pcp_index.Fact, int]]()
-    for step in range(4000):
-        number = dice.randrange(1, 40)
-        if number in plain and dice.random() < 0.5:
-            index.drop(number)
-            del plain[number]
-        elif number in plain:
-            plain[number] = plain[number][0], dice.randrange(500)
-            index.await_end(number, plain[number][1])
-        else:
-            fact = pcp_index.Fact(1000 + number, step, dice.randrange(3), dice.randrange(5), UDP, dice.random() < 0.5)
-            plain[number] = fact, dice.randrange(500)
-            index.enter(number, *plain[number])
-        assert len(index) == len(plain)
-        assert index.knows(1000 + number, step) == (number in plain and plain[number][0].life == step)
-        assert index.count(1) == sum(fact.subscriber == 1 for fact, _ in plain.values())
-        assert index.has_nonced(2, UDP) == any((fact.host, fact.nonced) == (2, True) for fact, _ in plain.values())
-    due = {number for number, (_, second) in plain.items() if second <= 250}
-    found = set()
-    for number in index.due(250):
-        if number:
-            found.add(number)
-            index.drop(number)
-    assert found == due
-    while index.take_any():
-        pass
-    assert len(index) == 0 and index.count(1) == 0 and not index.has_nonced(2, UDP) and not any(index.due(1000))
 
 
 # --- the table is the dictionary ------------------------------------------------------------------------------------------
