@@ -4,8 +4,9 @@
     source ──► publisher (copies, changes) ──► sender (life, number, in flight) ──► link
     source ──► lanes (changes only, compiled) ──► link
 
-A turn takes `TURN_NS` at most, but for the piece that is in hand. It looks and reads first, so that acknowledgements are
-young, and what it sends is always of the instant after the last breath.
+A turn takes `TURN_NS` of CPU time at most, but for the piece that is in hand: on a crowded CPU the clock would end it after
+each message, and a loop that is called for more at once never sleeps, and crowds it. It looks and reads first, so that
+acknowledgements are young, and what it sends is always of the instant after the last breath.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _ANSWERS_AT_ONCE = 32  # of a peer
 
 
 class Exchange:
-    """See `protocol.Exchange`. `clock`: nanoseconds, only for how long a turn takes."""
+    """See `protocol.Exchange`. `clock`: nanoseconds, only to tell how long the longest turn took."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Exchange:
         me: Peer,
         key: Key,
         settings: Settings = Settings(),  # noqa: B008 - a tuple
-        clock: Callable[[], int] = time.thread_time_ns,
+        clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.refused = none_refused()
         self.longest_turn_ns = self.turns = 0
@@ -199,24 +200,27 @@ class Exchange:
 
     def turn(self, now: int) -> bool:
         """See `protocol.Exchange`."""
-        begun = self._clock()
+        begun, spent = self._clock(), time.thread_time_ns()
         self._now = now
         self._publisher.begin_turn()
         self.was_whole = not self._lanes.turn(now)
-        more = self.was_whole and self._whole_turn(now, begun)
+        more = self.was_whole and self._whole_turn(now, spent)
         self.turns += 1
         self.longest_turn_ns = max(self.longest_turn_ns, self._clock() - begun)
         return more
 
-    def _whole_turn(self, now: int, begun: int) -> bool:
-        """All that a turn may consist of; then the lanes are open again, where changes are all that is to be sent."""
+    def _whole_turn(self, now: int, spent: int) -> bool:
+        """All that a turn may consist of; then the lanes are open again, where changes are all that is to be sent.
+
+        `spent`: CPU time of this thread when the turn began, ns.
+        """
         self._lanes.close()  # first: what they point to may go, and if anything fails here they must not be used
-        self._until = begun + READ_NS
+        self._until = spent + READ_NS
         more = False
         if self._link.listen():
             self._look(now)  # first: who has come back since a long turn ago is not to be called dead by what it says now
             more = self._read(now)
-        self._until = begun + TURN_NS
+        self._until = spent + TURN_NS
         more |= self._subscriber.turn(now, self._spare, self._receivers)
         for receiver in self._receivers.values():
             receiver.acknowledge(now, self._subscriber.installed)
@@ -240,13 +244,10 @@ class Exchange:
         self._lanes.open(self._senders.values(), min([*left, self._publisher.swept_next(now)]), now)
 
     def _spare(self) -> bool:
-        return self._clock() < self._until
+        return time.thread_time_ns() < self._until
 
     def _read(self, now: int) -> bool:
-        """Messages of peers. True: time ran out before there was none left.
-
-        That time ran out is not enough: on a crowded CPU it does after each, and a loop that therefore never slept crowded it.
-        """
+        """Messages of peers. True: time ran out before there was none left."""
         while (message := self._link.fetch()) is not None:
             self._try(self._take, message, now)
             if not self._spare():

@@ -17,6 +17,7 @@ from replication import exchange, keys, older, publisher, roles, sender, verify
 from replication.conduct import Times
 from replication.frames import VERSION, Body, Frame
 from replication.inquest import Inquest
+from replication.link import Message
 from replication.protocol import ALIVE, CLOSED, SILENT, Heard, Peer, Settings
 from replication.tables import Part
 from shards.records import CONTINUED, SESSION_RECORD, TOMBSTONE
@@ -109,6 +110,29 @@ def test_a_copy_is_made_a_piece_a_turn_where_turns_have_no_time_at_all(monkeypat
         room.pair_up(3, "s1/0", "s2/0")
         assert max(cleaned) == 1 and sum(cleaned) > 10
         room.until(lambda: same(room, 3))
+
+
+def test_that_time_ran_out_is_no_more_to_do_where_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is called for more at once does not sleep: six such cores filled two CPUs, so that time always ran out."""
+    with Room("s1/0", "s2/0") as room:
+        one, two = room["s1/0"].exchange, room["s2/0"].exchange
+        room.until(lambda: one.evidence("s2/0", ticks()) == two.evidence("s1/0", ticks()) == ALIVE)
+        fetch, came, more = two._link.fetch, 0, 0
+
+        def count() -> Message | None:
+            nonlocal came
+            message = fetch()
+            came += message is not None
+            return message
+
+        monkeypatch.setattr(two._link, "fetch", count)
+        monkeypatch.setattr(two, "_spare", lambda: False)
+        until = time.monotonic() + 10
+        while came < 10 and time.monotonic() < until:
+            one.turn(ticks())
+            more += two.turn(ticks())
+            time.sleep(0.002)
+        assert came >= 10 and more < came  # pings come one by one
 
 
 @pytest.mark.parametrize("dead_after", [10, 150, 400, 5000])
