@@ -37,6 +37,7 @@ UNWIRED = {
     "rfc6888-req6-errors": CLUSTER,
     "rfc6888-req3-added-prefix": APPLY,
     "rfc6888-req6-fragments": APPLY,
+    "rfc6092-rec22-rules-go-first": APPLY,
     "rfc6888-req6-limits-and-shunts": CLUSTER,
     "rfc6888-req8-hold-down-to-the-millisecond": SECONDS,
     "rfc7422-drained-address": APPLY,
