@@ -10,7 +10,7 @@ a switch. `--tors 2`: two switches in two ASes, two servers of one core, four sh
     events/NAME/outage_ms    longest silence of the hit shards, of the worse direction; of a single flow where all are hit
     events/NAME/back/...     the same of the time from when it is set right (the killed server started, the link up again) on
     events/NAME/older        % of the connections established more than 10 ms before that answer afterwards
-    events/NAME/last10ms     % of those established in the last 10 ms; all of the last 50 ms say something more within a second
+    events/NAME/last10ms     % of those established in the last 10 ms; who connected in the last 50 ms says more after it
     events/NAME/routing_ms   from the first change of a route in the switches to the last one, where it happened
     events/NAME/split        shards that have not exactly one authority afterwards
     events/NAME/failed       how often it could not be made to happen at all (a refused move, say): told, and exit status 1
@@ -104,7 +104,7 @@ def all_of(tor: str, tors: int) -> tuple[Happening, ...]:
 
 def wanted(tor: str, tors: int = 1, cores: int | None = None) -> Wanted:
     """The cluster that it happens to; `cores` of a server: as many as this machine has CPUs for, where nobody says."""
-    fitting = 2 if tors == 1 and (os.cpu_count() or 1) >= CPUS_FOR_TWO else 1
+    fitting = 2 if tors == 1 and len(os.sched_getaffinity(0)) >= CPUS_FOR_TWO else 1
     return (TWO if tors == 2 else ONE)._replace(tor=tor, cores=cores or fitting, sessions=200_000)
 
 
@@ -163,9 +163,10 @@ def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
 
 def _say_more(here: Scene, began: int) -> None:
     """Those who had just connected say something more, as a client does that has a question."""
-    young = np.flatnonzero(here.generator.ledger.connections["opened"] >= began - AROUND_NS)
+    opened = here.generator.ledger.connections["opened"]
+    young = np.flatnonzero((opened >= began - AROUND_NS) & (opened < began))
     if len(young):
-        here.generator.ask(here.generator.rounds, OPENED, int(young[0]))
+        here.generator.ask(here.generator.rounds, OPENED, int(young[0]), int(young[-1]) + 1)
         here.generator.wait(ASK)
 
 

@@ -58,8 +58,9 @@ def _head(by_name: dict[str, Result], each: Happening) -> str:
 
 def _cell(by_name: dict[str, Result], name: str, figure: str) -> str:
     result = by_name.get(f"events/{name}/{figure}")
-    if result is None:  # it is told of the whole, in the line above
+    if result is None and name.endswith("/back"):  # it is told of the whole, in the line above
         return ""
+    assert result
     unit = {"%": " %", "s": " s"}.get(result.unit, "")
     shown = f"{report.figure(result.value) if result.value % 1 else f'{result.value:.0f}'}{unit}"
     if figure in ("older", "last10ms"):

@@ -330,6 +330,7 @@ class Answers:
             "cpu_percent": round(self._usage[2], 1),
             "heartbeat_ms": ticks() - crew.breathed_at,
             "longest_breath_us": int(self._parts.state.core[0]["longest_breath_us"]),
+            "rest_ms": int(self._parts.state.core[0]["rest"]),
             "late_compilations": int(self._parts.state.core[0]["late_compilations"]),
         }
 

@@ -12,15 +12,16 @@ import os
 from replication.protocol import age
 
 LOOK_EACH = 100  # ticks
-REST_AT_MOST = 12  # ticks; a peer that is silent for 150 is dead, and hears from us each 30
+REST_AT_MOST = 12  # ticks; a peer that hears nothing of us for 150 takes us for dead (but see `Worker`: it may be set lower)
 
 _SCHEDSTAT = "/proc/thread-self/schedstat"  # proc(5): ns on the CPU, ns ready for it and without, times given it
 
 
 class Crowding:
-    """Of the thread that makes it. Times are ticks."""
+    """Of the thread that makes it. Times are ticks. `most`: that chores rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = REST_AT_MOST) -> None:
+        self._most = most
         try:
             self._file = os.open(_SCHEDSTAT, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # a kernel without it
@@ -35,10 +36,10 @@ class Crowding:
             return
         waited_ns = int(os.pread(self._file, 80, 0).split()[1])
         if self._looked >= 0:
-            self.rest = resting(waited_ns - self._waited_ns, since)
+            self.rest = resting(waited_ns - self._waited_ns, since, self._most)
         self._looked, self._waited_ns = now, waited_ns
 
 
-def resting(waited_ns: int, ticks: int) -> int:
-    """How long chores rest where the loop has waited so long in so many ticks: most of it from a half on."""
-    return min(REST_AT_MOST, 2 * REST_AT_MOST * waited_ns // (ticks * 1_000_000))
+def resting(waited_ns: int, ticks: int, most: int = REST_AT_MOST) -> int:
+    """How long chores rest where the loop has waited so long in so many ticks: `most` from a half on."""
+    return min(most, 2 * most * waited_ns // (ticks * 1_000_000))

@@ -37,6 +37,7 @@ counter  worker_restarts          core             workers that had to be replac
 gauge    quarantined              core             signatures of frames that are dropped because workers died of them
 gauge    core_busy_ratio          core             of its CPU that the worker takes
 gauge    longest_breath_seconds   core             longest time that a packet waited for the loop, since the worker began
+gauge    chores_rest_seconds      core             for how long chores are put off, since others take the core's CPU
 counter  received_packets         core             packets that came, those for the kernel included
 counter  packets                  core,direction   packets forwarded
 counter  drops                    core,reason      packets dropped; `krononat drops` has a sentence for each reason
@@ -147,6 +148,7 @@ def _process(core: Core) -> Iterator[Sample]:
     yield "quarantined", (), core.status["quarantined"]["signatures"]
     yield "core_busy_ratio", (), worker["cpu_percent"] / 100
     yield "longest_breath_seconds", (), worker["longest_breath_us"] / 1e6
+    yield "chores_rest_seconds", (), worker["rest_ms"] / 1000
 
 
 def _packets(core: Core) -> Iterator[Sample]:

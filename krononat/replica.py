@@ -49,6 +49,7 @@ class Replica:
         self._places = _places(told)
         for peer in self._met.values():
             self.exchange.meet(peer, now)
+        self.rest_at_most = settings.ping // 2  # ticks: or those who live were taken for dead
         times = Times(*told["times"])._replace(tell=settings.tell)
         self.conductor = Conductor(state, self.exchange, self._me, self._peers, self._places, times, now)
         self.conductor.mark = _mark(told)
@@ -105,6 +106,11 @@ class Replica:
     def due(self, now: int) -> int:
         """Ticks that may pass before the next turn, if nothing comes."""
         return self.exchange.due(now)
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether packets may wait for the next turn: a shard is on its way, or somebody's death is to be made sure."""
+        return self.conductor.is_moving or self.conductor.is_expecting or self.exchange.is_asking
 
     def turn(self, now: int, called: bool = False) -> bool:
         """One turn; whether there is more to do at once. Where nothing but packets has come, only if it is due: they wait."""

@@ -39,7 +39,7 @@ import numpy as np
 from krononat import announcer, memory, pcp_listener, replica, warm
 from krononat.channel import MESSAGE_AT_MOST, receive
 from krononat.clock import Clock, ticks
-from krononat.crowding import Crowding
+from krononat.crowding import REST_AT_MOST, Crowding
 from krononat.drained import Drained
 from krononat.orphan import DESCRIPTORS_AT_MOST, Orphan
 from shards import alarms, bfd, loop, membership, memif, memif_rings, resume, rings, sessions, shard, xsk
@@ -78,6 +78,7 @@ class Worker:
         self._asked: dict[str, Any] | None = told["pcp"]
         self._left_at = 0  # tick at which we said that we end
         self._more = False  # to be replicated at once
+        self._spoken_to = False  # the supervisor has just said something: more may follow
         self._looked_at = 0  # tick at which it was last seen how full things are
         self._inbox = bytearray(MESSAGE_AT_MOST)
         self._lost, self._faults = False, 0  # the connection to the speaker; of announcing
@@ -114,7 +115,7 @@ class Worker:
         self._pace = loop.new_pace(most, BUSY_LOOKS if self._busy else LOOKS)
         self._others = len(also)
         self._packets = self._rings._replace(polled=self._rings.polled[: -self._others])  # to wait for these alone
-        self._crowding = Crowding()
+        self._crowding = Crowding(min(REST_AT_MOST, self._replica.rest_at_most if self._replica else REST_AT_MOST))
         self._events = {
             number: [told["out_event"], told["back_event"]]
             for number, line in enumerate(self._lines)
@@ -144,7 +145,7 @@ class Worker:
                 now = ticks()
             handled = self._breathe(self._clock.at(now), int(self._pace[loop.BURSTS]))
             if called or now != last:
-                self._crowding.look(now)
+                self._look_round(now)
                 self._chores(now, called)
                 last, called = now, self._more
             if handled == 0 and not (self._busy or self._stopping or self._more):
@@ -152,11 +153,23 @@ class Worker:
         if self._closing:
             shard.close(self._state, self._rings, self._rings.frames, ticks())
 
+    def _look_round(self, now: int) -> None:
+        """How long do we wait for the CPU? And let people see what that leads to."""
+        self._crowding.look(now)
+        self._state.core[0]["rest"] = self._crowding.rest
+
     def _resting(self, now: int, last: int) -> int:
         """Ticks for which no chore is to be done: others need the CPU, too. What packets wait for is not put off."""
-        if self._more or self._stopping or (self._replica and self._replica.conductor.is_moving):
+        if self._more or self._spoken_to or self._stopping or self._busy or not self._crowding.rest:
             return 0
-        return max(0, self._crowding.rest - (now - last))
+        if self._replica and self._replica.is_pressed:
+            return 0
+        rest = self._crowding.rest
+        if self._pcp:
+            rest = min(rest, self._pcp.due())
+        if self._announced:
+            rest = rest if self._examiner.cut() == (self._announcer.cut if self._announcer else "") else 0
+        return max(0, rest - (now - last))
 
     def _serve(self, until: int) -> None:
         """Nothing but packets up to that tick."""
@@ -241,9 +254,11 @@ class Worker:
         try:
             message, descriptors = receive(self._channel, self._inbox, DESCRIPTORS_AT_MOST)
         except BlockingIOError:
+            self._spoken_to = False
             return
         except ConnectionError:
             message = b""
+        self._spoken_to = bool(message)
         if message:
             self._obey(json.loads(message), descriptors, now)
         else:

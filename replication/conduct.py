@@ -151,6 +151,11 @@ class Conductor:
         """Whether a shard is being moved from here: then packets may wait for every turn."""
         return any(self._is_moving(shard) for shard in self.moves)
 
+    @property
+    def is_expecting(self) -> bool:
+        """Whether somebody hands a shard over: what he says of it is to be heard soon."""
+        return any(each.role == DRAINING for told in self._told.values() for each in told.values())
+
     def _is_moving(self, shard: int) -> bool:
         return shard in self.moves and not self.moves[shard].over
 

@@ -190,6 +190,11 @@ class Exchange:
 
     # --- a turn -----------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether it is being found out if a peer's process has ended."""
+        return self._link.is_asking
+
     def is_due(self, now: int) -> bool:
         """Whether a core that has packets to forward should take a turn: a peer waits for an answer, or what changed waits.
 

@@ -41,6 +41,11 @@ class Inquest:
         self._questions: dict[str, _Question] = {}
         self._let_in: dict[str, tuple[str, int]] = {}  # endpoint, and the tick at which it let us in
 
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer is waited for."""
+        return bool(self._questions)
+
     def ask(self, peer: str, endpoint: str, now: int) -> None:
         """Knock at `endpoint` (tcp://ADDRESS:PORT); the answer is found by `dead`, at once or later."""
         self.drop(peer)

@@ -224,6 +224,11 @@ class Link:
         return Message(peer, b"", header, body)
 
     @property
+    def is_asking(self) -> bool:
+        """Whether somebody's kernel is asked if his process lives."""
+        return self._inquest.is_open
+
+    @property
     def is_skipping(self) -> bool:
         """Whether a message that has too many parts is not read to its end."""
         return self._skipping is not None

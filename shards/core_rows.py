@@ -78,6 +78,7 @@ CORE = np.dtype(
         ("ip_id", "u4"),
         ("late_compilations", "u4"),  # since the worker began to take traffic: must stay 0
         ("longest_breath_us", "u4"),  # since then
+        ("rest", "u4"),  # ticks for which chores rest between two turns: others need the CPU, too (krononat.crowding)
         ("in_doubt", "u4"),  # not 0: a change of what is derived is under way, see `doubt`
         ("legs_lost", "u4"),  # what `legs.settle` has settled last: a bit for each dead port, and
         ("legs_version", "u4"),  # the `neighbours_version`
@@ -90,7 +91,7 @@ CORE = np.dtype(
         ("cuts", "u4"),  # rows of this burst that are longer than their next link's MTU
         ("unasked", "u4"),  # rows of UNASKED written ever, mod 2**32
         ("unasked_done", "u4"),  # and of these those whose time was over
-        ("spare", "u1", (44,)),
+        ("spare", "u1", (40,)),
     ]
 )
 assert CORE.itemsize == 192

@@ -69,16 +69,30 @@ def breathe(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Ar
 
 @hot
 def serve(state: State, ports: Rings, frames: Array, burst: Burst, waiting: Array, pace: Array, until: int) -> int:
-    """Breathe, and sleep where nothing comes, until the machine shows `until`; breaths. `ports` polls for frames alone."""
-    breaths, machine_now = 0, machine(pace)
-    while machine_now < until:
+    """Breathe, and sleep where nothing comes, until the machine shows `until`; breaths. `ports` polls for frames alone.
+
+    It ends early where packets begin to wait for a chore: a neighbour, or the authority, is to be asked for.
+    """
+    breaths, machine_now, waits = 0, machine(pace), _waits(state)
+    while machine_now < until and _waits(state) <= waits:
         now = whole(pace[STANDS]) or machine_now + whole(pace[AHEAD])
         handled = breathe(state, ports, frames, burst, waiting, pace, now, whole(pace[BURSTS]))
         breaths += 1
         if handled == 0:
             rings.wait(ports, _nap(state, now, until - machine_now))
+            rings.listen(ports)  # what the kernel says by a memif port; its descriptor wakes us until it was read
         machine_now = machine(pace)
     return breaths
+
+
+@hot
+def _waits(state: State) -> int:
+    """Grows where a chore is wanted at once: frames that wait, neighbours that are asked for, ports without a carrier."""
+    core = state.core[0]
+    told = whole(core["held"]) + whole(core["neighbours_wanted"])
+    for port in range(len(state.ports)):
+        told += whole(state.ports[port]["carrier_lost"])
+    return told
 
 
 @hot

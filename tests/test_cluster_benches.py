@@ -112,8 +112,8 @@ def test_what_happens_follows_from_the_switches_there_are() -> None:
 
 
 def test_servers_have_as_many_cores_as_the_machine_has_cpus_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cpus, cores in ((2, 1), (events.CPUS_FOR_TWO - 1, 1), (events.CPUS_FOR_TWO, 2), (None, 1)):
-        monkeypatch.setattr("os.cpu_count", lambda cpus=cpus: cpus)
+    for cpus, cores in ((2, 1), (events.CPUS_FOR_TWO - 1, 1), (events.CPUS_FOR_TWO, 2)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)))
         assert events.wanted("bird").cores == cores and events.wanted("bird", cores=3).cores == 3
         assert events.wanted("bird", 2).cores == 1
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from typing import Any
 
 import numpy as np
+import pytest
 
 from krononat.clock import ticks
 from krononat.warm import _SMALL, _no_rings
@@ -31,6 +34,7 @@ def test_the_machine_s_ticks_are_those_of_python() -> None:
     assert before <= found <= ticks()
 
 
+@pytest.mark.alone
 def test_it_serves_until_its_time_is_over_and_sleeps_meanwhile() -> None:
     pace, core = loop.new_pace(4, 0), given()
     began, worked = ticks(), time.thread_time_ns()
@@ -41,6 +45,7 @@ def test_it_serves_until_its_time_is_over_and_sleeps_meanwhile() -> None:
     assert loop.serve(*core, pace, began) == 0  # over already
 
 
+@pytest.mark.alone
 def test_it_is_woken_by_what_comes() -> None:
     """A descriptor among those of frames that is ready ends each nap at once."""
     reading, writing = os.pipe()
@@ -50,6 +55,27 @@ def test_it_is_woken_by_what_comes() -> None:
     assert loop.serve(*core, pace, ticks() + 40) > 60
     for descriptor in (reading, writing):
         os.close(descriptor)
+
+
+def test_it_ends_early_where_packets_begin_to_wait_for_a_chore() -> None:
+    """As if another one had written so meanwhile: a neighbour that is asked for, a carrier that is lost."""
+    for part, name in (("core", "neighbours_wanted"), ("ports", "carrier_lost")):
+        state = new_state(_SMALL)
+        core, row = given(state=state), getattr(state, part)[0]
+        row[name] = 1  # it was so before: that is no reason
+        began = ticks()
+        assert loop.serve(*core, loop.new_pace(4, 0), began + 30) and ticks() >= began + 30
+
+        def soon(row: Any = row, name: str = name) -> None:
+            time.sleep(0.05)
+            row[name] += 1
+
+        teller = threading.Thread(target=soon)
+        teller.start()
+        began = ticks()
+        loop.serve(*core, loop.new_pace(4, 0), began + 5000)
+        teller.join()
+        assert ticks() < began + 2500
 
 
 def test_breaths_go_by_the_clock_that_they_are_told() -> None:

@@ -29,7 +29,7 @@ __all__ = ["run"]
 
 STATUS: dict[str, Any] = {
     "server": "s1", "uptime_s": 60.0, "quarantined": {"signatures": 2, "frames": 9}, "packets": {"received": 777},
-    "worker": {"ready": True, "restarts": 3, "cpu_percent": 41.5, "longest_breath_us": 1500},
+    "worker": {"ready": True, "restarts": 3, "cpu_percent": 41.5, "longest_breath_us": 1500, "rest_ms": 6},
     "ports": [
         {"interface": "in0", "side": "internal", "xdp_mode": "native",
          "sockets": {"rx_dropped": 1, "rx_invalid": 2, "tx_invalid": 4, "rx_ring_full": 8, "fill_ring_empty": 16}},
@@ -94,6 +94,7 @@ def test_figures_of_a_core_that_is_alone(scrape: Any) -> None:
     assert figure(found, "packets_total", direction="out") == 1000 and figure(found, "received_packets_total") == 777
     assert figure(found, "drops_total", reason="table_full") == 4
     assert figure(found, "core_busy_ratio") == 0.415 and figure(found, "longest_breath_seconds") == 0.0015
+    assert figure(found, "chores_rest_seconds") == 0.006
     assert figure(found, "rx_ring_overruns_total", interface="in0") == 8
     assert figure(found, "socket_drops_total", interface="in0") == 7
     assert figure(found, "pool_blocks", pool="home") == 4032

@@ -245,9 +245,9 @@ class Generator:
         """The round that no connection has answered yet."""
         return int(self.ledger.connections["round"].max(initial=1))
 
-    def ask(self, turned: int, rate: int, first: int = 0) -> None:
-        """Ask every established connection, from this number on, that has not answered in this round."""
-        self._give(ASK, first, int(self.ledger.orders["next"][OPEN]), rate, turned)
+    def ask(self, turned: int, rate: int, first: int = 0, end: int | None = None) -> None:
+        """Ask every established connection, from this number on up to `end`, that has not answered in this round."""
+        self._give(ASK, first, int(self.ledger.orders["next"][OPEN]) if end is None else end, rate, turned)
 
     def populate(self, turned: int, rate: int) -> None:
         """Ask every resident that has not answered in this round; the first one opens the sessions."""
