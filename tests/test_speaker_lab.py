@@ -162,7 +162,7 @@ def last_change(monitor: Monitor, moment: float, name: str, count: int = 3) -> f
 def test_everything_that_is_said_arrives(settled: Bed) -> None:
     first, second = settled.switch.routes(0), settled.switch.routes(2)
     assert set(first) == set(second) == set(PREFIXES)
-    for name, found, med, prepended in (("s1/0", first, "100", 2), ("s2/0", second, "200", 4)):
+    for name, found, med, prepended in (("s1/0", first, "100", 2), ("s2/0", second, "200", 8)):
         for prefix, told in found.items():
             number = CORES[name]
             assert told["next_hop"].split()[0] == (core_address6(number) if ":" in prefix else core_address(number))
