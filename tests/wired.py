@@ -152,12 +152,12 @@ _NAME, _SOCKET = "wired", Path("/run/wired.sock")  # in configurations that are 
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
-    """The scenarios that can be played to a real core, those that are given the same one after another."""
+    """The scenarios that can be played to a real core, those of one core one after another (a core that is left has ended)."""
 
     def given(path: Path) -> tuple[list[str], str]:
         return sorted(line for line in path.read_text().splitlines() if line.startswith("given ")), path.stem
 
-    return [path for path in sorted(paths, key=given) if not wired_config.why_not(scenario.parse(path))]
+    return [path for group in groups(sorted(paths, key=given)) for path in group.paths]
 
 
 def groups(paths: Iterable[Path]) -> list[Group]:
