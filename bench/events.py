@@ -40,7 +40,7 @@ from bench.cluster.ledger import ASK, OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.programs import Programs
 from bench.cluster.routes import Watch
 from bench.cluster.scene import People, Scene, scene, until
-from bench.cluster.stream import Survival, became, owners, survival
+from bench.cluster.stream import Survival, became, owners, silence_ms, survival
 from bench.report import Result, Told
 from krononat.client import NOT_FOUND, Trouble
 from krononat.lab import cluster, fabric, leaks, overview
@@ -58,6 +58,7 @@ FLOWS = 8  # of a shard
 BEFORE_S, AFTER_S = 1.0, 1.0
 LAST_NS, AROUND_NS = 10_000_000, 50_000_000
 SETTLE_S = 60.0
+_TRIES, _AGAIN_S = 3, 0.2  # of a client: the least retransmission timeout of Linux
 _EACH_S = 40  # at most, for the room of the ledger
 
 
@@ -162,12 +163,14 @@ def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
 
 
 def _say_more(here: Scene, began: int) -> None:
-    """Those who had just connected say something more, as a client does that has a question."""
+    """Those who had just connected say something more, as a client does, and again where that is not answered."""
     opened = here.generator.ledger.connections["opened"]
     young = np.flatnonzero((opened >= began - AROUND_NS) & (opened < began))
-    if len(young):
-        here.generator.ask(here.generator.rounds, OPENED, int(young[0]), int(young[-1]) + 1)
+    turned = here.generator.rounds
+    for _ in range(_TRIES if len(young) else 0):
+        here.generator.ask(turned, OPENED, int(young[0]), int(young[-1]) + 1)
         here.generator.wait(ASK)
+        time.sleep(_AGAIN_S)
 
 
 def _tried(work: Callable[[], int | None], name: str, told: Told) -> tuple[int | None, bool]:
@@ -215,9 +218,12 @@ def _between(here: Scene, mine: Sequence[int], since: int, until: int, hits: str
     rest = [shard for shard in range(shards) if shard not in mine]
     both = ledger.out, ledger.into
     hit, others = ([became(_of(part, some, shards), since, until) for part in both] for some in (mine, rest))
-    outage_ms = max(part.longest_gap_ms for part in hit)
-    if hits == ALL:  # some flows do not use what has failed: theirs would hide the others' silence
-        outage_ms = max(_silence_ms(part, since, until, shards) for part in both)
+    # Where all are hit some flows do not use what has failed: theirs would hide the others' silence.
+    flows = FLOWS * shards
+    heard = [[flow] for flow in range(flows)] if hits == ALL else [mine]
+    outage_ms = max(
+        silence_ms(_of(part, each, flows if hits == ALL else shards), since, until) for part in both for each in heard
+    )
     return Heard(sum(part.lost for part in hit), sum(part.lost for part in others), outage_ms)
 
 
@@ -227,12 +233,6 @@ def _survived(here: Scene, mine: Sequence[int], began: int) -> tuple[Survival, S
     some = _of(here.generator.ledger.connections, mine, here.wanted.shards)
     older = survival(some, turned, began - 10 * 1_000_000_000, began - LAST_NS)
     return older, survival(some, turned, began - LAST_NS, began)
-
-
-def _silence_ms(rows: Array, since: int, until: int, shards: int) -> float:
-    """The longest silence of a flow of its own."""
-    flows = FLOWS * shards
-    return max(became(_of(rows, [flow], flows), since, until).longest_gap_ms for flow in range(flows))
 
 
 def _of(rows: Array, chosen: Sequence[int], of: int) -> Array:

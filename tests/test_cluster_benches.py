@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import cast
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from bench import events, failover, migrate, overload, report, showing, verify
-from bench.cluster import flood, happenings
+from bench.cluster import flood, happenings, stream
+from bench.cluster.ledger import DATAGRAM
 from bench.cluster.moving import Moved
 from bench.cluster.scene import Scene
 from bench.cluster.stream import Became, Survival
@@ -109,6 +111,23 @@ def test_what_happens_follows_from_the_switches_there_are() -> None:
     with pytest.raises(Trouble, match="nothing is called flood") as told:
         events.run(True, lambda _: None, only=("tor", "flood"), tors=2)
     assert told.value.status == NOT_FOUND and "isolate" in told.value.remedy
+
+
+def test_silence_is_when_nothing_came_and_not_who_came_late() -> None:
+    """Of a span that ends at 100 ms: ten of each ten ms come after 5 ms, and one that left at 95 comes at 160."""
+    datagrams = np.zeros(16, DATAGRAM)
+    datagrams["sent"] = [10 * number * 1_000_000 for number in range(16)]
+    datagrams["came"], datagrams["times"] = datagrams["sent"] + 5_000_000, 1
+    datagrams["came"][9] = 160_000_000
+    ms = 1_000_000
+    assert stream.became(datagrams, 0, 100 * ms).longest_gap_ms == 75.0  # among those that left in the span
+    assert stream.silence_ms(datagrams, 0, 90 * ms) == 10.0
+    assert stream.silence_ms(datagrams, 0, 100 * ms) == 15.0  # what should have come at 95
+    datagrams["times"][3:6] = 0  # lost
+    assert stream.silence_ms(datagrams, 0, 100 * ms) == 40.0
+    assert stream.silence_ms(datagrams, 30 * ms, 100 * ms) == 35.0  # what of it lies in the span
+    datagrams["times"] = 0
+    assert stream.silence_ms(datagrams, 0, 100 * ms) == 100.0
 
 
 def test_servers_have_as_many_cores_as_the_machine_has_cpus_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,13 @@ def _longest_gap(sent: Array, came: Array) -> int:
     return int(np.diff(np.sort(np.concatenate((came, ends)))).max())
 
 
+def silence_ms(datagrams: Array, since_ns: int, until_ns: int) -> float:
+    """The longest time in this span in which none of these came, whenever they left: one that is late makes no silence."""
+    came = datagrams["came"][datagrams["times"] > 0]
+    heard = np.sort(came[(came > since_ns) & (came < until_ns)])
+    return float(np.diff(np.concatenate(([since_ns], heard, [until_ns]))).max()) / 1e6
+
+
 class Survival(NamedTuple):
     """Of the connections that were established in a span of time: how many, and how many of them answered later on."""
 
