@@ -136,13 +136,12 @@ def _addresses(ranges: list[int]) -> Array:
 
 
 def _as_many_as_fit(ranges: Ranges) -> Ranges:
-    """The first shards, in order."""
+    """The first shards, in order; one that has too many hides none behind it."""
     fitting, left = {}, 2 * RANGES_AT_MOST
     for shard, told in ranges.items():
-        left -= len(told)
-        if left < 0:
-            break
-        fitting[shard] = told
+        if len(told) <= left:
+            left -= len(told)
+            fitting[shard] = told
     return fitting
 
 
