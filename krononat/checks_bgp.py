@@ -74,7 +74,13 @@ def _session(config: Config, bgp: Bgp, number: int, peer: BgpPeer) -> Complaints
 def _meds(config: Config, bgp: Bgp) -> Complaints:
     """Equal ones would let a switch share a shard's packets between two cores."""
     names, counted = ("promoted", "primary", "leaving", "backup", "unfit", "rejoining"), {"leaving": 1, "unfit": 2}
+    least = bgp.med.primary + 3
+    if no_room := bgp.med.backup < least:
+        told = f"{bgp.med.backup} is not above primary and the two of leaving, which lie between them: {least} at least"
+        yield Complaint(("bgp", "med", "backup"), told)
     for better, name in pairwise(names):
+        if no_room and "leaving" in (better, name):
+            continue
         med, last = getattr(bgp.med, name), getattr(bgp.med, better) + counted.get(better, 0)
         if med <= last:
             told = f"{med} is not above {better}; the order is {' < '.join(names)}, so {last + 1} at least"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from krononat.model import Model
 from krononat.values import Address, Community, RoutePrefix, one_of
@@ -40,12 +40,26 @@ class Meds(Model):
     promoted: int = Field(default=50, ge=0, le=MED_AT_MOST, description="Of a core that took the shard over.")
     primary: int = Field(default=100, ge=0, le=MED_AT_MOST, description="Of the core that has it by the map.")
     leaving: int = Field(
-        default=150, ge=0, le=MED_AT_MOST, description="Of a core that is being emptied and has it; it and the next are used."
+        default=150,
+        ge=0,
+        le=MED_AT_MOST,
+        description="Of a core that is being emptied and has it; with the next; default: midway from primary to backup.",
     )
     backup: int = Field(default=200, ge=0, le=MED_AT_MOST, description="Of the core that keeps a copy.")
     unfit: int = Field(default=250, ge=0, le=MED_AT_MOST, description="Of a core in bad health; it and the next two are used.")
     rejoining: int = Field(default=300, ge=0, le=MED_AT_MOST, description="Of a core whose copy is not complete yet.")
     aggregate: int = Field(default=400, ge=0, le=MED_AT_MOST, description="Of the `aggregates`.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _between(cls, told: Any) -> Any:
+        """A file may have others that fit, and be older than `leaving`: where it has none, that lies between them."""
+        if not isinstance(told, dict) or "leaving" in told:
+            return told
+        ends = [told.get(name, cls.model_fields[name].default) for name in ("primary", "backup")]
+        if any(type(end) is not int or not 0 <= end <= MED_AT_MOST for end in ends):  # refused by its own name
+            return told
+        return {**told, "leaving": sum(ends) // 2}
 
 
 class Bgp(Model):

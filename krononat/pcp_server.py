@@ -86,7 +86,7 @@ class Table(Protocol):
         """External address of a host, 0 if none can be had."""
 
     def find(self, internal: int, protocol: int, port: int) -> Held | None:
-        """The mapping of an internal endpoint."""
+        """The mapping of an internal endpoint. Refused: it is there, and nothing can be done about it now."""
 
     def grant(self, wish: Wish, nonce: bytes, origin: str, expires_s: int, now_s: int) -> Held | int:
         """Have a mapping live until then; a result code of PCP where that cannot be."""

@@ -3,7 +3,8 @@
 The rows stand in the state's memory, so a worker's successor goes on with nonces, lifetimes and epoch. Another core that takes
 a shard over has the mappings, which are replicated, and neither nonces nor lifetimes: it finds them by a walk over all rows,
 *adopts* them for the longest lifetime there is, begins a new epoch (RFC 6887 8.5), and has their hosts told so. Whoever asks
-first then, from the very host, has the mapping. A core that is not asked to keep any lets what it finds so go.
+first then, from the very host, has the mapping. What there is no row for lives on, neither renewed nor ended by anybody, and is
+adopted when a row is free. A core that is not asked to keep any lets what it finds so go.
 
 The thread that does this forwards packets, too, so whatever there is much of is done in pieces: a turn ends, adopts and frees
 WORK_AT_ONCE rows at most, and rows of a worker before are read by as many a turn. Granted mappings need none of it to forward.
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from krononat import pcp
+from krononat.pcp import Refused
 from krononat.pcp_index import Fact, Index
 from krononat.pcp_server import ADOPTED, DYNAMIC, ENDED, NAT_PMP, PCP, STATIC, Held, Wish
 from shards import grant_rows, grants
@@ -114,7 +116,7 @@ class GrantTable:
         return int(grants.address_of(self._state, self._realm, internal, self.now))
 
     def find(self, internal: int, protocol: int, port: int) -> Held | None:
-        """The mapping of an internal endpoint."""
+        """The mapping of an internal endpoint. Refused: it is there, and nothing can be done about it now."""
         half = int(grants.find(self._state, self._realm, internal, protocol, port))
         index = self._index(self._account_of(half))
         number = index.row_of(half) if half else 0
@@ -224,7 +226,9 @@ class GrantTable:
         index = self._index(int(mapping["account"]))
         if not index.knows(half, int(mapping["generation"])):  # it came from another core, and the walk has not met it yet
             self._adopt(half)
-        if not index.knows(half, int(mapping["generation"])):  # there was no room to keep it
+        if not index.knows(half, int(mapping["generation"])):
+            if self._longest_s:  # no row is free
+                raise Refused(pcp.NO_RESOURCES)
             return told
         grant = self._state.grants[index.row_of(half)]
         return told._replace(
@@ -268,6 +272,10 @@ class GrantTable:
         while self._left and not (self._free or self._gaps):
             self._give_back()
         return bool(self._free or self._gaps)
+
+    def _is_full(self) -> bool:
+        """Whether there is no row for what came from another core, and would be kept."""
+        return self._longest_s > 0 and not self._has_row()
 
     def _take_row(self) -> int:
         if self._free:
@@ -402,7 +410,7 @@ class GrantTable:
         granted = np.flatnonzero((rows["static"] == GRANTED) & (rows["kind"] == NAT_MAPPING))[:KNOWN_AT_ONCE]
         reached = int(granted[-1]) + 1 if len(granted) == KNOWN_AT_ONCE else seen
         for offset, life in zip(granted.tolist(), rows["generation"][granted].tolist(), strict=True):
-            if index.knows(at + offset, life):
+            if index.knows(at + offset, life) or self._is_full():  # then it lives on, and is met again
                 continue
             if not self._work:
                 reached = offset
@@ -433,8 +441,10 @@ class GrantTable:
         index = self._index(account)
         if before := index.row_of(half):  # of another mapping, which was here, and has ended
             self._forget(index, before)
-        if not self._longest_s or not self._has_row():
+        if not self._longest_s:
             grants.revoke(self._state, half, int(mapping["generation"]), self.now)
+            return
+        if self._is_full():
             return
         subscriber = int(self._state.accounts[account]["parent"]) or account
         now_s = self.now // grant_rows.SECONDS

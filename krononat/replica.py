@@ -30,6 +30,7 @@ PREPARE_EACH = 1000  # ticks between two looks for the way to the other cores
 SIDES_LATE = 5000  # ticks after which a swap of sides should be over
 
 _SAME_ADDRESSES = "have both know the same prefixes (krononat config apply, or pool add, there), then this"
+_AGAIN = "try again in a moment"
 
 Answer = dict[str, Any]
 
@@ -224,6 +225,8 @@ class Replica:
                 found.append(f"shard {shard} would lose its sessions of IPv6: {post.backup} is of a version that knows none")
             if post.side != 0 and self._now - post.since > SIDES_LATE:
                 found.append(f"shard {shard} hands out a fifth of its ports only: {post.backup} holds on to the rest")
+            if why := self.conductor.shut_out(shard):
+                found.append(f"the copy of shard {shard} stays at {post.backup}, though the map has it elsewhere: {why}")
             if post.backup.partition("/")[0] == self._me.partition("/")[0]:
                 found.append(f"shard {shard} has its backup on the same server")
         elif post.role != ABSENT and not active:
@@ -307,13 +310,18 @@ class Replica:
             raise Refusal(f"shard {shard} is not {self._me}'s to move", told, f"ask {active}" if active else "")
         move = self.conductor.migrate(shard, target, self._now, dry_run, bool(request.get("copies")))
         if move.phase == migration.FAILED:
-            remedy = _SAME_ADDRESSES if self.conductor.lacks(shard, target) else "krononat server list"
-            raise Refusal(f"shard {shard} cannot move to {target}", move.why, remedy)
+            raise Refusal(f"shard {shard} cannot move to {target}", move.why, self._remedy(move))
         if not dry_run:
             self._numbers[shard] = max(self._numbers.values(), default=0) + 1
             self._lost[shard] = self._lost_now(shard)
             self._underway.add(shard)
         return {"plan": self._plan(move), "move": None if dry_run else self._numbers[shard]}
+
+    def _remedy(self, move: Move) -> str:
+        """What to do about a move that was refused, by why it was."""
+        if move.why != self.conductor.lacks(move.shard, move.target):
+            return "krononat server list"
+        return _AGAIN if self.conductor.addresses.is_unsure(move.target) else _SAME_ADDRESSES
 
     def _plan(self, move: Move) -> Answer:
         sessions, mappings = self.conductor.counts(move.shard)

@@ -248,7 +248,8 @@ sec7.3  must    options that must be obeyed are, or the request is refused; othe
         > Always.
 sec8.2  must    requests are checked in order, and errors say what was wrong
         > Always; what is no request, or comes from no subscriber of this core, is not answered, nor is who asks too often
-        > (`pcp.requests-each`, `pcp.requests-per-second`). Who floods is not in the way of others.
+        > (`pcp.requests-each`, `pcp.requests-per-second`). A host that floods is in the way of those alone who share one of
+        > eight sockets with it; a subscriber who floods from many addresses can be in the way of all.
 sec8.5  must    the epoch goes on as long as no mapping is lost, and begins anew where one may have been
         > Of each shard: it goes on in another worker, and begins anew at another core.
 sec11.3 must    MAP: an endpoint that stays the same for whoever has the nonce

@@ -51,7 +51,8 @@ rec21   must    by default what carries AH, to and from hosts inside, is not blo
         > ICMPv6 goes by RFC 4890 and `firewall6.echo`, authenticated or not.
 rec22   must    by default ESP is not blocked
         > It passes both ways, unasked too (`firewall6.unasked-ipsec`). What comes in makes no session, the host's answer
-        > does, within his limits: scans take nothing of anybody's.
+        > does, within his limits: a scan fills no table of sessions. Of addresses on-link that nobody has it takes rows of the
+        > neighbours, for ten seconds each, as one by pings does.
 rec23   must    ICMPv6 errors about ESP and AH pass
         > Always.
 rec24   must    by default UDP to port 500, IKE's, is not blocked

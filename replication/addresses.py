@@ -40,7 +40,7 @@ class Addresses:
         self._state = state
         self._theirs: dict[str, Theirs] = {}
         self._told: dict[str, tuple[int, int, int]] = {}  # when, by which digests
-        self._found: dict[tuple[int, int, int], Array] = {}
+        self._lacking: dict[tuple[str, int], str] = {}  # by core and shard, as long as nothing changes
         self.look()
 
     def look(self) -> None:
@@ -53,19 +53,25 @@ class Addresses:
         self._ranges = {shard: _ranges(addresses) for shard, addresses in sorted(self._own.items())}
         told = hashlib.blake2b(repr(self._ranges).encode(), digest_size=8).digest()
         self.digest = int.from_bytes(told, "big") >> 1
+        self._lacking.clear()
 
     # --- told -------------------------------------------------------------------------------------------------------------
 
     def told_digest(self, peer: str, digest: Any) -> None:
-        """A core said this with its posts; one of an older version says nothing."""
-        if type(digest) is int:
-            self._theirs[peer] = self._theirs.get(peer, Theirs(digest))._replace(digest=digest)
+        """A core said this with its posts; one of an older version says nothing, though it may have been newer until now."""
+        before = self._theirs.get(peer)
+        if type(digest) is not int:
+            self.forget([peer])
+        elif before is None or before.digest != digest:
+            self._theirs[peer] = (before or Theirs(digest))._replace(digest=digest)
+            self._look_anew(peer)
 
     def told_ranges(self, peer: str, fields: Fields) -> None:
         """A core said what there is; nonsense is not listened to."""
         match fields:
             case {"x": int(digest), "r": dict(ranges), "w": bool(whole)} if peer in self._theirs and _are_right(ranges):
                 self._theirs[peer] = self._theirs[peer]._replace(told_for=digest, ranges=ranges, whole=whole)
+                self._look_anew(peer)
 
     def owed(self, peer: str, now: int) -> Fields | None:
         """What a core is to be told now, besides the digest: something if it has another one."""
@@ -80,10 +86,14 @@ class Addresses:
         return {"x": self.digest, "r": fitting, "w": len(fitting) == len(self._ranges)}
 
     def forget(self, peers: Iterable[str]) -> None:
-        """They are no cores any more."""
+        """They are no cores any more, or do not say what they know."""
         for peer in peers:
             self._theirs.pop(peer, None)
             self._told.pop(peer, None)
+            self._look_anew(peer)
+
+    def _look_anew(self, peer: str) -> None:
+        self._lacking = {asked: told for asked, told in self._lacking.items() if asked[0] != peer}
 
     # --- compared ---------------------------------------------------------------------------------------------------------
 
@@ -93,24 +103,25 @@ class Addresses:
         return theirs is not None and theirs.digest not in (self.digest, theirs.told_for)
 
     def lacking(self, peer: str, shard: int) -> str:
-        """What a core does not know of the external addresses that a shard has here, as a sentence; empty: nothing."""
+        """What a core does not know of the external addresses that a shard has here, as a sentence; empty: nothing.
+
+        Moves ask at every turn, each shard may have 65,536, and a drained server moves many: every answer is kept.
+        """
+        if (peer, shard) not in self._lacking:
+            self._lacking[peer, shard] = self._look_for(peer, shard)
+        return self._lacking[peer, shard]
+
+    def _look_for(self, peer: str, shard: int) -> str:
         theirs = self._theirs.get(peer)
         if theirs is None or theirs.digest == self.digest or self.is_unsure(peer) or shard not in self._own:
             return ""
         if shard not in theirs.ranges and not theirs.whole:
             return f"{peer} knows other external addresses, of so many ranges that it has not said which"
-        missing = self._missing(theirs, shard)
+        missing = np.setdiff1d(self._own[shard], _addresses(theirs.ranges.get(shard, [])))
         if not len(missing):
             return ""
         told = f"{len(missing):,} of its external addresses, {IPv4Address(int(missing[0]))} for one"
         return f"{peer} does not know {told}: who is mapped there would be cut off"
-
-    def _missing(self, theirs: Theirs, shard: int) -> Array:
-        """A move asks at every turn, and there may be 65,536: the answer is kept."""
-        key = self.digest, theirs.digest, shard
-        if key not in self._found:
-            self._found = {key: np.setdiff1d(self._own[shard], _addresses(theirs.ranges.get(shard, [])))}
-        return self._found[key]
 
 
 def _ranges(addresses: Array) -> list[int]:
@@ -125,13 +136,12 @@ def _addresses(ranges: list[int]) -> Array:
 
 
 def _as_many_as_fit(ranges: Ranges) -> Ranges:
-    """The first shards, in order."""
+    """The first shards, in order; one that has too many hides none behind it."""
     fitting, left = {}, 2 * RANGES_AT_MOST
     for shard, told in ranges.items():
-        left -= len(told)
-        if left < 0:
-            break
-        fitting[shard] = told
+        if len(told) <= left:
+            left -= len(told)
+            fitting[shard] = told
     return fitting
 
 

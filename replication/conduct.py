@@ -338,9 +338,15 @@ class Conductor:
         elif not move or move.over:
             self._homeless[shard] = now + HOME_EACH
             lets_go = self._exchange.evidence(post.backup, now) == ALIVE  # of its side; else it would not
-            if lets_go and self.migrate(shard, home, now, copies=True).over:  # refused: sides are being swapped, say
-                self._homeless[shard] = now + SOON
+            if lets_go and self.migrate(shard, home, now, copies=True).over and not self.lacks(shard, home):
+                self._homeless[shard] = now + SOON  # sides are being swapped, say
         return post
+
+    def shut_out(self, shard: int) -> str:
+        """Why a copy of ours may not go where the map wants it, as a sentence; empty: it may, or it is there."""
+        post, place = self.posts[shard], self._places[shard]
+        is_to_move = shard in self._homeless and post.role == ACTIVE and self._me == place.primary
+        return self.lacks(shard, place.backup) if is_to_move and post.backup not in ("", place.backup) else ""
 
     # --- what is known ----------------------------------------------------------------------------------------------------
 
@@ -397,7 +403,7 @@ class Conductor:
 
     def lacks(self, shard: int, target: str) -> str:
         """Why a core should not be given a shard of ours: external addresses that it does not know. Empty: it knows all."""
-        unsure = f"{target} knows other external addresses than {self._me}, and has not said yet which; try again"
+        unsure = f"{target} knows other external addresses than {self._me}, and has not said yet which"
         return unsure if self.addresses.is_unsure(target) else self.addresses.lacking(target, shard)
 
     def _move(self, shard: int, post: Post, others: list[Told], now: int) -> Post:
@@ -408,8 +414,8 @@ class Conductor:
         synced, flushed = self._exchange.synced(shard, target.name), self._exchange.flushed(shard, target.name)
         everything = self._streams[shard].get(target.name, False)
         sessions = int(self._state.shards[shard]["sessions"])
-        lacking, unsure = self.addresses.lacking(target.name, shard), self.addresses.is_unsure(target.name)
-        seen = Seen(target, synced and everything, flushed, sessions, lacking, unsure)
+        lacking = self.addresses.lacking(target.name, shard) if move.minds else ""
+        seen = Seen(target, synced and everything, flushed, sessions, lacking, self.addresses.is_unsure(target.name))
         after, post = migration.step(move, post, seen, now)
         if after.phase == migration.HANDOVER and move.phase == migration.PAUSE:
             self._exchange.tell(target.name, "handover", {"s": shard, "e": post.epoch + 1, "b": move.successor})

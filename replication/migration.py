@@ -1,9 +1,10 @@
 """Moving a shard to another core while packets flow: what the old owner does, step by step; pure.
 
     join      name the target as a guest, until it wants our rows
-    sync      send it everything, half-open connections too, until it lags no more
+    sync      send it everything, half-open connections too, until it lags no more, and it is known that it knows all of the
+              shard's external addresses
     release   name it as our backup instead of the one before, until that has let go of its side and the target has it, and
-              it is known that it knows all of the shard's external addresses
+              it is known still
     pause     create nothing more (misses are held), until every row is on its way
     handover  name the next epoch, until the target says that it has it
     drain     pass misses on to it, until no packet comes here any more
@@ -57,6 +58,11 @@ class Move(NamedTuple):
     def over(self) -> bool:
         """Whether nothing is left to do."""
         return self.phase in (DONE, FAILED)
+
+    @property
+    def minds(self) -> bool:
+        """Whether it matters still which addresses the target knows."""
+        return self.phase in (JOIN, SYNC, RELEASE) and not self.anyway
 
 
 class Seen(NamedTuple):
@@ -118,13 +124,20 @@ def _interrupted(move: Move, post: Post, seen: Seen, now: int) -> str:
         return f"{_WAITED_FOR[PAUSE]} within {PATIENCE[PAUSE] / 1000:g} s"
     if seen.target.evidence != ALIVE:
         return f"{move.target} is {seen.target.evidence}"
-    if seen.lacking and move.phase != PAUSE and not move.anyway:  # a pool has got addresses meanwhile
+    if seen.lacking and move.minds:  # a pool has got addresses meanwhile
         return seen.lacking
     if now - move.since > PATIENCE[move.phase]:
-        return f"{_WAITED_FOR[move.phase].format(move)} within {PATIENCE[move.phase] / 1000:g} s"
+        return f"{_waited_for(move, post, seen).format(move)} within {PATIENCE[move.phase] / 1000:g} s"
     return ""
 
 
+def _waited_for(move: Move, post: Post, seen: Seen) -> str:
+    """What has not come, of all that a phase waits for."""
+    rest = {SYNC: seen.synced, RELEASE: _has_let_go(post, seen)}.get(move.phase, False)
+    return _UNSAID if rest and _is_unsure(move, seen) else _WAITED_FOR[move.phase]
+
+
+_UNSAID = "{0.target} knows other external addresses than {0.source}, and did not say which"
 _WAITED_FOR = {
     JOIN: "{0.target} did not ask for the rows",
     SYNC: "{0.target} did not have all rows",
@@ -157,18 +170,28 @@ def _join(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
 
 
 def _sync(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
-    if not seen.synced:
+    """The backup before is let go only if it is likely that nothing else is in the way."""
+    if not seen.synced or _is_unsure(move, seen):
         return move, post
     return move._replace(phase=RELEASE, since=now), post._replace(backup=move.target, guest="")
 
 
 def _release(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:
-    if seen.target.side in (NO_SIDE, post.side) or (seen.unsure and not move.anyway):
+    if not _has_let_go(post, seen) or _is_unsure(move, seen):
         return move, post
     if move.copies:
         return move._replace(phase=DONE, since=now, sessions=seen.sessions, ended_at=now), post
     paused = post._replace(role=DRAINING, taker=move.target, authority="", since=now)
     return move._replace(phase=PAUSE, since=now, paused_at=now), paused
+
+
+def _has_let_go(post: Post, seen: Seen) -> bool:
+    """Whether the target has the side that the backup before had."""
+    return seen.target.side not in (NO_SIDE, post.side)
+
+
+def _is_unsure(move: Move, seen: Seen) -> bool:
+    return seen.unsure and move.minds
 
 
 def _pause(move: Move, post: Post, seen: Seen, now: int) -> tuple[Move, Post]:

@@ -80,6 +80,28 @@ def test_a_table_that_is_full_is_adopted_whole_though_its_rows_are_yet_to_be_fre
 
 
 @pytest.mark.usefixtures("slow")
+def test_what_was_granted_elsewhere_lives_on_where_all_rows_are_taken() -> None:
+    """A core with two rows: what is reached stays reached, who asks is told to come later, and a row that is free is used."""
+    twins, one = twin_servers()
+    told = six(one)
+    twins.settle(one.now)
+    twins.other.state = twins.other.state._replace(grants=twins.other.state.grants[:3])
+    hand_over(twins, one.now)
+    other = Server(twins.other, now=one.now)
+    for kept in (6, 5, 4):
+        for _ in range(4):
+            other.turns()
+        known = [port for _, port, _, left_s in other.listed() if left_s is not None]
+        others = [port for _, port, _, left_s in other.listed() if left_s is None]
+        assert (len(known), len(others)) == (2, kept - 2)
+        assert {port for _, port, origin, _ in other.listed() if origin == "adopted"} == {*known, *others}
+        assert all(reached(other, told[port - 5000]) == f"{HOST}:{port}" for port in (*known, *others))
+        assert [other.map(others[0], lifetime_s=left_s).result for left_s in (3600, 0)] == 2 * [pcp.NO_RESOURCES]
+        assert other.ask(pmp_request(1, others[0]))[3] == 4  # out of resources (RFC 6886 3.5)
+        assert other.map(known[0], lifetime_s=0).result == pcp.SUCCESS
+
+
+@pytest.mark.usefixtures("slow")
 def test_what_was_granted_elsewhere_is_adopted_in_some_turns_and_for_who_asks_at_once() -> None:
     twins, one = twin_servers()
     told = six(one)

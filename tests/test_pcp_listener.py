@@ -163,6 +163,20 @@ def test_one_look_at_the_lanes_is_short(line: Line) -> None:
         client.close()
 
 
+def test_one_look_drops_so_many(line: Line) -> None:
+    """Whoever they are of: they cost time in which nothing is forwarded. Whatever calls, the next look waits then."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as flood:
+        flood.bind(("127.201.0.7", 0))
+        for _ in range(40):
+            flood.sendto(header(pcp.ANNOUNCE, "127.201.0.7"), (ME, pcp.PORT))
+    counts = []
+    for ticks in (100, 101, 104, 105, 109, 110, 111):
+        line.turn(EPOCH + ticks)
+        counts.append(line.counted(PCP_DROPPED))
+    assert counts == [16, 16, 16, 32, 32, 40, 40]
+    assert len(line.ask(header(pcp.ANNOUNCE, HOST), HOST, now=EPOCH + 111)) == 1, "there is nothing to drop any more"
+
+
 def test_lanes_are_the_kernels_choice_by_who_sends(line: Line) -> None:
     told = [made.socket for made in line.listener._lanes.values()]  # what no client sees
     for number in range(1, 40):

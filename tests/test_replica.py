@@ -116,6 +116,8 @@ def test_rows_with_an_address_that_is_unknown_to_a_backup_come_once_it_knows_it(
         assert len(mappings(other.state)) == 2 and invariants.complaints(other.state) == []
         replicas[0].enlarge(ticks())
         asked = {"do": "migrate", "shard": 0, "target": "s2/0", "dry_run": True}
+        assert "has not said yet" in replicas[0].answer(asked)["error"]["why"]
+        assert replicas[0].answer(asked)["error"]["next"] == "try again in a moment"
         until(lambda: "does not know 1 of its" in replicas[0].answer(asked)["error"]["why"], *replicas)
         assert "know the same prefixes" in replicas[0].answer(asked)["error"]["next"]
         have(other.state, "203.0.113.4/32", "203.0.113.8/32")
@@ -124,6 +126,36 @@ def test_rows_with_an_address_that_is_unknown_to_a_backup_come_once_it_knows_it(
         assert len(mappings(one.state)) == 4 and replicas[1].exchange.refused_of(0) == 0
         assert not any("lacks" in told for told in replicas[1].alarms(0)) and invariants.complaints(other.state) == []
         until(lambda: replicas[0].answer(asked)["ok"], *replicas)
+    finally:
+        for replica in replicas:
+            replica.exchange.close()
+
+
+def test_a_copy_that_may_not_come_home_is_an_alarm_and_a_refusal_says_what_to_do_about_its_own_reason() -> None:
+    """A newer map wants it at s3/0, which knows other external addresses, and is away besides."""
+    text = "pool 203.0.113.8/32 block 64 blocks 2 ports 1024-1151\nsubscribers 100.64.0.0/24\npeer 127.0.0.1\npeer 127.0.0.2\n"
+    one, other = (given(Core(bed(text), ticks()), side) for side in (0, 1))
+    ours, theirs, third = (keys.generate() for _ in range(3))
+    first, second = free_ports()
+    told = orders("s1/0", first, ours, ("s2/0", second, theirs))
+    newer = orders("s1/0", first, ours, ("s3/0", free_ports()[0], third)) | {"shards": [[0, "s1/0", "s3/0", ""]]}
+    newer["peers"][0][3:] = [2, 0x7F000002]
+    newer["peers"] += told["peers"]
+    replicas = (
+        Replica(one.state, told, ticks()),
+        Replica(other.state, orders("s2/0", second, theirs, ("s1/0", first, ours)), ticks()),
+    )
+    exchange, conductor = replicas[0].exchange, replicas[0].conductor
+    try:
+        until(lambda: conductor.posts[0].role == ACTIVE and exchange.synced(0, "s2/0"), *replicas)
+        replicas[0].follow(newer, ticks())
+        assert not any("elsewhere" in alarm for alarm in replicas[0].alarms(0))
+        conductor.addresses.told_digest("s3/0", 7)
+        unsaid = "s3/0 knows other external addresses than s1/0, and has not said yet which"
+        stays = "the copy of shard 0 stays at s2/0, though the map has it elsewhere"
+        assert f"{stays}: {unsaid}" in replicas[0].alarms(0)
+        refused = replicas[0].answer({"do": "migrate", "shard": 0, "target": "s3/0"})["error"]
+        assert refused["why"] != unsaid and refused["next"] == "krononat server list"
     finally:
         for replica in replicas:
             replica.exchange.close()

@@ -439,13 +439,30 @@ REFUSED = {
     'local-as = 65010\ncommunities = ["65010:70000"]': "is not a community",
     'local-as = 70000\npreference = "community"': "16 bits each",
     "local-as = 65000": "sessions within one AS",
-    "local-as = 65010\nmed = { primary = 200 }": "is not above primary",
+    "local-as = 65010\nmed = { primary = 198 }": "200 is not above primary and the two of leaving, which lie between them: 201",
+    "local-as = 65010\nmed = { leaving = 199 }": "200 is not above leaving",
+    "local-as = 65010\nmed = { leaving = 100 }": "100 is not above primary",
+    "local-as = 65010\nmed = { primary = -1 }": "greater than or equal to 0",
     "local-as = 65010\nmed = { backup = 249, unfit = 250, rejoining = 252 }": "252 is not above unfit",
     'local-as = 65010\nsocket = "speaker"': "not an absolute path",
     'local-as = 65010\nsocket = "/run/a b;c"': "has ' ' ';' in it, which ExaBGP's configuration cannot name",
     'local-as = 65010\nsocket = "/run/ä"': "has 'ä' in it",
     "local-as = 65010\nhold-time-s = 2": "greater than or equal to 3",
 }
+
+
+@pytest.mark.parametrize(
+    ("said", "leaving"),
+    [
+        ("", 150), ("primary = 150", 175), ("primary = 197", 198), ("backup = 151", 125), ("backup = 103", 101),
+        ("primary = 110, backup = 120, leaving = 112", 112),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_older_than_leaving_has_it_between_primary_and_backup(said: str, leaving: int) -> None:
+    text = CORE.format(core=0, host=11, more="").replace("[bgp]\n", f"[bgp]\nmed = {{ {said} }}\n")
+    bgp = config.read(text, "nat.toml").bgp
+    assert bgp and speaking.policy(bgp).meds.leaving == leaving
+    assert bgp.med.primary < leaving and leaving + 1 < bgp.med.backup
 
 
 @pytest.mark.parametrize(("said", "why"), REFUSED.items())
