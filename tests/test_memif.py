@@ -81,7 +81,7 @@ def accepting(server: memif.Server, into: list[memif.Peer | Exception]) -> threa
 
 
 def open_descriptors() -> list[str]:
-    """What is at hand of what comes with messages: memory and events. Threads of earlier tests may still open and close sockets."""
+    """What is at hand of what comes with messages, memory and events; sockets may be those of earlier tests' threads."""
     gc.collect()  # what tests before this one left to be closed
     found = []
     for number in os.listdir("/proc/self/fd"):
