@@ -64,7 +64,8 @@ def _cell(by_name: dict[str, Result], name: str, figure: str) -> str:
     unit = {"%": " %", "s": " s"}.get(result.unit, "")
     shown = f"{report.figure(result.value) if result.value % 1 else f'{result.value:.0f}'}{unit}"
     if figure in ("older", "last10ms"):
-        shown += f" of {by_name[f'events/{name}/{figure}/connections'].value:,.0f}"
+        connections = by_name[f"events/{name}/{figure}/connections"].value
+        shown = f"{shown} of {connections:,.0f}" if connections else "nobody connected then"
     if result.goal is None:
         return shown
     sign = "≤" if result.unit in report.LESS_IS_BETTER else "≥"
