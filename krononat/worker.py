@@ -221,11 +221,11 @@ class Worker:
 
     def _announce(self, told: announcer.Announcer, now: int) -> None:
         self._examiner.turned(now)
-        if (cut := self._examiner.cut()) != told.cut:
+        if severed := (cut := self._examiner.cut()) != told.cut:
             told.sever(cut)
-            if cut and self._replica:
-                self._replica.hand_over(now)
         self._lost |= not told.turn(now)
+        if severed and cut and self._replica:
+            self._replica.hand_over(now)
         if self._lost:  # until the supervisor has taken it, or another connection has come
             self._lost = not self.say({"speaker": "lost", "why": told.refusal})
         if told.leaving and now - self._left_at >= announcer.FAREWELL:
@@ -242,6 +242,8 @@ class Worker:
             alarms.look(self._state, self._clock.at(now))
         if self._lines:
             rings.listen(self._rings)
+        if self._announcer and self._examiner.cut() != self._announcer.cut:
+            self._guarded(self._announcer, now)  # before all else: until switches hear of it packets come to a dead end
         if self._replica:
             self._more = self._replica.turn(now, called)
         if self._pcp:
