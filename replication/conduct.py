@@ -412,10 +412,10 @@ class Conductor:
             return post
         target = next(told for told in others if told.name == move.target)
         synced, flushed = self._exchange.synced(shard, target.name), self._exchange.flushed(shard, target.name)
-        everything = self._streams[shard].get(target.name, False)
+        wide = self._exchange.is_wide(shard, target.name)
         sessions = int(self._state.shards[shard]["sessions"])
         lacking = self.addresses.lacking(target.name, shard) if move.minds else ""
-        seen = Seen(target, synced and everything, flushed, sessions, lacking, self.addresses.is_unsure(target.name))
+        seen = Seen(target, synced and wide, flushed, sessions, lacking, self.addresses.is_unsure(target.name))
         after, post = migration.step(move, post, seen, now)
         if after.phase == migration.HANDOVER and move.phase == migration.PAUSE:
             self._exchange.tell(target.name, "handover", {"s": shard, "e": post.epoch + 1, "b": move.successor})

@@ -143,6 +143,10 @@ class Exchange:
         """See `protocol.Exchange`."""
         return self._publisher.synced(shard, peer, self._now)
 
+    def is_wide(self, shard: int, peer: str) -> bool:
+        """See `protocol.Exchange`."""
+        return self._publisher.is_wide(shard, peer)
+
     def complete(self, shard: int, peer: str) -> bool:
         """Whether our copy of what the peer streams is whole, and its link misses nothing."""
         copy, receiver = self._subscriber.get(shard), self._receivers.get(peer)

@@ -118,6 +118,9 @@ class Exchange(Protocol):
     def synced(self, shard: int, peer: str) -> bool:
         """Whether the peer holds what we have but for a small lag: it acknowledged the end of the snapshot."""
 
+    def is_wide(self, shard: int, peer: str) -> bool:
+        """Whether the peer is sent everything, and nothing is to be looked for that it was not sent before it was."""
+
     def complete(self, shard: int, peer: str) -> bool:
         """Whether our copy of what the peer streams is whole, and its link misses nothing."""
 

@@ -7,6 +7,9 @@
 A copy is walked in pieces while changes flow in the same stream; what changes after its piece was sent follows as a change, so
 the newer always comes later. Within one frame: what ended, mappings, sessions. Rows are drained once for all peers of a shard.
 A peer that takes nothing is not waited for: its rows stay marked, which costs nothing, or its copy begins anew.
+
+Who has a copy and is to know half-open and young sessions from now on, as a shard is to move there, gets no other one: those
+that were left out so far are looked for, in pieces, and count as changed.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ class Stream:
         self.series = 0  # names the copy
         self.life = 0  # of the link, when the copy began
         self.klass = self.cursor = 0
+        self.untold: tuple[int, int] | None = None  # where looking for what was left out stands: which of SESSIONS, row
         self.resyncs = 0  # copies after the first one
 
     @property
@@ -52,11 +56,16 @@ class Stream:
         """Whether it goes to the life that its copy was begun in, and to somebody who knows all that we send."""
         return self.life == self.sender.life and self.sender.version == VERSION
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether nothing but changes is to be sent."""
+        return self.phase in (SENT, SYNCED) and self.untold is None and self.is_current
+
     def restart(self) -> None:
         """Begin anew with a copy."""
         if self.begun:
             self.resyncs += 1
-        self.phase = WAITING
+        self.phase, self.untold = WAITING, None
 
 
 class Sweep:
@@ -89,7 +98,9 @@ class Publisher:
     def stream(self, shard: int, sender: Sender, on: bool, everything: bool, snapshot: bool, now: int) -> None:
         """See `Exchange.stream`."""
         known = self.get(shard, sender.peer)
-        if known is not None and on and (known.everything or not everything):
+        if known is not None and on:
+            if everything and not known.everything and known.begun:
+                known.untold = (0, 0)
             known.everything = everything
             return
         if known is not None:
@@ -158,6 +169,11 @@ class Publisher:
             return False
         return self.lag(shard, peer, now).seconds <= SMALL_LAG_S
 
+    def is_wide(self, shard: int, peer: str) -> bool:
+        """See `Exchange.is_wide`."""
+        stream = self.get(shard, peer)
+        return stream is not None and stream.everything and stream.untold is None
+
     def flushed(self, shard: int, peer: str) -> bool:
         """See `Exchange.flushed`. A change since the last turn counts."""
         stream = self.get(shard, peer)
@@ -188,7 +204,7 @@ class Publisher:
         found: dict[Sender, list[Stream]] = {}
         for peers in self._streams.values():
             begun = [stream for stream in peers.values() if stream.begun]
-            if len(begun) > 1 or not all(stream.phase in (SENT, SYNCED) and stream.is_current for stream in begun):
+            if len(begun) > 1 or not all(stream.is_steady for stream in begun):
                 return None
             for stream in begun:
                 found.setdefault(stream.sender, []).append(stream)
@@ -212,6 +228,7 @@ class Publisher:
                     self._begin(stream, now, snapshot=True)
                 else:
                     more = True
+            more |= self._widen(stream, now, spare)
             copying |= stream.phase in (ROWS, HOLDS)
         if self._streams and age(now, self.drained) >= self._settings.batch:
             more |= self._drain(now, spare)
@@ -221,6 +238,17 @@ class Publisher:
             self._swept = now
             self._sweep(now)
         return more
+
+    def _widen(self, stream: Stream, now: int, spare: Callable[[], bool]) -> bool:
+        """Let what was left out have changed, piece by piece. True: time ran out before."""
+        while stream.untold is not None:
+            kind, row = stream.untold
+            row = self._source.widen(stream.shard, SESSIONS[kind], row, now)
+            following = (kind, row) if row >= 0 else (kind + 1, 0)
+            stream.untold = following if following[0] < len(SESSIONS) else None
+            if not spare():
+                return stream.untold is not None
+        return False
 
     def _is_clean(self, shard: int, spare: Callable[[], bool]) -> bool:
         """Whether a copy may begin, piece by piece made so: what changed before it is in it, and need not be told once more.

@@ -21,7 +21,7 @@ SESSIONS_AT_ONCE, MAPPINGS_AT_ONCE, TOMBSTONES_AT_ONCE, HOLDS_AT_ONCE = 512, 512
 _FRAME = SESSIONS_AT_ONCE * 64 + MAPPINGS_AT_ONCE * 32 + TOMBSTONES_AT_ONCE * 8
 assert max(_FRAME, HOLDS_AT_ONCE * HOLD.itemsize) <= BODY_AT_MOST
 
-RIPENED_AT_ONCE = 8192  # sessions looked at
+LOOKED_AT_ONCE = 8192  # sessions, for those that were not sent yet
 ENDED_AT_ONCE = 2048  # rows looked at
 CLEANED_AT_ONCE = 16  # extents, 2048 words of bits each
 
@@ -91,9 +91,13 @@ class StateSource:
     def ripen(self, shard: int, now: int) -> None:
         """See `Source`."""
         klass, row = self._ripe.get(shard, (SESSIONS[0], 0))
-        row = gather.sweep_young(self._state, shard, klass, row, self._threshold, now, RIPENED_AT_ONCE)
+        row = gather.sweep_untold(self._state, shard, klass, row, False, self._threshold, now, LOOKED_AT_ONCE)
         following = SESSIONS[(SESSIONS.index(klass) + 1) % len(SESSIONS)]
         self._ripe[shard] = (klass, row) if row != gather.END else (following, 0)
+
+    def widen(self, shard: int, klass: int, row: int, now: int) -> int:
+        """See `Source`."""
+        return int(gather.sweep_untold(self._state, shard, klass, row, True, 0, now, LOOKED_AT_ONCE))
 
     def living(self, shard: int, klass: int, row: int, everything: bool, now: int) -> Piece:
         """See `Source`."""

@@ -63,6 +63,12 @@ class Source(Protocol):
     def ripen(self, shard: int, now: int) -> None:
         """Look at a piece of the sessions: those that have become old enough to travel have changed."""
 
+    def widen(self, shard: int, klass: int, row: int, now: int) -> int:
+        """Let those of a piece of the sessions of a class, from `row` on, that were not sent yet have changed.
+
+        Where to go on, -1 when that was all.
+        """
+
     def living(self, shard: int, klass: int, row: int, everything: bool, now: int) -> Piece:
         """Living rows of a class from `row` on."""
 

@@ -339,13 +339,18 @@ def tombstones(state: State, shard: int, number: int, out: Array) -> tuple[int, 
 
 
 @hot
-def sweep_young(state: State, shard: int, klass: int, row: int, threshold: int, now: int, at_most: int) -> int:
-    """Mark sessions that have become `threshold` seconds old and were not sent yet; the row to go on from, or END."""
+def sweep_untold(
+    state: State, shard: int, klass: int, row: int, everything: bool, threshold: int, now: int, at_most: int
+) -> int:  # fmt: skip
+    """Mark sessions that were not sent yet and may travel by now: by their age, or as everything is to; see `drain`.
+
+    The row to go on from, or END.
+    """
     end = rows(state, shard, klass)
     last = min(row + at_most, end)
     for number in range(row, last):
         line = slabs.local_row(state, shard, klass, number)
-        if is_living(state, line) and not is_shipped(state, line << 1) and _travels(state, line, False, threshold, now):
+        if is_living(state, line) and not is_shipped(state, line << 1) and _travels(state, line, everything, threshold, now):
             journal.mark(state, line << 1)
     return last if last < end else END
 

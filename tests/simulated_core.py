@@ -158,6 +158,10 @@ class _Wire:
         way = self.ways.get(peer, Way())
         return way.open and way.stream is not None and way.stream.phase != WAITING and not self.dirty
 
+    def is_wide(self, shard: int, peer: str) -> bool:
+        way = self.ways.get(peer, Way())
+        return way.stream is not None and way.stream.everything
+
     def complete(self, shard: int, peer: str) -> bool:
         copy = self.copy
         return copy is not None and copy.peer == peer and bool(copy.installed) and copy.installed == copy.series
@@ -181,7 +185,7 @@ class _Wire:
         way = self.ways[peer]
         if not on:
             self.ways[peer] = way._replace(stream=None)
-        elif way.stream is not None and (way.stream.everything or not everything):
+        elif way.stream is not None:
             self.ways[peer] = way._replace(stream=way.stream._replace(everything=everything))
         else:
             self.ways[peer] = way._replace(stream=Stream(WAITING, 0, everything))

@@ -114,6 +114,9 @@ class Tables:
     def ripen(self, shard: int, now: int) -> None:  # noqa: D102
         return
 
+    def widen(self, shard: int, klass: int, row: int, now: int) -> int:  # noqa: D102
+        return -1
+
     def living(self, shard: int, klass: int, row: int, everything: bool, now: int) -> Piece:  # noqa: D102
         names = sorted(name for name in self.rows if name[:2] == (shard, klass) and name[2] >= row)
         taken = names[:AT_ONCE]

@@ -14,6 +14,7 @@ from shards.state import ABSENT, ACTIVE, JOINING, NO_SIDE, PASSIVE, PICKUP_ASIDE
 
 SIZES = Sizes(**{**dict.fromkeys(Sizes._fields, 1), "extents": 3, "buckets": 4, "neighbours": 4, "peers": 3, "shards": 2})
 SYNC = 20  # ticks that a snapshot takes
+WIDEN = 5  # ticks until what was left out is sent
 TIMES = Times(join_after=500, resume_after=100, grace=400, quiet=50)
 
 
@@ -85,6 +86,7 @@ class _Wire:
     def __init__(self, network: _Network, me: str) -> None:
         self.network, self.me = network, me
         self.streams: dict[tuple[int, str], int] = {}
+        self.wide: dict[tuple[int, str], int] = {}  # since when everything is sent
 
     def turn(self, now: int) -> bool:
         return False
@@ -111,8 +113,12 @@ class _Wire:
         return ALIVE if now - self.network.heard_at.get((peer, self.me), -(10**9)) <= 150 else SILENT
 
     def stream(self, shard: int, peer: str, on: bool, everything: bool = False, snapshot: bool = True) -> None:
+        if on and everything:
+            self.wide.setdefault((shard, peer), self.network.now)
+        else:
+            self.wide.pop((shard, peer), None)
         if on:
-            self.streams[shard, peer] = self.network.now if snapshot else 0
+            self.streams.setdefault((shard, peer), self.network.now if snapshot else 0)
         else:
             self.streams.pop((shard, peer), None)
 
@@ -121,6 +127,10 @@ class _Wire:
     def synced(self, shard: int, peer: str) -> bool:
         began = self.streams.get((shard, peer))
         return began is not None and self.network.now - began >= SYNC and self.network.connected(self.me, peer)
+
+    def is_wide(self, shard: int, peer: str) -> bool:
+        since = self.wide.get((shard, peer))
+        return since is not None and self.network.now - since >= WIDEN
 
     def complete(self, shard: int, peer: str) -> bool:
         return True

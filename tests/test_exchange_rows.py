@@ -99,6 +99,26 @@ def test_a_snapshot_under_traffic(everything: bool) -> None:
         assert living[0] == living[1] if everything else living[0] > living[1]
 
 
+@pytest.mark.parametrize("threshold", [0, 1000])
+def test_who_is_to_know_everything_from_now_on_gets_what_was_left_out_and_no_other_copy(threshold: int) -> None:
+    with Cores(6, threshold) as cores:
+        for _ in range(BURSTS):
+            cores.burst()
+        cores.room.pair_up(0, "s1/0", "s2/0")
+        cores.burst()
+        exchange = cores.room["s1/0"].exchange
+        living = [len(invariants.living(core.state)) for core in (cores.one, cores.other)]
+        assert living[0] > living[1] and not exchange.is_wide(0, "s2/0")
+        exchange.stream(0, "s2/0", True, everything=True)
+        assert not exchange.is_wide(0, "s2/0") and exchange.synced(0, "s2/0")
+        cores.burst()
+        cores.room.until(lambda: exchange.is_wide(0, "s2/0"))
+        cores.settle()
+        living = [len(invariants.living(core.state)) for core in (cores.one, cores.other)]
+        assert living[0] == living[1] and exchange.synced(0, "s2/0")
+        assert [stream["resyncs"] for stream in exchange.status()["streams"]] == [0]
+
+
 def test_young_sessions_travel_when_they_are_old_enough() -> None:
     with Cores(4, threshold=1000) as cores:
         for _ in range(BURSTS):

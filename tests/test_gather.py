@@ -140,8 +140,18 @@ def sweep(state: State, now: int) -> list[int]:
     """Rows told of after the young have been looked at, in pieces."""
     row = 0
     while row != gather.END:
-        row = gather.sweep_young(state, 0, SESSION_0, row, 5, now, 7)
+        row = gather.sweep_untold(state, 0, SESSION_0, row, False, 5, now, 7)
     return sorted(drained(state, threshold=5, now=now)[0]["row"].tolist())
+
+
+def test_where_everything_is_to_travel_young_and_half_open_sessions_are_looked_for(core: Core) -> None:
+    say(core, "tcp 100.64.0.9:4000 > 198.51.100.1:80 syn", EPOCH)
+    drained(core.state, threshold=5)
+    for everything, found in ((False, 0), (True, HOSTS + 1), (True, 0)):
+        row = 0
+        while row != gather.END:
+            row = gather.sweep_untold(core.state, 0, SESSION_0, row, everything, 5, EPOCH, 7)
+        assert len(drained(core.state, threshold=5, everything=everything)[0]) == found
 
 
 def ends(state: State, number: int, room: int = 1000) -> tuple[list[tuple[int, int, int]], int]:
@@ -277,7 +287,7 @@ def test_nothing_is_told_of_a_shard_that_has_nothing() -> None:
     assert [len(records) for records in drained(state)] == [0, 0]
     assert gather.rows(state, 0, SESSION_1) == gather.unsent(state, 0) == 0
     assert gather.snapshot(state, 0, SESSION_0, 0, True, 0, np.zeros(1, SESSION_RECORD)) == (0, gather.END)
-    assert gather.sweep_young(state, 0, SESSION_0, 0, 1, 0, 100) == gather.END
+    assert gather.sweep_untold(state, 0, SESSION_0, 0, False, 1, 0, 100) == gather.END
 
 
 def test_a_lapped_sender_begins_anew_and_the_copy_is_right_again() -> None:
