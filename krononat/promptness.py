@@ -3,7 +3,10 @@
 Linux gives a CPU to whoever's request ends first (EEVDF), and a thread may say how long its requests are (since 6.12,
 `sched_attr.sched_runtime` of SCHED_OTHER): one that asks for little at a time is served sooner, takes the CPU from one that
 asks for more, and gets no larger share by it. So packets wait less for programs that start; it needs no privilege. A thread
-that is started later asks for the same. A core that has a CPU for itself has nothing of it.
+or process that is started later asks for the same. A core that has a CPU for itself has nothing of it.
+
+Supervisor and speaker ask as well: between a lost carrier and the last switch that hears of it are both. Eight lost legs each
+on two CPUs, interleaved: silent for 8.5 to 16.7 ms, 7.9 to 33.7 ms where only workers ask. Loading asks for the usual again.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import platform
 import threading
 
+USUAL = 0  # as the kernel gives it to who has not asked
 SLICE_NS = 200_000  # two bursts' time over a veth; the kernel takes 0.1 to 100 ms
 
 _NUMBERS = {"x86_64": (314, 315), "aarch64": (274, 275)}  # of sched_setattr and sched_getattr; the C library has neither
@@ -37,7 +41,7 @@ def ask_for(slice_ns: int = SLICE_NS) -> bool:
     wanted = _Attributes(ctypes.sizeof(_Attributes), os.SCHED_OTHER, 0, nice, 0, slice_ns, 0, 0)
     if _libc.syscall(numbers[0], 0, ctypes.byref(wanted), 0):
         return False
-    return asked() == slice_ns
+    return slice_ns == USUAL or asked() == slice_ns
 
 
 def asked() -> int:

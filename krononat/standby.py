@@ -69,10 +69,11 @@ def main() -> None:
 
 
 def in_a_thread(work: Callable[[], Result], nice: int) -> Result:
-    """Do it at this niceness: that is a thread's own in Linux, and who may lower it may not raise it again."""
+    """Do it at this niceness, and no sooner than others: both are a thread's own in Linux; who may lower it may not raise it."""
     done: list[Result] = []
 
     def low() -> None:
+        promptness.ask_for(promptness.USUAL)
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
         done.append(work())

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from krononat import appliance, cluster, heir, interfaces, memory, pcp_orders, privileges, speaking
+from krononat import appliance, cluster, heir, interfaces, memory, pcp_orders, privileges, promptness, speaking
 from krononat.answers import Answers, Parts
 from krononat.carrier import Carriers
 from krononat.client import BAD_CONFIG, Trouble
@@ -98,6 +98,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Up, round and round, until a signal says so."""
+        promptness.ask_for()
         self._heed_signals()
         self._undoing.enter_context(lock(self._config.socket))
         self._inherit()

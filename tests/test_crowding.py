@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from krononat import promptness
+from krononat import promptness, standby
 from krononat.crowding import LOOK_EACH, REST_AT_MOST, Crowding, resting
 
 
@@ -78,3 +78,17 @@ def test_a_thread_asks_for_short_requests_by_itself() -> None:
         assert told == [(0, False, 0)]
     else:
         assert told == [(before, True, 300_000)]
+
+
+def test_who_loads_for_somebody_in_a_hurry_has_requests_as_long_as_others() -> None:
+    usual, told = promptness.asked(), []
+
+    def ask() -> None:
+        promptness.ask_for(300_000)
+        told.append(promptness.asked())
+        told.append(standby.in_a_thread(promptness.asked, nice=5))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert told == [300_000 if usual else 0, usual]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from krononat import speaking
+from krononat import promptness, speaking
 from krononat.cli.groups import Group
 from krononat.config import load
 from krononat.control import lock
@@ -35,6 +35,7 @@ def run(configs: tuple[Path, ...], printed: bool) -> None:
         return _print(speaking.plan(read, "MEMORY"))
     from routing.speaker.keeper import Keeper
 
+    promptness.ask_for()
     plan = speaking.plan(read, "")
     folder = Path(plan.socket + ".d")  # survives a speaker that is killed: the next one goes on with what was said
     plan = plan._replace(memory=f"{folder}/said.json")
