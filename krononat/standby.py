@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def in_a_thread(work: Callable[[], Result], nice: int) -> Result:
-    """Do it at this niceness, and no sooner than others: both are a thread's own in Linux; who may lower it may not raise it."""
+    """Do it at this niceness, no sooner than others: a thread's own in Linux; who may lower it may not raise it again."""
     done: list[Result] = []
 
     def low() -> None:
