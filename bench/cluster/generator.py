@@ -273,10 +273,12 @@ class Generator:
         self._give(STREAM_IN, 0, len(self.ledger.into), rate)
 
 
-def ask_until_settled(generator: Generator, rate: int = 40_000, tries: int = 4) -> int:
-    """Ask every established connection, and those that did not answer again: a lost packet is no lost connection. The round."""
+def ask_until_settled(generator: Generator, rate: int = 40_000, tries: int = 4, first: int = 0) -> int:
+    """Ask every established connection from this number on, and those that did not answer again: a lost packet is no lost
+    connection. The round.
+    """
     turned = generator.rounds
     for _ in range(tries):
-        generator.ask(turned, rate)
+        generator.ask(turned, rate, first)
         generator.wait(ASK)
     return turned
