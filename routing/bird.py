@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from routing import fabric as fabrics
-from routing.fabric import ACCESS, CORE, MARKED, SWITCH, Fabric, Instance, Neighbour, Range
+from routing.fabric import ACCESS, CORE, INTERNET, MARKED, SWITCH, Fabric, Instance, Neighbour, Range
 
 _HEAD = """\
 log stderr all;
@@ -22,13 +22,22 @@ protocol direct links {{ {channels} }}
 
 _MAIN = """\
 filter to_main{v} {{
-  if source = RTS_BGP then accept;
+  if source = RTS_BGP || proto = "fixed{v}" then accept;
   if source = RTS_STATIC && net != {default} then accept;
   reject;
 }}
 protocol kernel main{v} {{ scan time 10; ipv{v} {{ import none; export filter to_main{v}; }}; }}
 protocol static floor{v} {{
   ipv{v} {{ preference 1; }};
+{routes}
+}}
+"""
+
+# Below BGP, which says the same.
+_FIXED = """\
+protocol static fixed{v} {{
+  ipv{v} {{ preference 50; }};
+  check link on;
 {routes}
 }}
 """
@@ -84,7 +93,8 @@ def render(fabric: Fabric, one: Instance) -> str:
     channels = " ".join(f"ipv{version};" for version in _versions(fabric))
     parts = [_HEAD.format(router_id=one.switch.router_id, channels=channels), _bfd(fabric, one), _loopbacks(fabric, one)]
     for version in _versions(fabric):
-        parts += [_main(fabric, one, version), *_policies(fabric, one, version), *_filters(fabric, one, version)]
+        parts += [_main(fabric, one, version), *_fixed(fabric, one, version), *_policies(fabric, one, version)]
+        parts += _filters(fabric, one, version)
     return "\n".join([*parts, *(_session(fabric, one, each) for each in one.neighbours)])
 
 
@@ -96,6 +106,21 @@ def _main(fabric: Fabric, one: Instance, version: int) -> str:
     ranges = (*(fabric.inside if one.inside else ()), *(fabric.outside if one.outside else ()))
     routes = [f"  route {each.prefix} blackhole;" for each in ranges if each.prefix.version == version]
     return _MAIN.format(v=version, default=_DEFAULT[version], routes="\n".join(routes))
+
+
+def _fixed(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
+    """What the routers beside a switch are there for, while they say nothing. Only where there is no other switch to choose.
+
+    Two daemons that were parted, by the death of one, let a second pass before either of them tries to connect.
+    """
+    beside = [each for each in one.neighbours if each.kind in (ACCESS, INTERNET)]
+    if one.of(SWITCH) or (one.inside and one.outside):
+        return
+    ways = ((each, each.address if version == 4 else each.address6) for each in beside)
+    believed = ((told.prefix, way) for each, way in ways if way for told in fabrics.believed(fabric, each, version))
+    routes = [f"  route {prefix} via {way};" for prefix, way in believed]
+    if routes:
+        yield _FIXED.format(v=version, routes="\n".join(routes))
 
 
 def _policies(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
@@ -147,7 +172,8 @@ def _filters(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
         yield _filter(f"from_{kind}_{domain}{version}", believed, marks)
         if kind != CORE:
             own = {ACCESS: "RTS_BGP, RTS_STATIC", SWITCH: "RTS_BGP, RTS_DEVICE, RTS_STATIC"}.get(kind, "RTS_BGP")
-            nothing = {ACCESS: " || dest != RTD_UNICAST", SWITCH: " || dest = RTD_BLACKHOLE"}.get(kind, "")
+            unfit = {ACCESS: f'dest != RTD_UNICAST || proto = "fixed{version}"', SWITCH: "dest = RTD_BLACKHOLE"}.get(kind)
+            nothing = f" || {unfit}" if unfit else ""
             sources = f"  if !(source ~ [ {own} ]){nothing} then reject;\n"
             yield _filter(f"to_{kind}_{domain}{version}", fabrics.told_to(fabric, neighbour, version), sources)
 

@@ -22,7 +22,20 @@ from krononat.lab import cluster, fabric, legs, overview, routers, seen
 from krononat.lab.cluster import Wanted
 from krononat.lab.overview import Owned, Place
 from routing import arista, bird, cisco, frr, sonic
-from routing.fabric import CORE, Fabric, Instance, Range, believed, communities, instance, instances, rules, told_to
+from routing.fabric import (
+    ACCESS,
+    CORE,
+    INTERNET,
+    Fabric,
+    Instance,
+    Range,
+    believed,
+    communities,
+    instance,
+    instances,
+    rules,
+    told_to,
+)
 
 ONE = Wanted(2, 4, tor="bird", cores=2)
 TWO = Wanted(2, 4, tor="bird", tors=2)
@@ -204,6 +217,18 @@ def test_cores_are_waited_for_and_never_told_anything() -> None:
     assert text.count("passive on;") == len(one.of(CORE))
     assert text.count("export none; gateway") == len(one.of(CORE))
     assert "graceful restart on" not in text
+
+
+def test_the_only_switch_knows_the_routers_beside_it_while_bgp_is_silent_and_tells_nobody() -> None:
+    """What is fixed leads out of the switch, below BGP; a default route that is offered inside is still a core's."""
+    for one in (one for _, one in _instances(ONE)):
+        text = bird.render(fabric.value(ONE), one)
+        neighbour = next(each for each in one.neighbours if each.kind in (ACCESS, INTERNET))
+        prefix = "100.64.0.0/10" if one.inside else "0.0.0.0/0"
+        assert f"check link on;\n  route {prefix} via {neighbour.address};" in text and "preference 50" in text
+        assert ('|| proto = "fixed4" then reject' in text) == one.inside
+    for wanted in (TWO, REDUCED):
+        assert all("protocol static fixed" not in bird.render(told, one) for told, one in _instances(wanted))
 
 
 def test_third_party_next_hops_are_resolved() -> None:

@@ -6,6 +6,8 @@ switches whatever is announced to them; `core` counts what comes from there untr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from krononat.lab import cluster, fabric, legs, sixth
 from krononat.lab.cluster import Wanted
 from krononat.lab.legs import Link
@@ -15,8 +17,17 @@ _CONFIG = """\
 log stderr all;
 router id {router_id};
 protocol device {{ scan time 10; }}
-protocol kernel {{ scan time 10; merge paths on; ipv4 {{ import none; export where source = RTS_BGP; }}; }}
+protocol kernel {{ scan time 10; merge paths on; ipv4 {{ import none; export where source = RTS_BGP || proto = "fixed"; }}; }}
 protocol static own {{ ipv4; route {own} unreachable; }}
+"""
+
+# To the only switch, whatever BGP says: see `routing.bird`.
+_FIXED = """\
+protocol static fixed {{
+  ipv4 {{ preference 50; }};
+  check link on;
+{routes}
+}}
 """
 
 _SIX = """\
@@ -43,7 +54,7 @@ protocol bgp {name} {{
   error wait time 1, 3;
   graceful restart off;
 {bfd}
-  ipv4 {{ import all; export where source = RTS_STATIC; }};
+  ipv4 {{ import all; export where proto = "own"; }};
 {six}}}
 """
 
@@ -61,7 +72,15 @@ def render(wanted: Wanted, node: str) -> str:
     head = _CONFIG.format(router_id=uplinks[0].address, own=own)
     quick = _BFD.format(ms=wanted.bfd_ms, times=wanted.bfd_times) if wanted.bfd_ms else ""
     six = _SIX.format(own=_OWN6[node]) if wanted.six else ""
-    return "\n".join([head, six, quick, *(_session(wanted, link, asn) for link in uplinks)])
+    return "\n".join([head, six, quick, *_fixed(wanted, node, uplinks), *(_session(wanted, link, asn) for link in uplinks)])
+
+
+def _fixed(wanted: Wanted, node: str, uplinks: list[Link]) -> Iterator[str]:
+    """What the switches announce to this router."""
+    told = fabric.value(wanted)
+    if len(uplinks) == 1 and wanted.domains == 2:
+        prefixes = [each.prefix for each in told.outside if each.prefix.version == 4] if node == "core" else ["0.0.0.0/0"]
+        yield _FIXED.format(routes="\n".join(f"  route {prefix} via {uplinks[0].own.ip};" for prefix in prefixes))
 
 
 def _session(wanted: Wanted, link: Link, asn: int) -> str:
