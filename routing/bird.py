@@ -172,7 +172,7 @@ def _filters(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
         yield _filter(f"from_{kind}_{domain}{version}", believed, marks)
         if kind != CORE:
             own = {ACCESS: "RTS_BGP, RTS_STATIC", SWITCH: "RTS_BGP, RTS_DEVICE, RTS_STATIC"}.get(kind, "RTS_BGP")
-            unfit = {ACCESS: f'dest != RTD_UNICAST || proto = "fixed{version}"', SWITCH: "dest = RTD_BLACKHOLE"}.get(kind)
+            unfit = {ACCESS: f'proto = "fixed{version}" || dest != RTD_UNICAST', SWITCH: "dest = RTD_BLACKHOLE"}.get(kind)
             nothing = f" || {unfit}" if unfit else ""
             sources = f"  if !(source ~ [ {own} ]){nothing} then reject;\n"
             yield _filter(f"to_{kind}_{domain}{version}", fabrics.told_to(fabric, neighbour, version), sources)
