@@ -35,6 +35,7 @@ from shards import (
     slabs,
     timers,
 )
+from shards.bound import bound
 from shards.burst import Burst, new_burst
 from shards.frames import LOCAL, QUEUE, RING, Rings, owner
 from shards.memif_rings import LINE
@@ -105,8 +106,8 @@ def _loop() -> None:
     alarms.look(state, 0)
     timers.remaining(0, 0)  # replication asks by it how long the grace lasts
     pace, given = loop.new_pace(0, 0), (state, _no_rings(), frames, burst, shard.new_waiting())
-    loop.breathe(*given, pace, 0, 0)
-    loop.serve(*given, pace, 0)
+    bound(loop.breathe, *given, pace)(0, 0)  # bound, as a worker calls it: so are the types known by which it finds the code
+    bound(loop.serve, *given, pace)(0)
     rings.ready(_no_rings(), np.zeros(1, RING)[0])  # this and the next one: as who takes over calls them
     owner(0, 0, 0)
     rings.listen(_no_rings())
@@ -146,7 +147,8 @@ def _replication() -> None:
     Quiet(state, 0, 0).look(0, 1)
     shunt.prepare(state, 0)
     book, by_shard = steady.new_book(), (np.zeros(1, np.int64),) * 3
-    steady.pump(state, Desk().lane(book, np.zeros((0, steady.STREAM_COLUMNS), np.int64), by_shard), True, 1, 0)  # no socket
+    lane = Desk().lane(book, np.zeros((0, steady.STREAM_COLUMNS), np.int64), by_shard)
+    bound(steady.pump, state, lane)(True, 1, 0)  # no socket
     steady.acknowledge(*book, 0, 0, 0)
     steady.has_room(book.columns)
 

@@ -43,6 +43,7 @@ from krononat.crowding import REST_AT_MOST, Crowding
 from krononat.drained import Drained
 from krononat.orphan import DESCRIPTORS_AT_MOST, Orphan
 from shards import alarms, bfd, loop, membership, memif, memif_rings, resume, rings, sessions, shard, xsk
+from shards.bound import bound
 from shards.burst import new_burst
 from shards.notes import map_notes
 from shards.state import open_state, read_header
@@ -116,6 +117,7 @@ class Worker:
         self._others = len(also)
         self._packets = self._rings._replace(polled=self._rings.polled[: -self._others])  # to wait for these alone
         self._crowding = Crowding(min(REST_AT_MOST, self._replica.rest_at_most if self._replica else REST_AT_MOST))
+        self._bind()
         self._events = {
             number: [told["out_event"], told["back_event"]]
             for number, line in enumerate(self._lines)
@@ -128,11 +130,19 @@ class Worker:
             self._announcer = announcer.Announcer(self._announced, conductor, self._examiner, drained)
         bfd.begin(self._state, ticks())
         self._breathe(self._clock.at(ticks()), 0)
-        rings.wait(self._rings, 0)
+        self._wait(0)
         self._state.core[0]["longest_breath_us"] = 0
         warm.watch(self._state)
         self._channel.setblocking(False)
         return int(alive)
+
+    def _bind(self) -> None:
+        """What is called in every turn, or for every sleep."""
+        common = self._rings.frames, self._burst, self._waiting, self._pace
+        self._breathe = bound(loop.breathe, self._state, self._rings, *common)
+        self._breathe_on = bound(loop.serve, self._state, self._packets, *common)
+        self._wait, self._listen = bound(rings.wait, self._rings), bound(rings.listen, self._rings)
+        self._wait_of_bfd = bound(bfd.wait, self._state)
 
     def run(self) -> None:
         """Breathe until SIGTERM, or until the supervisor hangs up."""
@@ -174,27 +184,23 @@ class Worker:
     def _serve(self, until: int) -> None:
         """Nothing but packets up to that tick."""
         self._pace[loop.AHEAD], self._pace[loop.STANDS] = self._clock.ahead, self._clock.stands
-        loop.serve(self._state, self._packets, self._rings.frames, self._burst, self._waiting, self._pace, until)
+        self._breathe_on(until)
 
     def _sleep(self, now: int) -> bool:
         """Sleep until something comes, or something is due; whether it was more than packets that ended it.
 
         Packets that come one by one wake the loop each time; a turn of all chores for each would cost ten times as much.
         """
-        if not rings.wait(self._rings, self._rest(now)):
+        if not self._wait(self._rest(now)):
             return True
         return bool(np.any(self._rings.polled[-self._others :, 1] >> 16))  # revents of struct pollfd
 
     def _rest(self, now: int) -> int:
         """How long to sleep if nothing comes, in ms."""
-        nap = loop.SHORT_NAP if self._state.core[0]["held"] else min(self._nap, bfd.wait(self._state, now))
+        nap = loop.SHORT_NAP if self._state.core[0]["held"] else min(self._nap, self._wait_of_bfd(now))
         nap = min(nap, self._announcer.due(now)) if self._announcer else nap
         nap = min(nap, self._pcp.due()) if self._pcp else nap
         return min(nap, self._replica.due(now)) if self._replica else nap
-
-    def _breathe(self, now: int, bursts: int) -> int:
-        given = self._state, self._rings, self._rings.frames, self._burst, self._waiting, self._pace
-        return int(loop.breathe(*given, now, bursts))
 
     def _stop(self, *_: object) -> None:
         """End, BFD closed in order; where others are told of us, not before they had the time to look elsewhere.
@@ -241,7 +247,7 @@ class Worker:
             self._looked_at = now
             alarms.look(self._state, self._clock.at(now))
         if self._lines:
-            rings.listen(self._rings)
+            self._listen()
         if self._announcer and self._examiner.cut() != self._announcer.cut:
             self._guarded(self._announcer, now)  # before all else: until switches hear of it packets come to a dead end
         if self._replica:

@@ -21,11 +21,13 @@ from replication.rows import MAPPINGS_AT_ONCE, SESSIONS_AT_ONCE, TOMBSTONES_AT_O
 from replication.sender import Sender
 from replication.steady import ANSWERS, BODY_LENGTH, HEADER_LENGTH, PARTS, Book, Lane
 from replication.tables import Source
+from shards.bound import bound
 from shards.gather import LAPPED
 from shards.records import MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import Array
 
 _Signature = tuple[tuple[int, int, int], ...]
+_Pump = Callable[..., int]  # `steady.pump` of one lane
 
 
 class Desk:
@@ -66,7 +68,7 @@ class Lanes:
         self._publisher, self._link, self._batch = publisher, link, settings.batch
         self._take, self._note = take, note
         self._desk = Desk()
-        self._lanes: dict[Sender, tuple[_Signature, Lane]] = {}
+        self._lanes: dict[Sender, tuple[_Signature, Lane, _Pump]] = {}
         self._descriptors: set[int] = set()
         self._since = self._left = self._again = 0
 
@@ -86,7 +88,7 @@ class Lanes:
         self._lanes = {sender: self._lane(sender, mine) for sender, mine in streams.items()}
         self._since, self._left, self._again, self.is_open = now, left, self._link.again, True
 
-    def _lane(self, sender: Sender, streams: list[Stream]) -> tuple[_Signature, Lane]:
+    def _lane(self, sender: Sender, streams: list[Stream]) -> tuple[_Signature, Lane, _Pump]:
         """The one that there is, if nothing has changed."""
         socket, descriptor = self._link.handle(sender.peer)
         self._descriptors.add(descriptor)
@@ -100,7 +102,8 @@ class Lanes:
         assert self._source
         by_shard = self._source.read, self._publisher.emptied, self._publisher.whole
         sender.book.columns[[steady.LIFE, steady.SOCKET, steady.TRUSTED]] = sender.life, socket, 0
-        return signature, self._desk.lane(sender.book, rows, by_shard)
+        lane = self._desk.lane(sender.book, rows, by_shard)
+        return signature, lane, bound(steady.pump, self._source.state, lane)
 
     def turn(self, now: int) -> bool:
         """Take a turn; True: that was all that there was to do."""
@@ -110,8 +113,8 @@ class Lanes:
         done = not self._link.others_have_news(self._descriptors)
         done &= age(now, self._since) < self._left and self._link.again == self._again
         is_due = age(now, self._publisher.drained) >= self._batch
-        for sender, (_, lane) in self._lanes.items():
-            if not sender.waits and not self._pump(sender, lane, is_due, now):
+        for sender, (_, lane, pump) in self._lanes.items():
+            if not sender.waits and not self._is_done(sender, lane, pump(is_due, self._publisher.turns, now), now):
                 still = done = False
                 if self._link.is_skipping:
                     break  # another one's message may have too many parts, too
@@ -120,10 +123,8 @@ class Lanes:
         self.is_open = still
         return done
 
-    def _pump(self, sender: Sender, lane: Lane, is_due: bool, now: int) -> bool:
-        """One link's turn. False: something is left to do about it."""
-        assert self._source
-        found = steady.pump(self._source.state, lane, is_due, self._publisher.turns, now)
+    def _is_done(self, sender: Sender, lane: Lane, found: int, now: int) -> bool:
+        """See to what one link's turn has found. False: something is left to do about it."""
         if lane.columns[ANSWERS]:
             self._note(sender.peer, now)
         if found:

@@ -5,8 +5,9 @@ Bitmaps with a bit per half-line are looked at by extent, since all rows of an e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from replication import harvest
 from replication.frames import BODY_AT_MOST
 from replication.tables import BITMAP_ROWS, COMPARED_ROWS, MAPPINGS, ORDER, SESSIONS, Part, Piece
 from shards import apply, digest, doubt, gather, slabs
+from shards.bound import bound
 from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import EXTENT_LINES, SESSION6_0, Array, State
 
@@ -41,6 +43,11 @@ class StateSource:
         self._bits, self._digests = np.zeros(BITMAP_ROWS // 64, np.uint64), np.zeros(COMPARED_ROWS, np.uint64)
         self._asked = np.zeros((len(state.shards), harvest.COLUMNS), np.int64)
         self.read: Array = np.zeros(len(state.shards), np.int64)  # number of the next tombstone, by shard
+        self._harvest = bound(
+            harvest.harvest, state, asked=self._asked, ended=self._tombstones, mappings=self._mappings, sessions=self._sessions
+        )
+        self._is_dirty, self._unsent = bound(harvest.is_dirty, state), bound(gather.unsent, state)
+        self._rows, self._refreshed = bound(gather.rows, state), bound(gather.refreshed, state, bits=self._bits)
         self._ripe: dict[int, tuple[int, int]] = {}  # where the look for old enough sessions stands: class, row
 
     @property
@@ -64,7 +71,7 @@ class StateSource:
         """See `Source`."""
         asked = self._asked[: len(wanted)]
         asked[:, : harvest.ENDED] = [(shard, everything, self.read[shard]) for shard, everything in wanted]
-        harvest.harvest(self._state, asked, self._threshold, now, self._tombstones, self._mappings, self._sessions)
+        self._harvest(asked, self._threshold, now, self._tombstones, self._mappings, self._sessions)
         parts, at = [], (0, 0, 0)
         for shard, _, self.read[shard], *counts, more in asked.tolist():
             if counts[0] == gather.LAPPED:
@@ -81,12 +88,12 @@ class StateSource:
 
     def quiet(self, shard: int) -> bool:
         """See `Source`."""
-        return int(self._state.core[0]["tombstones"]) == int(self.read[shard]) and not harvest.is_dirty(self._state, shard)
+        return int(self._state.core[0]["tombstones"]) == int(self.read[shard]) and not self._is_dirty(shard)
 
     def unsent(self, shard: int) -> int:
         """See `Source`."""
         ended = (int(self._state.core[0]["tombstones"]) - int(self.read[shard])) & 0xFFFFFFFF  # of any shard
-        return ended + int(gather.unsent(self._state, shard))
+        return ended + int(self._unsent(shard))
 
     def ripen(self, shard: int, now: int) -> None:
         """See `Source`."""
@@ -112,11 +119,11 @@ class StateSource:
 
     def extent(self, shard: int, klass: int) -> int:
         """See `Source`."""
-        return int(gather.rows(self._state, shard, klass))
+        return int(self._rows(shard, klass))
 
     def refreshed(self, shard: int, klass: int, first: int, since: int, now: int) -> Array:
         """See `Source`."""
-        gather.refreshed(self._state, shard, klass, first, since, now, self._bits)
+        self._refreshed(shard, klass, first, since, now, self._bits)
         return self._bits.view(np.uint8)
 
     def compared(self, shard: int, klass: int, first: int, key: tuple[int, int]) -> tuple[Array, Array]:
@@ -146,6 +153,12 @@ class StateSink:
         self._seen = np.zeros(len(state.dirty), np.uint64)
         self._walks: dict[int, tuple[int, int]] = {}  # of shards that get a snapshot: where `end_unseen` stands, class and row
         self._digests = np.zeros(COMPARED_ROWS, np.uint64)
+        self._begin, self._end = bound(doubt.begin, state), bound(doubt.end, state)
+        ended, mappings, sessions = (np.zeros(0, kind) for kind in (TOMBSTONE, MAPPING_RECORD, SESSION_RECORD))
+        self._tombstones = bound(apply.tombstones, state, records=ended, seen=_NONE)
+        self._mappings = bound(apply.mappings, state, records=mappings, seen=_NONE)
+        self._sessions = bound(apply.sessions, state, records=sessions, seen=_NONE)
+        self._refresh = bound(apply.refresh, state, bits=_NONE)
 
     def begin(self, shard: int) -> None:
         """See `Sink`."""
@@ -166,26 +179,30 @@ class StateSink:
         """See `Sink`."""
         self._walks.pop(shard, None)
 
+    def _do(self, change: Callable[..., int], *given: Any) -> int:
+        """As `in_doubt`, of what comes in every frame."""
+        self._begin()
+        taken = int(change(*given))
+        self._end()
+        return taken
+
     def _seen_of(self, shard: int) -> Array:
         return self._seen if shard in self._walks else _NONE
 
     def apply_ended(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(TOMBSTONE)
-        with in_doubt(self._state):
-            return int(apply.tombstones(self._state, shard, records, len(records), self._seen_of(shard), now - self._rested))
+        return self._do(self._tombstones, shard, records, len(records), self._seen_of(shard), now - self._rested)
 
     def apply_mappings(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(MAPPING_RECORD)
-        with in_doubt(self._state):
-            return int(apply.mappings(self._state, shard, records, len(records), self._seen_of(shard), now))
+        return self._do(self._mappings, shard, records, len(records), self._seen_of(shard), now)
 
     def apply_sessions(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
         records = rows.view(SESSION_RECORD)
-        with in_doubt(self._state):
-            return int(apply.sessions(self._state, shard, records, len(records), self._seen_of(shard), now))
+        return self._do(self._sessions, shard, records, len(records), self._seen_of(shard), now)
 
     def apply_holds(self, shard: int, rows: Array, now: int) -> int:
         """See `Sink`."""
@@ -195,8 +212,7 @@ class StateSink:
 
     def refresh(self, shard: int, klass: int, first: int, bits: Array, now: int) -> None:
         """See `Sink`."""
-        with in_doubt(self._state):
-            apply.refresh(self._state, shard, klass, first, bits.view(np.uint64), now)
+        self._do(self._refresh, shard, klass, first, bits.view(np.uint64), now)
 
     def digests(self, shard: int, klass: int, first: int, key: tuple[int, int]) -> Array:
         """See `Sink`."""

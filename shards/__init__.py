@@ -33,5 +33,5 @@ Read in this order:
       xsk        AF_XDP's sockets; steering (by bpf), the XDP program; selftest proves each queue
       memif      its layout; memif_rings: the rings; tap: what steering does, in user space (outcomes: of both)
     jit        `@hot`, the only way to compile; passing: how structures reach it; inlay: what only compiled code calls;
-               turns: processes that share the work
+               turns: processes that share the work; bound: how Python calls what it calls all the time
 """

@@ -93,10 +93,15 @@ else:
             super().__init__(function, targetoptions=_OPTIONS | _INNER | more)
             self._twin: Any = None
 
-        def __call__(self, *arguments: Any) -> Any:
+        @property
+        def twin(self) -> Any:
+            """What Python calls."""
             if self._twin is None:
                 self._twin = _compile_for_python(self.py_func)
-            return self._twin(*arguments)
+            return self._twin
+
+        def __call__(self, *arguments: Any) -> Any:
+            return self.twin(*arguments)
 
     class _Twin(turns.InTurn, _registry.CPUDispatcher):  # type: ignore[misc]
         """Numba's own dispatcher."""

@@ -3,8 +3,8 @@
     ┌─► breathe ──► has anything come? ── no ──► sleep until a frame comes, BFD has something to do, or it is over ─┐
     └────────────────────── yes ◄───────────────────────────────────────────────────────────────────────────────────┘
 
-A call from Python into compiled code costs as much as twenty packets where its caches are cold: the types of everything that is
-handed over are looked at. So what packets need by itself stays here.
+A turn in Python costs as much as many packets: its caches are cold, and everything is handed over anew. So what packets need by
+itself stays here.
 """
 
 from __future__ import annotations
