@@ -30,6 +30,7 @@ LINES, LINE_S = 40, 0.1  # of a shell: as many, each after so long
 SILENCE_MS = 5000.0  # of a call: longer, and consent has expired soon (RFC 7675)
 _PORT = 2222
 _PATIENCE_S = 60.0
+_ANEW_S = 0.5  # in which the server of iperf3 closes its port behind one test and opens it for the next
 _CLIENT, _HOST = "c1", "h1"
 
 _SSHD = """\
@@ -100,6 +101,7 @@ class Programs:
     def _iperf3(self) -> str:
         words = ("iperf3", "-c", self._address, "-b", "50M", "-t", str(RUN_S), "--connect-timeout", "5000")
         done = self._lab.run(_CLIENT, *words, timeout_s=_PATIENCE_S)
+        self._stopping.wait(_ANEW_S)
         return "" if done.returncode == 0 else (done.stderr or done.stdout).strip()[-200:] or f"status {done.returncode}"
 
     def _curl(self) -> str:
