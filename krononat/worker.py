@@ -229,9 +229,11 @@ class Worker:
         self._examiner.turned(now)
         if severed := (cut := self._examiner.cut()) != told.cut:
             told.sever(cut)
-        self._lost |= not told.turn(now)
-        if severed and cut and self._replica:
-            self._replica.hand_over(now)
+        try:
+            self._lost |= not told.turn(now)
+        finally:
+            if severed and cut and self._replica:
+                self._replica.hand_over(now)
         if self._lost:  # until the supervisor has taken it, or another connection has come
             self._lost = not self.say({"speaker": "lost", "why": told.refusal})
         if told.leaving and now - self._left_at >= announcer.FAREWELL:

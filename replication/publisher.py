@@ -43,6 +43,7 @@ class Stream:
         self.series = 0  # names the copy
         self.life = 0  # of the link, when the copy began
         self.klass = self.cursor = 0
+        self.alone = True  # since its copy no other peer was sent one: what has not been sent was not sent to this one
         self.untold: tuple[int, int] | None = None  # where looking for what was left out stands: which of SESSIONS, row
         self.resyncs = 0  # copies after the first one
 
@@ -61,11 +62,18 @@ class Stream:
         """Whether nothing but changes is to be sent."""
         return self.phase in (SENT, SYNCED) and self.untold is None and self.is_current
 
+    def widen(self) -> None:
+        """Look for what was left out; with a copy where others may have been sent some of that (a row knows of no peer)."""
+        if self.begun and self.alone:
+            self.untold = (0, 0)
+        elif self.begun:
+            self.restart()
+
     def restart(self) -> None:
         """Begin anew with a copy."""
         if self.begun:
             self.resyncs += 1
-        self.phase, self.untold = WAITING, None
+        self.phase, self.untold, self.alone = WAITING, None, True
 
 
 class Sweep:
@@ -99,8 +107,8 @@ class Publisher:
         """See `Exchange.stream`."""
         known = self.get(shard, sender.peer)
         if known is not None and on:
-            if everything and not known.everything and known.begun:
-                known.untold = (0, 0)
+            if everything and not known.everything:
+                known.widen()
             known.everything = everything
             return
         if known is not None:
@@ -270,6 +278,8 @@ class Publisher:
         if not any(other.begun for other in self._streams[shard].values()):
             self._source.mark(shard)
             self.emptied[shard] = now
+        for other in self._streams[shard].values():
+            other.alone &= other is stream or not snapshot
         self._series += 1
         stream.series, stream.life = self._series, stream.sender.life
         stream.klass = stream.cursor = 0

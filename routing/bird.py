@@ -109,12 +109,12 @@ def _main(fabric: Fabric, one: Instance, version: int) -> str:
 
 
 def _fixed(fabric: Fabric, one: Instance, version: int) -> Iterator[str]:
-    """What the routers beside a switch are there for, while they say nothing. Only where there is no other switch to choose.
+    """What the router beside a switch is there for, while it says nothing. Only where there is nobody else to choose.
 
     Two daemons that were parted, by the death of one, let a second pass before either of them tries to connect.
     """
     beside = [each for each in one.neighbours if each.kind in (ACCESS, INTERNET)]
-    if one.of(SWITCH) or (one.inside and one.outside):
+    if len(beside) > 1 or one.of(SWITCH) or (one.inside and one.outside):
         return
     ways = ((each, each.address if version == 4 else each.address6) for each in beside)
     believed = ((told.prefix, way) for each, way in ways if way for told in fabrics.believed(fabric, each, version))

@@ -6,7 +6,7 @@ hands the arguments over: a sixth of the time, a quarter after a breath.
 
 No argument of another type reaches the code. What is given for ever is looked at once and stays what it was, for named tuples
 and the types of their arrays do not change. What the function declares as a number is made one, as by `int` or `bool`, or is
-an error. Of every other array dtype, dimensions and order are compared with an example at each call.
+an error. Of every other array dtype, dimensions, order and whether it may be written are compared with an example at each call.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def bound(function: Callable[..., Result], *given: Any, **like: Array) -> Callab
     return _checked(entry, kinds) if kinds else entry
 
 
-def _kind(array: Array) -> tuple[Any, int, bool]:
+def _kind(array: Array) -> tuple[Any, ...]:
     """What compiled code takes for granted of an array."""
-    return array.dtype, array.ndim, array.flags.c_contiguous
+    return array.dtype, array.ndim, array.flags.c_contiguous, array.flags.writeable
 
 
-def _checked(entry: Callable[..., Result], kinds: list[tuple[int, tuple[Any, int, bool]]]) -> Callable[..., Result]:
+def _checked(entry: Callable[..., Result], kinds: list[tuple[int, tuple[Any, ...]]]) -> Callable[..., Result]:
     def call(*rest: Any) -> Result:
         for place, kind in kinds:
             if _kind(rest[place]) != kind:

@@ -50,6 +50,7 @@ def test_an_array_that_changes_is_taken_in_any_length_and_of_no_other_kind() -> 
     called = bound(_sum, _state(), numbers=np.arange(1))
     assert [called(np.arange(length), 1, False) for length in (0, 1, 5)] == [1, 1, 11]
     wrong: list[Any] = [np.arange(4, dtype=np.int32), np.arange(4.0), np.arange(8)[::2], np.arange(4).reshape(2, 2)]
+    wrong.append(np.frombuffer(bytes(8), np.int64))  # not to be written to
     for each in wrong:
         with pytest.raises(TypeError, match="argument 0 is"):
             called(each, 1, False)
@@ -73,12 +74,10 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 
 if not PURE:
-    from numba.core import event
-
     from krononat import warm
     from krononat.worker import Worker
-    from replication import lanes, rows, steady
-    from shards import loop, shard
+    from replication import harvest, lanes, rows, steady
+    from shards import bfd, doubt, loop, rings, shard
 
     def test_what_is_no_number_does_not_get_there() -> None:
         called = bound(_sum, _state(), np.arange(4))
@@ -95,12 +94,18 @@ if not PURE:
         worker._rings = worker._packets = warm._no_rings()
         worker._pace = loop.new_pace(0, 0)
         streams, by_shard = np.zeros((0, steady.STREAM_COLUMNS), np.int64), (np.zeros(1, np.int64),) * 3
-        with event.install_recorder("numba:compile") as compiled:
-            worker._bind()
-            rows.StateSource(state, 0)
-            rows.StateSink(state)
-            bound(steady.pump, state, lanes.Desk().lane(steady.new_book(), streams, by_shard))
-        assert compiled.buffer == []
+        known = _known()
+        worker._bind()
+        rows.StateSource(state, 0)
+        rows.StateSink(state)
+        bound(steady.pump, state, lanes.Desk().lane(steady.new_book(), streams, by_shard))
+        assert _known() == known and known["replication.steady.pump"] == known["shards.loop.serve"] == 1
+
+    def _known() -> dict[str, int]:
+        """For how many kinds of arguments there is code."""
+        modules = (apply, bfd, doubt, gather, harvest, loop, rings, steady)
+        found = ((f"{module.__name__}.{name}", each) for module in modules for name, each in vars(module).items())
+        return {name: len(each.twin.overloads) for name, each in found if hasattr(each, "twin")}
 
     def test_it_is_the_code_that_the_function_calls_itself() -> None:
         state = _state()

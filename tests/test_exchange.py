@@ -576,3 +576,23 @@ def test_all_shards_of_a_link_travel_in_one_frame_to_who_understands_it(
         assert sum(sum(frame.counts) for frame in changes) == 6
         room.until(lambda: all(room["s1/0"].exchange.lag(shard, "s2/0") == (0, 0, 0.0) for shard in (3, 4, 5)))
         assert room["s2/0"].refused() == {}
+
+
+@pytest.mark.parametrize("guest", [False, True])
+def test_who_is_to_know_everything_gets_another_copy_only_where_somebody_else_got_one_meanwhile(guest: bool) -> None:
+    """What a guest's copy has taken along counts as sent, and the backup has never seen it."""
+    with Room("s1/0", "s2/0", "s3/0") as room:
+        room.pair_up(3, "s1/0", "s2/0")
+        exchange = room["s1/0"].exchange
+        if guest:
+            room["s3/0"].exchange.accept(3, "s1/0", 1)
+            exchange.stream(3, "s3/0", True, everything=True)
+            room.until(lambda: exchange.synced(3, "s3/0"))
+            exchange.stream(3, "s3/0", False)
+        exchange.stream(3, "s2/0", True, everything=True)
+        room.until(lambda: exchange.is_wide(3, "s2/0") and exchange.synced(3, "s2/0"))
+        assert [(told["peer"], told["resyncs"]) for told in exchange.status()["streams"]] == [("s2/0", int(guest))]
+        exchange.stream(3, "s2/0", True, everything=False)
+        exchange.stream(3, "s2/0", True, everything=True)  # the copy that it got has mended that
+        room.until(lambda: exchange.is_wide(3, "s2/0") and exchange.synced(3, "s2/0"))
+        assert exchange.status()["streams"][0]["resyncs"] == int(guest)

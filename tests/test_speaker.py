@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from exabgp.logger import log  # type: ignore[import-untyped]
-from exabgp.reactor.asynchronous import ASYNC  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +19,7 @@ from krononat.client import Trouble
 from krononat.cluster import Map
 from krononat.control import lock
 from routing import announcements
-from routing.speaker import exabgp, launch, sessions
+from routing.speaker import exabgp, sessions
 from routing.speaker.exabgp import News
 from routing.speaker.keeper import Keeper
 from routing.speaker.ledger import ORPHANED, Change, Ledger, Route, Said, route
@@ -530,45 +526,3 @@ def test_without_a_speaker_it_says_so(tmp_path: Any) -> None:
     done = run(tmp_path, "status", "--socket", str(tmp_path / "nobody"))
     assert isinstance(done.exception, Trouble) and done.exception.status == 3
     assert "krononat speaker run" in done.exception.remedy
-
-
-@pytest.fixture
-def pending(monkeypatch: pytest.MonkeyPatch) -> ASYNC:
-    """Commands of an ExaBGP that can make no event loop."""
-    log.silence()
-    monkeypatch.setattr(ASYNC, "run", ASYNC.run)
-    launch.obey_at_once()
-    monkeypatch.setattr(asyncio, "run", None)
-    return ASYNC()
-
-
-def test_commands_are_carried_out_in_order(pending: ASYNC) -> None:
-    done: list[str] = []
-
-    def command(name: str) -> Iterator[bool]:
-        done.append(f"{name} begins")
-        yield False
-        done.append(f"{name} ends")
-
-    assert not pending.run()
-    for name in ("one", "two"):
-        pending.schedule("peer", name, command(name))
-    while pending.run():
-        pass
-    assert done == ["one begins", "one ends", "two begins", "two ends"] and pending.ready()
-
-
-def test_a_command_that_fails_is_told_and_the_next_one_is_carried_out(pending: ASYNC) -> None:
-    failed: list[str] = []
-    done: list[int] = []
-    pending.set_error_handler(failed.append)
-
-    def command(divisor: int) -> Iterator[int]:
-        done.append(1 // divisor)
-        yield 0
-
-    pending.schedule("bad", "", command(0))
-    pending.schedule("good", "", command(1))
-    while pending.run():
-        pass
-    assert failed == ["bad"] and done == [1] and pending.ready()

@@ -62,3 +62,26 @@ def test_chores_rest_where_nothing_waits_for_them(told: dict[str, Any], rest: in
     worker._announced, worker._announcer = {"core": "s1/0"}, SimpleNamespace(cut=told.get("known", ""))
     worker._examiner = SimpleNamespace(cut=lambda: told.get("cut", ""))
     assert worker._resting(10, told.get("last", 7)) == rest
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_is_cut_off_withdraws_and_then_hands_over_whatever_becomes_of_that(fails: bool) -> None:
+    done: list[str] = []
+
+    def turn(now: int) -> bool:
+        done.append("withdrawn")
+        if fails:
+            raise OSError
+        return True
+
+    worker: Any = Worker.__new__(Worker)
+    worker._examiner = SimpleNamespace(turned=lambda now: None, cut=lambda: "inside")
+    worker._replica = SimpleNamespace(hand_over=lambda now: done.append("handed over"))
+    worker._lost = False
+    told: Any = SimpleNamespace(cut="", leaving=False, turn=turn, detach=lambda: None)
+    told.sever = lambda side: setattr(told, "cut", side)
+    worker._faults = 1  # it has told of one before
+    for now in range(2):
+        if worker._examiner.cut() != told.cut:
+            worker._guarded(told, now)
+    assert done == ["withdrawn", "handed over"] and told.cut == "inside"

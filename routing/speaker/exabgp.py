@@ -27,15 +27,11 @@ class News(NamedTuple):
 
 
 def environment(user: str) -> dict[str, str]:
-    """Variables that ExaBGP heeds: no named pipes, no file and no daemon, the user it runs as already.
-
-    Its loop wakes for whatever comes; besides it does so each hundredth of its "speed", which as it comes costs 17 ms of a CPU
-    each second and server, for nothing.
-    """
+    """Variables that ExaBGP heeds: no named pipes, no file and no daemon, the user it runs as already."""
     return {
         "exabgp_api_cli": "false", "exabgp_api_ack": "true", "exabgp_daemon_user": user, "exabgp_daemon_daemonize": "false",
         "exabgp_daemon_drop": "false", "exabgp_log_destination": "stderr", "exabgp_log_level": "WARNING",
-        "exabgp_tcp_attempts": "0", "exabgp_bgp_openwait": "10", "exabgp_reactor_speed": "10",
+        "exabgp_tcp_attempts": "0", "exabgp_bgp_openwait": "10",
     }  # fmt: skip
 
 
