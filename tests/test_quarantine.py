@@ -211,7 +211,7 @@ def test_a_frame_that_killed_twice_is_dropped_and_others_pass(place: Place) -> N
         (row,) = client.ask(place.socket, {"do": "quarantine"})["quarantine"]
         assert row["frames"] == "udp 100.64.0.9:4567 > 192.0.2.77:9" and row["deaths"] == "SIGSEGV, SIGSEGV"
         sender.sendto(b"the same each time", ("192.0.2.77", 9))
-        until(lambda: quarantined(place) == 1, 2)
+        until(lambda: quarantined(place) == 1, 10)
         sender.sendto(b"another one, though", ("192.0.2.77", 9))
         assert place.ping() == 3
         assert place.status()["quarantined"] == {"signatures": 1, "frames": 1}
