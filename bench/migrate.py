@@ -111,7 +111,13 @@ def _round(here: Scene, count: int, told: Told) -> list[Moved]:
             target = cores[(cores.index(here.owner()) + 1) % len(cores)]
             told(f"move {number + 1} of {count}, to {target}; {sum(each.lost for each in made)} lost so far")
             made.append(move(here, hand, 0, target, inbound_first=number % 2 == 1))
+            told(_where(made[-1]))
     return made
+
+
+def _where(moved: Moved) -> str:
+    places = ", ".join(f"{place} {count}" for place, count in moved.places.most_common(6))
+    return f"{moved.lost} datagrams lost (out {moved.out.lost}, in {moved.into.lost}); of all frames: {places or 'none'}"
 
 
 def _figures(name: str, made: list[Moved], count: int, gap_ms: float | None) -> list[Result]:
