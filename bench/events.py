@@ -40,7 +40,7 @@ from bench.cluster.ledger import ASK, OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.programs import Programs
 from bench.cluster.routes import Watch
 from bench.cluster.scene import People, Scene, scene, until
-from bench.cluster.stream import Survival, became, owners, silence_ms, survival
+from bench.cluster.stream import Survival, awake, became, owners, silence_ms, survival
 from bench.report import Result, Told
 from krononat.client import NOT_FOUND, Trouble
 from krononat.lab import cluster, fabric, leaks, overview
@@ -222,7 +222,9 @@ def _between(here: Scene, mine: Sequence[int], since: int, until: int, hits: str
     flows = FLOWS * shards
     heard = [[flow] for flow in range(flows)] if hits == ALL else [mine]
     outage_ms = max(
-        silence_ms(_of(part, each, flows if hits == ALL else shards), since, until) for part in both for each in heard
+        silence_ms(_of(part, each, flows if hits == ALL else shards), clock, since, until)
+        for part, clock in ((part, awake(part)) for part in both)
+        for each in heard
     )
     return Heard(sum(part.lost for part in hit), sum(part.lost for part in others), outage_ms)
 

@@ -8,9 +8,10 @@ is asked whether it lives, at the same external endpoint.
     migrate/moves          moves that were made; each took migrate/duration_ms
     migrate/lost           datagrams of the stream that never came; beside it those that came twice or late, and how many
                            frames of any kind found no room at the generator's own ends (lost_at_our_ends)
-    migrate/gap_ms         longest silence of the stream in each move; its goal is that of the time before the first, and 5 ms
-    migrate/longest_gap_ms  the longest of them all; .../sender_ms: for how long the generator itself sent nothing in that move,
-                           .../pause_ms: for how long its cores let nobody create
+    migrate/gap_ms         longest silence of the stream in each move, less what of it the generator itself slept (it sends and
+                           sees nothing then); its goal is that of the time before the first, and 5 ms
+    migrate/longest_gap_ms  the longest of them all; .../pause_ms: for how long its cores let nobody create
+    migrate/silence_ms     the silences as they were; migrate/sender_ms: longest time in each move that nothing was sent
     migrate/broken         programs, connections and sessions that did not outlive it, by kind in migrate/broken/...
     migrate/50k/...        the same at 50,000 datagrams a second, for a few moves more, as information
 
@@ -134,8 +135,9 @@ def _figures(name: str, made: list[Moved], count: int, gap_ms: float | None) -> 
         report.measured(f"{name}/late", "count", [late]),
         report.measured(f"{name}/gap_ms", "ms", [each.longest_gap_ms for each in made], gap_ms, loss),
         report.measured(f"{name}/longest_gap_ms", "ms", [worst.longest_gap_ms], gap_ms, loss),
-        report.measured(f"{name}/longest_gap/sender_ms", "ms", [worst.longest_pause_ms]),
         report.measured(f"{name}/longest_gap/pause_ms", "ms", [worst.told["pause_ms"]]),
+        report.measured(f"{name}/silence_ms", "ms", [each.longest_silence_ms for each in made]),
+        report.measured(f"{name}/sender_ms", "ms", [each.longest_pause_ms for each in made]),
         report.measured(f"{name}/pause_ms", "ms", [each.told["pause_ms"] for each in made]),
         report.measured(f"{name}/duration_ms", "ms", [each.told["duration_ms"] for each in made]),
         report.measured(f"{name}/sessions", "sessions", [statistics.median(each.told["sessions"] for each in made)]),

@@ -193,7 +193,12 @@ class Io(Model):
     spare: bool = Field(
         default=True, description="A second process stands by to take over at once if the worker dies; takes about 100 MiB."
     )
-    frames: int = Field(default=8192, ge=1024, le=1 << 18, description="Frames of 4 KiB in the umem; a power of two.")
+    frames: int = Field(
+        default=8192,
+        ge=1024,
+        le=1 << 18,
+        description="Frames of 4 KiB in the umem; a power of two. A queue's ring has its share of half of them, 8192 at most.",
+    )
 
 
 class Memory(Model):

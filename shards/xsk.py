@@ -35,7 +35,7 @@ from shards.state import Array
 FRAME_SHIFT = 12
 FRAME_BYTES = 1 << FRAME_SHIFT
 HEADROOM = 256  # XDP_PACKET_HEADROOM: a received frame begins this far into its memory
-ENTRIES_AT_MOST, ENTRIES_AT_LEAST = 2048, 64
+ENTRIES_AT_MOST, ENTRIES_AT_LEAST = 8192, 64
 
 # A memif server may change a header's lengths after `parse` has compared them. What then goes wrong goes wrong in here: no
 # length of IPv4 leads further.

@@ -93,7 +93,7 @@ def test_a_stream_is_told_as_it_was() -> None:
     rows = _datagrams(2, 3, None, 5, 11, 7, 8)
     rows["times"][3], rows["late"][5] = 2, 1
     told = stream.became(rows, 0, 100 * MS)
-    assert told == stream.Became(7, lost=1, duplicated=1, late=1, longest_gap_ms=3.0, longest_way_ms=6.0, longest_pause_ms=1.0)
+    assert told == stream.Became(7, 1, 1, 1, 3.0, longest_way_ms=6.0, longest_pause_ms=1.0, longest_silence_ms=3.0)
     assert stream.became(rows, 4 * MS, 5 * MS).sent == 1
     assert stream.became(rows, 90 * MS, 99 * MS) == stream.Became(0, 0, 0, 0, 0.0, 0.0)
 

@@ -40,6 +40,11 @@ class Moved(NamedTuple):
         return max(self.out.longest_gap_ms, self.into.longest_gap_ms)
 
     @property
+    def longest_silence_ms(self) -> float:
+        """The same with the sender's own pauses in it."""
+        return max(self.out.longest_silence_ms, self.into.longest_silence_ms)
+
+    @property
     def longest_pause_ms(self) -> float:
         """Of the sender itself."""
         return max(self.out.longest_pause_ms, self.into.longest_pause_ms)

@@ -10,6 +10,8 @@ import numpy as np
 from bench.cluster.ledger import CONNECTION, Ledger
 from shards.state import Array
 
+_PAUSE_NS, _PACES = 2_000_000, 10  # nothing left for that long, or for ten times as long as usual: the generator slept
+
 
 class Became(NamedTuple):
     """Of the datagrams of one direction that left in a span of time."""
@@ -21,6 +23,31 @@ class Became(NamedTuple):
     longest_gap_ms: float  # between two that came, one right after the other, or from the last that came to the last that left
     longest_way_ms: float  # from leaving to coming
     longest_pause_ms: float = 0.0  # between two that left: of whoever sent them, on a CPU that others want, too
+    longest_silence_ms: float = 0.0  # the longest gap with the generator's own pauses in it
+
+
+class Awake(NamedTuple):
+    """A clock that stands still while the generator sleeps: it sends nothing then, and sees nothing of what comes.
+
+    `edges`, `asleep`: when its pauses began and ended, ns, and for how long it had slept by then.
+    """
+
+    edges: Array
+    asleep: Array
+
+    def at(self, times: Array) -> Array:
+        """These times (ns) by that clock."""
+        return times - np.interp(times, self.edges, self.asleep) if len(self.edges) else times
+
+
+def awake(datagrams: Array) -> Awake:
+    """By when all datagrams of a direction left."""
+    sent = datagrams["sent"][datagrams["sent"] > 0]
+    pauses = np.diff(sent)
+    long = np.flatnonzero(pauses > max(_PAUSE_NS, _PACES * np.median(pauses))) if len(pauses) else np.zeros(0, np.int64)
+    slept = np.cumsum(pauses[long])
+    asleep = np.stack((slept - pauses[long], slept), axis=1).ravel()
+    return Awake(np.stack((sent[long], sent[long + 1]), axis=1).ravel() if len(long) else sent[:0], asleep)
 
 
 def became(datagrams: Array, since_ns: int, until_ns: int) -> Became:
@@ -28,25 +55,28 @@ def became(datagrams: Array, since_ns: int, until_ns: int) -> Became:
     some = datagrams[(datagrams["sent"] >= since_ns) & (datagrams["sent"] < until_ns)]
     came = some[some["times"] > 0]
     lost, twice, late = len(some) - len(came), int(np.sum(came["times"] > 1)), int(came["late"].sum())
-    ways = came["came"] - came["sent"]
+    way = int((came["came"] - came["sent"]).max(initial=0))
     pause = int(np.diff(some["sent"]).max(initial=0))
-    gap, way = _longest_gap(some, came["came"]), int(ways.max(initial=0))
-    return Became(len(some), lost, twice, late, gap / 1e6, way / 1e6, pause / 1e6)
+    edges = _edges(some["sent"], came["came"])
+    gap, silence = (int(np.diff(clock.at(edges)).max(initial=0)) for clock in (awake(some), Awake(edges[:0], edges[:0])))
+    return Became(len(some), lost, twice, late, gap / 1e6, way / 1e6, pause / 1e6, silence / 1e6)
 
 
-def _longest_gap(sent: Array, came: Array) -> int:
-    """Silence up to the last one's leaving counts as well: a stream that never returns is no short gap."""
+def _edges(sent: Array, came: Array) -> Array:
+    """When something came, in that order. Up to the last one's leaving: a stream that never returns is no short gap."""
     if not len(sent):
-        return 0
-    ends = [came.min(initial=sent["sent"].min()), max(came.max(initial=0), sent["sent"].max())]
-    return int(np.diff(np.sort(np.concatenate((came, ends)))).max())
+        return came
+    return np.sort(np.concatenate((came, [came.min(initial=sent.min()), max(came.max(initial=0), sent.max())])))
 
 
-def silence_ms(datagrams: Array, since_ns: int, until_ns: int) -> float:
-    """The longest time in this span in which none of these came, whenever they left: one that is late makes no silence."""
+def silence_ms(datagrams: Array, clock: Awake, since_ns: int, until_ns: int) -> float:
+    """The longest time in this span in which none of these came, whenever they left: one that is late makes no silence.
+
+    `clock`: see `awake`, of the direction whose datagrams they are.
+    """
     came = datagrams["came"][datagrams["times"] > 0]
     heard = np.sort(came[(came > since_ns) & (came < until_ns)])
-    return float(np.diff(np.concatenate(([since_ns], heard, [until_ns]))).max()) / 1e6
+    return float(np.diff(clock.at(np.concatenate(([since_ns], heard, [until_ns])))).max()) / 1e6
 
 
 class Survival(NamedTuple):
