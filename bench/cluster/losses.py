@@ -41,7 +41,8 @@ def _of_core(here: Scene, core: str) -> Counter[str]:
     """What it dropped by verdict, and what its sockets had no room for."""
     told = Counter({f"{core} {row.reason}": row.packets for row in view.drops(open_memory(here.path(core)))})
     for port in here.lab.status(here.lab.label(core))["ports"]:
-        for sockets in (port["sockets"], port["control_sockets"]):
-            told[f"{core} {port['interface']} ring full"] += sockets["rx_dropped"] + sockets["rx_ring_full"]
+        for name, sockets in (("ring", port["sockets"]), ("control ring", port["control_sockets"])):
+            told[f"{core} {port['interface']} {name} full"] = sockets["rx_ring_full"]
+            told[f"{core} {port['interface']} {name}: no free frame"] = sockets["rx_dropped"]
         told[f"{core} {port['interface']} no socket"] = port["steering"]["no_socket"]
     return told
