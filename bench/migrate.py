@@ -9,7 +9,8 @@ is asked whether it lives, at the same external endpoint.
     migrate/lost           datagrams of the stream that never came; beside it those that came twice or late, and how many
                            frames of any kind found no room at the generator's own ends (lost_at_our_ends)
     migrate/gap_ms         longest silence of the stream in each move, less what of it the generator itself slept (it sends and
-                           sees nothing then); its goal is that of the time before the first, and 5 ms
+                           sees nothing then); its goal is that of ten calm seconds before each tenth move, and 5 ms
+    migrate/calm/gap_ms    that of these ten seconds each
     migrate/longest_gap_ms  the longest of them all; .../pause_ms: for how long its cores let nobody create
     migrate/silence_ms     the silences as they were; migrate/sender_ms: longest time in each move that nothing was sent
     migrate/broken         programs, connections and sessions that did not outlive it, by kind in migrate/broken/...
@@ -24,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections.abc import Callable
 
 import click
 import numpy as np
@@ -49,6 +51,7 @@ RATE, MORE_RATE = 10_000, 50_000
 BEFORE_S, QUICK_BEFORE_S = 10.0, 3.0
 GAP_MS = 5.0
 _A_MOVE_S = 15  # at most, for the room of the ledger
+_BETWEEN = 10  # moves
 _PEOPLE = People((0,), 1700, 440)  # an owner's side of the pool: 7 of 8 blocks, of each 448 ports of 512
 _LASTING = "[timeouts]\nudp = 7000\n"  # a hundred moves take longer than the 300 s of an unused UDP session
 
@@ -57,7 +60,7 @@ def run(quick: bool, told: Told, count: int | None = None, tor: str = STATIC) ->
     """All moves, then the question who lives."""
     wanted = count or (QUICK_MOVES if quick else MOVES)
     sessions = QUICK_SESSIONS if quick else SESSIONS
-    seconds = int(BEFORE_S + _A_MOVE_S * wanted) + 60
+    seconds = int(BEFORE_S * (1 + wanted // _BETWEEN) + _A_MOVE_S * wanted) + 60
     more = 0 if quick else MORE_MOVES
     sizes = Sizes(CONNECTIONS, sessions, RATE * seconds + MORE_RATE * _A_MOVE_S * more)
     room = sessions + 4 * CONNECTIONS
@@ -82,33 +85,42 @@ def _fill(here: Scene, told: Told) -> None:
 
 def _moves(here: Scene, count: int, before_s: float, told: Told) -> list[Result]:
     here.generator.stream(RATE)
-    time.sleep(0.2)
-    began = time.monotonic_ns()
-    time.sleep(before_s)
-    before = max(each.longest_gap_ms for each in watched(here, began, time.monotonic_ns()))
-    made = _round(here, count, told)
+    calm: list[float] = []
+    made = _round(here, count, told, lambda: calm.append(_calm(here, before_s, told)))
     here.generator.halt(STREAM_OUT)
     here.generator.halt(STREAM_IN)
-    return _figures("migrate", made, count, before + GAP_MS)
+    return [*_figures("migrate", made, count, max(calm) + GAP_MS), report.measured("migrate/calm/gap_ms", "ms", calm)]
+
+
+def _calm(here: Scene, seconds: float, told: Told) -> float:
+    """Longest gap while nothing moves, ms. A machine's bad minute is neither the moves' alone nor these seconds'."""
+    told(f"{seconds:g} s without a move")
+    time.sleep(0.2)
+    began = time.monotonic_ns()
+    time.sleep(seconds)
+    return max(each.longest_gap_ms for each in watched(here, began, time.monotonic_ns()))
 
 
 def _faster(here: Scene, count: int, told: Told) -> list[Result]:
     if not count:
         return []
     here.generator.pace((STREAM_OUT, STREAM_IN), MORE_RATE)
-    made = _round(here, count, told)
+    made = _round(here, count, told, lambda: None)
     here.generator.halt(STREAM_OUT)
     here.generator.halt(STREAM_IN)
     return [_unaimed(result) for result in _figures("migrate/50k", made, count, None)]
 
 
-def _round(here: Scene, count: int, told: Told) -> list[Moved]:
+def _round(here: Scene, count: int, told: Told, between: Callable[[], None]) -> list[Moved]:
+    """So many moves, and before each tenth what is between them."""
     cores = cluster.cores(here.lab.wanted or Wanted())
     made: list[Moved] = []
     with contextlib.ExitStack() as undoing:
         routed = here.lab.wanted is not None and here.lab.wanted.routed
         hand = None if routed else undoing.enter_context(Hand(here.tor))
         for number in range(count):
+            if number % _BETWEEN == 0:
+                between()
             target = cores[(cores.index(here.owner()) + 1) % len(cores)]
             told(f"move {number + 1} of {count}, to {target}; {sum(each.lost for each in made)} lost so far")
             made.append(move(here, hand, 0, target, inbound_first=number % 2 == 1))
