@@ -20,7 +20,8 @@ connection that had been answered before the kill is asked, up to four times, an
 
 **Backup.** It is killed, frozen for 5 s, started again, while the stream runs; that must not change by it:
 
-    failover/backup/frozen/way_ratio    median time under way without: with it frozen, by turns (more is better)
+    failover/backup/frozen/way_ratio    median time under way without: with it frozen, by turns (more is better); idle CPUs wait
+                                        meanwhile and do not sleep
     failover/backup/.../lost, resync_s  datagrams lost meanwhile; time until it is in sync again, by itself
 
 **Partition.** Both servers live, and do not hear each other; the router sends the shard's packets now to one, now to the other,
@@ -45,7 +46,7 @@ from bench import report, verify
 from bench.cluster.generator import ask_until_settled
 from bench.cluster.ledger import CLOSE, OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.moving import watched
-from bench.cluster.scene import People, Scene, scene
+from bench.cluster.scene import People, Scene, scene, sleepless
 from bench.cluster.stream import Survival, owners, reused, shared, story, survival
 from bench.report import Result, Told
 from krononat.lab import faults, steering
@@ -252,9 +253,10 @@ def _backup(here: Scene, turns: int, told: Told) -> list[Result]:
     here.generator.stream(STREAM)
     backup = str(here.shard(here.owner())["passive"])
     told(f"the backup, {backup}, is frozen for {FROZEN_S:g} s")
-    frozen = [_frozen(here, backup) for _ in range(turns)]
-    told("the backup is killed and started again")
-    killed = [_killed(here, backup)]
+    with sleepless(told):
+        frozen = [_frozen(here, backup) for _ in range(turns)]
+        told("the backup is killed and started again")
+        killed = [_killed(here, backup)]
     for kind in (STREAM_OUT, STREAM_IN):
         here.generator.halt(kind)
     return [

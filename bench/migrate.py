@@ -10,7 +10,7 @@ is asked whether it lives, at the same external endpoint.
                            frames of any kind found no room at the generator's own ends (lost_at_our_ends)
     migrate/gap_ms         longest silence of the stream in each move, less what of it the generator itself slept (it sends and
                            sees nothing then); its goal is that of ten calm seconds before each tenth move, and 5 ms
-    migrate/calm/gap_ms    that of these ten seconds each
+    migrate/calm/gap_ms    that of these ten seconds each; migrate/within: moves whose gap was no longer than its goal
     migrate/longest_gap_ms  the longest of them all; .../pause_ms: for how long its cores let nobody create
     migrate/silence_ms     the silences as they were; migrate/sender_ms: longest time in each move that nothing was sent
     migrate/broken         programs, connections and sessions that did not outlive it, by kind in migrate/broken/...
@@ -89,7 +89,9 @@ def _moves(here: Scene, count: int, before_s: float, told: Told) -> list[Result]
     made = _round(here, count, told, lambda: calm.append(_calm(here, before_s, told)))
     here.generator.halt(STREAM_OUT)
     here.generator.halt(STREAM_IN)
-    return [*_figures("migrate", made, count, max(calm) + GAP_MS), report.measured("migrate/calm/gap_ms", "ms", calm)]
+    goal = max(calm) + GAP_MS
+    within = report.measured("migrate/within", "moves", [sum(each.longest_gap_ms <= goal for each in made)], count)
+    return [*_figures("migrate", made, count, goal), within, report.measured("migrate/calm/gap_ms", "ms", calm)]
 
 
 def _calm(here: Scene, seconds: float, told: Told) -> float:
