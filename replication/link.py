@@ -26,9 +26,12 @@ from replication.protocol import Peer, age
 from shards.state import Array
 
 HIGH_WATER = 64  # messages in each queue of ZeroMQ's, at most BODY_AT_MOST each
-# ms. The exchange pings far more often; these are only for connections that are of no use any more. With 300 ms, a crowded
-# machine ended ones in use, each of which costs a copy made anew: 40 in a minute, of a core, with six cores on two CPUs.
-_HEARTBEAT, _HEARTBEAT_TIMEOUT, _HANDSHAKE_AT_MOST = 500, 1500, 2000
+# ms. The exchange's pings are the heartbeats; this is for connections that are of no use any more: the kernel ends one on which
+# nothing was acknowledged for so long (TCP_USER_TIMEOUT, RFC 5482), and asks for a sign on one that is idle (keepalive).
+# ZeroMQ's own heartbeats (ZMTP 3.1) are left out on purpose: who does not read for a while, its queue being full, answers none;
+# the peer hangs up for that, and libzmq 4.3.5 ends our process when its next heartbeat is due (`!_io_error`).
+_UNHEARD, _HANDSHAKE_AT_MOST = 1500, 2000
+_KEEPALIVE_S, _KEEPALIVE_TIMES = 1, 2
 _RECONNECT, _RECONNECT_AT_MOST = 20, 200  # ms
 _REMAKE_AFTER = 1000  # ticks: ZeroMQ gives up for good where a handshake failed, which a newer map may set right
 _PARTS_AT_MOST = 64  # of a message nobody asked for that are thrown away at one go
@@ -369,8 +372,11 @@ def _set(socket: zmq.Socket[bytes]) -> None:
         (zmq.MAXMSGSIZE, BODY_AT_MOST + 1024),
         (zmq.LINGER, 0),
         (zmq.IMMEDIATE, 1),  # no queue before there is a connection
-        (zmq.HEARTBEAT_IVL, _HEARTBEAT),
-        (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT),
+        (zmq.TCP_MAXRT, _UNHEARD),
+        (zmq.TCP_KEEPALIVE, 1),
+        (zmq.TCP_KEEPALIVE_IDLE, _KEEPALIVE_S),
+        (zmq.TCP_KEEPALIVE_INTVL, _KEEPALIVE_S),
+        (zmq.TCP_KEEPALIVE_CNT, _KEEPALIVE_TIMES),
         (zmq.HANDSHAKE_IVL, _HANDSHAKE_AT_MOST),
         (zmq.RECONNECT_IVL, _RECONNECT),
         (zmq.RECONNECT_IVL_MAX, _RECONNECT_AT_MOST),
