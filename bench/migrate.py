@@ -25,12 +25,14 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import click
 import numpy as np
 
 from bench import report
+from bench.cluster import losses
 from bench.cluster.generator import ask_until_settled
 from bench.cluster.ledger import OPEN, RESIDENTS, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.moving import Moved, move, watched
@@ -125,14 +127,15 @@ def _round(here: Scene, count: int, told: Told, between: Callable[[], None]) -> 
                 between()
             target = cores[(cores.index(here.owner()) + 1) % len(cores)]
             told(f"move {number + 1} of {count}, to {target}; {sum(each.lost for each in made)} lost so far")
+            before = losses.lost(here)
             made.append(move(here, hand, 0, target, inbound_first=number % 2 == 1))
-            told(_where(made[-1]))
+            told(_where(made[-1], losses.lost(here) - before))
     return made
 
 
-def _where(moved: Moved) -> str:
-    places = ", ".join(f"{place} {count}" for place, count in moved.places.most_common(6))
-    return f"{moved.lost} datagrams lost (out {moved.out.lost}, in {moved.into.lost}); of all frames: {places or 'none'}"
+def _where(moved: Moved, places: Counter[str]) -> str:
+    most = ", ".join(f"{place} {count}" for place, count in places.most_common(6))
+    return f"{moved.lost} datagrams lost (out {moved.out.lost}, in {moved.into.lost}); of all frames: {most or 'none'}"
 
 
 def _figures(name: str, made: list[Moved], count: int, gap_ms: float | None) -> list[Result]:

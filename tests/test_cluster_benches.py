@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import struct
 import subprocess
-from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from types import SimpleNamespace
@@ -65,7 +64,7 @@ def test_what_was_not_compared_is_not_the_same() -> None:
 def test_a_move_that_loses_a_packet_misses_its_goal() -> None:
     fine, lossy = Became(1000, 0, 0, 0, 3.0, 1.0, 0.1), Became(1000, 1, 0, 2, 9.0, 1.0, 7.5)
     told = {"pause_ms": 1, "duration_ms": 1000, "sessions": 5, "shunted": 7}
-    results = migrate._figures("migrate", [Moved(told, Counter(), fine, fine), Moved(told, Counter(), fine, lossy)], 2, 8.0)
+    results = migrate._figures("migrate", [Moved(told, fine, fine), Moved(told, fine, lossy)], 2, 8.0)
     assert (_value(results, "migrate/lost").value, _value(results, "migrate/lost").loss) == (1, 1 / 4000)
     assert _value(results, "migrate/lost").ok is False
     assert _value(results, "migrate/moves").ok is True

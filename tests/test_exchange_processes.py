@@ -22,7 +22,7 @@ from tests.exchanges import ANYWHERE, Room, ticks
 pytestmark = pytest.mark.alone
 
 SHARD, ME, PEER = 3, "s1/0", "s2/0"
-FROZEN_S = 1.6  # longer than the kernel's patience with a connection and than our own
+FROZEN_S = 1.6  # longer than our own patience; its kernel answers for it meanwhile
 
 
 class Far:

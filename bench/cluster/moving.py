@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from typing import Any, NamedTuple
 
-from bench.cluster.losses import lost
 from bench.cluster.scene import Scene
 from bench.cluster.stream import Became, became
 from krononat import client
@@ -20,12 +18,9 @@ _TAKEN = ("drain", "done")  # stages of a move in which the target has the autho
 
 
 class Moved(NamedTuple):
-    """What a move was and what it cost. `told`: what the cores say; `places`: frames of any kind lost, by where; the rest is
-    what the stream saw, both directions.
-    """
+    """What a move was and what it cost. `told`: what the cores say; the rest is what the stream saw, both directions."""
 
     told: dict[str, Any]
-    places: Counter[str]
     out: Became
     into: Became
 
@@ -55,7 +50,7 @@ def move(here: Scene, hand: Hand | None, shard: int, target: str, inbound_first:
 
     Without a hand the cores tell the switches themselves, and there is nothing to do.
     """
-    before, began = lost(here), time.monotonic_ns()
+    began = time.monotonic_ns()
     source = here.owner(shard)
     number = moves.begin(here.path(source), shard, target)
     _until_taken(here.path(source), number)
@@ -66,7 +61,7 @@ def move(here: Scene, hand: Hand | None, shard: int, target: str, inbound_first:
     told = moves.watch(here.path(source), number, _PATIENCE_S)
     ended = time.monotonic_ns()
     time.sleep(_AFTER_S)
-    return Moved(told, lost(here) - before, *watched(here, began, ended))
+    return Moved(told, *watched(here, began, ended))
 
 
 def watched(here: Scene, since_ns: int, until_ns: int) -> tuple[Became, Became]:
