@@ -86,7 +86,8 @@ class Member:
         """It loads at a low priority, and is wanted now. Where we may not raise that it comes a little later."""
         with contextlib.suppress(OSError):
             for thread in Path(f"/proc/{self.pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)
+                number = int(thread.name)
+                os.setpriority(os.PRIO_PROCESS, number, min(0, os.getpriority(os.PRIO_PROCESS, number)))
 
     def is_stopped(self) -> bool:
         """Whether somebody has stopped it (SIGSTOP, a debugger): proc(5), state T or t."""

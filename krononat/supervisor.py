@@ -99,6 +99,8 @@ class Supervisor:
     def run(self) -> None:
         """Up, round and round, until a signal says so."""
         promptness.ask_for()
+        if not promptness.go_first():
+            _say(f"may not raise its priority to {promptness.NICENESS} (CAP_SYS_NICE): packets wait longer where CPUs are busy")
         self._heed_signals()
         self._undoing.enter_context(lock(self._config.socket))
         self._inherit()

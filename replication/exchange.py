@@ -7,6 +7,9 @@
 A turn takes `TURN_NS` of CPU time at most, but for the piece that is in hand: on a crowded CPU the clock would end it after
 each message, and a loop that is called for more at once never sleeps, and crowds it. It looks and reads first, so that
 acknowledgements are young, and what it sends is always of the instant after the last breath.
+
+Who could not read all, and had to wait for the CPU since, reads longer by as much (`reading_ns`): else on a crowded CPU peers
+send more than is ever read, and each word of theirs is as late as the queue is long: 135 ms were seen, where 150 are a death.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from replication.tables import Sink, Source
 from replication.verify import Verification
 
 READ_NS, TURN_NS = 750_000, 1_500_000  # of a turn: until when messages are read, until when anything new is begun
+LONGER_AT_MOST = 4  # times READ_NS, for who must catch up
 LIFELESS_AT_MOST = 3000  # ticks without a life: then the socket is made anew, whatever its monitor says or has missed
 HEARD_AT_MOST = 1024
 TALKS_WITHIN, TWOFOLD_AFTER = 200, 2000  # ticks: who talks is heard so often, and two connections of one peer must so long
@@ -65,6 +69,8 @@ class Exchange:
         self._heard: list[Heard] = []
         self._verifications: dict[tuple[int, str], Verification] = {}
         self._until = self._now = 0
+        self._behind = False  # the last turn that read anything did not read all
+        self._read_at = 0, 0  # when that was: by the clock, and of this thread's CPU time, ns
 
     # --- peers ------------------------------------------------------------------------------------------------------------
 
@@ -213,23 +219,24 @@ class Exchange:
         self._now = now
         self._publisher.begin_turn()
         self.was_whole = not self._lanes.turn(now)
-        more = self.was_whole and self._whole_turn(now, spent)
+        more = self.was_whole and self._whole_turn(now, begun, spent)
         self.turns += 1
         self.longest_turn_ns = max(self.longest_turn_ns, self._clock() - begun)
         return more
 
-    def _whole_turn(self, now: int, spent: int) -> bool:
+    def _whole_turn(self, now: int, begun: int, spent: int) -> bool:
         """All that a turn may consist of; then the lanes are open again, where changes are all that is to be sent.
 
-        `spent`: CPU time of this thread when the turn began, ns.
+        When it began: by the clock, and of this thread's CPU time, ns.
         """
         self._lanes.close()  # first: what they point to may go, and if anything fails here they must not be used
-        self._until = spent + READ_NS
-        more = False
+        more, reading = False, self._reading_ns(begun, spent)
+        self._until = spent + reading
         if self._link.listen():
             self._look(now)  # first: who has come back since a long turn ago is not to be called dead by what it says now
             more = self._read(now)
-        self._until = spent + TURN_NS
+        self._behind, self._read_at = more, (begun, spent)
+        self._until = spent + reading - READ_NS + TURN_NS
         more |= self._subscriber.turn(now, self._spare, self._receivers)
         for receiver in self._receivers.values():
             receiver.acknowledge(now, self._subscriber.installed)
@@ -251,6 +258,11 @@ class Exchange:
         left = [0] if more else [self._settings.ping - age(now, sender.pinged) for sender in self._senders.values()]
         left += [ACK_EVERY for receiver in self._receivers.values() if receiver.owes]
         self._lanes.open(self._senders.values(), min([*left, self._publisher.swept_next(now)]), now)
+
+    def _reading_ns(self, begun: int, spent: int) -> int:
+        """Of this turn, on the CPU."""
+        passed, used = begun - self._read_at[0], spent - self._read_at[1]
+        return reading_ns(passed, used) if self._behind else READ_NS
 
     def _spare(self) -> bool:
         return time.thread_time_ns() < self._until
@@ -451,6 +463,11 @@ class Exchange:
             "resyncs": stream.resyncs,
             "lag": self.lag(shard, peer)._asdict(),
         }
+
+
+def reading_ns(passed: int, used: int) -> int:
+    """How long who is behind reads, where so much time has passed, and so much of it on the CPU, since it read last; all ns."""
+    return min(READ_NS * passed // max(used, 1), LONGER_AT_MOST * READ_NS) if passed > used else READ_NS
 
 
 def _told(peer: str, fields: Fields) -> Heard:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -95,3 +97,26 @@ def test_who_loads_for_somebody_in_a_hurry_has_requests_as_long_as_others() -> N
     thread.join()
     usual = told[0]
     assert told == [usual, 300_000 if usual else 0, usual]
+
+
+_GOES_FIRST = """
+import os
+from krononat import promptness, standby
+{before}
+nice = lambda: os.getpriority(os.PRIO_PROCESS, 0)
+print(promptness.go_first(-3), nice(), standby.in_a_thread(nice, 4))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [("", "True -3 4"), ("os.nice(-7)", "True -7 4"), ("standby.drop_privileges()", "False 0 4")],
+    ids=["raised", "kept", "refused"],
+)
+def test_who_may_goes_before_others_but_for_what_it_loads(before: str, told: str) -> None:
+    words = [sys.executable, "-c", _GOES_FIRST.format(before=before)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=True, preexec_fn=lambda: os.setpriority(os.PRIO_PROCESS, 0, 0)
+    )
+    assert done.stdout.strip() == told

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import shards
-from krononat import client, view
+from krononat import client, promptness, view
 from krononat.client import BAD_CONFIG, NO_PRIVILEGE
 from krononat.config import read
 from shards import jit
@@ -134,6 +134,14 @@ def test_the_spare_is_nobody_and_sleeps(running: Place) -> None:
     assert (spare / "stat").read_text().split()[13:15] == used
 
 
+def test_who_forwards_goes_before_programs_and_so_does_who_stands_by(running: Place) -> None:
+    """Not only who is started by it: one that loaded at a lower priority must not keep that."""
+    running.until_spare()
+    status = running.status()
+    numbers = status["pid"], status["worker"]["pid"], status["spare"]["pid"]
+    assert [os.getpriority(os.PRIO_PROCESS, number) for number in numbers] == [promptness.NICENESS] * 3
+
+
 def test_an_idle_worker_sleeps(running: Place) -> None:
     pid = running.status()["worker"]["pid"]
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -171,6 +179,7 @@ def test_the_spare_takes_over_from_a_killed_worker_and_its_sessions_live_on(runn
     until(lambda: running.replaced(before["worker"]["pid"]), 60)
     after = running.status()
     assert after["worker"]["restarts"] == 1 and after["worker"]["pid"] == before["spare"]["pid"]
+    assert os.getpriority(os.PRIO_PROCESS, after["worker"]["pid"]) == promptness.NICENESS
     assert after["sessions"] >= 1 and after["worker"]["late_compilations"] == 0
     assert 0 < after["worker"]["takeover_ms"] < 1000 * PATIENCE_S
     assert running.ping() == 3
