@@ -7,7 +7,7 @@ time all is well again before the next one. What is hit are the shards of the co
 a switch. `--tors 2`: two switches in two ASes, two servers of one core, four shards, and what befalls switches.
 
     events/NAME/lost         datagrams of the hit shards that never came; those of the others in events/NAME/others_lost
-    events/NAME/outage_ms    longest silence of the hit shards, of the worse direction; of a single flow where all are hit
+    events/NAME/outage_ms    longest silence of a hit shard, of the worse direction; of a single flow where all are hit
     events/NAME/back/...     the same of the time from when it is set right (the killed server started, the link up again) on
     events/NAME/older        % of the connections established more than 10 ms before that answer afterwards
     events/NAME/last10ms     % of those established in the last 10 ms; who connected in the last 50 ms says more after it
@@ -63,11 +63,12 @@ _EACH_S = 40  # at most, for the room of the ledger
 
 
 class Heard(NamedTuple):
-    """What became of the streams in a span of time."""
+    """What became of the streams in a span of time. `losers`: the shards of which something was lost, told."""
 
     lost: int
     others_lost: int
     outage_ms: float
+    losers: tuple[str, ...] = ()
 
 
 class Noticed(NamedTuple):
@@ -159,6 +160,9 @@ def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
     here.generator.halt(OPEN)
     split = sum(len(here.authorities(shard)) != 1 for shard in range(here.wanted.shards))
     heard = _heard(here, mine, began, mended, each.hits)
+    for which, span in zip((each.name, f"{each.name}/back"), heard, strict=True):
+        if span and span.losers:
+            told(f"{which}: lost of {'; of '.join(span.losers)}")
     return Noticed(*heard, *_survived(here, mine, began), routing_ms, settled_s, split, more, failed or left)
 
 
@@ -218,15 +222,22 @@ def _between(here: Scene, mine: Sequence[int], since: int, until: int, hits: str
     rest = [shard for shard in range(shards) if shard not in mine]
     both = ledger.out, ledger.into
     hit, others = ([became(_of(part, some, shards), since, until) for part in both] for some in (mine, rest))
-    # Where all are hit some flows do not use what has failed: theirs would hide the others' silence.
-    flows = FLOWS * shards
-    heard = [[flow] for flow in range(flows)] if hits == ALL else [mine]
-    outage_ms = max(
-        silence_ms(_of(part, each, flows if hits == ALL else shards), clock, since, until)
-        for part, clock in ((part, awake(part)) for part in both)
-        for each in heard
-    )
-    return Heard(sum(part.lost for part in hit), sum(part.lost for part in others), outage_ms)
+    # Where all are hit some flows do not use what has failed: theirs would hide the others' silence. So would another shard's.
+    each, of = (range(FLOWS * shards), FLOWS * shards) if hits == ALL else (mine, shards)
+    clocks = [awake(part) for part in both]
+    ways = zip(both, clocks, strict=True)
+    silent = [silence_ms(_of(part, [one], of), clock, since, until) for part, clock in ways for one in each]
+    losers = tuple(_losers(here, range(shards), since, until))
+    return Heard(sum(part.lost for part in hit), sum(part.lost for part in others), max(silent), losers)
+
+
+def _losers(here: Scene, shards: Sequence[int], since: int, until: int) -> Iterator[str]:
+    """What was lost of each shard, each way."""
+    for way, part in (("outward", here.generator.ledger.out), ("inward", here.generator.ledger.into)):
+        for shard in shards:
+            mine = _of(part, [shard], len(shards))
+            if lost := became(mine, since, until).lost:
+                yield f"shard {shard} {way} {lost} (silent for {silence_ms(mine, awake(part), since, until):.1f} ms)"
 
 
 def _survived(here: Scene, mine: Sequence[int], began: int) -> tuple[Survival, Survival]:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from bench import events, failover, migrate, overload, report, showing, verify
 from bench.cluster import flood, happenings, stream
-from bench.cluster.ledger import DATAGRAM
+from bench.cluster.ledger import DATAGRAM, Sizes, new_ledger
 from bench.cluster.moving import Moved
 from bench.cluster.scene import Scene
 from bench.cluster.stream import Became, Survival
@@ -130,6 +130,21 @@ def test_silence_is_when_nothing_came_and_not_who_came_late() -> None:
     assert stream.silence_ms(datagrams, clock, 30 * ms, 100 * ms) == 35.0  # what of it lies in the span
     datagrams["times"] = 0
     assert stream.silence_ms(datagrams, clock, 0, 100 * ms) == 100.0
+
+
+def test_a_shard_that_is_silent_is_heard_of_beside_one_that_is_not() -> None:
+    """Two shards, a datagram each ms in turns: of shard 1 nothing comes for 40 ms, outward only."""
+    ms, ledger = 1_000_000, new_ledger(Sizes(datagrams=200), np.zeros(2), (1, 1, 1, 1, 1), np.zeros(1), np.zeros(1))
+    for part in (ledger.out, ledger.into):
+        part["sent"] = [number * ms for number in range(1, 201)]
+        part["came"], part["times"] = part["sent"] + 1000, 1
+    ledger.out["times"][[number for number in range(50, 90) if number % 2]] = 0
+    here = cast(Scene, SimpleNamespace(generator=SimpleNamespace(ledger=ledger), wanted=Wanted(2, 2)))
+    hit, others = (events._between(here, [shard], 10 * ms, 190 * ms, happenings.SERVER) for shard in (1, 0))
+    assert (hit.lost, hit.others_lost, hit.outage_ms) == (20, 0, 42.0)
+    assert (others.lost, others.others_lost, others.outage_ms) == (0, 20, 2.0)
+    assert hit.losers == others.losers == ("shard 1 outward 20 (silent for 42.0 ms)",)
+    assert events._between(here, [0, 1], 10 * ms, 190 * ms, happenings.SERVER).outage_ms == 42.0  # not 2
 
 
 def test_what_the_generator_slept_is_no_silence_of_the_network() -> None:
