@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import struct
 import subprocess
+import tomllib
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -259,7 +261,22 @@ def test_a_flood_is_sound_datagrams_of_one_shards_subscribers() -> None:
         assert IPv4Address(each[26:30]) in IPv4Network(f"{first}/26") and IPv4Address(each[30:34]) == flood.DESTINATION
 
 
-def test_the_flooded_core_and_the_other_one_have_cpus_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    assert [fabric.cpu_of(overload.WANTED, core) for core in cluster.cores(overload.WANTED)] == [1, 0]
-    assert [fabric.cpu_of(Wanted(2, tor="bird", cores=2), core) for core in ("s1/0", "s1/1", "s2/0", "s2/1")] == [1, 0, 1, 0]
+def test_cores_have_cpus_of_their_own_as_long_as_there_are_some(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The flooded core and the other one, too; and what is written into each core's configuration."""
+    for wanted, cpus, told in (
+        (overload.WANTED, 2, [1, 0]),
+        (events.ONE, 1, [0, 0, 0]),
+        (events.ONE, 2, [1, 1, 1]),
+        (events.ONE, 3, [2, 1, 2]),
+        (events.ONE, 8, [7, 6, 5]),
+        (Wanted(3, 3), 2, [1, 1, 1]),
+        (Wanted(3, 3, apart=True), 2, [1, 0, 1]),
+        (Wanted(2, tor="bird", cores=2), 2, [1, 0, 1, 0]),
+        (Wanted(3, tor="bird", cores=2), 8, [7, 6, 5, 4, 3, 2]),
+    ):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)))
+        cores = sorted(cluster.cores(wanted))
+        assert [cluster.cpu_of(wanted, core) for core in cores] == told
+        appliances = (fabric if wanted.routed else cluster).topology(wanted, tmp_path).appliances.values()
+        written = [tomllib.loads(text)["server"] for text in appliances]
+        assert {f"{each['name']}/{each['core']}": each["cpu"] for each in written} == dict(zip(cores, told, strict=True))

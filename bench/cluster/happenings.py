@@ -19,7 +19,7 @@ from bench.cluster.scene import OUR_CPU, Scene, until
 from krononat import client
 from krononat.cli import moves
 from krononat.client import Trouble
-from krononat.lab import chaos, cluster, fabric, legs, stores
+from krononat.lab import chaos, cluster, legs, stores
 from krononat.lab.laboratory import KRONONAT
 from routing.fabric import INSIDE, OUTSIDE
 from routing.speaker import ask as speaker
@@ -339,7 +339,7 @@ def overload(seconds: float) -> Happening:
     """Twice what a core can take."""
 
     def act(here: Scene, core: str) -> None:
-        with _busy(fabric.cpu_of(here.wanted, core), _BESIDE):
+        with _busy(cluster.cpu_of(here.wanted, core), _BESIDE):
             _flood(here, core, _TIMES * _capacity(here, core), seconds)
 
     goals = {"control_ring_full": 0, "bfd_downs": 0, "bgp_downs": 0, "promotions": 0}

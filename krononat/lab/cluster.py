@@ -63,6 +63,7 @@ _CONFIG = """\
 [server]
 name = "s{n}"
 core = 0
+cpu = {cpu}
 
 [interfaces.internal]
 name = "inside0"
@@ -144,7 +145,7 @@ class Wanted(NamedTuple):
     hold_s: int = 9
     spare: bool = False  # whether a process stands by for every worker
     dead_after_ms: int = 150  # what [bgp] says of silence
-    apart: bool = False  # cores of the same number have other CPUs on other servers
+    apart: bool = False  # cores have the first CPU, too, which else is left to who makes the traffic
     rooms: int = 1  # of two the first has all shards, and the second their reserves
     etcd: bool = False  # whether that holds the map
     six: bool = False  # whether there is IPv6, too
@@ -345,10 +346,23 @@ def wide(end: End) -> End:
     return end._replace(mtu=CORE_MTU)
 
 
+def cpu_of(wanted: Wanted, core: str) -> int:
+    """Cores go round the CPUs there are, from the last one on, so that each has one of its own where there are enough.
+
+    The first one is the traffic's: where it has to share that with a core, it opens half of the connections that it should.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    spread = wanted.apart or wanted.cores > 1 or len(cpus) == 1
+    place = (_number(core) - 1) * wanted.cores + int(core.partition("/")[2])
+    return cpus[-1 - place % (len(cpus) - (not spread))]
+
+
 def _config(wanted: Wanted, n: int, folder: Path) -> str:
     core = f"s{n}/0"
     inside, outside = inside_leg(core).address, outside_leg(core).address
-    head = _CONFIG.format(n=n, inside=inside, outside=outside, out=16 * n + 1, sessions=wanted.sessions)
+    head = _CONFIG.format(
+        n=n, cpu=cpu_of(wanted, core), inside=inside, outside=outside, out=16 * n + 1, sessions=wanted.sessions
+    )
     return head + common(wanted, core, folder)
 
 

@@ -14,7 +14,6 @@ and Internet learn from both switches and share their packets among them. Addres
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
@@ -210,7 +209,7 @@ def config(wanted: Wanted, core: str, folder: Path) -> str:
     head = _CONFIG.format(
         server=server,
         number=number,
-        cpu=cpu_of(wanted, core),
+        cpu=cluster.cpu_of(wanted, core),
         interfaces="".join(_interface(wanted, link) for link in core_legs(wanted, core)) + _loopback(wanted, core),
         spare=str(wanted.spare).lower(),
         sessions=wanted.sessions,
@@ -243,14 +242,6 @@ def _aggregates(wanted: Wanted, core: str) -> str:
 
 def _loopback(wanted: Wanted, core: str) -> str:
     return _LOOPBACK.format(address=legs.loopback(core), length=legs.LOOPBACKS.prefixlen) if wanted.tors > 1 else ""
-
-
-def cpu_of(wanted: Wanted, core: str) -> int:
-    """The cores of a server go round the CPUs there are, from the last one on: the first ones make the traffic, too."""
-    cpus = sorted(os.sched_getaffinity(0))
-    server, _, number = core.partition("/")
-    place = int(number) + (int(server.removeprefix("s")) - 1 if wanted.apart else 0)
-    return cpus[-1 - place % len(cpus)]
 
 
 def _interface(wanted: Wanted, link: Link) -> str:
