@@ -66,7 +66,7 @@ def run(quick: bool, told: Told, count: int | None = None, tor: str = STATIC) ->
     more = 0 if quick else MORE_MOVES
     sizes = Sizes(CONNECTIONS, sessions, RATE * seconds + MORE_RATE * _A_MOVE_S * more)
     room = sessions + 4 * CONNECTIONS
-    with scene(NAME, Wanted(3, 1, sessions=room, more=_LASTING, tor=tor), sizes, _PEOPLE, told) as here:
+    with scene(NAME, Wanted(3, 1, sessions=room, more=_LASTING, tor=tor, apart=True), sizes, _PEOPLE, told) as here:
         _fill(here, told)
         with Programs(here.lab) as programs:
             results = _moves(here, wanted, BEFORE_S if not quick else QUICK_BEFORE_S, told)
