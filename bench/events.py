@@ -237,7 +237,9 @@ def _losers(here: Scene, shards: Sequence[int], since: int, until: int) -> Itera
         for shard in shards:
             mine = _of(part, [shard], len(shards))
             if lost := became(mine, since, until).lost:
-                yield f"shard {shard} {way} {lost} (silent for {silence_ms(mine, awake(part), since, until):.1f} ms)"
+                flows = sum(became(mine[flow::FLOWS], since, until).lost > 0 for flow in range(FLOWS))
+                silent = silence_ms(mine, awake(part), since, until)
+                yield f"shard {shard} {way} {lost} of {flows} flows (silent for {silent:.1f} ms)"
 
 
 def _survived(here: Scene, mine: Sequence[int], began: int) -> tuple[Survival, Survival]:
