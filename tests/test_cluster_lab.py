@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench.cluster import stream
-from bench.cluster.ledger import ASK, CONNECTION, DATAGRAM, OPEN, STREAM_IN, STREAM_OUT, Sizes
+from bench.cluster.ledger import ASK, CONNECTION, DATAGRAM, OPEN, RESIDENTS, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.scene import People, Scene, scene
 from krononat import client, config
 from krononat import cluster as maps
@@ -191,6 +191,19 @@ if PURE:
         assert pair.carry() == 6
         assert pair.ledger.connections["round"][:4].tolist() == [2, 2, 2, 0]
         assert stream.survival(pair.ledger.connections, 1, 0, 99) == stream.Survival(3, 3)
+
+    @pytest.mark.parametrize("turned", [1, 30, 31, 254, 255, 70_000])
+    def test_rounds_do_not_begin_anew(turned: int) -> None:
+        """All that may happen to a cluster takes more than 31 of them: so many have sequence numbers of their own."""
+        pair = Pair()
+        pair.order(OPEN, 0, 1)
+        pair.carry()
+        pair.order(ASK, 0, 1, turned)
+        assert pair.carry() == 2
+        pair.order(RESIDENTS, 0, 1, turned)
+        assert pair.carry() == 2
+        assert pair.ledger.connections[0]["round"] == pair.ledger.residents[0]["round"] == turned + 1
+        assert stream.survival(pair.ledger.connections, turned, 0, 99) == stream.Survival(1, 1)
 
     def test_a_connection_that_comes_from_elsewhere_has_moved() -> None:
         pair = Pair()

@@ -19,17 +19,17 @@ CONNECTION = np.dtype(
         ("opened", "i8"),
         ("established", "i8"),
         ("external", "i8"),  # address << 16 | port
-        ("round", "u1"),
+        ("round", "u4"),
         ("moved", "u1"),
         ("refused", "u1"),
         ("closed", "u1"),
-        ("spare", "u1", (4,)),
+        ("spare", "u1"),
     ]
 )
 assert CONNECTION.itemsize == 32
 
 # One of the population of UDP sessions.
-RESIDENT = np.dtype([("external", "i8"), ("round", "u1"), ("moved", "u1"), ("spare", "u1", (6,))])
+RESIDENT = np.dtype([("external", "i8"), ("round", "u4"), ("moved", "u1"), ("spare", "u1", (3,))])
 
 # A datagram of one direction of the stream. `times` it came; `late`: after one with a higher number (RFC 4737).
 DATAGRAM = np.dtype([("sent", "i8"), ("came", "i8"), ("times", "u1"), ("late", "u1"), ("spare", "u1", (6,))])

@@ -9,9 +9,10 @@
         ◄─────────────────────────────── answer: it lives
     RST ───────────────────────────────► it is *closed*, and asked no more; only where that was ordered
 
-A connection's number travels in its sequence numbers, which a NAT leaves alone: initial ones are number << 8. The server needs
-no memory but one: the external endpoint of each connection. What comes from another is *moved*, and not answered. Nothing is
-retransmitted but by asking once more.
+A connection's number travels in its sequence numbers, which a NAT leaves alone: initial ones are number << 8. So requests of
+round 31 have the sequence number of round 0 again, and look like retransmissions of that. The server needs no memory but one:
+the external endpoint of each connection. What comes from another is *moved*, and not answered. Nothing is retransmitted but by
+asking once more.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from shards.native import read16, read32, write32
 from shards.state import TCP
 from shards.wire import ACK, PSH, RST, SYN, read8
 
-ROUNDS = 30
 _DATA = 8  # bytes of a request and of an answer: number of the connection, round
+_ROUNDS = 31  # of which the requests have sequence numbers of their own
 _REMOTES = 100
 
 
@@ -94,7 +95,7 @@ def _write(client: Rings, burst: Burst, row: int, ledger: Ledger, number: int, f
     if flags & ACK:
         write32(client.frames, at + TCP_DATA, number)
         write32(client.frames, at + TCP_DATA + 4, turned)
-        data, first = _DATA, first + 1 + _DATA * turned
+        data, first = _DATA, first + 1 + _DATA * (turned % _ROUNDS)
     leave(burst, row, end_tcp(client.frames, at, first, first if flags & ACK else 0, flags, data))
     return 1
 
