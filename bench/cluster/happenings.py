@@ -298,7 +298,8 @@ def _flood(here: Scene, core: str, rate: float, seconds: float) -> None:
 @contextmanager
 def _busy(cpu: int, processes: int) -> Iterator[None]:
     """So many processes compute on a CPU and do nothing else: what is left for others is a share of it."""
-    line = f"import os; os.sched_setaffinity(0, {{{cpu}}})\nwhile True: pass"
+    pinned = f"import os; os.sched_setaffinity(0, {{{cpu}}})"
+    line = f"{pinned}; from krononat import promptness; promptness.go_first()\nwhile True: pass"  # as the core does
     started = [subprocess.Popen([sys.executable, "-c", line]) for _ in range(processes)]
     try:
         yield
