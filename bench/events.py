@@ -228,7 +228,7 @@ def _between(here: Scene, mine: Sequence[int], since: int, until: int, hits: str
     ways = zip(both, clocks, strict=True)
     silent = [silence_ms(_of(part, [one], of), clock, since, until) for part, clock in ways for one in each]
     losers = tuple(_losers(here, range(shards), since, until))
-    return Heard(sum(part.lost for part in hit), sum(part.lost for part in others), max(silent), losers)
+    return Heard(sum(part.lost for part in hit), sum(part.lost for part in others), max(silent, default=0.0), losers)
 
 
 def _losers(here: Scene, shards: Sequence[int], since: int, until: int) -> Iterator[str]:
@@ -239,7 +239,7 @@ def _losers(here: Scene, shards: Sequence[int], since: int, until: int) -> Itera
             if lost := became(mine, since, until).lost:
                 flows = sum(became(mine[flow::FLOWS], since, until).lost > 0 for flow in range(FLOWS))
                 silent = silence_ms(mine, awake(part), since, until)
-                yield f"shard {shard} {way} {lost} of {flows} flows (silent for {silent:.1f} ms)"
+                yield f"shard {shard} {way} {lost}, of {flows} flows (silent for {silent:.1f} ms)"
 
 
 def _survived(here: Scene, mine: Sequence[int], began: int) -> tuple[Survival, Survival]:

@@ -99,6 +99,7 @@ class Crew:
     def adopt(self, member: Member, code: str) -> None:
         """Go on with a worker that forwards already. `code`: digest of what it has loaded."""
         self._worker, self._code = member, code
+        member.go_first()
         self.restarts, self.breathed_at = 0, ticks()
         self._attend(member)
 

@@ -84,10 +84,18 @@ class Member:
 
     def hurry(self) -> None:
         """It loads at a low priority, and is wanted now. Where we may not raise that it comes a little later."""
+        self._raise(0)
+
+    def go_first(self) -> None:
+        """As we do: who was started by a supervisor that might not is no worse off with us."""
+        self._raise(os.getpriority(os.PRIO_PROCESS, 0))
+
+    def _raise(self, nice: int) -> None:
+        """Have no thread of it at a lower priority."""
         with contextlib.suppress(OSError):
             for thread in Path(f"/proc/{self.pid}/task").iterdir():
                 number = int(thread.name)
-                os.setpriority(os.PRIO_PROCESS, number, min(0, os.getpriority(os.PRIO_PROCESS, number)))
+                os.setpriority(os.PRIO_PROCESS, number, min(nice, os.getpriority(os.PRIO_PROCESS, number)))
 
     def is_stopped(self) -> bool:
         """Whether somebody has stopped it (SIGSTOP, a debugger): proc(5), state T or t."""

@@ -49,7 +49,7 @@ def ask_for(slice_ns: int = SLICE_NS) -> bool:
 
 
 def go_first(nice: int = NICENESS) -> bool:
-    """Have this process, and who is started by it from now on, go before others; whether that is so now."""
+    """Have this thread, and what is started by it from now on, go before others; whether that is so now."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, min(nice, os.getpriority(os.PRIO_PROCESS, 0)))
     return os.getpriority(os.PRIO_PROCESS, 0) <= nice

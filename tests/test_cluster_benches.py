@@ -145,7 +145,7 @@ def test_a_shard_that_is_silent_is_heard_of_beside_one_that_is_not() -> None:
     hit, others = (events._between(here, [shard], 10 * ms, 190 * ms, happenings.SERVER) for shard in (1, 0))
     assert (hit.lost, hit.others_lost, hit.outage_ms) == (20, 0, 42.0)
     assert (others.lost, others.others_lost, others.outage_ms) == (0, 20, 2.0)
-    assert hit.losers == others.losers == ("shard 1 outward 20 of 8 flows (silent for 42.0 ms)",)
+    assert hit.losers == others.losers == ("shard 1 outward 20, of 8 flows (silent for 42.0 ms)",)
     assert events._between(here, [0, 1], 10 * ms, 190 * ms, happenings.SERVER).outage_ms == 42.0  # not 2
 
 

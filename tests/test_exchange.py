@@ -64,35 +64,6 @@ def test_a_copy_is_made_and_follows() -> None:
         assert status["links"]["s2/0"]["lag_ms"]["p50"] < 500  # how long it takes is the bench's affair
 
 
-def test_who_could_not_read_all_reads_on_for_as_long_as_it_waited_for_the_cpu() -> None:
-    most = exchange.LONGER_AT_MOST * exchange.READ_NS
-    told = [exchange.reading_ns(passed, 1000) for passed in (0, 900, 1000, 2000, 3000, 4000, 90_000)]
-    assert told == [
-        exchange.READ_NS,
-        exchange.READ_NS,
-        exchange.READ_NS,
-        2 * exchange.READ_NS,
-        3 * exchange.READ_NS,
-        most,
-        most,
-    ]
-    assert exchange.reading_ns(5, 0) == most
-    with Room("s1/0", "s2/0") as room:
-        change(room, "s1/0", 3, random.Random(1), 10)
-        room.pair_up(3, "s1/0", "s2/0")
-        theirs, mine = room["s1/0"].exchange, room["s2/0"].exchange
-
-        def is_behind() -> bool:
-            return theirs.tell("s2/0", "posts", {}) and theirs.tell("s2/0", "posts", {}) and mine._behind
-
-        for left in (True, False):
-            with pytest.MonkeyPatch.context() as patched:
-                patched.setattr(exchange, "READ_NS", 0 if left else exchange.READ_NS)
-                room.until(is_behind if left else lambda: not mine._behind)
-            begun, spent = mine._read_at
-            assert mine._reading_ns(begun + 3_000_000, spent + 1_000_000) == (3 if left else 1) * exchange.READ_NS
-
-
 def test_either_end_may_have_the_copy_made_anew() -> None:
     with Room("s1/0", "s2/0") as room:
         change(room, "s1/0", 3, random.Random(7), 500)

@@ -303,7 +303,9 @@ def test_a_killed_supervisor_is_followed_by_another_and_no_packet_notices(place:
         assert kill_supervisor(place, process) == worker
         until(lambda: not alive(spare), 5)
         assert alive(worker) and not place.answers() and place.ping() == 3
+        os.setpriority(os.PRIO_PROCESS, worker, 0)  # as under a supervisor that might not raise it
         with place.appliance() as heir:
+            assert os.getpriority(os.PRIO_PROCESS, worker) == promptness.NICENESS
             status = place.status()
             assert status["worker"]["pid"] == worker and status["sessions"] >= 1
             assert f"worker {worker} has forwarded on without a supervisor, and is taken over" in place.log.read_text()

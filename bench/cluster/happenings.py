@@ -299,10 +299,12 @@ def _flood(here: Scene, core: str, rate: float, seconds: float) -> None:
 def _busy(cpu: int, processes: int) -> Iterator[None]:
     """So many processes compute on a CPU and do nothing else: what is left for others is a share of it."""
     pinned = f"import os; os.sched_setaffinity(0, {{{cpu}}})"
-    line = f"{pinned}; from krononat import promptness; promptness.go_first()\nwhile True: pass"  # as the core does
+    line = f"{pinned}; from krononat import promptness; assert promptness.go_first()\nwhile True: pass"
     started = [subprocess.Popen([sys.executable, "-c", line]) for _ in range(processes)]
     try:
         yield
+        if any(process.poll() is not None for process in started):
+            raise Trouble("nobody shared the core's CPU", "who was to compute there has ended; its reason stands above")
     finally:
         for process in started:
             process.kill()

@@ -22,7 +22,7 @@ from krononat.lab import cluster
 from krononat.lab.cluster import Wanted
 from krononat.lab.laboratory import Lab, living
 
-OUR_CPU = 0  # the generator's; the cores take the last one
+OUR_CPU = 0  # the generator's; `cluster.cpu_of` tells which the cores have
 FIRST = 256  # addresses of a shard below it are of real clients
 REMOTE, REMOTE_PORT, FIRST_PORT = 0xC6336490, 443, 1024  # 198.51.100.144
 

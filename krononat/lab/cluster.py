@@ -145,7 +145,7 @@ class Wanted(NamedTuple):
     hold_s: int = 9
     spare: bool = False  # whether a process stands by for every worker
     dead_after_ms: int = 150  # what [bgp] says of silence
-    apart: bool = False  # cores have the first CPU, too, which else is left to who makes the traffic
+    apart: bool = False  # cores have the first CPU, too, which else is left to the traffic where servers have one core
     rooms: int = 1  # of two the first has all shards, and the second their reserves
     etcd: bool = False  # whether that holds the map
     six: bool = False  # whether there is IPv6, too
