@@ -40,7 +40,7 @@ from bench.cluster.ledger import ASK, OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.programs import Programs
 from bench.cluster.routes import Watch
 from bench.cluster.scene import People, Scene, scene, until
-from bench.cluster.stream import Survival, awake, became, owners, silence_ms, survival
+from bench.cluster.stream import Awake, Survival, awake, became, owners, silence_ms, survival
 from bench.report import Result, Told
 from krononat.client import NOT_FOUND, Trouble
 from krononat.lab import cluster, fabric, leaks, overview
@@ -224,22 +224,21 @@ def _between(here: Scene, mine: Sequence[int], since: int, until: int, hits: str
     hit, others = ([became(_of(part, some, shards), since, until) for part in both] for some in (mine, rest))
     # Where all are hit some flows do not use what has failed: theirs would hide the others' silence. So would another shard's.
     each, of = (range(FLOWS * shards), FLOWS * shards) if hits == ALL else (mine, shards)
-    clocks = [awake(part) for part in both]
-    ways = zip(both, clocks, strict=True)
-    silent = [silence_ms(_of(part, [one], of), clock, since, until) for part, clock in ways for one in each]
-    losers = tuple(_losers(here, range(shards), since, until))
-    return Heard(sum(part.lost for part in hit), sum(part.lost for part in others), max(silent, default=0.0), losers)
+    clocks = [(part, awake(part)) for part in both]
+    outage_ms = max(silence_ms(_of(part, [one], of), clock, since, until) for part, clock in clocks for one in each)
+    told = (_losers(way, *one, shards, since, until) for way, one in zip(("outward", "inward"), clocks, strict=True))
+    losers = tuple(line for lines in told for line in lines)
+    return Heard(sum(part.lost for part in hit), sum(part.lost for part in others), outage_ms, losers)
 
 
-def _losers(here: Scene, shards: Sequence[int], since: int, until: int) -> Iterator[str]:
-    """What was lost of each shard, each way."""
-    for way, part in (("outward", here.generator.ledger.out), ("inward", here.generator.ledger.into)):
-        for shard in shards:
-            mine = _of(part, [shard], len(shards))
-            if lost := became(mine, since, until).lost:
-                flows = sum(became(mine[flow::FLOWS], since, until).lost > 0 for flow in range(FLOWS))
-                silent = silence_ms(mine, awake(part), since, until)
-                yield f"shard {shard} {way} {lost}, of {flows} flows (silent for {silent:.1f} ms)"
+def _losers(way: str, datagrams: Array, clock: Awake, shards: int, since: int, until: int) -> Iterator[str]:
+    """What was lost of each shard, this way."""
+    for shard in range(shards):
+        mine = _of(datagrams, [shard], shards)
+        if lost := became(mine, since, until).lost:
+            flows = sum(became(mine[flow::FLOWS], since, until).lost > 0 for flow in range(FLOWS))
+            silent = silence_ms(mine, clock, since, until)
+            yield f"shard {shard} {way} {lost}, of {flows} flows (silent for {silent:.1f} ms)"
 
 
 def _survived(here: Scene, mine: Sequence[int], began: int) -> tuple[Survival, Survival]:

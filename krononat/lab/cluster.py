@@ -349,7 +349,7 @@ def wide(end: End) -> End:
 def cpu_of(wanted: Wanted, core: str) -> int:
     """Cores go round the CPUs there are, from the last one on, so that each has one of its own where there are enough.
 
-    The first one is the traffic's: where it has to share that with a core, it opens half of the connections that it should.
+    The first one is the traffic's, unless cores are to have it, too.
     """
     cpus = sorted(os.sched_getaffinity(0))
     spread = wanted.apart or wanted.cores > 1 or len(cpus) == 1
