@@ -68,10 +68,12 @@ def scene(folder: Path, kind: type[Bird] | type[Frr], pace: Pace, prefix: str = 
         place.config.write_text(
             f'{text}[bfd]\ninterval-ms = {pace.interval_ms}\nmultiplier = {pace.multiplier}\npeers = ["{PEER}"]\n'
         )
-        with place.appliance(), kind.speaking(folder / "daemon", place.inside, PEER, OURS, pace) as daemon:
-            made = Scene(place, daemon, pace)
-            made.settle()
-            yield made
+        with place.appliance():
+            core = place.status()["worker"]["cpu"]
+            with kind.speaking(folder / "daemon", place.inside, PEER, OURS, pace, core) as daemon:
+                made = Scene(place, daemon, pace)
+                made.settle()
+                yield made
 
 
 @pytest.fixture(scope="module")
