@@ -49,9 +49,9 @@ from shards.state import Array
 
 KIND = "veth"
 NAME = "kev"
-ONE = Wanted(3, 12)
+ONE = Wanted(3, 12, apart=True)
 # MEDs do not count between two ASes (docs/routing.md). A switch has twice the daemons and sessions: so fewer cores.
-TWO = Wanted(2, 4, tors=2, preference="longest-prefix")
+TWO = Wanted(2, 4, tors=2, preference="longest-prefix", apart=True)
 CPUS_FOR_TWO = 8  # where there are so many, servers have two cores each: all else wants two more CPUs than the cores
 RATE, OPENED, ASKED = 10_000, 2_000, 10_000
 FLOWS = 8  # of a shard
