@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from krononat.client import Trouble
 from krononat.models import Config
 from krononat.pools import blocks_in, externals_in, spare_in
+from krononat.promptness import NICENESS
 
 if TYPE_CHECKING:
     from krononat.cluster import Core, Map
@@ -37,6 +38,7 @@ ANSWER_S = 1.0  # that other cores have, all at once
 # capabilities(7), as bits of CapEff
 CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "IPC_LOCK": 14, "BPF": 39}
 SYS_ADMIN = 21  # stands for BPF on kernels before 5.8
+SYS_NICE = 23
 
 # if_xdp.h
 AF_XDP, SOL_XDP = 44, 283
@@ -74,8 +76,8 @@ Findings = Iterator[Finding]
 def examine(machine: Machine) -> list[Finding]:
     """Every finding, in the order in which problems are best solved."""
     checks: tuple[Callable[[Machine], Findings], ...] = (
-        kernel, xdp_sockets, capabilities, bpf_jit, memlock, huge_pages, governor, steal, cache, control_socket, interfaces,
-        memory, room, cluster,
+        kernel, xdp_sockets, capabilities, priority, bpf_jit, memlock, huge_pages, governor, steal, cache, control_socket,
+        interfaces, memory, room, cluster,
     )  # fmt: skip
     return [finding for check in checks for finding in check(machine)]
 
@@ -116,6 +118,17 @@ def capabilities(machine: Machine) -> Findings:
     measured = "missing " + ", ".join(missing) if missing else "all of them"
     fix = "run as root, or grant them (AmbientCapabilities= of systemd)" if missing else ""
     yield Finding("capabilities", FAIL if missing else OK, measured, ", ".join(CAPABILITIES), fix)
+
+
+def priority(machine: Machine) -> Findings:
+    """Whether who forwards packets may go before programs: setpriority(2), and RLIMIT_NICE of getrlimit(2)."""
+    may = bool(_effective(machine) >> SYS_NICE & 1)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
+    least = -20 if may or limit == resource.RLIM_INFINITY else 20 - limit
+    good = min(least, os.getpriority(os.PRIO_PROCESS, 0)) <= NICENESS
+    fix = "" if good else f"grant CAP_SYS_NICE (AmbientCapabilities= of systemd), or LimitNICE={NICENESS}"
+    measured = "may be raised" if good else "may not be raised: packets wait longer where CPUs are busy"
+    yield Finding("priority", OK if good else WARN, measured, f"niceness {NICENESS}", fix)
 
 
 def bpf_jit(machine: Machine) -> Findings:

@@ -514,11 +514,13 @@ def test_doctor_on_a_machine_that_lacks_everything(tmp_path: Path) -> None:
     put(tmp_path, "/proc/stat", "cpu  800 0 100 0 0 0 0 100 0 0\n")
     put(tmp_path, "/proc/meminfo", "MemAvailable:    1024 kB\n")
     machine = doctor.Machine(tmp_path, config.read(RIGHT))
-    checks = (doctor.kernel, doctor.capabilities, doctor.bpf_jit, doctor.huge_pages, doctor.governor, doctor.steal)
-    found = {finding.id: finding for check in (*checks, doctor.interfaces, doctor.memory) for finding in check(machine)}
+    checks = (doctor.kernel, doctor.capabilities, doctor.priority, doctor.bpf_jit, doctor.huge_pages, doctor.governor)
+    more = (doctor.steal, doctor.interfaces, doctor.memory)
+    found = {finding.id: finding for check in checks + more for finding in check(machine)}
     assert {name: finding.result for name, finding in found.items()} == {
         "kernel": "FAIL",
         "capabilities": "FAIL",
+        "priority": "WARN",
         "bpf-jit": "WARN",
         "huge-pages": "WARN",
         "cpu-governor": "WARN",
@@ -530,6 +532,20 @@ def test_doctor_on_a_machine_that_lacks_everything(tmp_path: Path) -> None:
     assert found["capabilities"].measured == "missing NET_RAW, IPC_LOCK, BPF"
     assert found["cpu-steal"].measured == "10.0 %"
     assert all(finding.fix for finding in found.values())
+
+
+@pytest.mark.parametrize(
+    ("capable", "limit", "told"),
+    [("0000000000800000", 0, "OK"), ("0000000000000000", 30, "OK"), ("0000000000000000", 29, "WARN")],
+    ids=["CAP_SYS_NICE", "limit", "neither"],
+)
+def test_doctor_tells_whether_who_forwards_may_go_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capable: str, limit: int, told: str
+) -> None:
+    put(tmp_path, "/proc/self/status", f"CapEff:\t{capable}\n")
+    monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
+    (found,) = doctor.priority(doctor.Machine(tmp_path))
+    assert (found.result, bool(found.fix)) == (told, told == "WARN")
 
 
 def test_doctor_looks_for_taps_and_for_memif_servers(tmp_path: Path) -> None:
