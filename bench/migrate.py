@@ -37,10 +37,11 @@ from bench.cluster.generator import ask_until_settled
 from bench.cluster.ledger import OPEN, RESIDENTS, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.moving import Moved, move, watched
 from bench.cluster.programs import Programs
+from bench.cluster.routes import Watch
 from bench.cluster.scene import People, Scene, scene
 from bench.cluster.stream import owners, survival
 from bench.report import Result, Told
-from krononat.lab import cluster
+from krononat.lab import cluster, fabric
 from krononat.lab.cluster import STATIC, TORS, Wanted
 from krononat.lab.steering import Hand
 
@@ -54,6 +55,7 @@ BEFORE_S, QUICK_BEFORE_S = 10.0, 3.0
 GAP_MS = 5.0
 _A_MOVE_S = 15  # at most, for the room of the ledger
 _BETWEEN = 10  # moves
+_STORY = 60  # changed routes that are told of a move that has lost something
 _PEOPLE = People((0,), 1700, 440)  # an owner's side of the pool: 7 of 8 blocks, of each 448 ports of 512
 _LASTING = "[timeouts]\nudp = 7000\n"  # a hundred moves take longer than the 300 s of an unused UDP session
 
@@ -117,20 +119,28 @@ def _faster(here: Scene, count: int, told: Told) -> list[Result]:
 
 def _round(here: Scene, count: int, told: Told, between: Callable[[], None]) -> list[Moved]:
     """So many moves, and before each tenth what is between them."""
-    cores = cluster.cores(here.lab.wanted or Wanted())
+    cores, routed = cluster.cores(here.wanted), here.wanted.routed
+    switches = fabric.nodes(here.wanted) if routed else ()
     made: list[Moved] = []
     with contextlib.ExitStack() as undoing:
-        routed = here.lab.wanted is not None and here.lab.wanted.routed
         hand = None if routed else undoing.enter_context(Hand(here.tor))
+        routes = undoing.enter_context(Watch([here.lab.namespace[node] for node in switches]))
         for number in range(count):
             if number % _BETWEEN == 0:
                 between()
             target = cores[(cores.index(here.owner()) + 1) % len(cores)]
             told(f"move {number + 1} of {count}, to {target}; {sum(each.lost for each in made)} lost so far")
-            before = losses.lost(here)
+            before, began = losses.lost(here), time.monotonic_ns()
             made.append(move(here, hand, 0, target, inbound_first=number % 2 == 1))
-            told(_where(made[-1], losses.lost(here) - before))
+            _tell(made[-1], losses.lost(here) - before, routes.story(began), told)
     return made
+
+
+def _tell(moved: Moved, places: Counter[str], story: list[str], told: Told) -> None:
+    """What was lost, where that may have been, and what became of the routes then."""
+    told(_where(moved, places))
+    for line in story[:_STORY] if moved.lost else []:
+        told(line)
 
 
 def _where(moved: Moved, places: Counter[str]) -> str:

@@ -58,3 +58,8 @@ class Watch:
             raise Trouble("the switches' routes are not watched any more", "`ip monitor` has ended")
         found = [change.at for change in self.changes if change.at >= since_ns]
         return (max(found) - min(found)) / 1e6 if found else 0.0
+
+    def story(self, since_ns: int) -> list[str]:
+        """Every change since then, a line each: when (ms), where, what."""
+        found = [change for change in self.changes if change.at >= since_ns]
+        return [f"{(change.at - since_ns) / 1e6:.0f} ms {change.namespace}: {change.line}" for change in found]
