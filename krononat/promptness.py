@@ -21,7 +21,7 @@ import threading
 
 USUAL = 0  # as the kernel gives it to who has not asked
 SLICE_NS = 200_000  # two bursts' time over a veth; the kernel takes 0.1 to 100 ms
-NICENESS = -10  # as ExaBGP has it (`routing.speaker.keeper`): nine times the weight of an ordinary program
+NICENESS = -10  # nine times the weight of an ordinary program; withdrawals go before it (`routing.speaker.keeper`)
 
 _NUMBERS = {"x86_64": (314, 315), "aarch64": (274, 275)}  # of sched_setattr and sched_getattr; the C library has neither
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FRR_FOLDER = Path("/usr/lib/frr")
 PATIENCE_S = 20.0
-_HURRIED = ("nice", "-n", "-10")  # a switch has a CPU of its own for its daemons; here they share what all servers run on
+_HURRIED = ("nice", "-n", "-15")  # a switch has a CPU of its own for its daemons; here they share what all servers run on
 
 
 def programs(wanted: Wanted) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from routing.speaker import exabgp, sessions
 PAUSES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # s before the next start, by early deaths in a row
 EARLY = 30.0  # s; who has lived so long died of something else
 GRACE_S = 3.0
-NICENESS = -10  # a withdrawal is what moves the traffic: it waits for a CPU no longer than those that forward do
+NICENESS = -15  # a withdrawal is what moves the traffic: it goes before those that forward (`krononat.promptness`: -10)
 
 
 class Keeper:
