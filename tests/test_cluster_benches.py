@@ -266,8 +266,9 @@ def test_cores_have_cpus_of_their_own_as_long_as_there_are_some(monkeypatch: pyt
     for wanted, cpus, told in (
         (overload.WANTED, 2, [1, 0]),
         (events.ONE, 1, [0, 0, 0]),
-        (events.ONE, 2, [1, 1, 1]),
-        (events.ONE, 3, [2, 1, 2]),
+        (events.ONE, 2, [1, 0, 1]),
+        (events.ONE, 3, [2, 1, 0]),
+        (Wanted(3, 3), 3, [2, 1, 2]),
         (events.ONE, 8, [7, 6, 5]),
         (Wanted(3, 3), 2, [1, 1, 1]),
         (Wanted(3, 3, apart=True), 2, [1, 0, 1]),
