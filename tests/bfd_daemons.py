@@ -3,7 +3,7 @@
 A neighbour is another machine and has CPUs of its own. Here it is kept off the core's CPU and goes before whoever floods: all
 frames of a flooded veth are handed up on the CPU of whoever sent the first of them (NAPI). Were that the core's, it and the
 kernel's thread there (ksoftirqd) would take the CPU from each other, a veth's ring of 256 overflow, and BFD be lost before
-anybody of ours could see it: sessions fell some ten times in ten minutes of flood, and not once in eight so.
+anybody of ours could see it: sessions fell in five of twelve minutes of flood, and not once in eight minutes so.
 """
 
 from __future__ import annotations
