@@ -385,18 +385,26 @@ def _settle(post: Post, others: Sequence[Told], facts: Facts) -> Post:
     if top.evidence != ALIVE:
         return post
     heir = top.heir and post.role in (SYNCING, PASSIVE, DRAINING)
-    return post._replace(side=_ordered(post.side, top), heir=heir)
+    return post._replace(side=_ordered(post, top), heir=heir)
 
 
-def _ordered(side: int, top: Told) -> int:
-    """The side that the ACTIVE core says is ours; from one to the other only by letting go in between."""
-    if side != top.yours and side != NO_SIDE:
+def _ordered(post: Post, top: Told) -> int:
+    """The side that the ACTIVE core says is ours; from one to the other only by letting go in between.
+
+    What was made of a side is given away before it: whoever has it next must know.
+    """
+    if post.winner:
+        return post.side
+    if post.side != top.yours and post.side != NO_SIDE:
         return NO_SIDE
-    return side if top.yours == top.side else top.yours
+    return post.side if top.yours == top.side else top.yours
 
 
 def _take_side(post: Post, others: Sequence[Told], me: str) -> Post:
-    """The ACTIVE core takes side 0 as soon as every other one that may have it has let go, and given what it made with it."""
+    """The ACTIVE core takes side 0 as soon as every other one that may have it has let go, and given what it made with it.
+
+    Who was built before `_ordered` waited for that lets go first and gives then: so `winner` counts, too.
+    """
     if post.side == 0 or any(told.side == 0 or told.winner == me for told in others):
         return post
     return post._replace(side=0)

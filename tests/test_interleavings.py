@@ -6,6 +6,8 @@ that need not happen allows. `--worlds N` searches larger cases as well, N world
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from replication import conduct, migration, roles
@@ -42,6 +44,7 @@ LARGE = [
     (3, True, Budget(flows=1, moves=1, cuts=1)),
     (3, True, Budget(flows=1, moves=1, freezes=1)),
 ]
+LATE = [1128, 1576, 2148, 3136]  # seeds of ways: a late taker's side was another one's before its rows were
 # What a newer map brings (see `simulated_core.MAPS`), cores, what may happen meanwhile.
 CHANGES = [
     ("", 2, Budget(flows=2, maps=1)),
@@ -75,6 +78,11 @@ LARGE_CHANGES = [
     ("leave", 3, Budget(flows=2, maps=1, moves=2, cuts=1)),
 ]
 EVERYTHING = Budget(flows=6, moves=4, crashes=2, cold=1, cuts=2, freezes=2, timers=2, batches=5)
+
+
+def early(post: Post, top: Told, ordered: Callable[[Post, Told], int] = roles._ordered) -> int:
+    """A rule of `roles` as it was: who is to let go of a side does so at once."""
+    return ordered(post._replace(winner=""), top)
 
 
 def told(budget: Budget) -> str:
@@ -160,6 +168,10 @@ if PURE:  # nothing here is compiled: once is enough
         print(f"{count} cores: {len(steps)} ways, {sum(steps):,} steps")
         assert max(steps) > 50
 
+    @pytest.mark.parametrize("seed", LATE)
+    def test_a_handover_that_comes_after_it_has_lapsed(seed: int) -> None:
+        assert wander(Simulation(3), seed, Budget(flows=4, moves=5, batches=4), 250) > 50
+
     # --- a broken rule is found -------------------------------------------------------------------------------------------
 
     def test_one_pool_for_both_sides_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,11 +191,18 @@ if PURE:  # nothing here is compiled: once is enough
         with pytest.raises(Violation, match="two cores hand out ports of one side"):
             search(2, True, Budget(flows=0, cuts=1))
 
+    @pytest.mark.parametrize("seed", LATE)
+    def test_a_side_let_go_before_its_rows_are_given_is_found(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+        monkeypatch.setattr(roles, "_ordered", early)
+        with pytest.raises(Violation, match="port 2 is of"):
+            wander(Simulation(3), seed, Budget(flows=4, moves=5, batches=4), 250)
+
     def test_taking_a_side_before_its_rows_came_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         def hasty(post: Post, others: list[Told], me: str) -> Post:
             return post if any(each.side == 0 for each in others) else post._replace(side=0)
 
         monkeypatch.setattr(roles, "_take_side", hasty)
+        monkeypatch.setattr(roles, "_ordered", early)
         with pytest.raises(Violation, match="port 0 is of"):
             search(2, True, Budget(flows=2, cuts=1))
 
