@@ -432,7 +432,7 @@ class Conductor:
         row["role"], row["epoch"], row["side"] = post.role, post.epoch, post.side
         row["authority"] = self._peers.get(post.authority, 0)
         if post.role == ACTIVE and before.role != ACTIVE:
-            self._begin(shard, post, now)
+            self._begin(shard, post, before.role == DRAINING and not before.authority, now)
         if post.role == DRAINING and post.authority and shard not in self._quiet:
             self._quiet[shard] = Quiet(self._state, shard, now)
         if post.role != DRAINING:
@@ -442,15 +442,22 @@ class Conductor:
         elif post.role != ABSENT:
             self._forgetting.pop(shard, None)
 
-    def _begin(self, shard: int, post: Post, now: int) -> None:
+    def _begin(self, shard: int, post: Post, was_ours: bool, now: int) -> None:
         row = self._state.shards[shard]
-        others = self._others(shard, now)
-        row["pickup"] = PICKUP_ASIDE if post.pickup and all(told.side != 1 - post.side for told in others) else post.pickup
-        row["grace_until"] = (now + self._times.grace) & 0xFFFFFFFF
+        if post.taken:
+            row["pickup"] = row["grace_until"] = 0  # all that lives is here: who hands over has told of it (see `publisher`)
+        elif not was_ours:  # else it was not handed over, after all
+            row["pickup"] = self._pickup(shard, post, now)
+            row["grace_until"] = (now + self._times.grace) & 0xFFFFFFFF
         row["creates"] = 1
         with in_doubt(self._state):
             recovery.install_statics(self._state, now)
         self._idle_at[shard] = (now + self._times.grace, MAPPING_0, 0)
+
+    def _pickup(self, shard: int, post: Post, now: int) -> int:
+        if post.pickup and all(told.side != 1 - post.side for told in self._others(shard, now)):
+            return PICKUP_ASIDE
+        return int(post.pickup)
 
     def _arrange(self, shard: int, post: Post, others: list[Told]) -> None:
         """Whose rows are applied, and who is sent ours."""

@@ -1,12 +1,14 @@
 """What is sent to whom: copies, then changes, in one stream for each shard and peer.
 
-    WAITING ── begin ──► ROWS ──► HOLDS ── end ──► SENT ── the peer has it all ──► SYNCED
-       ▲                                                                             │
-       └────────── a new life of the link, too much missed, or the peer asks ────────┘
+    WAITING ── begin ──► ROWS ──► HOLDS ──► LIVING ── end ──► SENT ── the peer has it all ──► SYNCED
+       ▲                                                                                        │
+       └───────────────── a new life of the link, too much missed, or the peer asks ────────────┘
 
 A copy is walked in pieces while changes flow in the same stream; what changes after its piece was sent follows as a change, so
-the newer always comes later. Within one frame: what ended, mappings, sessions. Rows are drained once for all peers of a shard.
-A peer that takes nothing is not waited for: its rows stay marked, which costs nothing, or its copy begins anew.
+the newer always comes later. A packet that only lets a session live on is no change. Of those since the copy began LIVING
+tells, so that who is handed the shard as soon as he has all of it thinks nobody over who lives. Within one frame: what ended,
+mappings, sessions. Rows are drained once for all peers of a shard. A peer that takes nothing is not waited for: its rows stay
+marked, which costs nothing, or its copy begins anew.
 
 Who has a copy and is to know half-open and young sessions from now on, as a shard is to move there, gets no other one: those
 that were left out so far are looked for, in pieces, and count as changed.
@@ -25,8 +27,10 @@ from replication.sender import Load, Sender
 from replication.tables import BITMAP_ROWS, SESSIONS, Part, Source
 from shards.state import Array
 
-WAITING, ROWS, HOLDS, SENT, SYNCED = range(5)
-PHASES = ("waiting", "rows", "holds", "sent", "synced")
+WAITING, ROWS, HOLDS, LIVING, SENT, SYNCED = range(6)
+PHASES = ("waiting", "rows", "holds", "living", "sent", "synced")
+
+_COPYING = (ROWS, HOLDS, LIVING)
 
 SWEEP = 10_000  # ticks in which every row's liveness is told once
 SWEEP_EVERY = 8  # ticks between two pieces of that
@@ -42,6 +46,7 @@ class Stream:
         self.phase = WAITING
         self.series = 0  # names the copy
         self.life = 0  # of the link, when the copy began
+        self.began = 0  # tick at which the copy began
         self.klass = self.cursor = 0
         self.alone = True  # since its copy no other peer was sent one: what has not been sent was not sent to this one
         self.untold: tuple[int, int] | None = None  # where looking for what was left out stands: which of SESSIONS, row
@@ -237,7 +242,7 @@ class Publisher:
                 else:
                     more = True
             more |= self._widen(stream, now, spare)
-            copying |= stream.phase in (ROWS, HOLDS)
+            copying |= stream.phase in _COPYING
         if self._streams and age(now, self.drained) >= self._settings.batch:
             more |= self._drain(now, spare)
         if copying:
@@ -282,7 +287,7 @@ class Publisher:
             other.alone &= other is stream or not snapshot
         self._series += 1
         stream.series, stream.life = self._series, stream.sender.life
-        stream.klass = stream.cursor = 0
+        stream.klass, stream.cursor, stream.began = 0, 0, now
         stream.phase = ROWS if snapshot else SENT
         if not stream.sender.put(self._frame("begin", stream, fields={"w": int(snapshot)}), b"", now, now):
             stream.phase = WAITING
@@ -386,7 +391,7 @@ class Publisher:
 
     def _copy(self, now: int, spare: Callable[[], bool]) -> bool:
         """Pieces of copies, in turn for each peer. True: time ran out before."""
-        copying, pieces = [stream for stream in self.all() if stream.phase in (ROWS, HOLDS)], 0
+        copying, pieces = [stream for stream in self.all() if stream.phase in _COPYING], 0
         while copying:
             for stream in copying:
                 if pieces and not spare():
@@ -394,10 +399,12 @@ class Publisher:
                 if stream.sender.ready_for_chunk:
                     self._piece(stream, now)
                     pieces += 1
-            copying = [stream for stream in copying if stream.phase in (ROWS, HOLDS) and stream.sender.ready_for_chunk]
+            copying = [stream for stream in copying if stream.phase in _COPYING and stream.sender.ready_for_chunk]
         return False
 
     def _piece(self, stream: Stream, now: int) -> None:
+        if stream.phase == LIVING:
+            return self._living_piece(stream, now)
         if stream.phase == HOLDS:
             piece = self._source.holds(stream.shard, stream.cursor, now)
             kind, size = "holds", len(piece.rows)
@@ -408,22 +415,35 @@ class Publisher:
             kind, size = "update", len(piece.rows)
             counts = (0, 0, size // 64) if klass in SESSIONS else (0, size // 32, 0)
         if len(piece.rows) and not stream.sender.put(self._frame(kind, stream, counts), piece.rows.data, now, now, chunk=True):
-            stream.restart()
-            return
+            return stream.restart()
         stream.cursor = piece.row
-        if piece.row < 0:
-            self._next_part(stream, now)
+        return None if piece.row >= 0 else self._next_part(stream, now)
+
+    def _living_piece(self, stream: Stream, now: int) -> None:
+        klass = older.classes(stream.sender.version)[stream.klass]
+        if klass not in SESSIONS or stream.cursor >= self._source.extent(stream.shard, klass):
+            return self._next_part(stream, now)
+        bits = self._source.refreshed(stream.shard, klass, stream.cursor, stream.began, now)
+        if bits.any() and not self._tell_living([stream], klass, stream.cursor, bits, now):
+            return stream.restart()
+        stream.cursor += BITMAP_ROWS
+        return None
 
     def _next_part(self, stream: Stream, now: int) -> None:
         """A class was walked to its end, or the holds were."""
         stream.cursor = 0
-        if stream.phase == ROWS:
+        if stream.phase in (ROWS, LIVING):
             stream.klass += 1
             if stream.klass < len(older.classes(stream.sender.version)):
                 return
+        if stream.phase == ROWS and self._settings.holds:
             stream.phase = HOLDS
-            if self._settings.holds:
-                return
+        elif stream.phase != LIVING:
+            stream.phase, stream.klass = LIVING, 0
+        else:
+            self._end(stream, now)
+
+    def _end(self, stream: Stream, now: int) -> None:
         stream.phase = SENT
         if not stream.sender.put(self._frame("end", stream), b"", now, now, chunk=True):
             stream.restart()
@@ -443,10 +463,9 @@ class Publisher:
     def _tell(self, shard: int, sweep: Sweep, spans: list[int], synced: list[Stream], now: int) -> None:
         if sweep.row < spans[SESSIONS.index(sweep.klass)]:
             bits = self._source.refreshed(shard, sweep.klass, sweep.row, sweep.since, now)
-            fields = {"k": sweep.klass, "r": sweep.row}
             if bits.any():
-                for stream in (each for each in synced if sweep.klass in older.classes(each.sender.version)):
-                    stream.sender.put(self._frame("bitmap", stream, (BITMAP_ROWS,), fields), bits.data, now, now, chunk=True)
+                knowing = [each for each in synced if sweep.klass in older.classes(each.sender.version)]
+                self._tell_living(knowing, sweep.klass, sweep.row, bits, now)
             sweep.row += BITMAP_ROWS
             sweep.at = now + max(1, SWEEP * BITMAP_ROWS // (sum(spans) + BITMAP_ROWS))
         elif sweep.klass != SESSIONS[-1]:
@@ -455,3 +474,8 @@ class Publisher:
             sweep.klass, sweep.row = SESSIONS[0], 0
             sweep.since, sweep.began = sweep.began, now
             sweep.at = max(now + 1, sweep.since + SWEEP)
+
+    def _tell_living(self, streams: list[Stream], klass: int, row: int, bits: Array, now: int) -> bool:
+        """Whether all of them were told."""
+        frames = [(each, self._frame("bitmap", each, (BITMAP_ROWS,), {"k": klass, "r": row})) for each in streams]
+        return all([each.sender.put(frame, bits.data, now, now, chunk=True) for each, frame in frames])

@@ -22,14 +22,27 @@ import numpy as np
 
 from shards import cuckoo, gather, slabs, tcp, timers
 from shards.apply_mappings import ask_for_mapping, end_mapping, take_mapping
-from shards.apply_sessions import SLACK, ask_for_session, end_session, is_living, take_session
+from shards.apply_sessions import ask_for_session, end_session, is_living, take_session
 from shards.apply_sessions6 import take_session6
 from shards.jit import hot, whole
 from shards.native import prefetch
 from shards.sessions import ask_for_mapping as ask_for_its_end
 from shards.sessions import end_mapping as end_and_tell
 from shards.sessions import external_ordinal, mapping_of
-from shards.state import CHUNK_PORTS, CLASSES, HELD, HELD_SPACES, NAT_MAPPING, PERMISSION, SESSION6_0, Array, Row, State
+from shards.state import (
+    ACTIVE,
+    CHUNK_PORTS,
+    CLASSES,
+    DRAINING,
+    HELD,
+    HELD_SPACES,
+    NAT_MAPPING,
+    PERMISSION,
+    SESSION6_0,
+    Array,
+    Row,
+    State,
+)
 
 AHEAD = 8  # records between asking for what one touches and touching it
 TOGETHER = 32  # tombstones whose rows are asked for together
@@ -209,21 +222,23 @@ def _hold(state: State, external: int, record: Row, now: int) -> None:
 @hot
 def refresh(state: State, shard: int, klass: int, first: int, bits: Array, now: int) -> int:
     """Let the lifetime of each living session with a bit begin anew; how many. `bits`: as of `gather.refreshed`."""
-    count = 0
+    count, merging = 0, whole(state.shards[shard]["role"]) in (ACTIVE, DRAINING)
     for row in range(first, min(first + 64 * len(bits), gather.rows(state, shard, klass))):
         at = row - first
         if (bits[at >> 6] >> _U(at & 63)) & _U(1) != _U(0):
-            count += _refresh_one(state, slabs.local_row(state, shard, klass, row), now)
+            count += _refresh_one(state, slabs.local_row(state, shard, klass, row), merging, now)
     return count
 
 
 @hot
-def _refresh_one(state: State, line: int, now: int) -> bool:
-    """Never shortens a life: no look of the wheel has to be moved."""
+def _refresh_one(state: State, line: int, merging: bool, now: int) -> bool:
+    """Never shortens a life: no look of the wheel has to be moved. `merging`: it is the authority's, or was just now."""
     if not is_living(state, line):
         return False
     row = state.sessions[line]
-    left = tcp.timeout(state.settings, whole(row["state"])) + SLACK
+    if not merging:
+        row["rules"] = 0  # as in `apply_sessions`
+    left = tcp.timeout(state.settings, whole(row["state"])) + tcp.slack(row)
     if timers.remaining(now, whole(row["expiry"])) < left:
         row["expiry"] = (now + left) & 0xFFFFFFFF
     return True

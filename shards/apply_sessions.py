@@ -16,9 +16,9 @@ from shards.apply_mappings import (
 )
 from shards.generic import can_be_translated, is_generic
 from shards.jit import hot, whole
-from shards.lifetimes import STATE_MASK
+from shards.lifetimes import SLACK, STATE_MASK
 from shards.native import Word, prefetch
-from shards.records import HAIRPIN, UNTRANSLATED
+from shards.records import COPIED, HAIRPIN, UNTRANSLATED
 from shards.state import (
     ACTIVE,
     BYPASSED,
@@ -40,7 +40,6 @@ from shards.state import (
     State,
 )
 
-SLACK = 12_000  # ticks that a copy outlives its original: more than pass between two words about liveness, and on the way
 HORIZON = 1 << 30  # ticks; no lifetime is longer, nor so long that ages turn round
 TOGETHER = 15_000  # ticks: of two cores' words about a connection that are no further apart, neither is the newer
 MULTICAST = 0xE0000000  # and what is above: no remote host
@@ -236,14 +235,14 @@ def _make_session(state: State, shard: int, line: int, half: int, record: Row, n
             state, shard, line, half & ~BYPASSED, whole(record["internal_address"]), whole(record["internal_realm"]),
             whole(record["protocol"]), whole(record["internal_port"]), remote, remote_port, whole(record["external_realm"]),
         )  # fmt: skip
-    left = whole(record["remaining"]) + SLACK
+    left = copied_left(record)
     row["created"] = (now - whole(record["age_s"]) * 1000) & 0xFFFFFFFF
     row["expiry"] = (now + left) & 0xFFFFFFFF
     row["packets"] = record["packets"]
     row["state"] = record["state"]
     row["inward"] = inward
     row["outward"] = outward
-    row["rules"] = 0  # each core counts its own: whether ours admit it is asked when its first packet comes here
+    row["rules"] = 0  # whether ours admit it is asked when its first packet comes here; it has slack until then (`tcp.slack`)
     row["generation"] = generation(state, shard, line << 1, record, whole(row["generation"]))
     if sessions.index_session(state, line):
         slabs.free_line(state, line)
@@ -256,6 +255,12 @@ def _make_session(state: State, shard: int, line: int, half: int, record: Row, n
     state.shards[shard]["sessions"] += 1
     settle(state, shard, line << 1, record)
     return True
+
+
+@hot
+def copied_left(record: Row) -> int:
+    """Ticks that a copy lives: SLACK longer than its original, as long as another copy."""
+    return whole(record["remaining"]) + (0 if whole(record["flags"]) & COPIED else SLACK)
 
 
 @hot
@@ -280,12 +285,15 @@ def update_life(state: State, shard: int, line: int, record: Row, now: int) -> N
     """Take a session's life's number, state and lifetime from the authority, or merge them."""
     row = state.sessions[line]
     merging = whole(state.shards[shard]["role"]) in (ACTIVE, DRAINING)
-    ours, theirs = timers.remaining(now, whole(row["expiry"])), whole(record["remaining"])
-    told, left = whole(record["state"]), theirs + SLACK
+    ours, slack = timers.remaining(now, whole(row["expiry"])), tcp.slack(row)
+    told, left = whole(record["state"]), copied_left(record)
     if merging:
-        told, left = _merged(state, whole(row["state"]), ours, told, theirs)
-    elif row["state"] == told:
-        left = max(ours, left)
+        told, left = _merged(state, whole(row["state"]), ours - slack, told, left - SLACK)
+        left += slack
+    elif row["state"] == told and ours >= left:
+        left = ours
+    else:
+        row["rules"] = 0  # as in `_make_session`
     row["state"] = told
     row["expiry"] = (now + left) & 0xFFFFFFFF
     if left < ours:

@@ -7,7 +7,7 @@ import numpy as np
 from shards import cuckoo, firewall6, hops6, parse6, sessions, sessions6, slabs, tcp, timers
 from shards.accounts import charge
 from shards.apply_mappings import generation, is_authority, see, settle
-from shards.apply_sessions import HORIZON, SLACK, end_session, is_living, update_life
+from shards.apply_sessions import HORIZON, copied_left, end_session, is_living, update_life
 from shards.jit import hot, whole
 from shards.lifetimes import STATE_MASK
 from shards.native import Word
@@ -167,7 +167,7 @@ def _make(state: State, shard: int, line: int, record: Row, more: Row, now: int)
     account = firewall6.subscriber_of(state, p, high)
     state.flows6[line + 1]["account"] = account
     state.flows6[line + 1]["filtering"] = firewall6.permission_of(state, p, protocol)
-    left = whole(record["remaining"]) + SLACK
+    left = copied_left(record)
     row["created"] = (now - whole(record["age_s"]) * 1000) & 0xFFFFFFFF
     row["expiry"] = (now + left) & 0xFFFFFFFF
     row["packets"] = record["packets"]

@@ -19,7 +19,7 @@ from shards.accounts import is_bypassed
 from shards.grant_rows import GRANTED
 from shards.jit import hot, whole
 from shards.native import Word, first_bit, prefetch
-from shards.records import ASKED, CONTINUED, HAIRPIN, SHADOW, STATIC, UNTRANSLATED
+from shards.records import ASKED, CONTINUED, COPIED, HAIRPIN, SHADOW, STATIC, UNTRANSLATED
 from shards.sessions import HAIRPIN_HOP, is_living, mapping_of
 from shards.state import (
     CHUNK_PORTS,
@@ -237,8 +237,13 @@ def _write_session(state: State, line: int, now: int, record: Row) -> None:
     record["mapping_klass"] = mapping_klass
     record["protocol"] = whole(row["internal_realm"]) >> 24
     record["state"] = row["state"]
-    record["flags"] = (HAIRPIN if row["outward"] == HAIRPIN_HOP else 0) | (UNTRANSLATED if is_bypassed(row) else 0)
+    record["flags"] = _flags(row) | (UNTRANSLATED if is_bypassed(row) else 0)
     ship(state, line << 1)
+
+
+@hot
+def _flags(row: Row) -> int:
+    return (HAIRPIN if row["outward"] == HAIRPIN_HOP else 0) | (COPIED if tcp.slack(row) else 0)
 
 
 @hot
@@ -264,7 +269,7 @@ def _write_session6(state: State, line: int, now: int, record: Row, more: Row) -
     record["mapping_klass"] = 0
     record["protocol"] = whole(flow["realm"]) >> 24
     record["state"] = row["state"]
-    record["flags"] = HAIRPIN if row["outward"] == HAIRPIN_HOP else 0
+    record["flags"] = _flags(row)
     more["klass"] = CONTINUED
     more["row"], more["mapping_row"] = flow["internal_high"] >> _U(32), flow["internal_high"] & _LOW
     more["internal_address"], more["remote_address"] = flow["internal_low"] >> _U(32), flow["internal_low"] & _LOW
@@ -463,22 +468,23 @@ def _holds_of(state: State, external: int, space: int, chunk: int, now: int, out
 
 @hot
 def refreshed(state: State, shard: int, klass: int, first: int, since: int, now: int, bits: Array) -> int:
-    """Set a bit for each living session whose lifetime began anew at tick `since` or later; how many.
+    """Set a bit for each living session whose lifetime a packet here let begin anew at tick `since` or later; how many.
 
     `bits`: uint64, a bit per row from `first` on, a multiple of 64; cleared first. Nothing is written when a packet refreshes:
-    a row's expiry says when that was.
+    a row's expiry says when that was. What another core has told of is not passed on: each word lets a copy's lifetime begin
+    with the word, so one that several cores have told each other of would never end.
     """
     bits[:] = 0
     count = 0
     for row in range(first, min(first + 64 * len(bits), rows(state, shard, klass))):
         line = slabs.local_row(state, shard, klass, row)
-        if is_living(state, line) and _unused_for(state, state.sessions[line], now) <= timers.age(now, since):
+        if is_living(state, line) and _is_used_since(state, state.sessions[line], since, now):
             bits[(row - first) >> 6] |= _U(1) << _U(row & 63)
             count += 1
     return count
 
 
 @hot
-def _unused_for(state: State, session: Row, now: int) -> int:
-    """Ticks since the session's lifetime began; negative where a copy was given more than its due."""
-    return tcp.timeout(state.settings, whole(session["state"])) - timers.remaining(now, whole(session["expiry"]))
+def _is_used_since(state: State, session: Row, since: int, now: int) -> bool:
+    unused_for = tcp.timeout(state.settings, whole(session["state"])) - timers.remaining(now, whole(session["expiry"]))
+    return tcp.slack(session) == 0 and unused_for <= timers.age(now, since)

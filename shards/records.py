@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-HAIRPIN, UNTRANSLATED = 1, 2  # flags of a session: its packets turn round inside; they are not translated, so it has no mapping
+# Flags of a session: its packets turn round inside; they are not translated, so it has no mapping; what remains to it has the
+# slack of a copy in it already (see `tcp.slack`; who does not know the flag lets it live that much longer).
+HAIRPIN, UNTRANSLATED, COPIED = 1, 2, 4
 
 SESSION_RECORD = np.dtype(
     [

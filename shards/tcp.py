@@ -10,8 +10,8 @@ import numpy as np
 
 from shards import lifetimes
 from shards.jit import hot, inlined, whole
-from shards.lifetimes import STATE_BITS, STATE_MASK, TIMERS
-from shards.state import ICMP, TCP, UDP, Array, State
+from shards.lifetimes import SLACK, STATE_BITS, STATE_MASK, TIMERS
+from shards.state import ICMP, TCP, UDP, Array, Row, State
 from shards.wire import ACK, FIN, RST, SYN
 
 STATES = lifetimes.STATES
@@ -79,6 +79,15 @@ def event(direction: int, tcp_flags: int) -> int:
 def timeout(settings: Array, state: int) -> int:
     """Lifetime in ticks of a session with this `state` of its row."""
     return whole(settings[0]["lifetimes"][np.uint64(state)])
+
+
+@inlined
+def slack(session: Row) -> int:
+    """How many of the ticks that are left to a session are not its own: a copy has SLACK more, until a packet comes here.
+
+    As long its `rules` are 0. Who tells of it must say so: with a slack for each core that it moves to it would never end.
+    """
+    return SLACK if session["rules"] == 0 else 0
 
 
 @hot

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from shards import apply, gather, invariants, journal, ports, recovery, sessions, tcp, timers
-from shards.apply_sessions import SLACK
 from shards.jit import PURE
+from shards.lifetimes import SLACK
 from shards.records import HOLD
 from shards.state import (
     ACTIVE,
@@ -267,6 +267,31 @@ def test_a_copy_is_never_the_first_to_expire_and_learns_of_refreshes_by_the_bitm
     twins.settle(EPOCH + 400_000)
     twins.check()
     assert len(invariants.living(twins.other.state)) == 1
+
+
+@pytest.mark.parametrize("used", ["", "udp 100.64.0.2:4000 > 198.51.100.1:53"])
+def test_a_session_whose_shard_moves_again_and_again_ends_when_it_is_due(used: str) -> None:
+    """Each second the other core has the authority, after a whole copy and a word about who lives; `used`: by whom, to 60 s."""
+    twins = Twins(bed(PLAIN), EPOCH)
+    ready(twins.one, twins.other)
+    say(twins.one, "udp 100.64.0.2:4000 > 198.51.100.1:53", EPOCH)
+    has, gets, ended = twins.one, twins.other, 0
+    for second in range(1, 400):
+        now, sender, receiver = EPOCH + 1000 * second, Sender(has), Receiver(gets)
+        if used and second <= 60:
+            say(has, used, now)
+        sender.since = now - 20_000  # as of a sweep that takes its time
+        sender.snapshot(now)
+        sender.liveness(now)
+        for sent in sender.way:
+            receiver.take(sent, now + 3)
+        twins.role(has, PASSIVE, 1)
+        twins.role(gets, ACTIVE, 0, epoch=1 + second)
+        has, gets = gets, has
+        has.pass_time(now + 4)
+        ended = ended or (second if len(invariants.living(has.state)) == 0 else 0)
+    last = 60 if used else 0
+    assert last + 300 <= ended <= last + 300 + SLACK // 1000 + 20 and receiver.refused == 0
 
 
 def test_ages_of_copies_are_those_of_the_originals() -> None:

@@ -10,7 +10,7 @@ from replication import migration, rises, roles
 from replication.conduct import _SHORT, Conductor, Place, Times, _accepted
 from replication.protocol import ALIVE, CLOSED, SILENT, Evidence, Fields, Heard, Lag
 from replication.roles import Post, Told
-from shards.state import ABSENT, ACTIVE, JOINING, NO_SIDE, PASSIVE, PICKUP_ASIDE, SYNCING, Sizes, State, new_state
+from shards.state import ABSENT, ACTIVE, DRAINING, JOINING, NO_SIDE, PASSIVE, PICKUP_ASIDE, SYNCING, Sizes, State, new_state
 
 SIZES = Sizes(**{**dict.fromkeys(Sizes._fields, 1), "extents": 3, "buckets": 4, "neighbours": 4, "peers": 3, "shards": 2})
 SYNC = 20  # ticks that a snapshot takes
@@ -258,6 +258,33 @@ def test_a_shard_moves_to_its_backup_and_back(pair: _Network) -> None:
         assert pair.told() == {source: (PASSIVE, 2 + number, 1), target: (ACTIVE, 2 + number, 0)}
         move = pair.cores[source].moves[0]
         assert move.phase == migration.DONE and move.taken_at - move.paused_at <= 5
+
+
+def test_a_handover_is_no_takeover_sessions_that_are_due_end_at_once(pair: _Network) -> None:
+    """With a grace after each, nothing would ever end where shards move more often than it is over."""
+    pair.states["b/0"].shards[0]["grace_until"] = pair.now + 5
+    pair.cores["a/0"].migrate(0, "b/0", pair.now)
+    pair.run(600)
+    assert pair.told()["b/0"] == (ACTIVE, 2, 0)
+    assert pair.states["b/0"].shards[0]["grace_until"] == pair.states["b/0"].shards[0]["pickup"] == 0
+
+
+@pytest.mark.parametrize("grace", [0, 300])
+@pytest.mark.parametrize("cut_after", [0, 1])  # before it is handed over, and after
+def test_a_handover_in_vain_leaves_the_grace_as_it_was(grace: int, cut_after: int, pair: _Network) -> None:
+    """As of an owner that took over from a dead one: it neither begins again nor ends."""
+    pair.cores["a/0"].posts[0] = pair.cores["a/0"].posts[0]._replace(pickup=True)
+    row = pair.states["a/0"].shards[0]
+    until = (pair.now + 1000) * (grace > 0)
+    row["pickup"], row["grace_until"] = PICKUP_ASIDE * (grace > 0), until
+    pair.cores["a/0"].migrate(0, "b/0", pair.now)
+    while pair.told()["a/0"][0] != DRAINING:
+        pair.run(1)
+    pair.run(cut_after)
+    pair.cut.add(frozenset(("a/0", "b/0")))
+    pair.run(320)
+    assert pair.told()["a/0"][:2] == (ACTIVE, 3 if cut_after else 1)
+    assert (row["pickup"], row["grace_until"]) == (PICKUP_ASIDE * (grace > 0), until)
 
 
 @pytest.mark.parametrize("after", range(0, 120, 3))

@@ -307,6 +307,16 @@ def test_liveness_is_told_without_records(monkeypatch: pytest.MonkeyPatch) -> No
         assert room["s1/0"].exchange.status()["links"]["s2/0"]["records_sent"] == sent
 
 
+def test_who_has_a_whole_copy_knows_who_was_seen_alive_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, as it may be handed the shard at once; of the sweep it can have got one of these three pieces by now."""
+    monkeypatch.setattr(publisher, "SWEEP", 1_000_000)
+    with Room("s1/0", "s2/0") as room:
+        for row in (1, 9000, 20_000):
+            room["s1/0"].tables.put(3, SESSION_1, row, row)
+        room.pair_up(3, "s1/0", "s2/0")
+        assert room["s2/0"].tables.refreshed_rows == {(3, SESSION_1, row) for row in (1, 9000, 20_000)}
+
+
 def test_verify_finds_what_differs_while_rows_change() -> None:
     chance = random.Random(7)
     with Room("s1/0", "s2/0") as room:

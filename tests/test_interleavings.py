@@ -168,6 +168,11 @@ if PURE:  # nothing here is compiled: once is enough
         print(f"{count} cores: {len(steps)} ways, {sum(steps):,} steps")
         assert max(steps) > 50
 
+    def test_a_handover_in_vain_after_a_grace_that_is_over() -> None:
+        """Once it began again: what had been handed out since was the dead owner's in its eyes."""
+        budget = Budget(flows=4, moves=5, crashes=1, freezes=1, batches=4, timers=1)
+        assert wander(Simulation(3), 9543, budget, 250) > 50
+
     @pytest.mark.parametrize("seed", LATE)
     def test_a_handover_that_comes_after_it_has_lapsed(seed: int) -> None:
         assert wander(Simulation(3), seed, Budget(flows=4, moves=5, batches=4), 250) > 50
