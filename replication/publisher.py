@@ -87,6 +87,7 @@ class Sweep:
     def __init__(self, now: int) -> None:
         self.klass, self.row = SESSIONS[0], 0
         self.since = self.began = self.at = now
+        self.missed = False  # whether somebody could not be told a piece: the next sweep tells of this one's time as well
 
 
 class Publisher:
@@ -453,9 +454,9 @@ class Publisher:
     def _sweep(self, now: int) -> None:
         """Tell which sessions were seen alive, a piece at a time, so that no peer thinks them over."""
         for shard, peers in self._streams.items():
-            synced = [stream for stream in peers.values() if stream.phase == SYNCED and stream.sender.ready]
+            synced = [stream for stream in peers.values() if stream.phase == SYNCED]
             sweep = self._sweeps.setdefault(shard, Sweep(now))
-            if not synced or age(sweep.at, now) - 1 < 1 << 31:
+            if not any(stream.sender.ready for stream in synced) or age(sweep.at, now) - 1 < 1 << 31:
                 continue
             spans = [self._source.extent(shard, klass) for klass in SESSIONS]
             self._tell(shard, sweep, spans, synced, now)
@@ -465,17 +466,17 @@ class Publisher:
             bits = self._source.refreshed(shard, sweep.klass, sweep.row, sweep.since, now)
             if bits.any():
                 knowing = [each for each in synced if sweep.klass in older.classes(each.sender.version)]
-                self._tell_living(knowing, sweep.klass, sweep.row, bits, now)
+                sweep.missed |= not self._tell_living(knowing, sweep.klass, sweep.row, bits, now)
             sweep.row += BITMAP_ROWS
             sweep.at = now + max(1, SWEEP * BITMAP_ROWS // (sum(spans) + BITMAP_ROWS))
         elif sweep.klass != SESSIONS[-1]:
             sweep.klass, sweep.row = SESSIONS[SESSIONS.index(sweep.klass) + 1], 0
         else:
             sweep.klass, sweep.row = SESSIONS[0], 0
-            sweep.since, sweep.began = sweep.began, now
-            sweep.at = max(now + 1, sweep.since + SWEEP)
+            sweep.at = max(now + 1, sweep.began + SWEEP)
+            sweep.since, sweep.began, sweep.missed = sweep.since if sweep.missed else sweep.began, now, False
 
     def _tell_living(self, streams: list[Stream], klass: int, row: int, bits: Array, now: int) -> bool:
         """Whether all of them were told."""
         frames = [(each, self._frame("bitmap", each, (BITMAP_ROWS,), {"k": klass, "r": row})) for each in streams]
-        return all([each.sender.put(frame, bits.data, now, now, chunk=True) for each, frame in frames])
+        return all([each.sender.ready and each.sender.put(frame, bits.data, now, now, chunk=True) for each, frame in frames])

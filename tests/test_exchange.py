@@ -21,7 +21,7 @@ from replication.link import Message
 from replication.protocol import ALIVE, CLOSED, SILENT, Heard, Peer, Settings
 from replication.tables import Part
 from shards.records import CONTINUED, SESSION_RECORD, TOMBSTONE
-from shards.state import MAPPING_0, MAPPING_1, SESSION6_0, SESSION_0, SESSION_1
+from shards.state import MAPPING_0, MAPPING_1, SESSION6_0, SESSION_0, SESSION_1, Array
 from tests.exchanges import Node, Room, ticks
 
 pytestmark = pytest.mark.alone
@@ -305,6 +305,36 @@ def test_liveness_is_told_without_records(monkeypatch: pytest.MonkeyPatch) -> No
         sent = room["s1/0"].exchange.status()["links"]["s2/0"]["records_sent"]
         room.until(lambda: {row for _, _, row in room["s2/0"].tables.refreshed_rows} == {1, 9000, 20_000})
         assert room["s1/0"].exchange.status()["links"]["s2/0"]["records_sent"] == sent
+
+
+def test_who_could_not_be_told_who_lives_is_told_with_the_next_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then of all the time since the sweep before the one that was missed, however many were."""
+    monkeypatch.setattr(publisher, "SWEEP", 40)
+    put, refusing = sender.Sender.put, [False]
+    asked: list[int] = []
+
+    def deaf(self: sender.Sender, frame: Frame, *given: Any, **named: Any) -> bool:
+        return not (refusing[0] and frame.kind == "bitmap") and put(self, frame, *given, **named)
+
+    monkeypatch.setattr(sender.Sender, "put", deaf)
+    with Room("s1/0", "s2/0") as room:
+        tables, told = room["s1/0"].tables, room["s2/0"].tables.refreshed_rows
+        tables.put(3, SESSION_0, 1, 1)
+        room.pair_up(3, "s1/0", "s2/0")
+        refreshed = tables.refreshed
+
+        def noted(*given: int) -> Array:
+            asked.append(given[3])
+            return refreshed(*given)
+
+        monkeypatch.setattr(tables, "refreshed", noted)
+        refusing[0] = True
+        room.run(0.4)
+        refusing[0] = False
+        told.clear()
+        missed = len(asked)
+        room.until(lambda: told)
+        assert missed > 4 and len(set(asked[: missed + 1])) <= 2
 
 
 def test_who_has_a_whole_copy_knows_who_was_seen_alive_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
