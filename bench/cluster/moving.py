@@ -18,11 +18,12 @@ _TAKEN = ("drain", "done")  # stages of a move in which the target has the autho
 
 
 class Moved(NamedTuple):
-    """What a move was and what it cost. `told`: what the cores say; the rest is what the stream saw, both directions."""
+    """What a move was and what it cost. `told`: what the cores say; `out`, `into`: what the stream saw, both directions."""
 
     told: dict[str, Any]
     out: Became
     into: Became
+    stolen_ms: int = 0  # for which the machine below had the CPU that it had longest
 
     @property
     def lost(self) -> int:
