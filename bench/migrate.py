@@ -13,7 +13,7 @@ is asked whether it lives, at the same external endpoint.
     migrate/calm/gap_ms    that of these ten seconds each; migrate/within: moves whose gap was no longer than its goal
     migrate/longest_gap_ms  the longest of them all; .../pause_ms: for how long its cores let nobody create
     migrate/silence_ms     the silences as they were; migrate/sender_ms: longest time in each move that nothing was sent
-    migrate/stolen_ms      for how long the machine below had one of our CPUs, of each move
+    migrate/still_ms       the longest that one of our CPUs stood still in each move; 0: for less than 20 ms
     migrate/broken         programs, connections and sessions that did not outlive it, by kind in migrate/broken/...
     migrate/50k/...        the same at 50,000 datagrams a second, for a few moves more, as information
 
@@ -40,6 +40,7 @@ from bench.cluster.moving import Moved, move, watched
 from bench.cluster.programs import Programs
 from bench.cluster.routes import Watch
 from bench.cluster.scene import People, Scene, scene
+from bench.cluster.stillness import Stillness
 from bench.cluster.stream import owners, survival
 from bench.report import Result, Told
 from krononat.lab import cluster, fabric
@@ -56,7 +57,6 @@ BEFORE_S, QUICK_BEFORE_S = 10.0, 3.0
 GAP_MS = 5.0
 _A_MOVE_S = 15  # at most, for the room of the ledger
 _BETWEEN = 10  # moves
-_NOTABLE_MS = 50  # that a CPU was away
 _STORY = 60  # changed routes that are told of a move that has lost something
 _PEOPLE = People((0,), 1700, 440)  # an owner's side of the pool: 7 of 8 blocks, of each 448 ports of 512
 _LASTING = "[timeouts]\nudp = 7000\n"  # a hundred moves take longer than the 300 s of an unused UDP session
@@ -126,15 +126,16 @@ def _round(here: Scene, count: int, told: Told, between: Callable[[], None]) -> 
     made: list[Moved] = []
     with contextlib.ExitStack() as undoing:
         hand = None if routed else undoing.enter_context(Hand(here.tor))
+        stillness = undoing.enter_context(Stillness())
         routes = undoing.enter_context(Watch([here.lab.namespace[node] for node in switches]))
         for number in range(count):
             if number % _BETWEEN == 0:
                 between()
             target = cores[(cores.index(here.owner()) + 1) % len(cores)]
             told(f"move {number + 1} of {count}, to {target}; {sum(each.lost for each in made)} lost so far")
-            before, stolen, began = losses.lost(here), losses.stolen_ms(), time.monotonic_ns()
+            before, began = losses.lost(here), time.monotonic_ns()
             moved = move(here, hand, 0, target, inbound_first=number % 2 == 1)
-            made.append(moved._replace(stolen_ms=max((losses.stolen_ms() - stolen).values(), default=0)))
+            made.append(moved._replace(still_ms=max(stillness.longest_ms(began, time.monotonic_ns()).values())))
             _tell(made[-1], losses.lost(here) - before, routes.story(began), told)
     return made
 
@@ -148,8 +149,8 @@ def _tell(moved: Moved, places: Counter[str], story: list[str], told: Told) -> N
 
 def _where(moved: Moved, places: Counter[str]) -> str:
     most = ", ".join(f"{place} {count}" for place, count in places.most_common(6))
-    stolen = f"; the host had a CPU for {moved.stolen_ms} ms" if moved.stolen_ms >= _NOTABLE_MS else ""
-    return f"{moved.lost} datagrams lost (out {moved.out.lost}, in {moved.into.lost}); of all frames: {most or 'none'}{stolen}"
+    still = f"; a CPU stood still for {moved.still_ms:.0f} ms" if moved.still_ms else ""
+    return f"{moved.lost} datagrams lost (out {moved.out.lost}, in {moved.into.lost}); of all frames: {most or 'none'}{still}"
 
 
 def _figures(name: str, made: list[Moved], count: int, gap_ms: float | None) -> list[Result]:
@@ -169,7 +170,7 @@ def _figures(name: str, made: list[Moved], count: int, gap_ms: float | None) -> 
         report.measured(f"{name}/longest_gap/pause_ms", "ms", [worst.told["pause_ms"]]),
         report.measured(f"{name}/silence_ms", "ms", [each.longest_silence_ms for each in made]),
         report.measured(f"{name}/sender_ms", "ms", [each.longest_pause_ms for each in made]),
-        report.measured(f"{name}/stolen_ms", "ms", [each.stolen_ms for each in made]),
+        report.measured(f"{name}/still_ms", "ms", [each.still_ms for each in made]),
         report.measured(f"{name}/pause_ms", "ms", [each.told["pause_ms"] for each in made]),
         report.measured(f"{name}/duration_ms", "ms", [each.told["duration_ms"] for each in made]),
         report.measured(f"{name}/sessions", "sessions", [statistics.median(each.told["sessions"] for each in made)]),

@@ -432,7 +432,7 @@ class Conductor:
         row["role"], row["epoch"], row["side"] = post.role, post.epoch, post.side
         row["authority"] = self._peers.get(post.authority, 0)
         if post.role == ACTIVE and before.role != ACTIVE:
-            self._begin(shard, post, before.role == DRAINING and not before.authority, now)
+            self._begin(shard, before, now)
         if post.role == DRAINING and post.authority and shard not in self._quiet:
             self._quiet[shard] = Quiet(self._state, shard, now)
         if post.role != DRAINING:
@@ -442,19 +442,23 @@ class Conductor:
         elif post.role != ABSENT:
             self._forgetting.pop(shard, None)
 
-    def _begin(self, shard: int, post: Post, was_ours: bool, now: int) -> None:
-        row = self._state.shards[shard]
+    def _begin(self, shard: int, before: Post, now: int) -> None:
+        row, post = self._state.shards[shard], self.posts[shard]
         if post.taken:
-            row["pickup"] = row["grace_until"] = 0  # all that lives is here: who hands over has told of it (see `publisher`)
-        elif not was_ours:  # else it was not handed over, after all
-            row["pickup"] = self._pickup(shard, post, now)
+            row["pickup"] = row["grace_until"] = 0  # who hands over has told of all that lives (see `publisher`)
+        elif before.role != DRAINING or post.epoch != before.epoch:  # else it was not handed over, after all
+            row["pickup"] = self._pickup(shard, before, now)
             row["grace_until"] = (now + self._times.grace) & 0xFFFFFFFF
         row["creates"] = 1
         with in_doubt(self._state):
             recovery.install_statics(self._state, now)
         self._idle_at[shard] = (now + self._times.grace, MAPPING_0, 0)
 
-    def _pickup(self, shard: int, post: Post, now: int) -> int:
+    def _pickup(self, shard: int, before: Post, now: int) -> int:
+        """Whether connections may be picked up: of a dead owner, or still, where a handover has lapsed."""
+        row, post = self._state.shards[shard], self.posts[shard]
+        if before.role == DRAINING and not before.authority:
+            return int(row["pickup"]) if timers.remaining(now, int(row["grace_until"])) > 0 else 0
         if post.pickup and all(told.side != 1 - post.side for told in self._others(shard, now)):
             return PICKUP_ASIDE
         return int(post.pickup)

@@ -11,7 +11,7 @@ mappings, sessions. Rows are drained once for all peers of a shard. A peer that 
 marked, which costs nothing, or its copy begins anew.
 
 Who has a copy and is to know half-open and young sessions from now on, as a shard is to move there, gets no other one: those
-that were left out so far are looked for, in pieces, and count as changed.
+that were left out so far are looked for, in pieces, and count as changed; then it hears of all that live, as after a copy.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ WAITING, ROWS, HOLDS, LIVING, SENT, SYNCED = range(6)
 PHASES = ("waiting", "rows", "holds", "living", "sent", "synced")
 
 _COPYING = (ROWS, HOLDS, LIVING)
+_WIDENING = tuple((klass, said) for said in (False, True) for klass in SESSIONS)  # what was left out, then who lives
 
 SWEEP = 10_000  # ticks in which every row's liveness is told once
 SWEEP_EVERY = 8  # ticks between two pieces of that
@@ -49,7 +50,7 @@ class Stream:
         self.began = 0  # tick at which the copy began
         self.klass = self.cursor = 0
         self.alone = True  # since its copy no other peer was sent one: what has not been sent was not sent to this one
-        self.untold: tuple[int, int] | None = None  # where looking for what was left out stands: which of SESSIONS, row
+        self.untold: tuple[int, int] | None = None  # where looking for what was left out stands: which of _WIDENING, row
         self.resyncs = 0  # copies after the first one
 
     @property
@@ -87,7 +88,7 @@ class Sweep:
     def __init__(self, now: int) -> None:
         self.klass, self.row = SESSIONS[0], 0
         self.since = self.began = self.at = now
-        self.missed = False  # whether somebody could not be told a piece: the next sweep tells of this one's time as well
+        self.missed = False  # whether somebody could not be told a piece: the next sweep is of the same time as well
 
 
 class Publisher:
@@ -125,6 +126,7 @@ class Publisher:
         if on:
             self._streams.setdefault(shard, {})[sender.peer] = Stream(shard, sender, everything)
         self._streams = {shard: peers for shard, peers in self._streams.items() if peers}
+        self._sweeps = {shard: sweep for shard, sweep in self._sweeps.items() if shard in self._streams}
         self._all = [stream for peers in self._streams.values() for stream in peers.values()]
         if on and not snapshot and sender.life:
             self._begin(self._streams[shard][sender.peer], now, snapshot=False)
@@ -257,12 +259,24 @@ class Publisher:
         """Let what was left out have changed, piece by piece. True: time ran out before."""
         while stream.untold is not None:
             kind, row = stream.untold
-            row = self._source.widen(stream.shard, SESSIONS[kind], row, now)
+            if _WIDENING[kind][1] and not stream.sender.ready_for_chunk:
+                return False
+            row = self._widen_piece(stream, *_WIDENING[kind], row, now)
             following = (kind, row) if row >= 0 else (kind + 1, 0)
-            stream.untold = following if following[0] < len(SESSIONS) else None
+            stream.untold = following if following[0] < len(_WIDENING) else None
             if not spare():
                 return stream.untold is not None
         return False
+
+    def _widen_piece(self, stream: Stream, klass: int, living: bool, row: int, now: int) -> int:
+        """Where to go on, -1 where the class is done."""
+        if not living:
+            return self._source.widen(stream.shard, klass, row, now)
+        if klass not in older.classes(stream.sender.version) or row >= self._source.extent(stream.shard, klass):
+            return -1
+        sweep = self._sweeps.setdefault(stream.shard, Sweep(now))
+        bits = self._source.refreshed(stream.shard, klass, row, sweep.since, now)
+        return row + BITMAP_ROWS if not bits.any() or self._tell_living([stream], klass, row, bits, now) else row
 
     def _is_clean(self, shard: int, spare: Callable[[], bool]) -> bool:
         """Whether a copy may begin, piece by piece made so: what changed before it is in it, and need not be told once more.
@@ -454,7 +468,7 @@ class Publisher:
     def _sweep(self, now: int) -> None:
         """Tell which sessions were seen alive, a piece at a time, so that no peer thinks them over."""
         for shard, peers in self._streams.items():
-            synced = [stream for stream in peers.values() if stream.phase == SYNCED]
+            synced = [stream for stream in peers.values() if stream.phase in (SENT, SYNCED)]
             sweep = self._sweeps.setdefault(shard, Sweep(now))
             if not any(stream.sender.ready for stream in synced) or age(sweep.at, now) - 1 < 1 << 31:
                 continue

@@ -6,7 +6,7 @@ merged, what only they have is added, and where two things exclude each other ou
 changed is dirty. Nothing else is, so nothing echoes; and no end is told or logged, for the authority does that.
 
 A record that cannot be is refused and changes nothing. Functions return how many records were not refused; each also takes
-what is no news. Ticks are the receiver's own: a record says how long ago and for how long, and copies live SLACK longer.
+what is no news. Ticks are the receiver's own: a record says how long ago and for how long, and a copy lives SLACK longer, once.
 
 *Shadows.* After a partition an internal endpoint may have two mappings. The authority's stays the one that new sessions use;
 the other becomes a shadow: it owns its port, its sessions go on, but it is not found by its internal endpoint. Its key has a
@@ -25,6 +25,7 @@ from shards.apply_mappings import ask_for_mapping, end_mapping, take_mapping
 from shards.apply_sessions import ask_for_session, end_session, is_living, take_session
 from shards.apply_sessions6 import take_session6
 from shards.jit import hot, whole
+from shards.lifetimes import SLACK
 from shards.native import prefetch
 from shards.sessions import ask_for_mapping as ask_for_its_end
 from shards.sessions import end_mapping as end_and_tell
@@ -33,7 +34,6 @@ from shards.state import (
     ACTIVE,
     CHUNK_PORTS,
     CLASSES,
-    DRAINING,
     HELD,
     HELD_SPACES,
     NAT_MAPPING,
@@ -222,23 +222,22 @@ def _hold(state: State, external: int, record: Row, now: int) -> None:
 @hot
 def refresh(state: State, shard: int, klass: int, first: int, bits: Array, now: int) -> int:
     """Let the lifetime of each living session with a bit begin anew; how many. `bits`: as of `gather.refreshed`."""
-    count, merging = 0, whole(state.shards[shard]["role"]) in (ACTIVE, DRAINING)
+    count, ours = 0, state.shards[shard]["role"] == ACTIVE
     for row in range(first, min(first + 64 * len(bits), gather.rows(state, shard, klass))):
         at = row - first
         if (bits[at >> 6] >> _U(at & 63)) & _U(1) != _U(0):
-            count += _refresh_one(state, slabs.local_row(state, shard, klass, row), merging, now)
+            count += _refresh_one(state, slabs.local_row(state, shard, klass, row), ours, now)
     return count
 
 
 @hot
-def _refresh_one(state: State, line: int, merging: bool, now: int) -> bool:
-    """Never shortens a life: no look of the wheel has to be moved. `merging`: it is the authority's, or was just now."""
+def _refresh_one(state: State, line: int, ours: bool, now: int) -> bool:
+    """Never shortens a life: no look of the wheel has to be moved. `ours`: the shard is, so our own copies are to know."""
     if not is_living(state, line):
         return False
     row = state.sessions[line]
-    if not merging:
-        row["rules"] = 0  # as in `apply_sessions`
-    left = tcp.timeout(state.settings, whole(row["state"])) + tcp.slack(row)
-    if timers.remaining(now, whole(row["expiry"])) < left:
-        row["expiry"] = (now + left) & 0xFFFFFFFF
+    told = whole(row["state"])
+    expiry = tcp.ends(state.settings, told, now) if ours else tcp.copy_ends(tcp.timeout(state.settings, told) + SLACK, now)
+    if timers.remaining(now, whole(row["expiry"])) < expiry - now:
+        row["expiry"] = expiry & 0xFFFFFFFF
     return True

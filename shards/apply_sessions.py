@@ -237,12 +237,12 @@ def _make_session(state: State, shard: int, line: int, half: int, record: Row, n
         )  # fmt: skip
     left = copied_left(record)
     row["created"] = (now - whole(record["age_s"]) * 1000) & 0xFFFFFFFF
-    row["expiry"] = (now + left) & 0xFFFFFFFF
+    row["expiry"] = tcp.copy_ends(left, now) & 0xFFFFFFFF
     row["packets"] = record["packets"]
     row["state"] = record["state"]
     row["inward"] = inward
     row["outward"] = outward
-    row["rules"] = 0  # whether ours admit it is asked when its first packet comes here; it has slack until then (`tcp.slack`)
+    row["rules"] = 0  # each core counts its own: whether ours admit it is asked when its first packet comes here
     row["generation"] = generation(state, shard, line << 1, record, whole(row["generation"]))
     if sessions.index_session(state, line):
         slabs.free_line(state, line)
@@ -285,26 +285,31 @@ def update_life(state: State, shard: int, line: int, record: Row, now: int) -> N
     """Take a session's life's number, state and lifetime from the authority, or merge them."""
     row = state.sessions[line]
     merging = whole(state.shards[shard]["role"]) in (ACTIVE, DRAINING)
-    ours, slack = timers.remaining(now, whole(row["expiry"])), tcp.slack(row)
-    told, left = whole(record["state"]), copied_left(record)
     if merging:
-        told, left = _merged(state, whole(row["state"]), ours - slack, told, left - SLACK)
-        left += slack
-    elif row["state"] == told and ours >= left:
-        left = ours
+        told, expiry = _merged(state, row, record, now)
     else:
-        row["rules"] = 0  # as in `_make_session`
+        told, expiry = _followed(row, record, now)
+    sooner = timers.remaining(whole(row["expiry"]), expiry) < 0
     row["state"] = told
-    row["expiry"] = (now + left) & 0xFFFFFFFF
-    if left < ours:
+    row["expiry"] = expiry & 0xFFFFFFFF
+    if sooner:
         timers.disarm(state, line)
-        timers.arm(state, line, now + left)
+        timers.arm(state, line, now + timers.remaining(now, expiry))
     if not is_authority(state, shard):
         row["generation"] = record["generation"]
     if merging and (told != whole(record["state"]) or row["generation"] != record["generation"]):
         journal.mark(state, line << 1)
     else:
         known(state, line << 1)
+
+
+@hot
+def _followed(row: Row, record: Row, now: int) -> tuple[int, int]:
+    """(state, tick of its end) of a copy: the authority's word, but what is used here lives on."""
+    told, left = whole(record["state"]), copied_left(record)
+    if row["state"] == told and timers.remaining(now, whole(row["expiry"])) >= left:
+        return told, whole(row["expiry"])
+    return told, tcp.copy_ends(left, now)
 
 
 @hot
@@ -323,18 +328,20 @@ def _move_to(state: State, row: Row, half: int) -> None:
 
 
 @hot
-def _merged(state: State, ours: int, our_left: int, theirs: int, their_left: int) -> tuple[int, int]:
-    """(state, remaining ticks) of a connection of which two cores have seen packets: the newer word, of FINs both.
+def _merged(state: State, row: Row, record: Row, now: int) -> tuple[int, int]:
+    """(state, tick of its end) of a connection of which two cores have seen packets: the newer word, of FINs both.
 
     Where neither is clearly the newer, each may have seen one direction close, or only one of them both.
     """
+    ours, theirs = whole(row["state"]), whole(record["state"])
+    our_left, their_left = timers.remaining(now, whole(row["expiry"])) - tcp.slack(row), copied_left(record) - SLACK
     our_age, their_age = tcp.timeout(state.settings, ours) - our_left, tcp.timeout(state.settings, theirs) - their_left
     mine, other = ours & STATE_MASK, theirs & STATE_MASK
     open_or_closing = tcp.ESTABLISHED <= mine <= tcp.CLOSING and tcp.ESTABLISHED <= other <= tcp.CLOSING
     if open_or_closing and abs(our_age - their_age) <= TOGETHER:
         both = tcp.ESTABLISHED + (mine - tcp.ESTABLISHED | other - tcp.ESTABLISHED)  # FIN_OUT is one bit, FIN_IN the other
         both += ours & ~STATE_MASK
-        return both, tcp.timeout(state.settings, both) - min(our_age, their_age)
+        return both, tcp.ends(state.settings, both, now - min(our_age, their_age))
     if their_age < our_age:
-        return theirs, their_left
-    return ours, our_left
+        return theirs, tcp.ends(state.settings, theirs, now - their_age)
+    return ours, whole(row["expiry"])

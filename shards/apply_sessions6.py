@@ -169,7 +169,7 @@ def _make(state: State, shard: int, line: int, record: Row, more: Row, now: int)
     state.flows6[line + 1]["filtering"] = firewall6.permission_of(state, p, protocol)
     left = copied_left(record)
     row["created"] = (now - whole(record["age_s"]) * 1000) & 0xFFFFFFFF
-    row["expiry"] = (now + left) & 0xFFFFFFFF
+    row["expiry"] = tcp.copy_ends(left, now) & 0xFFFFFFFF
     row["packets"] = record["packets"]
     row["shard"] = shard
     row["state"] = record["state"]

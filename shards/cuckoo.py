@@ -236,7 +236,8 @@ def refresh_bulk(state: State, refs: Array, count: int, now: int, expiry: int) -
 
     The row's expiry is the truth and the wheel finds out by itself, so this is one store to a line that a lookup has brought.
     An expired session that the wheel has not met yet stays dead. It is for those who know only that something lives (a backup
-    by its primary's bitmap, a peer by a list of keys); the path, where each state has a time of its own, does it in `serve`.
+    by its primary's bitmap, a peer by a list of keys), and `expiry` is even or odd by who says it (`tcp.ends`); the path, where
+    each state has a time of its own, does it in `serve`.
     """
     for i in range(count):
         ref = refs[i]

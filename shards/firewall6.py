@@ -349,7 +349,7 @@ def _open(
         wire.word_at(frames, far + 8), sessions6.near_port(burst, i), sessions6.far_port(burst, i),
     )  # fmt: skip
     opening = first_state(protocol, burst.tcp_flags[i]) | tcp.timer_of(state, protocol, sessions6.far_port(burst, i))
-    expiry = now + tcp.timeout(state.settings, opening)
+    expiry = tcp.ends(state.settings, opening, now)
     filtering = permission_of(state, p, protocol)
     verdict = sessions6.make(state, shard, line, account, filtering, opening, inward, burst.next_hop[i], expiry, now)
     burst.session[i] = 0 if verdict else line

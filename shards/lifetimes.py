@@ -16,7 +16,7 @@ STATES = (
     "none", "init", "established", "fin_out", "fin_in", "closing", "reset", "udp", "query", "init_in", "answered", "generic",
 )  # fmt: skip
 STATE_BITS, STATE_MASK = 4, 15
-SLACK = 12_000  # ticks that a copy outlives its original: more than pass between two words about liveness, and on the way
+SLACK = 22_000  # ticks that a copy outlives its original: more than pass between two words about liveness, one of them lost
 TIMERS = 16  # that there can be, the protocols' own among them
 
 # Which lifetime a state has (RFC 5382 REQ-5, RFC 7857 2.1 and 2.2, RFC 4787 REQ-5, RFC 5508 REQ-2, RFC 6092 REC-12), and the

@@ -308,7 +308,7 @@ def _open(state: State, burst: Burst, i: int, half: int, account: int, inward: i
     protocol = burst.protocol[i]
     remote_port = 0 if protocol == ICMP else burst.destination_port[i]
     opening = tcp.first_state(protocol, burst.tcp_flags[i]) | tcp.timer_of(state, protocol, remote_port)
-    expiry = now + tcp.timeout(state.settings, opening)
+    expiry = tcp.ends(state.settings, opening, now)
     shard = whole(state.accounts[account]["shard"])
     port = state.ports[burst.port[i]]
     realm, line = whole(port["external_realm"]), 0

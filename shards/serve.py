@@ -59,7 +59,7 @@ def touch(settings: Array, session: Row, direction: int, tcp_flags: int, now: in
     session["packets"] = (whole(session["packets"]) + 1) & 0xFFFFFFFF
     session["state"] = following
     if lifetime == tcp.RENEW or (lifetime == tcp.RENEW_IF_INBOUND and settings[0]["inbound_refresh"] != 0):
-        session["expiry"] = (now + tcp.timeout(settings, following)) & 0xFFFFFFFF
+        session["expiry"] = tcp.ends(settings, following, now) & 0xFFFFFFFF
     return following
 
 

@@ -493,7 +493,7 @@ def _serve_due(state: State, line: int, now: int) -> int:
 
 @hot
 def outlives(state: State, line: int, now: int) -> bool:
-    """Whether a session that is due stays: only the authority knows its end, and a new one not before its grace is over."""
+    """Whether a session that is due stays: only the authority knows its end; who was not handed it, after his grace only."""
     shard = state.shards[whole(state.sessions[line]["shard"])]
     if shard["role"] != ACTIVE and shard["role"] != ABSENT:
         return True
@@ -507,7 +507,7 @@ def end_or_revive(state: State, line: int, now: int) -> int:
     """A packet has met a session that is due: end it, or let it live on where it stays; the line, or 0."""
     row = state.sessions[line]
     if outlives(state, line, now):
-        row["expiry"] = (now + tcp.timeout(state.settings, whole(row["state"]))) & 0xFFFFFFFF
+        row["expiry"] = tcp.ends(state.settings, whole(row["state"]), now) & 0xFFFFFFFF
         return line
     timers.disarm(state, line)
     end_session(state, line, now)

@@ -65,7 +65,7 @@ SESSION = np.dtype(
         ("external_port", "u2"),
         ("remote_port_again", "u2"),
         ("mapping", "u4"),  # half-line of its mapping
-        ("expiry", "u4"),  # tick; the truth about being alive
+        ("expiry", "u4"),  # tick; the truth about being alive; odd: as another core told (`tcp.ends`)
         ("created", "u4"),  # tick
         ("packets", "u4"),  # both directions, wraps
         ("delta_l3", "u2"),  # RFC 1624 difference of the outbound rewrite, IPv4 header (inbound: its complement)
@@ -152,7 +152,7 @@ SHARD = np.dtype(
         ("mappings", "u4"),
         ("wanted", "u4"),  # counts packets that need an authority while none is known to live
         ("shunted", "u4"),  # counts packets that were passed to the authority
-        ("grace_until", "u4"),  # tick until which connections that began before a takeover may be picked up
+        ("grace_until", "u4"),  # tick until which connections that began before a takeover may be picked up, and none ends
         ("authority", "u2"),  # row of PEER whose core has the authority, 0 none or this one
         ("backup", "u2"),  # ACTIVE: row of PEER of its backup, 0 none
         ("role", "u1"),

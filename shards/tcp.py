@@ -82,12 +82,27 @@ def timeout(settings: Array, state: int) -> int:
 
 
 @inlined
-def slack(session: Row) -> int:
-    """How many of the ticks that are left to a session are not its own: a copy has SLACK more, until a packet comes here.
+def ends(settings: Array, state: int, now: int) -> int:
+    """Tick, not wrapped, at which a session ends of which no packet comes from now on: an even one.
 
-    As long its `rules` are 0. Who tells of it must say so: with a slack for each core that it moves to it would never end.
+    An odd one is a copy's (`copy_ends`), until a packet that comes here renews it.
     """
-    return SLACK if session["rules"] == 0 else 0
+    return (now + timeout(settings, state) + 1) & -2
+
+
+@inlined
+def copy_ends(left: int, now: int) -> int:
+    """The same of a session that another core told of: `left` ticks from now, SLACK among them; an odd one."""
+    return now + left | 1
+
+
+@inlined
+def slack(session: Row) -> int:
+    """How many of the ticks that are left to a session are not its own. Whoever tells of it must say so:
+
+    with a slack for each core that it moves to it would never end.
+    """
+    return SLACK if whole(session["expiry"]) & 1 else 0
 
 
 @hot

@@ -435,7 +435,7 @@ class Model:
 
     def _open(self, mapping: Mapping, remote: Endpoint, state: str) -> Session:
         session = Session(mapping, remote, state, 0, self.bed.version)
-        session.expiry = self.now + self.lifetime(session)
+        session.expiry = self.end_of(session)
         self.sessions[mapping.protocol, mapping.internal, remote] = session
         self.soonest = min(self.soonest, session.expiry)
         mapping.sessions.add(remote)
@@ -486,26 +486,27 @@ class Model:
     def _met(self, session: Session | None) -> Session | None:
         """A session that a packet has met; one that is due lives on where it must not end."""
         if session and session.expiry <= self.now:
-            session.expiry = self.now + self.lifetime(session)
+            session.expiry = self.end_of(session)
         return session
 
     def advance(self, session: Session | Session6, way: str, flags: int) -> None:
         """Let a packet move a session on."""
         if session.protocol != TCP:
             if way == "out" or self.bed.refresh:
-                session.expiry = self.now + self.lifetime(session)
+                session.expiry = self.end_of(session)
             return
         event = "rst" if flags & RST else "syn" if flags & SYN else "fin" if flags & FIN else "other"
         cell = TCP_TABLE[way, session.state][event]
         if cell == "-":
             return
         session.state = session.state if cell == "." else cell
-        session.expiry = self.now + self.lifetime(session)
+        session.expiry = self.end_of(session)
         self.soonest = min(self.soonest, session.expiry)
 
-    def lifetime(self, session: Session | Session6) -> int:
-        """Ticks that a session lives on without a packet."""
-        return lifetime(self.bed, session.protocol, session.remote[1], session.state)
+    def end_of(self, session: Session | Session6) -> int:
+        """Tick at which a session ends if no further packet comes: an even one (see `tcp.ends`)."""
+        tick = self.now + lifetime(self.bed, session.protocol, session.remote[1], session.state)
+        return tick + tick % 2
 
     # --- whose port -------------------------------------------------------------------------------------------------------
 

@@ -232,7 +232,7 @@ class Model6:
         self.model.obey_limits(self._mate(key), packet.protocol, None, devices=False)
         opening = {TCP: first_state_of(packet), ICMP6: "query", 17: "udp", 136: "udp"}.get(packet.protocol, "generic")
         session = Session6(*key, opening, 0, self.bed.version)
-        session.expiry = self.model.now + self.model.lifetime(session)
+        session.expiry = self.model.end_of(session)
         self.model.soonest = min(self.model.soonest, session.expiry)
         self.sessions[key] = session
         return session
@@ -331,7 +331,7 @@ class Model6:
     def _met(self, key: Tuple6) -> Session6 | None:
         session = self.sessions.get(key)
         if session and session.expiry <= self.model.now:
-            session.expiry = self.model.now + self.model.lifetime(session)
+            session.expiry = self.model.end_of(session)
         return session
 
     def ways(self, side: str, host: int) -> tuple[Way, ...]:

@@ -14,6 +14,7 @@ from shards.lifetimes import SLACK
 from shards.records import HOLD
 from shards.state import (
     ACTIVE,
+    DRAINING,
     HELD,
     ICMP,
     MAPPING_0,
@@ -260,7 +261,7 @@ def test_a_copy_is_never_the_first_to_expire_and_learns_of_refreshes_by_the_bitm
         int(row["internal_port"]): [timers.remaining(EPOCH + 200_501, int(row["expiry"])) for row in (row, copy)]
         for row, copy in zip(*(invariants.living(core.state) for core in (twins.one, twins.other)), strict=True)
     }
-    assert left[4000] == [99_499, 99_499 + SLACK] and left[4001] == [299_499, 300_000 + SLACK]
+    assert left[4000] == [99_499, 99_500 + SLACK] and left[4001] == [299_499, 300_000 + SLACK]
     twins.other.pass_time(EPOCH + 400_000)
     assert len(invariants.living(twins.other.state)) == 2  # only the authority ends
     twins.one.pass_time(EPOCH + 400_000)
@@ -269,29 +270,45 @@ def test_a_copy_is_never_the_first_to_expire_and_learns_of_refreshes_by_the_bitm
     assert len(invariants.living(twins.other.state)) == 1
 
 
-@pytest.mark.parametrize("used", ["", "udp 100.64.0.2:4000 > 198.51.100.1:53"])
-def test_a_session_whose_shard_moves_again_and_again_ends_when_it_is_due(used: str) -> None:
-    """Each second the other core has the authority, after a whole copy and a word about who lives; `used`: by whom, to 60 s."""
+@pytest.mark.parametrize("renewed", [0, 60])
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_session_whose_shard_moves_again_and_again_ends_when_it_is_due(renewed: int, answers: bool) -> None:
+    """Each second the other core has the authority, after a whole copy; both have told each other who lives, as in a handover.
+
+    A packet from inside renews it until second `renewed`; those from outside, `answers`, come all the time and renew nothing.
+    """
     twins = Twins(bed(PLAIN), EPOCH)
     ready(twins.one, twins.other)
-    say(twins.one, "udp 100.64.0.2:4000 > 198.51.100.1:53", EPOCH)
-    has, gets, ended = twins.one, twins.other, 0
+    out = "udp 100.64.0.2:4000 > 198.51.100.1:53"
+    say(twins.one, out, EPOCH)
+    back = "udp 198.51.100.1:53 > {}:{}".format(*endpoint_of(twins.one))
+    has, gets, ended, refused = twins.one, twins.other, 0, 0
     for second in range(1, 400):
-        now, sender, receiver = EPOCH + 1000 * second, Sender(has), Receiver(gets)
-        if used and second <= 60:
-            say(has, used, now)
-        sender.since = now - 20_000  # as of a sweep that takes its time
-        sender.snapshot(now)
-        sender.liveness(now)
-        for sent in sender.way:
-            receiver.take(sent, now + 3)
-        twins.role(has, PASSIVE, 1)
+        now = EPOCH + 1000 * second
+        if second <= renewed:
+            say(has, out, now)
+        if answers:
+            say(has, back, now, "outside")
+        refused += tell(has, gets, now, snapshot=True)
+        twins.role(has, DRAINING, 1)
         twins.role(gets, ACTIVE, 0, epoch=1 + second)
+        refused += tell(has, gets, now + 2) + tell(gets, has, now + 3) + tell(has, gets, now + 4)
+        twins.role(has, PASSIVE, 1)
         has, gets = gets, has
-        has.pass_time(now + 4)
-        ended = ended or (second if len(invariants.living(has.state)) == 0 else 0)
-    last = 60 if used else 0
-    assert last + 300 <= ended <= last + 300 + SLACK // 1000 + 20 and receiver.refused == 0
+        has.pass_time(now + 5)
+        ended = ended or second * (len(invariants.living(has.state)) == 0)
+    assert renewed + 300 <= ended <= renewed + 300 + SLACK // 1000 + 25 and refused == 0
+
+
+def tell(source: Core, target: Core, now: int, snapshot: bool = False) -> int:
+    """What changed, or all, and who was used within the 20 s before; how many records were refused."""
+    sender, receiver = Sender(source), Receiver(target)
+    sender.since = now - 20_000  # as of a sweep that takes its time
+    (sender.snapshot if snapshot else sender.changes)(now)
+    sender.liveness(now)
+    for sent in sender.way:
+        receiver.take(sent, now + 1)
+    return receiver.refused
 
 
 def test_ages_of_copies_are_those_of_the_originals() -> None:

@@ -272,7 +272,7 @@ def test_a_handover_is_no_takeover_sessions_that_are_due_end_at_once(pair: _Netw
 @pytest.mark.parametrize("grace", [0, 300])
 @pytest.mark.parametrize("cut_after", [0, 1])  # before it is handed over, and after
 def test_a_handover_in_vain_leaves_the_grace_as_it_was(grace: int, cut_after: int, pair: _Network) -> None:
-    """As of an owner that took over from a dead one: it neither begins again nor ends."""
+    """As of an owner that took over from a dead one. Where the other may have had it, nothing ends soon."""
     pair.cores["a/0"].posts[0] = pair.cores["a/0"].posts[0]._replace(pickup=True)
     row = pair.states["a/0"].shards[0]
     until = (pair.now + 1000) * (grace > 0)
@@ -284,7 +284,8 @@ def test_a_handover_in_vain_leaves_the_grace_as_it_was(grace: int, cut_after: in
     pair.cut.add(frozenset(("a/0", "b/0")))
     pair.run(320)
     assert pair.told()["a/0"][:2] == (ACTIVE, 3 if cut_after else 1)
-    assert (row["pickup"], row["grace_until"]) == (PICKUP_ASIDE * (grace > 0), until)
+    assert row["pickup"] == PICKUP_ASIDE * (grace > 0)
+    assert row["grace_until"] == until if not cut_after else row["grace_until"] > pair.now
 
 
 @pytest.mark.parametrize("after", range(0, 120, 3))

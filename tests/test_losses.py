@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -20,14 +18,6 @@ _COUNTED: dict[str, Callable[[], int]] = {
     NOWHERE: lambda: losses.statistic("rt_cache", "in_no_route"),
     NOBODY: lambda: losses.statistic("arp_cache", "unresolved_discards"),
 }
-
-
-def test_what_the_machine_below_takes_is_told_by_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stat = tmp_path / "stat"
-    stat.write_text("cpu  9 0 9 9 0 0 9 90 0 0\ncpu0 9 0 9 9 0 0 9 7 0 0\ncpu1 9 0 9 9 0 0 9 12 0 0\nintr 5\n")
-    monkeypatch.setattr(losses, "_CPUS", stat)
-    tick_ms = 1000 // os.sysconf("SC_CLK_TCK")
-    assert losses.stolen_ms() == {"cpu0": 7 * tick_ms, "cpu1": 12 * tick_ms}
 
 
 def test_what_a_router_forgets_is_counted_by_why() -> None:

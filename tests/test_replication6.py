@@ -7,6 +7,7 @@ import pytest
 
 from shards import apply, digest, gather, invariants, recovery, resume, sessions, slabs
 from shards.jit import PURE
+from shards.lifetimes import SLACK
 from shards.records import CONTINUED, MAPPING_RECORD, SESSION_RECORD
 from shards.state import ACTIVE, ICMP6, PASSIVE, SESSION6_0, SESSION6_1, SESSION_0, TCP, Array, State
 from tests import frames6
@@ -128,7 +129,7 @@ def test_who_is_refreshed_lives_on() -> None:
     made.deliver(EPOCH + 200_000)
     state = made.other.state
     left = {int(state.sessions[line]["expiry"]) - EPOCH for line in invariants.lines6(state).tolist()}
-    assert left == {312_000, 512_000}
+    assert left == {300_000 + SLACK | 1, 500_000 + SLACK | 1}  # odd: as another core told
 
 
 if not PURE:  # plain Python walks whole extents for minutes

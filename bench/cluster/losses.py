@@ -8,7 +8,6 @@ lost, not that it was.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -26,8 +25,6 @@ _NOWHERE = (
     ("neighbours who do not answer", "arp_cache", "unresolved_discards"),
     ("neighbours who do not answer (IPv6)", "ndisc_cache", "unresolved_discards"),
 )
-_CPUS = Path("/proc/stat")
-_STEAL = 8  # column of a CPU's line (proc_stat(5)): ticks in which the hypervisor ran something else
 _SOFTNET_DROPPED = 1  # column: frames for which the queue of a CPU had no room (net/core/net-procfs.c)
 
 
@@ -43,16 +40,6 @@ def lost(here: Scene) -> Counter[str]:
         with suppress(Trouble):  # it is dead, or frozen
             told.update(_of_core(here, core))
     return told
-
-
-def stolen_ms() -> Counter[str]:
-    """By CPU, for how long the machine below has run something else on it until now; in steps of a clock tick, mostly 10 ms.
-
-    Nothing of ours runs meanwhile. What lasts longer than a BFD session waits ends it.
-    """
-    tick_ms = 1000 // os.sysconf("SC_CLK_TCK")
-    lines = (line.split() for line in _CPUS.read_text().splitlines() if line.startswith("cpu") and line[3].isdigit())
-    return Counter({line[0]: int(line[_STEAL]) * tick_ms for line in lines})
 
 
 def _softnet() -> int:

@@ -23,7 +23,7 @@ class Moved(NamedTuple):
     told: dict[str, Any]
     out: Became
     into: Became
-    stolen_ms: int = 0  # for which the machine below had the CPU that it had longest
+    still_ms: float = 0.0  # the longest that a CPU stood still (`stillness`)
 
     @property
     def lost(self) -> int:
