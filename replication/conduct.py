@@ -278,11 +278,16 @@ class Conductor:
             self._me == place.reserve and shard not in self._forgetting, self._times.silent_room,
             place.reserve in ("", self._me) or place.reserve in self._heard,
             self._heard >= self._peers.keys(), handed, successor,
-            shard in self._quiet and self._quiet[shard].for_long(now, self._times.quiet),
+            self._is_quiet(shard, post, now),
             bool(post.winner) and self._exchange.synced(shard, post.winner),
             rises.lately(self._state.shards[shard], now),
             self._times.join_after, self._times.resume_after,
         )  # fmt: skip
+
+    def _is_quiet(self, shard: int, post: Post, now: int) -> bool:
+        """Whether no packet comes any more, and who has the shard now was told of those that came."""
+        quiet = self._quiet.get(shard)
+        return quiet is not None and quiet.for_long(now, self._times.quiet) and self._exchange.last_words(shard, post.taker)
 
     # --- another map ------------------------------------------------------------------------------------------------------
 

@@ -154,6 +154,10 @@ class Exchange:
         """See `protocol.Exchange`."""
         return self._publisher.is_wide(shard, peer)
 
+    def last_words(self, shard: int, peer: str) -> bool:
+        """See `protocol.Exchange`."""
+        return self._publisher.last_words(shard, peer)
+
     def complete(self, shard: int, peer: str) -> bool:
         """Whether our copy of what the peer streams is whole, and its link misses nothing."""
         copy, receiver = self._subscriber.get(shard), self._receivers.get(peer)

@@ -121,6 +121,9 @@ class Exchange(Protocol):
     def is_wide(self, shard: int, peer: str) -> bool:
         """Whether the peer is sent everything, and nothing is to be looked for that it was not sent before it was."""
 
+    def last_words(self, shard: int, peer: str) -> bool:
+        """Tell the peer, which has the shard now, who was used here until now; whether it was told, or cannot be."""
+
     def complete(self, shard: int, peer: str) -> bool:
         """Whether our copy of what the peer streams is whole, and its link misses nothing."""
 

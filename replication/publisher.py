@@ -51,6 +51,7 @@ class Stream:
         self.klass = self.cursor = 0
         self.alone = True  # since its copy no other peer was sent one: what has not been sent was not sent to this one
         self.untold: tuple[int, int] | None = None  # where looking for what was left out stands: which of _WIDENING, row
+        self.ending = False  # whether who lives is told for the last time, as the shard was handed over to the peer
         self.resyncs = 0  # copies after the first one
 
     @property
@@ -87,7 +88,8 @@ class Sweep:
 
     def __init__(self, now: int) -> None:
         self.klass, self.row = SESSIONS[0], 0
-        self.since = self.began = self.at = now
+        self.began = self.at = now
+        self.since = (now - SWEEP) & 0xFFFFFFFF  # who has just taken over has served for a moment before it tells anybody
         self.missed = False  # whether somebody could not be told a piece: the next sweep is of the same time as well
 
 
@@ -189,6 +191,15 @@ class Publisher:
         """See `Exchange.is_wide`."""
         stream = self.get(shard, peer)
         return stream is not None and stream.everything and stream.untold is None
+
+    def last_words(self, shard: int, peer: str) -> bool:
+        """See `Exchange.last_words`."""
+        stream = self.get(shard, peer)
+        if stream is None or not stream.begun or not stream.is_current:
+            return True
+        if not stream.ending:
+            stream.untold, stream.ending = (len(SESSIONS), 0), True
+        return stream.untold is None
 
     def flushed(self, shard: int, peer: str) -> bool:
         """See `Exchange.flushed`. A change since the last turn counts."""
@@ -468,7 +479,7 @@ class Publisher:
     def _sweep(self, now: int) -> None:
         """Tell which sessions were seen alive, a piece at a time, so that no peer thinks them over."""
         for shard, peers in self._streams.items():
-            synced = [stream for stream in peers.values() if stream.phase in (SENT, SYNCED)]
+            synced = [stream for stream in peers.values() if stream.phase >= LIVING]
             sweep = self._sweeps.setdefault(shard, Sweep(now))
             if not any(stream.sender.ready for stream in synced) or age(sweep.at, now) - 1 < 1 << 31:
                 continue

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from shards import cuckoo, gather, slabs, tcp, timers
+from shards import cuckoo, gather, journal, slabs, tcp, timers
 from shards.apply_mappings import ask_for_mapping, end_mapping, take_mapping
-from shards.apply_sessions import ask_for_session, end_session, is_living, take_session
+from shards.apply_sessions import NEWS, ask_for_session, end_session, is_living, take_session
 from shards.apply_sessions6 import take_session6
 from shards.jit import hot, whole
 from shards.lifetimes import SLACK
@@ -232,12 +232,16 @@ def refresh(state: State, shard: int, klass: int, first: int, bits: Array, now: 
 
 @hot
 def _refresh_one(state: State, line: int, ours: bool, now: int) -> bool:
-    """Never shortens a life: no look of the wheel has to be moved. `ours`: the shard is, so our own copies are to know."""
+    """Never shortens a life: no look of the wheel has to be moved. `ours`: the shard is, so whoever copies us is to know."""
     if not is_living(state, line):
         return False
     row = state.sessions[line]
-    told = whole(row["state"])
-    expiry = tcp.ends(state.settings, told, now) if ours else tcp.copy_ends(tcp.timeout(state.settings, told) + SLACK, now)
-    if timers.remaining(now, whole(row["expiry"])) < expiry - now:
-        row["expiry"] = expiry & 0xFFFFFFFF
+    lifetime = tcp.timeout(state.settings, whole(row["state"]))
+    left = timers.remaining(now, whole(row["expiry"]))
+    if ours and lifetime - (left - tcp.slack(row)) <= NEWS:
+        return True
+    if left < lifetime + SLACK:
+        row["expiry"] = tcp.copy_ends(lifetime + SLACK, now) & 0xFFFFFFFF
+    if ours:
+        journal.mark(state, line << 1)
     return True

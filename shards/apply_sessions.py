@@ -40,6 +40,7 @@ from shards.state import (
     State,
 )
 
+NEWS = 1000  # ticks: a lifetime that another core's word lets last so much longer is told on, with the slack that it has
 HORIZON = 1 << 30  # ticks; no lifetime is longer, nor so long that ages turn round
 TOGETHER = 15_000  # ticks: of two cores' words about a connection that are no further apart, neither is the newer
 MULTICAST = 0xE0000000  # and what is above: no remote host
@@ -289,15 +290,16 @@ def update_life(state: State, shard: int, line: int, record: Row, now: int) -> N
         told, expiry = _merged(state, row, record, now)
     else:
         told, expiry = _followed(row, record, now)
-    sooner = timers.remaining(whole(row["expiry"]), expiry) < 0
+    later = timers.remaining(whole(row["expiry"]), expiry)
     row["state"] = told
     row["expiry"] = expiry & 0xFFFFFFFF
-    if sooner:
+    if later < 0:
         timers.disarm(state, line)
         timers.arm(state, line, now + timers.remaining(now, expiry))
     if not is_authority(state, shard):
         row["generation"] = record["generation"]
-    if merging and (told != whole(record["state"]) or row["generation"] != record["generation"]):
+    news = told != whole(record["state"]) or row["generation"] != record["generation"]
+    if merging and (news or (is_authority(state, shard) and later > NEWS)):
         journal.mark(state, line << 1)
     else:
         known(state, line << 1)
@@ -333,15 +335,16 @@ def _merged(state: State, row: Row, record: Row, now: int) -> tuple[int, int]:
 
     Where neither is clearly the newer, each may have seen one direction close, or only one of them both.
     """
-    ours, theirs = whole(row["state"]), whole(record["state"])
+    ours, told = whole(row["state"]), whole(record["state"])
     our_left, their_left = timers.remaining(now, whole(row["expiry"])) - tcp.slack(row), copied_left(record) - SLACK
-    our_age, their_age = tcp.timeout(state.settings, ours) - our_left, tcp.timeout(state.settings, theirs) - their_left
-    mine, other = ours & STATE_MASK, theirs & STATE_MASK
+    our_age, their_age = tcp.timeout(state.settings, ours) - our_left, tcp.timeout(state.settings, told) - their_left
+    mine, other = ours & STATE_MASK, told & STATE_MASK
     open_or_closing = tcp.ESTABLISHED <= mine <= tcp.CLOSING and tcp.ESTABLISHED <= other <= tcp.CLOSING
     if open_or_closing and abs(our_age - their_age) <= TOGETHER:
-        both = tcp.ESTABLISHED + (mine - tcp.ESTABLISHED | other - tcp.ESTABLISHED)  # FIN_OUT is one bit, FIN_IN the other
-        both += ours & ~STATE_MASK
-        return both, tcp.ends(state.settings, both, now - min(our_age, their_age))
-    if their_age < our_age:
-        return theirs, tcp.ends(state.settings, theirs, now - their_age)
-    return ours, whole(row["expiry"])
+        told = tcp.ESTABLISHED + (mine - tcp.ESTABLISHED | other - tcp.ESTABLISHED)  # FIN_OUT is one bit, FIN_IN the other
+        told += ours & ~STATE_MASK
+    elif our_age <= their_age:
+        told = ours
+    if told == ours and our_age <= their_age:
+        return ours, whole(row["expiry"])
+    return told, tcp.copy_ends(tcp.timeout(state.settings, told) - min(our_age, their_age) + SLACK, now)

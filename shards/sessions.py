@@ -498,7 +498,7 @@ def outlives(state: State, line: int, now: int) -> bool:
     if shard["role"] != ACTIVE and shard["role"] != ABSENT:
         return True
     if shard["grace_until"] != 0 and timers.remaining(now, whole(shard["grace_until"])) <= 0:
-        shard["grace_until"] = 0  # before the tick comes round again, in 25 days
+        shard["grace_until"] = shard["pickup"] = 0  # before the tick comes round again, in 25 days
     return bool(shard["grace_until"] != 0)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shards import apply, gather, invariants, journal, ports, recovery, sessions, tcp, timers
+from shards.apply_sessions import NEWS
 from shards.jit import PURE
 from shards.lifetimes import SLACK
 from shards.records import HOLD
@@ -22,6 +23,7 @@ from shards.state import (
     NAT_MAPPING,
     NAT_SESSION,
     PASSIVE,
+    PICKUP_ASIDE,
     SESSION_0,
     SESSION_1,
     SYNCING,
@@ -300,6 +302,48 @@ def test_a_session_whose_shard_moves_again_and_again_ends_when_it_is_due(renewed
     assert renewed + 300 <= ended <= renewed + 300 + SLACK // 1000 + 25 and refused == 0
 
 
+def test_who_was_used_at_the_old_owner_the_new_one_tells_on_and_nothing_comes_round() -> None:
+    twins = Twins(bed(PLAIN), EPOCH)
+    one, other = twins.one, twins.other
+    ready(one, other)
+    for port in (4000, 4001):
+        say(one, f"udp 100.64.0.2:{port} > 198.51.100.1:53", EPOCH)
+    tell(one, other, EPOCH)
+    twins.role(one, DRAINING, 1)
+    twins.role(other, ACTIVE, 0, epoch=2)
+    say(one, "udp 100.64.0.2:4001 > 198.51.100.1:53", EPOCH + 200_000)
+    tell(one, other, EPOCH + 200_500)
+    ends = {int(row["internal_port"]): int(row["expiry"]) - EPOCH for row in invariants.living(other.state)}
+    assert ends[4000] == 300_000 + SLACK | 1 and ends[4001] == 500_501 + SLACK | 1
+    assert [int(line) << 1 for line in invariants.lines(other.state) if ends_at(other, line) == 4001] == dirty(other)
+    tell(other, one, EPOCH + 200_600)
+    assert dirty(one) == dirty(other) == []
+    tell(one, other, EPOCH + 210_600)
+    assert dirty(other) == []
+    assert {int(row["internal_port"]): int(row["expiry"]) - EPOCH for row in invariants.living(other.state)} == ends
+
+
+def ends_at(core: Core, line: int) -> int:
+    """Internal port of a session."""
+    return int(core.state.sessions[line]["internal_port"])
+
+
+def dirty(core: Core) -> list[int]:
+    """Half-lines that have changed."""
+    bits = np.unpackbits(core.state.dirty.view(np.uint8), bitorder="little")
+    return [int(half) for half in np.flatnonzero(bits)]
+
+
+def test_a_grace_that_is_over_leaves_nothing_that_counts_when_its_tick_comes_round() -> None:
+    core = Core(bed(PLAIN), EPOCH)
+    ready(core)
+    say(core, "udp 100.64.0.2:4000 > 198.51.100.1:53", EPOCH)
+    row = core.state.shards[0]
+    row["grace_until"], row["pickup"] = EPOCH + 10_000, PICKUP_ASIDE
+    core.pass_time(EPOCH + 400_000)
+    assert len(invariants.living(core.state)) == 0 and row["grace_until"] == row["pickup"] == 0
+
+
 def tell(source: Core, target: Core, now: int, snapshot: bool = False) -> int:
     """What changed, or all, and who was used within the 20 s before; how many records were refused."""
     sender, receiver = Sender(source), Receiver(target)
@@ -524,12 +568,13 @@ def test_states_that_two_have_seen_are_merged(ours: str, theirs: str, newer_by: 
         row["state"] = tcp.STATES.index(state)
         row["expiry"] = refreshed + tcp.timeout(core.state.settings, int(row["state"]))
     twins.role(twins.other, ACTIVE, 0, epoch=2)
+    before = int(invariants.living(twins.other.state)["expiry"][0])
     journal.mark(twins.one.state, int(invariants.lines(twins.one.state)[0]) << 1)
     twins.settle(at + 100_000)
     row = invariants.living(twins.other.state)[0]
     assert tcp.STATES[row["state"]] == both
     marked = bool(np.any(twins.other.state.dirty))
-    assert marked == (both != theirs)
+    assert marked == (both != theirs or timers.remaining(before, int(row["expiry"])) > NEWS)
     assert invariants.complaints(twins.other.state) == []
 
 

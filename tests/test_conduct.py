@@ -26,6 +26,7 @@ class _Network:
         self.cut: set[frozenset[str]] = set()
         self.dead: set[str] = set()
         self.frozen: set[str] = set()
+        self.hoarse = False  # nobody gets his last words out
         self.queues: dict[tuple[str, str], list[Heard]] = defaultdict(list)
         self.heard_at: dict[tuple[str, str], int] = {}
         self.states = {name: self._memory(name) for name in self.names}
@@ -131,6 +132,9 @@ class _Wire:
     def is_wide(self, shard: int, peer: str) -> bool:
         since = self.wide.get((shard, peer))
         return since is not None and self.network.now - since >= WIDEN
+
+    def last_words(self, shard: int, peer: str) -> bool:
+        return not self.network.hoarse
 
     def complete(self, shard: int, peer: str) -> bool:
         return True
@@ -267,6 +271,16 @@ def test_a_handover_is_no_takeover_sessions_that_are_due_end_at_once(pair: _Netw
     pair.run(600)
     assert pair.told()["b/0"] == (ACTIVE, 2, 0)
     assert pair.states["b/0"].shards[0]["grace_until"] == pair.states["b/0"].shards[0]["pickup"] == 0
+
+
+def test_who_hands_over_has_told_of_all_that_live_before_it_retires(pair: _Network) -> None:
+    pair.hoarse = True
+    pair.cores["a/0"].migrate(0, "b/0", pair.now)
+    pair.run(600)
+    assert pair.told() == {"a/0": (DRAINING, 2, 1), "b/0": (ACTIVE, 2, 0)}
+    pair.hoarse = False
+    pair.run(5)
+    assert pair.told()["a/0"][0] == PASSIVE
 
 
 @pytest.mark.parametrize("grace", [0, 300])

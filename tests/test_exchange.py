@@ -347,6 +347,21 @@ def test_who_has_a_whole_copy_knows_who_was_seen_alive_meanwhile(monkeypatch: py
         assert room["s2/0"].tables.refreshed_rows == {(3, SESSION_1, row) for row in (1, 9000, 20_000)}
 
 
+def test_the_last_words_are_of_all_that_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "SWEEP", 1_000_000)
+    with Room("s1/0", "s2/0") as room:
+        for row in (1, 9000, 20_000):
+            room["s1/0"].tables.put(3, SESSION_1, row, row)
+        room.pair_up(3, "s1/0", "s2/0")
+        room["s2/0"].tables.refreshed_rows.clear()
+        assert not room["s1/0"].exchange.last_words(3, "s2/0") and room["s1/0"].exchange.last_words(3, "s9/9")
+        room.until(lambda: room["s1/0"].exchange.last_words(3, "s2/0"))
+        room.run(0.05)
+        assert room["s2/0"].tables.refreshed_rows == {(3, SESSION_1, row) for row in (1, 9000, 20_000)}
+        room["s1/0"].exchange.resync(3, "s2/0")
+        assert room["s1/0"].exchange.last_words(3, "s2/0"), "a copy tells of them anyway"
+
+
 def test_verify_finds_what_differs_while_rows_change() -> None:
     chance = random.Random(7)
     with Room("s1/0", "s2/0") as room:

@@ -7,7 +7,6 @@ thread, in a process of its own: an interpreter that others use, too, would let 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -21,8 +20,7 @@ NOTED_MS = 20
 def watch(cpu: int) -> None:
     """Say when this CPU stood still, from tick to tick of CLOCK_MONOTONIC in ns, until the process is ended."""
     os.sched_setaffinity(0, {cpu})
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO)))
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO)))
     last = time.monotonic_ns()
     while True:
         time.sleep(EVERY_S)
@@ -49,7 +47,10 @@ class Stillness:
             os.close(notes)
 
     def longest_ms(self, began: int, ended: int) -> dict[int, float]:
-        """By CPU, the longest that it stood still between two instants of CLOCK_MONOTONIC, in ns; 0: less than is noted."""
+        """By CPU, the longest that it stood still between two instants of CLOCK_MONOTONIC, in ns; 0: less than is noted.
+
+        What it is in the midst of is not known yet.
+        """
         return {cpu: max(self._between(cpu, began, ended), default=0.0) for cpu in self._notes}
 
     def _between(self, cpu: int, began: int, ended: int) -> list[float]:
