@@ -34,12 +34,14 @@ import click
 import numpy as np
 
 from bench import report
+from bench.cluster import losses
 from bench.cluster.generator import ask_until_settled
 from bench.cluster.happenings import ALL, CORE, SERVER, Happening, graceful, hard, harmless, stored, twofold
 from bench.cluster.ledger import ASK, OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.programs import Programs
 from bench.cluster.routes import Watch
 from bench.cluster.scene import People, Scene, scene, until
+from bench.cluster.stillness import Stillness
 from bench.cluster.stream import Awake, Survival, awake, became, owners, silence_ms, survival
 from bench.report import Result, Told
 from krononat.client import NOT_FOUND, Trouble
@@ -59,6 +61,7 @@ BEFORE_S, AFTER_S = 1.0, 1.0
 OLDER_NS, LAST_NS, AROUND_NS = 10_000_000_000, 10_000_000, 50_000_000
 SETTLE_S = 60.0
 _TRIES, _AGAIN_S = 3, 0.2  # of a client: the least retransmission timeout of Linux
+_LONG_MS, _STORY = 50.0, 60  # a silence that is explained; by so many changed routes
 _EACH_S = 40  # at most, for the room of the ledger
 
 
@@ -117,9 +120,10 @@ def show(cluster: Wanted, happenings: Sequence[Happening], times: int, told: Tol
         here = stack.enter_context(stage(cluster, seconds, told))
         used = stack.enter_context(Programs(here.lab)) if programs else None
         routes = stack.enter_context(Watch([here.lab.namespace[node] for node in fabric.nodes(cluster)]))
+        stillness = stack.enter_context(Stillness())
         results: list[Result] = []
         for each in happenings:
-            results += _figures(each, [_happen(here, routes, each, told) for _ in range(times)])
+            results += _figures(each, [_happen(here, routes, stillness, each, told) for _ in range(times)])
         return [*results, *_in_all(here, used)]
 
 
@@ -136,14 +140,14 @@ def stage(cluster: Wanted, seconds: int, told: Told) -> Iterator[Scene]:
 # --- one ----------------------------------------------------------------------------------------------------------------------
 
 
-def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
+def _happen(here: Scene, routes: Watch, stillness: Stillness, each: Happening, told: Told) -> Noticed:
     _until_well(here)
     core = each.whose(here)
     mine = _shards_of(here, core, each.hits)
     told(f"{each.name}: {each.told} ({core}, shards {', '.join(map(str, mine))})")
     here.generator.pace((OPEN,), OPENED)
     time.sleep(BEFORE_S)
-    counted = each.counts(here, core)
+    counted, places = each.counts(here, core), losses.lost(here)
     before = time.monotonic_ns()
     struck, failed = _tried(lambda: each.act(here, core), each.name, told)
     began = struck or before
@@ -163,6 +167,11 @@ def _happen(here: Scene, routes: Watch, each: Happening, told: Told) -> Noticed:
     for which, span in zip((each.name, f"{each.name}/back"), heard, strict=True):
         if span and span.losers:
             told(f"{which}: lost of {'; of '.join(span.losers)}")
+    if any(span and (span.others_lost or span.outage_ms > _LONG_MS) for span in heard):
+        still_ms = max(stillness.longest_ms(before, time.monotonic_ns()).values())
+        told(f"{each.name}: {losses.told(losses.lost(here) - places, still_ms)}")
+        for line in routes.story(before)[:_STORY]:
+            told(line)
     return Noticed(*heard, *_survived(here, mine, began), routing_ms, settled_s, split, more, failed or left)
 
 

@@ -148,9 +148,8 @@ def _tell(moved: Moved, places: Counter[str], story: list[str], told: Told) -> N
 
 
 def _where(moved: Moved, places: Counter[str]) -> str:
-    most = ", ".join(f"{place} {count}" for place, count in places.most_common(6))
-    still = f"; a CPU stood still for {moved.still_ms:.0f} ms" if moved.still_ms else ""
-    return f"{moved.lost} datagrams lost (out {moved.out.lost}, in {moved.into.lost}); of all frames: {most or 'none'}{still}"
+    where = losses.told(places, moved.still_ms)
+    return f"{moved.lost} datagrams lost (out {moved.out.lost}, in {moved.into.lost}); {where}"
 
 
 def _figures(name: str, made: list[Moved], count: int, gap_ms: float | None) -> list[Result]:

@@ -42,6 +42,13 @@ def lost(here: Scene) -> Counter[str]:
     return told
 
 
+def told(places: Counter[str], still_ms: float) -> str:
+    """The places that lost most, and for how long a CPU stood still, in words."""
+    most = ", ".join(f"{place} {count}" for place, count in places.most_common(6))
+    still = f"; a CPU stood still for {still_ms:.0f} ms" if still_ms else ""
+    return f"of all frames: {most or 'none'}{still}"
+
+
 def _softnet() -> int:
     return sum(int(line.split()[_SOFTNET_DROPPED], 16) for line in _SOFTNET.read_text().splitlines())
 
