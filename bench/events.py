@@ -169,10 +169,14 @@ def _happen(here: Scene, routes: Watch, stillness: Stillness, each: Happening, t
             told(f"{which}: lost of {'; of '.join(span.losers)}")
     if any(span and (span.others_lost or span.outage_ms > _LONG_MS) for span in heard):
         still_ms = max(stillness.longest_ms(before, time.monotonic_ns()).values())
-        told(f"{each.name}: {losses.told(losses.lost(here) - places, still_ms)}")
-        for line in routes.story(before)[:_STORY]:
-            told(line)
+        _explain(each, losses.told(losses.lost(here) - places, still_ms), routes.story(before), told)
     return Noticed(*heard, *_survived(here, mine, began), routing_ms, settled_s, split, more, failed or left)
+
+
+def _explain(each: Happening, places: str, story: list[str], told: Told) -> None:
+    """Where frames may have ended, and what became of the routes."""
+    for line in (f"{each.name}: {places}", *story[:_STORY]):
+        told(line)
 
 
 def _say_more(here: Scene, began: int) -> None:

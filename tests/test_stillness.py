@@ -6,7 +6,12 @@ import os
 import signal
 import time
 
-from bench.cluster.stillness import NOTED_MS, Stillness
+import pytest
+
+from bench.cluster.stillness import Stillness
+from krononat.client import Trouble
+
+pytestmark = pytest.mark.lab
 
 
 def test_what_stands_still_is_told_by_cpu_and_time() -> None:
@@ -22,6 +27,15 @@ def test_what_stands_still_is_told_by_cpu_and_time() -> None:
         ended = time.monotonic_ns()
         still = stillness.longest_ms(began, ended)
         cpu = min(os.sched_getaffinity(0))
-        assert set(still) == os.sched_getaffinity(0) and NOTED_MS < 290 < still[cpu] < 600
+        assert set(still) == os.sched_getaffinity(0) and 290 < still[cpu] < 600
         assert stillness.longest_ms(ended, time.monotonic_ns())[cpu] < 290
     assert all(process.returncode == -signal.SIGKILL for process in (first, *others))
+
+
+def test_a_watch_that_has_ended_does_not_look_like_a_cpu_that_works() -> None:
+    with Stillness() as stillness:
+        assert stillness.longest_ms(0, time.monotonic_ns()).keys() == os.sched_getaffinity(0)
+        stillness._watching[0].kill()
+        stillness._watching[0].wait()
+        with pytest.raises(Trouble, match="nobody watches"):
+            stillness.longest_ms(0, time.monotonic_ns())

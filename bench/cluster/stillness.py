@@ -8,21 +8,26 @@ thread, in a process of its own: an interpreter that others use, too, would let 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from types import TracebackType
+
+from krononat.client import Trouble
 
 EVERY_S = 0.005
 NOTED_MS = 20
 
 
 def watch(cpu: int) -> None:
-    """Say when this CPU stood still, from tick to tick of CLOCK_MONOTONIC in ns, until the process is ended."""
+    """Say when this CPU stood still, from tick to tick of CLOCK_MONOTONIC in ns, as long as the parent lives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who has started it ends it
+    parent = os.getppid()
     os.sched_setaffinity(0, {cpu})
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO)))
     last = time.monotonic_ns()
-    while True:
+    while os.getppid() == parent:
         time.sleep(EVERY_S)
         now = time.monotonic_ns()
         if now - last >= (EVERY_S * 1000 + NOTED_MS) * 1e6:
@@ -49,8 +54,10 @@ class Stillness:
     def longest_ms(self, began: int, ended: int) -> dict[int, float]:
         """By CPU, the longest that it stood still between two instants of CLOCK_MONOTONIC, in ns; 0: less than is noted.
 
-        What it is in the midst of is not known yet.
+        What it is in the midst of is not known yet. Trouble where nobody watches any more: that would look like 0.
         """
+        if any(process.poll() is not None for process in self._watching):
+            raise Trouble("nobody watches the CPUs any more", "a watch has ended; it needs real-time priority (CAP_SYS_NICE)")
         return {cpu: max(self._between(cpu, began, ended), default=0.0) for cpu in self._notes}
 
     def _between(self, cpu: int, began: int, ended: int) -> list[float]:
