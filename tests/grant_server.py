@@ -14,8 +14,7 @@ from tests.bed import Bed
 from tests.frames import address, dissect, spell, split_frame
 from tests.model_pcp import Told, map_request, read_answer
 from tests.pair import EPOCH
-from tests.test_apply import ready, say
-from tests.twins import Twins
+from tests.twins import Twins, ready, say
 
 HOST, OTHER, STRANGER = "100.64.0.7", "100.64.0.8", "192.0.2.70"
 PLAIN = """

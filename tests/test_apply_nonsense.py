@@ -11,8 +11,8 @@ from shards.records import HOLD, MAPPING_RECORD, SESSION_RECORD, TOMBSTONE
 from shards.state import ACTIVE, MAPPING_0, PASSIVE, SESSION_0, Array, State
 from tests.fuzz import bed
 from tests.pair import EPOCH
-from tests.test_apply import PLAIN, SEEDS, Life, delete_all, ready, say, truth
-from tests.twins import NOTHING_SEEN, Twins, mapped
+from tests.test_apply import SEEDS, Life, delete_all, truth
+from tests.twins import NOTHING_SEEN, PLAIN, Twins, mapped, ready, say
 
 
 def a_life(seed: int) -> Life:

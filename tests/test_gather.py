@@ -26,8 +26,8 @@ from shards.state import (
 from tests.bare_core import Core
 from tests.fuzz import bed
 from tests.pair import EPOCH
-from tests.test_apply import PLAIN, delete_all, ready, say
-from tests.twins import PIECE, SNAPSHOT, Sender, Twins
+from tests.test_apply import delete_all
+from tests.twins import PIECE, PLAIN, SNAPSHOT, Sender, Twins, ready, say
 
 HOSTS = 30
 SIX: dict[int, list[int]] = {SESSION6_0: [], SESSION6_1: []}  # nobody has IPv6 here

@@ -15,8 +15,7 @@ from shards.state import ACTIVE, HELD
 from tests import admission, bed_rules, frames
 from tests.fuzz import bed as given
 from tests.pair import EPOCH, Pair
-from tests.test_apply import frame, ready, say
-from tests.twins import Twins
+from tests.twins import Twins, frame, ready, say
 
 PLAIN = """
 pool 203.0.113.0/31 block 128 blocks 4

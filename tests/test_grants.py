@@ -21,7 +21,7 @@ from tests.frames import address
 from tests.grant_server import DAY_S, HOST, OTHER, PLAIN, STRANGER, Server, ends, hand_over, reached, server, twin_servers
 from tests.model_pcp import NONCE, Plain, map_request, option, pmp_request, read_answer
 from tests.pair import EPOCH
-from tests.test_apply import say
+from tests.twins import say
 
 # --- asked for, reached, kept ---------------------------------------------------------------------------------------------
 

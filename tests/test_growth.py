@@ -27,12 +27,11 @@ from shards.membership import COMING, RETURNING, Order
 from shards.state import DRAINED, OPEN, State, external_rows
 from tests.bed import Bed
 from tests.test_announcer import Far
-from tests.test_apply import ready, say
 from tests.test_cli import Run, run
 from tests.test_config import RIGHT
 from tests.test_drained import BGP
 from tests.test_reload import BEFORE, Running, running, written
-from tests.twins import Twins
+from tests.twins import Twins, ready, say
 
 __all__ = ["run", "running"]
 

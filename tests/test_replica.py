@@ -17,9 +17,9 @@ from tests.bare_core import Core
 from tests.exchanges import ticks
 from tests.fuzz import bed
 from tests.replicas import mappings
-from tests.test_apply import ready, say
 from tests.test_growth import have
 from tests.test_replication6 import BED, MANY, hand
+from tests.twins import ready, say
 
 pytestmark = pytest.mark.alone
 

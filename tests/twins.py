@@ -28,8 +28,10 @@ from shards.state import (
     Array,
     State,
 )
-from tests.bare_core import Core
+from tests.bare_core import Core, Result
 from tests.bed import Bed, Shard
+from tests.frames import Packet, address, build, build_frame, mac_of, read
+from tests.pair import sender_of
 
 KEYS = np.uint64(0x0123456789ABCDEF), np.uint64(0xFEDCBA9876543210)
 SESSIONS = SESSION_0, SESSION_1, SESSION6_0, SESSION6_1
@@ -233,3 +235,37 @@ def mapped(state: State) -> list[tuple[int, tuple[int, int], tuple[int, int]]]:
         )
         for row in rows
     ]
+
+
+# --- packets through one of them ---------------------------------------------------------------------------------------------
+
+PLAIN = """
+pool 203.0.113.0/31 block 128 blocks 4
+subscribers 100.64.0.0/24
+timeout udp 300
+hold-down 120
+"""
+
+
+def frame(given: Bed, side: str, packet: Packet) -> tuple[str, bytes]:
+    """A frame as its station would send it."""
+    port = given.inside if side == "inside" else given.outside
+    return side, build_frame(mac_of(port.address), sender_of(given, side, packet), build(packet), port.vlan)
+
+
+def say(core: Core, text: str, now: int, side: str = "inside") -> Result:
+    """Send one packet, in the words of scenarios, through a core."""
+    return core.receive([frame(core.bed, side, read(text))], now)[0]
+
+
+def ready(*cores: Core) -> None:
+    """Whoever is written to in these tests is known."""
+    for core in cores:
+        core.resolve(*range(address("192.0.2.64"), address("192.0.2.80")), address("192.0.2.1"))
+        core.resolve(*range(address("100.64.0.0"), address("100.64.0.128")))
+
+
+def endpoint_of(core: Core) -> tuple[str, int]:
+    """The external endpoint of its only mapping."""
+    (_, (host, port), _), *_ = mapped(core.state)
+    return ".".join(str(byte) for byte in host.to_bytes(4, "big")), port
