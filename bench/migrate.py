@@ -9,8 +9,10 @@ is asked whether it lives, at the same external endpoint.
     migrate/lost           datagrams of the stream that never came; beside it those that came twice or late, and how many
                            frames of any kind found no room at the generator's own ends (lost_at_our_ends)
     migrate/gap_ms         longest silence of the stream in each move, less what of it the generator itself slept (it sends and
-                           sees nothing then); its goal is that of ten calm seconds before each tenth move, and 5 ms
-    migrate/calm/gap_ms    that of these ten seconds each; migrate/within: moves whose gap was no longer than its goal
+                           sees nothing then); its goal is the longest of the ten calm seconds before each move, and 5 ms: as
+                           many calm spans as moves, since of more of either a longer one is seen
+    migrate/calm/gap_ms    that of these ten seconds each (`--quick`: three, before each tenth move)
+    migrate/within         moves whose gap was no longer than that goal; .../within_own: than its own ten seconds' and 5 ms
     migrate/longest_gap_ms  the longest of them all; .../pause_ms: for how long its cores let nobody create
     migrate/silence_ms     the silences as they were; migrate/sender_ms: longest time in each move that nothing was sent
     migrate/still_ms       the longest that one of our CPUs stood still in each move; 0: for less than 20 ms
@@ -28,6 +30,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -56,24 +59,32 @@ RATE, MORE_RATE = 10_000, 50_000
 BEFORE_S, QUICK_BEFORE_S = 10.0, 3.0
 GAP_MS = 5.0
 _A_MOVE_S = 15  # at most, for the room of the ledger
-_BETWEEN = 10  # moves
+_EACH, _QUICK_EACH = 1, 10  # moves, of which the first has calm seconds before it
 _STORY = 60  # changed routes that are told of a move that has lost something
 _PEOPLE = People((0,), 1700, 440)  # an owner's side of the pool: 7 of 8 blocks, of each 448 ports of 512
 _LASTING = "[timeouts]\nudp = 7000\n"  # a hundred moves take longer than the 300 s of an unused UDP session
+
+
+class Calm(NamedTuple):
+    """So many seconds without a move, before each so manieth move."""
+
+    seconds: float
+    each: int
 
 
 def run(quick: bool, told: Told, count: int | None = None, tor: str = STATIC) -> list[Result]:
     """All moves, then the question who lives."""
     wanted = count or (QUICK_MOVES if quick else MOVES)
     sessions = QUICK_SESSIONS if quick else SESSIONS
-    seconds = int(BEFORE_S * (1 + wanted // _BETWEEN) + _A_MOVE_S * wanted) + 60
+    calm = Calm(QUICK_BEFORE_S, _QUICK_EACH) if quick else Calm(BEFORE_S, _EACH)
+    seconds = int(calm.seconds * (1 + wanted // calm.each) + _A_MOVE_S * wanted) + 60
     more = 0 if quick else MORE_MOVES
     sizes = Sizes(CONNECTIONS, sessions, RATE * seconds + MORE_RATE * _A_MOVE_S * more)
     room = sessions + 4 * CONNECTIONS
     with scene(NAME, Wanted(3, 1, sessions=room, more=_LASTING, tor=tor, apart=True), sizes, _PEOPLE, told) as here:
         _fill(here, told)
         with Programs(here.lab) as programs:
-            results = _moves(here, wanted, BEFORE_S if not quick else QUICK_BEFORE_S, told)
+            results = _moves(here, wanted, calm, told)
             results += _faster(here, more, told)
         told("every connection and session is asked")
         ours = report.measured("migrate/lost_at_our_ends", "count", [here.lost_at_our_ends()])
@@ -89,15 +100,25 @@ def _fill(here: Scene, told: Told) -> None:
     here.until_synced()
 
 
-def _moves(here: Scene, count: int, before_s: float, told: Told) -> list[Result]:
+def _moves(here: Scene, count: int, calm: Calm, told: Told) -> list[Result]:
     here.generator.stream(RATE)
-    calm: list[float] = []
-    made = _round(here, count, told, lambda: calm.append(_calm(here, before_s, told)))
+    before: list[float] = []  # by move
+
+    def between(number: int) -> None:
+        before.append(before[-1] if number % calm.each else _calm(here, calm.seconds, told))
+
+    made = _round(here, count, told, between)
     here.generator.halt(STREAM_OUT)
     here.generator.halt(STREAM_IN)
-    goal = max(calm) + GAP_MS
-    within = report.measured("migrate/within", "moves", [sum(each.longest_gap_ms <= goal for each in made)], count)
-    return [*_figures("migrate", made, count, goal), within, report.measured("migrate/calm/gap_ms", "ms", calm)]
+    goal = max(before) + GAP_MS
+    within = sum(each.longest_gap_ms <= goal for each in made)
+    own = sum(each.longest_gap_ms <= gap_ms + GAP_MS for each, gap_ms in zip(made, before, strict=True))
+    return [
+        *_figures("migrate", made, count, goal),
+        report.measured("migrate/within", "moves", [within], count),
+        report.measured("migrate/within_own", "moves", [own]),
+        report.measured("migrate/calm/gap_ms", "ms", before[:: calm.each]),
+    ]
 
 
 def _calm(here: Scene, seconds: float, told: Told) -> float:
@@ -113,14 +134,14 @@ def _faster(here: Scene, count: int, told: Told) -> list[Result]:
     if not count:
         return []
     here.generator.pace((STREAM_OUT, STREAM_IN), MORE_RATE)
-    made = _round(here, count, told, lambda: None)
+    made = _round(here, count, told, lambda number: None)
     here.generator.halt(STREAM_OUT)
     here.generator.halt(STREAM_IN)
     return [_unaimed(result) for result in _figures("migrate/50k", made, count, None)]
 
 
-def _round(here: Scene, count: int, told: Told, between: Callable[[], None]) -> list[Moved]:
-    """So many moves, and before each tenth what is between them."""
+def _round(here: Scene, count: int, told: Told, between: Callable[[int], None]) -> list[Moved]:
+    """So many moves, and before each, which is told its number, what is between them."""
     cores, routed = cluster.cores(here.wanted), here.wanted.routed
     switches = fabric.nodes(here.wanted) if routed else ()
     made: list[Moved] = []
@@ -129,8 +150,7 @@ def _round(here: Scene, count: int, told: Told, between: Callable[[], None]) -> 
         stillness = undoing.enter_context(Stillness())
         routes = undoing.enter_context(Watch([here.lab.namespace[node] for node in switches]))
         for number in range(count):
-            if number % _BETWEEN == 0:
-                between()
+            between(number)
             target = cores[(cores.index(here.owner()) + 1) % len(cores)]
             told(f"move {number + 1} of {count}, to {target}; {sum(each.lost for each in made)} lost so far")
             before, began = losses.lost(here), time.monotonic_ns()

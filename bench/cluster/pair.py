@@ -111,6 +111,13 @@ class Ticks:
         """The present one."""
         return traffic.NOW + (time.monotonic_ns() - self._base) // 1_000_000
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Time stands still meanwhile."""
+        began = time.monotonic_ns()
+        yield
+        self._base += time.monotonic_ns() - began
+
 
 class RunDelay:
     """For how long this thread could have run and others did (proc(5), schedstat); sees nothing of what the host takes."""
@@ -142,14 +149,19 @@ class Forwarding:
         self.exchange = _exchange(self.state, who, self._ticks.now())
         self._peer = who.peer
 
-    def slot(self, seconds: float, rate: int) -> Slot:
-        """Forward for so long. First a turn: a change may be as old as the turn before it, for all that is known of it."""
+    def slot(self, seconds: float, rate: int, held: bool = False) -> Slot:
+        """Forward for so long. First a turn: a change may be as old as the turn before it, for all that is known of it.
+
+        `held`: time stands still while frames are laid down, as for a core that is never idle and gets them from a card.
+        """
         self.idle()
         forwarded, began_s, io_s = self._forwarded(), time.monotonic(), _io_seconds()
         busy, packets, made, lags, turns, self._turn = 0.0, 0, 0, [], [0], Turn()
         had = 0.0
         while busy < seconds:
-            count, waited = self._lay(), self._delay.ms()
+            with self._ticks.held() if held else contextlib.nullcontext():
+                count = self._lay()
+            waited = self._delay.ms()
             cpu = turn = 0
             begun, having = time.perf_counter(), time.thread_time()
             now = self._ticks.now()
