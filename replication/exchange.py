@@ -26,7 +26,7 @@ from replication.lanes import Lanes
 from replication.link import Link, Message
 from replication.protocol import ALIVE, CLOSED, SILENT, Comparison, Evidence, Fields, Heard, Lag, Peer, Settings, age
 from replication.publisher import PHASES, Publisher
-from replication.receiver import ACK_EVERY, Receiver
+from replication.receiver import Receiver
 from replication.sender import Sender
 from replication.subscriber import Subscriber
 from replication.tables import Sink, Source
@@ -61,7 +61,7 @@ class Exchange:
         self._link = Link(me, key, settings.cpus, self.refused)
         self._publisher = Publisher(source, settings)
         self._subscriber = Subscriber(sink)
-        self._lanes = Lanes(source, self._publisher, self._link, settings, self._take_aside, self._note_heard)
+        self._lanes = Lanes(source, self._publisher, self._link, settings, self._whole_next, self._take_aside, self._note_heard)
         self._senders: dict[str, Sender] = {}
         self._receivers: dict[str, Receiver] = {}
         self._seen: dict[str, int] = {}  # by peer: tick of the last frame
@@ -107,7 +107,7 @@ class Exchange:
         """Ticks that may pass before the next turn, if nothing comes: until changes are sent, or the next ping is; 0: none."""
         if self._link.has_news():
             return 0
-        left = [self._settings.ping - age(now, sender.pinged) for sender in self._senders.values()]
+        left = [sender.next_ping(now) for sender in self._senders.values()]
         if not self._publisher.quiet():
             left.append(self._settings.batch - age(now, self._publisher.drained))
         return max(1, min(left, default=self._settings.ping))
@@ -243,8 +243,9 @@ class Exchange:
         self._behind = more
         self._until = spent + reading - READ_NS + TURN_NS
         more |= self._subscriber.turn(now, self._spare, self._receivers)
-        for receiver in self._receivers.values():
-            receiver.acknowledge(now, self._subscriber.installed)
+        for peer, receiver in self._receivers.items():
+            if receiver.acknowledge(now, self._subscriber.installed):
+                self._senders[peer].said(now)
         for sender in self._senders.values():
             sender.turn(now, self._publisher.told_in_pings)
             if age(now, sender.lifeless) > LIFELESS_AT_MOST:
@@ -260,9 +261,13 @@ class Exchange:
         """Until the next ping, piece of liveness or acknowledgement is due; where there is more to do, that is at once."""
         if not all(verification.done for verification in self._verifications.values()):
             return
-        left = [0] if more else [self._settings.ping - age(now, sender.pinged) for sender in self._senders.values()]
-        left += [ACK_EVERY for receiver in self._receivers.values() if receiver.owes]
-        self._lanes.open(self._senders.values(), min([*left, self._publisher.swept_next(now)]), now)
+        self._lanes.open(self._senders.values(), 0 if more else self._whole_next(now), now)
+
+    def _whole_next(self, now: int) -> int:
+        """Ticks until something is due that is not done in lanes; 0: it is."""
+        left = [sender.next_ping(now) for sender in self._senders.values()]
+        left += [receiver.next_acknowledgement(now) for receiver in self._receivers.values() if receiver.owes]
+        return min([*left, self._publisher.swept_next(now)])
 
     def _reading_ns(self, spent: int) -> int:
         """How long this turn reads, on the CPU; the next one is measured from here."""

@@ -52,7 +52,9 @@ class Desk:
 
 
 class Lanes:
-    """Of one core. `take`: what becomes of an answer that is no plain acknowledgement; `note`: a peer was heard."""
+    """Of one core. `left`: ticks until lanes are not enough; `take`: what becomes of an answer that is no plain
+    acknowledgement; `note`: a peer was heard.
+    """
 
     def __init__(
         self,
@@ -60,13 +62,14 @@ class Lanes:
         publisher: Publisher,
         link: Link,
         settings: Settings,
+        left: Callable[[int], int],
         take: Callable[[Message, int], None],
         note: Callable[[str, int], None],
     ) -> None:
         self.is_open = False
         self._source = source if isinstance(source, StateSource) and not settings.threshold else None
         self._publisher, self._link, self._batch = publisher, link, settings.batch
-        self._take, self._note = take, note
+        self._ask, self._take, self._note = left, take, note
         self._desk = Desk()
         self._lanes: dict[Sender, tuple[_Signature, Lane, _Pump]] = {}
         self._descriptors: set[int] = set()
@@ -111,7 +114,7 @@ class Lanes:
             return False
         self.is_open, still = False, True  # closed, if anything fails here
         done = not self._link.others_have_news(self._descriptors)
-        done &= age(now, self._since) < self._left and self._link.again == self._again
+        done &= self._are_enough(now) and self._link.again == self._again
         is_due = age(now, self._publisher.drained) >= self._batch
         for sender, (_, lane, pump) in self._lanes.items():
             if not sender.waits and not self._is_done(sender, lane, pump(is_due, self._publisher.turns, now), now):
@@ -122,6 +125,12 @@ class Lanes:
             self._publisher.drained = now
         self.is_open = still
         return done
+
+    def _are_enough(self, now: int) -> bool:
+        """Whether nothing else is due. Asked again when it would be: what was sent meanwhile may have put it off."""
+        if 0 < self._left <= age(now, self._since):
+            self._since, self._left = now, self._ask(now)
+        return self._left > 0
 
     def _is_done(self, sender: Sender, lane: Lane, found: int, now: int) -> bool:
         """See to what one link's turn has found. False: something is left to do about it."""

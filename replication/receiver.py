@@ -133,13 +133,22 @@ class Receiver:
         """What the next acknowledgement tells has changed."""
         self._owed = True
 
-    def acknowledge(self, now: int, installed: Callable[[str], dict[int, int]]) -> None:
-        """Tell up to which number all was applied, and the copies that are here to their end: series by shard."""
-        if not self.owes or age(now, self._acked) < ACK_EVERY:
-            return
+    def next_acknowledgement(self, now: int) -> int:
+        """Ticks until one is due, where one is owed; 0: it is."""
+        return max(0, ACK_EVERY - age(now, self._acked))
+
+    def acknowledge(self, now: int, installed: Callable[[str], dict[int, int]]) -> bool:
+        """Tell up to which number all was applied, and the copies that are here to their end: series by shard.
+
+        Whether it was told.
+        """
+        if not self.owes or self.next_acknowledgement(now):
+            return False
         fields: Fields = {"w": age(now, self._got), "i": installed(self.peer)}
-        if self.answer(Frame("ack", self.life, self._next - 1, fields=fields)):
-            self._owed, self._acked = False, now
+        if not self.answer(Frame("ack", self.life, self._next - 1, fields=fields)):
+            return False
+        self._owed, self._acked = False, now
+        return True
 
     def answer(self, frame: Frame) -> bool:
         """Send an answer of this life."""

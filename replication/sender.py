@@ -34,6 +34,7 @@ from replication.steady import (
     NUMBER,
     PROGRESS,
     RECORDS,
+    SAID,
     SENT_BYTES,
     TRUSTED,
 )
@@ -42,6 +43,7 @@ CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than 
 WAITING_AT_MOST = 64  # frames that ZeroMQ did not take yet
 STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
+SELDOM = 80  # ticks between two pings to who hears from us all the time: what only they tell it hears so often
 _RECORDS = ("update", "updates", "holds")  # kinds whose counts are of records
 
 
@@ -68,11 +70,11 @@ class Sender:
         self.book = steady.new_book()
         self.lags = self.book.lags  # records by how late they were acknowledged
         self._columns = self.book.columns
-        self._columns[PROGRESS] = now
+        self._columns[[PROGRESS, SAID]] = now
         self._link = link
         self._lost: dict[int, int] = {}  # by shard: birth of the oldest change that was lost with a life
         self._waiting: deque[tuple[bytes, bytes]] = deque()
-        self.pinged = now
+        self._pinged = now
         self.lifeless = now  # tick of the last turn with a life
         self._asked = age(now, OPEN_EVERY)
 
@@ -117,8 +119,20 @@ class Sender:
         elif age(now, self._asked) >= OPEN_EVERY:
             self._asked = now
             self._link.send(self.peer, encode(Frame("open", fields={"v": list(UNDERSTOOD)}, version=UNDERSTOOD[-1])))
-        if 3 * age(now, self.pinged) >= 2 * self._ping_each:  # with the peer's, which this turn may be about: one turn, not two
+        if 3 * self.next_ping(now) <= self._ping_each:  # with the peer's, which this turn may be about: one turn, not two
             self._ping(now, streams(self))
+
+    def next_ping(self, now: int) -> int:
+        """Ticks until one is due; 0: it is. Changes and acknowledgements show as well that we live: pings are rare then."""
+        left = self._ping_each - age(now, self._pinged)
+        if self.life:
+            unheard = self._ping_each - age(now, int(self._columns[SAID]))
+            left = max(left, min(unheard, left + SELDOM - self._ping_each))
+        return max(0, left)
+
+    def said(self, now: int) -> None:
+        """The peer was sent something that shows that we live."""
+        self._columns[SAID] = now
 
     def _is_stale(self, now: int) -> bool:
         return self._in_flight > 0 and age(now, int(self._columns[PROGRESS])) > STALE_AFTER
@@ -130,7 +144,7 @@ class Sender:
         fields: Fields = {"s": {shard: list(told) for shard, told in streams.items()}} if self.life else {}
         told = Frame("ping", self.life, int(self._columns[NUMBER]), fields=fields, version=self.version)
         self._link.send(self.peer, encode(told))
-        self.pinged = now
+        self._pinged = now
 
     # --- sending ----------------------------------------------------------------------------------------------------------
 
@@ -180,6 +194,8 @@ class Sender:
         header = encode(frame._replace(life=self.life, number=number, version=self.version), body)
         if self._waiting or not self._link.send(self.peer, header, body):
             self.keep(header, bytes(body))
+        else:
+            self.said(now)
         if self._in_flight == 1:
             columns[PROGRESS] = now
         self._note(number, birth, loads, len(body), chunk)

@@ -37,8 +37,9 @@ ROUNDS = 4  # frames in one call
     NUMBER, ACKNOWLEDGED, FLIGHT_BYTES, CHUNKS, PROGRESS, FRAMES, RECORDS, SENT_BYTES, FIRST_LOAD, LAST_LOAD,  # of the sender
     LIFE, SOCKET, KNOWN, TRUSTED,  # of a life: its number; what of copies the last acknowledgement told, and that it was taken
     HEADER_LENGTH, BODY_LENGTH, PARTS, ANSWERS,  # of a call: what it leaves behind, acknowledgements read
-) = range(18)  # fmt: skip
-COLUMNS = 18
+    SAID,  # tick at which the peer was last sent anything that shows that we live
+) = range(19)  # fmt: skip
+COLUMNS = 19
 BIRTH, BYTES, CHUNK, CHANGES = range(4)  # of a frame in flight; it lies where its number says
 LOAD_NUMBER, LOAD_SHARD, LOAD_RECORDS, LOAD_BYTES = range(4)
 SERIES = harvest.COLUMNS  # the column behind those of the harvest
@@ -378,6 +379,7 @@ def _note(lane: Lane, length: int, now: int) -> None:
     flight[BIRTH], flight[BYTES], flight[CHUNK], flight[CHANGES] = age(now, oldest), length, 0, records
     if columns[NUMBER] == columns[ACKNOWLEDGED] + 1:
         columns[PROGRESS] = now
+    columns[SAID] = now
     columns[FLIGHT_BYTES] += length
     columns[FRAMES] += 1
     columns[RECORDS] += records

@@ -39,6 +39,7 @@ KNOWN = 1 << 14  # packets of established flows in a breath
 FRESH_AT_MOST = 1 << 12
 ROWS = 1 << 18  # frames that are used in turn
 LIFETIME = 8000  # ticks of UDP: what comes also goes, within the run; what is established is TCP and stays
+HOLD_DOWN_S = 5  # of ports: if they rested for 120 s, after 2.5 million new sessions none would be left
 SHARDS = (0, 1)
 PACKET_CPU, OTHER_CPU = 0, 1
 _IDLE_S = 0.02  # a replicating core that has no slot speaks to its peer so often
@@ -138,7 +139,7 @@ class Forwarding:
         scene = traffic.build(flows, ROWS, protocol=TCP, room=flows + universe)
         self.state, self._burst = scene.state, scene.burst
         _populate(self.state)
-        self.state.settings["lifetimes"][:, tcp.STREAM] = LIFETIME
+        _settings(self.state)
         self._known = traffic.packets_of(scene.frames).copy()
         self._coming = traffic.packets_of(traffic.outbound(flows + np.arange(universe))).copy()
         self._frames, self._fresh = (np.zeros(rows * FRAME_BYTES, np.uint8) for rows in (KNOWN, FRESH_AT_MOST))
@@ -264,7 +265,7 @@ def apply(channel: Connection, who: Who, room: int) -> None:
     os.sched_setaffinity(0, {OTHER_CPU})
     state = traffic.empty(room)
     _populate(state)
-    state.settings["lifetimes"][:, tcp.STREAM] = LIFETIME
+    _settings(state)
     state.shards["role"], state.shards["creates"] = PASSIVE, 0
     ticks = Ticks()
     exchange = _exchange(state, who, ticks.now())
@@ -280,6 +281,11 @@ def apply(channel: Connection, who: Who, room: int) -> None:
             if channel.poll():
                 (what,) = channel.recv()
                 channel.send(exchange.status() if what == "story" else int(state.shards["sessions"].sum()))
+
+
+def _settings(state: State) -> None:
+    state.settings["lifetimes"][:, tcp.STREAM] = LIFETIME
+    state.settings["hold_down_s"] = HOLD_DOWN_S
 
 
 def _populate(state: State) -> None:
