@@ -108,6 +108,8 @@ class Exchange:
         if self._link.has_news():
             return 0
         left = [sender.next_ping(now) for sender in self._senders.values()]
+        owed = [receiver.next_acknowledgement(now) for receiver in self._receivers.values() if receiver.owes]
+        left += [ticks for ticks in owed if ticks]  # one that is due was not taken: not asked for again each tick
         if not self._publisher.quiet():
             left.append(self._settings.batch - age(now, self._publisher.drained))
         return max(1, min(left, default=self._settings.ping))
@@ -156,7 +158,10 @@ class Exchange:
 
     def last_words(self, shard: int, peer: str) -> bool:
         """See `protocol.Exchange`."""
-        return self._publisher.last_words(shard, peer)
+        told = self._publisher.last_words(shard, peer)
+        if not told:
+            self._lanes.close()
+        return told
 
     def complete(self, shard: int, peer: str) -> bool:
         """Whether our copy of what the peer streams is whole, and its link misses nothing."""

@@ -114,7 +114,7 @@ class Lanes:
             return False
         self.is_open, still = False, True  # closed, if anything fails here
         done = not self._link.others_have_news(self._descriptors)
-        done &= self._are_enough(now) and self._link.again == self._again
+        done &= self._link.again == self._again
         is_due = age(now, self._publisher.drained) >= self._batch
         for sender, (_, lane, pump) in self._lanes.items():
             if not sender.waits and not self._is_done(sender, lane, pump(is_due, self._publisher.turns, now), now):
@@ -124,7 +124,7 @@ class Lanes:
         if is_due and still:
             self._publisher.drained = now
         self.is_open = still
-        return done
+        return done and self._are_enough(now)
 
     def _are_enough(self, now: int) -> bool:
         """Whether nothing else is due. Asked again when it would be: what was sent meanwhile may have put it off."""

@@ -52,6 +52,8 @@ class Settings(NamedTuple):
     def ping(self) -> int:
         """Ticks after which a peer hears from us again: four may be lost or late before we are SILENT.
 
+        By a ping, unless it was sent changes or an acknowledgement meanwhile (`sender.Sender.next_ping`).
+
         No more than 80, however long that takes: other times count on hearing of a living peer sooner.
         """
         return max(1, min(80, self.dead_after // 5))

@@ -43,7 +43,9 @@ CHUNKS_AT_MOST = 16  # of snapshots in flight: updates wait behind no more than 
 WAITING_AT_MOST = 64  # frames that ZeroMQ did not take yet
 STALE_AFTER = 1000  # ticks without an acknowledgement
 OPEN_EVERY = 100
-SELDOM = 80  # ticks between two pings to who hears from us all the time: what only they tell it hears so often
+# Ticks between two pings to who is sent other things all the time, where silence is 150; less where that is less. So
+# soon it hears what only they tell (the last number, and copies that have begun), and that we live, if those others are lost.
+SELDOM = 80
 _RECORDS = ("update", "updates", "holds")  # kinds whose counts are of records
 
 
@@ -63,6 +65,7 @@ class Sender:
 
     def __init__(self, peer: str, link: Link, now: int, ping: int) -> None:
         self.peer, self._ping_each = peer, ping
+        self._seldom = max(ping, min(SELDOM, 8 * ping // 3))
         self.life = 0  # 0: none
         self.lives = 0
         self.version = VERSION
@@ -110,7 +113,7 @@ class Sender:
     def turn(self, now: int, streams: Callable[[Sender], dict[int, tuple[int, int]]]) -> None:
         """Hand over what waits, ask for a life where there is none, show that we live. `streams`: series and epoch by shard."""
         if self._waiting:
-            self._flush()
+            self._flush(now)
         if self.life and self._is_stale(now):
             self.stale += 1
             self.over()
@@ -127,7 +130,7 @@ class Sender:
         left = self._ping_each - age(now, self._pinged)
         if self.life:
             unheard = self._ping_each - age(now, int(self._columns[SAID]))
-            left = max(left, min(unheard, left + SELDOM - self._ping_each))
+            left = max(left, min(unheard, left + self._seldom - self._ping_each))
         return max(0, left)
 
     def said(self, now: int) -> None:
@@ -218,9 +221,10 @@ class Sender:
         """A frame that ZeroMQ did not take: the next turn tries again."""
         self._waiting.append((header, body))
 
-    def _flush(self) -> None:
+    def _flush(self, now: int) -> None:
         while self._waiting and self._link.send(self.peer, *self._waiting[0]):
             self._waiting.popleft()
+            self.said(now)
 
     # --- acknowledgements -------------------------------------------------------------------------------------------------
 

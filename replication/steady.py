@@ -379,7 +379,6 @@ def _note(lane: Lane, length: int, now: int) -> None:
     flight[BIRTH], flight[BYTES], flight[CHUNK], flight[CHANGES] = age(now, oldest), length, 0, records
     if columns[NUMBER] == columns[ACKNOWLEDGED] + 1:
         columns[PROGRESS] = now
-    columns[SAID] = now
     columns[FLIGHT_BYTES] += length
     columns[FRAMES] += 1
     columns[RECORDS] += records
@@ -448,7 +447,10 @@ def _ship(state: State, lane: Lane, parts: int, now: int) -> bool:
     columns[BODY_LENGTH] = write_body(lane)
     columns[HEADER_LENGTH] = write_header(state, lane, parts, columns[BODY_LENGTH])
     _note(lane, columns[BODY_LENGTH], now)
-    return _send(lane)
+    if not _send(lane):
+        return False
+    columns[SAID] = now
+    return True
 
 
 @hot
