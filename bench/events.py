@@ -39,13 +39,13 @@ from bench.cluster.generator import ask_until_settled
 from bench.cluster.happenings import ALL, CORE, SERVER, Happening, graceful, hard, harmless, stored, twofold
 from bench.cluster.ledger import ASK, OPEN, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.programs import Programs
-from bench.cluster.routes import Watch
+from bench.cluster.routes import Watch, watch
 from bench.cluster.scene import People, Scene, scene, until
 from bench.cluster.stillness import Stillness
 from bench.cluster.stream import Awake, Survival, awake, became, owners, silence_ms, survival
 from bench.report import Result, Told
 from krononat.client import NOT_FOUND, Trouble
-from krononat.lab import cluster, fabric, leaks, overview
+from krononat.lab import cluster, leaks, overview
 from krononat.lab.cluster import Wanted
 from shards.state import Array
 
@@ -119,7 +119,7 @@ def show(cluster: Wanted, happenings: Sequence[Happening], times: int, told: Tol
     with ExitStack() as stack:
         here = stack.enter_context(stage(cluster, seconds, told))
         used = stack.enter_context(Programs(here.lab)) if programs else None
-        routes = stack.enter_context(Watch([here.lab.namespace[node] for node in fabric.nodes(cluster)]))
+        routes = stack.enter_context(watch(here))
         stillness = stack.enter_context(Stillness())
         results: list[Result] = []
         for each in happenings:

@@ -41,12 +41,12 @@ from bench.cluster.generator import ask_until_settled
 from bench.cluster.ledger import OPEN, RESIDENTS, STREAM_IN, STREAM_OUT, Sizes
 from bench.cluster.moving import Moved, move, watched
 from bench.cluster.programs import Programs
-from bench.cluster.routes import Watch
+from bench.cluster.routes import Watch, watch
 from bench.cluster.scene import People, Scene, scene
 from bench.cluster.stillness import Stillness
 from bench.cluster.stream import owners, survival
 from bench.report import Result, Told
-from krononat.lab import cluster, fabric
+from krononat.lab import cluster
 from krononat.lab.cluster import STATIC, TORS, Wanted
 from krononat.lab.steering import Hand
 
@@ -143,12 +143,11 @@ def _faster(here: Scene, count: int, told: Told) -> list[Result]:
 def _round(here: Scene, count: int, told: Told, between: Callable[[int], None]) -> list[Moved]:
     """So many moves, and before each, which is told its number, what is between them."""
     cores, routed = cluster.cores(here.wanted), here.wanted.routed
-    switches = fabric.nodes(here.wanted) if routed else ()
     made: list[Moved] = []
     with contextlib.ExitStack() as undoing:
         hand = None if routed else undoing.enter_context(Hand(here.tor))
         stillness = undoing.enter_context(Stillness())
-        routes = undoing.enter_context(Watch([here.lab.namespace[node] for node in switches]))
+        routes = undoing.enter_context(watch(here) if routed else Watch([]))
         for number in range(count):
             between(number)
             target = cores[(cores.index(here.owner()) + 1) % len(cores)]

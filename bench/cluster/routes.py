@@ -1,4 +1,4 @@
-"""When the switches' kernels changed a route: `ip monitor` in their namespaces, with its own clock."""
+"""When kernels of switches, and of the routers beside them, changed a route: `ip monitor` in their namespaces."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
+from bench.cluster.scene import Scene
 from krononat.client import Trouble
-from krononat.lab import namespaces
+from krononat.lab import fabric, namespaces
 
 
 class Change(NamedTuple):
@@ -22,10 +23,12 @@ class Change(NamedTuple):
 
 
 class Watch:
-    """Routes of these namespaces, from `with` to its end."""
+    """Routes of these namespaces, from `with` to its end; of those `beside` them only the story is told."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], beside: Sequence[str] = ()) -> None:
         self.changes: list[Change] = []
+        self._names = frozenset(names)
+        names = (*names, *beside)
         self._processes = [
             subprocess.Popen(
                 ["ip", "-n", name, "-oneline", "monitor", "route"], stdout=subprocess.PIPE, env={"PATH": namespaces.PATH}
@@ -56,10 +59,16 @@ class Watch:
         """From the first change since then to the last one; 0 where there was none. Trouble where nobody watches any more."""
         if any(process.poll() is not None for process in self._processes):
             raise Trouble("the switches' routes are not watched any more", "`ip monitor` has ended")
-        found = [change.at for change in self.changes if change.at >= since_ns]
+        found = [change.at for change in self.changes if change.at >= since_ns and change.namespace in self._names]
         return (max(found) - min(found)) / 1e6 if found else 0.0
 
     def story(self, since_ns: int) -> list[str]:
         """Every change since then, a line each: when (ms), where, what."""
         found = [change for change in self.changes if change.at >= since_ns]
         return [f"{(change.at - since_ns) / 1e6:.0f} ms {change.namespace}: {change.line}" for change in found]
+
+
+def watch(here: Scene) -> Watch:
+    """Of a cluster whose switches route."""
+    switches, routers = ([here.lab.namespace[node] for node in nodes] for nodes in (fabric.nodes(here.wanted), fabric.ROUTERS))
+    return Watch(switches, routers)

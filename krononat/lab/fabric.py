@@ -155,7 +155,7 @@ def topology(wanted: Wanted, folder: Path) -> Topology:
         links(_AROUND) + tuple(drawn),
         routes(_ROUTES) + to_users,
         cluster.bridges(wanted),
-        ("access", "core", *nodes(wanted)),
+        (*ROUTERS, *nodes(wanted)),
         {cluster.label(wanted, core): config(wanted, core, folder) for core in sorted(cores)},
         six=sixth.addresses(wanted, _links(wanted)),
         routes6=sixth.routes(wanted),
@@ -176,9 +176,12 @@ def nodes(wanted: Wanted) -> tuple[str, ...]:
     )
 
 
+ROUTERS = ("access", "core")  # namespaces of those beside them: of subscribers, and of the Internet
+
+
 def _uplinks(wanted: Wanted) -> Iterator[tuple[End, End]]:
     for switch in switches(wanted):
-        for domain, router in ((INSIDE, "access"), (OUTSIDE, "core")):
+        for domain, router in zip((INSIDE, OUTSIDE), ROUTERS, strict=True):
             yield _drawn(legs.uplink(switch, domain, wanted.domains), router)
     for domain in DOMAINS if wanted.tors == 2 else ():
         yield _drawn(legs.between(domain), legs.node_of("b", domain, wanted.domains))
